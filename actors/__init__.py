@@ -1,0 +1,1 @@
+"""The Ray actors: rollouts, tool executors, scorers, learners; and how weights travel between them."""

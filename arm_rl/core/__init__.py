@@ -1,0 +1,1 @@
+"""Types and pure functions: no Ray, no vLLM, no DeepSpeed."""

@@ -1,0 +1,364 @@
+"""The configuration: frozen dataclasses that check themselves, loaded from one YAML file and `key=value` overrides.
+
+A key's comment is its help text. `load` refuses unknown keys, wrong types and numbers that cannot work together, with the key's
+path and what would be right. `save` writes the resolved configuration, which loads again.
+"""
+
+import dataclasses
+import difflib
+import os
+import re
+import typing
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, Literal, TypeVar
+
+from omegaconf import MISSING, DictConfig, OmegaConf
+from omegaconf.errors import ConfigKeyError, OmegaConfBaseException
+
+
+class ConfigError(ValueError):
+    """A configuration that cannot work; the message starts with the key's path."""
+
+
+def _require(condition: bool, key: str, message: str) -> None:
+    if not condition:
+        raise ConfigError(f"{key}: {message}")
+
+
+@dataclass(frozen=True, kw_only=True)
+class RunConfig:
+    name: str = MISSING  # name of the run; its folder is root/name
+    root: str = "runs"  # folder of all runs
+    seed: int = 0  # seed of data order, sampling and initialisation
+    max_broken_sessions: float = 0.1  # the run ends when more than this share of a step's sessions is broken (0..1)
+
+    @property
+    def folder(self) -> Path:
+        """The run's folder."""
+        return Path(self.root) / self.name
+
+
+@dataclass(frozen=True, kw_only=True)
+class ModelConfig:
+    path: str = MISSING  # Hugging Face folder, or a name on the hub
+    dtype: Literal["float32", "bfloat16"] = "bfloat16"  # of weights and activations, in engine and learner
+    min_pixels: int | None = None  # smallest view of an image, in pixels; by default the processor's own
+    max_pixels: int | None = None  # largest view of an image, in pixels; by default the processor's own
+    attention: str | None = None  # attention implementation in the learner: sdpa, flash_attention_2, ...; by default transformers' choice
+
+
+@dataclass(frozen=True, kw_only=True)
+class TemplateConfig:
+    system_prompt: str = "configs/prompts/judge.txt"  # file with the system prompt
+    tool_format: str = "hermes"  # how tools are shown and calls are written
+
+
+@dataclass(frozen=True, kw_only=True)
+class DataConfig:
+    train: tuple[str, ...] = ()  # parquet files
+    held_out: tuple[str, ...] = ()  # parquet files for evaluation
+
+
+@dataclass(frozen=True, kw_only=True)
+class SessionConfig:
+    max_turns: int = 5  # assistant turns at most; the last one must answer
+    max_prompt_tokens: int = 65000  # longer prompts are refused
+    max_response_tokens: int = 8192  # tokens of a session after the prompt, observations counted
+    max_tool_response_chars: int = 4096  # longer observations lose their middle
+    last_turn_notice: str = "No more tool calls are allowed. Give the answer now."  # added to the observation before the last turn
+
+    def __post_init__(self) -> None:
+        _require(self.max_turns >= 1, "session.max_turns", f"at least 1, not {self.max_turns}")
+        _require(self.max_prompt_tokens >= 1, "session.max_prompt_tokens", "at least 1")
+        _require(self.max_response_tokens >= 1, "session.max_response_tokens", "at least 1")
+        _require(self.max_tool_response_chars >= 16, "session.max_tool_response_chars", "at least 16")
+
+
+@dataclass(frozen=True, kw_only=True)
+class ToolsConfig:
+    files: tuple[str, ...] = ()  # YAML files that list the tools
+    num_executors: int = 1  # executor actors
+    concurrency: int = 32  # calls that one executor runs at a time
+    timeout_seconds: float = 30.0  # limit for one call
+
+
+@dataclass(frozen=True, kw_only=True)
+class RolloutConfig:
+    num_actors: int = 1  # engines
+    tensor_parallel_size: int = 1  # GPUs of one engine
+    temperature: float = 1.0  # of the sampling in training
+    max_concurrent_sessions: int = 256  # sessions that one actor runs at a time
+    max_model_len: int = 73728  # tokens of a session at most, prompt and images counted
+    max_num_seqs: int = 256  # sequences that the engine decodes at a time
+    max_images: int = 16  # images in one session at most
+    gpu_memory_utilization: float = 0.85  # share of a GPU's memory that the engine takes
+    cpu_kv_cache_gib: int = 1  # key-value cache of an engine without a GPU
+    block_size: int | None = None  # of the key-value cache; on CPU a multiple of 32
+    enforce_eager: bool = False  # no CUDA graphs
+
+    def __post_init__(self) -> None:
+        _require(self.num_actors >= 1, "rollout.num_actors", f"at least 1, not {self.num_actors}")
+        _require(self.temperature >= 0, "rollout.temperature", f"not negative, {self.temperature} is")
+
+
+@dataclass(frozen=True, kw_only=True)
+class RewardConfig:
+    name: str = "stage2"  # a key of rewards.REWARDS
+    format: float = 0.3  # R_f: the format is right
+    attempt: float = 0.1  # R_try: a tool was called
+    accuracy: float = 0.7  # R_a: the judgment is right
+    success: float = 0.5  # R_succ: right, and a call succeeded
+    num_scorers: int = 1  # scorer actors
+
+
+@dataclass(frozen=True, kw_only=True)
+class AlgorithmConfig:
+    samples_per_step: int = 512  # samples drawn for a step
+    group_size: int = 16  # trajectories a sample
+    mini_batch_samples: int | None = None  # samples (groups) an optimizer step; by default all of the step's
+    epochs_per_step: int = 1  # passes over a step's trajectories
+    scale_by_std: bool = True  # divide advantages by the group's standard deviation
+    drop_flat_groups: bool = True  # leave out groups whose rewards are all equal
+    max_empty_steps: int = 10  # tries before a step in which every group was dropped ends the run
+    loss_aggregation: Literal["token_mean", "sequence_mean", "fixed_length"] = "token_mean"  # how token losses are averaged
+    fixed_length: int = 8192  # divisor of a sequence's loss under fixed_length
+    clip_low: float = 0.2  # ratio is clipped at 1 - clip_low
+    clip_high: float = 0.2  # ratio is clipped at 1 + clip_high
+    kl_coefficient: float = 0.0  # of the penalty towards the reference policy; 0 loads no reference
+    kl_kind: Literal["k1", "k2", "k3"] = "k3"  # estimator of the KL divergence
+    entropy_coefficient: float = 0.0  # of the entropy bonus
+
+    def __post_init__(self) -> None:
+        _require(self.samples_per_step >= 1, "algorithm.samples_per_step", "at least 1")
+        _require(self.group_size >= 2, "algorithm.group_size", f"at least 2 (an advantage needs a group), not {self.group_size}")
+        mini = self.mini_batch_samples
+        _require(
+            mini is None or (1 <= mini <= self.samples_per_step and self.samples_per_step % mini == 0),
+            "algorithm.mini_batch_samples",
+            f"a divisor of algorithm.samples_per_step ({self.samples_per_step}), not {mini}",
+        )
+        _require(0 < self.clip_low < 1, "algorithm.clip_low", f"between 0 and 1, not {self.clip_low}")
+        _require(self.clip_high > 0, "algorithm.clip_high", f"above 0, not {self.clip_high}")
+        _require(self.epochs_per_step >= 1, "algorithm.epochs_per_step", "at least 1")
+
+
+@dataclass(frozen=True, kw_only=True)
+class LearnerConfig:
+    num_ranks: int = 1  # data-parallel learner ranks
+    zero_stage: Literal[0, 1, 2, 3] = 3  # DeepSpeed ZeRO
+    offload_optimizer: bool = False  # optimizer states in the host's memory
+    num_threads: int = 1  # CPU threads of a rank where there is no GPU
+    micro_batch_size: int = 1  # trajectories in one forward pass
+    learning_rate: float = 2e-6  # at its peak
+    schedule: Literal["constant", "cosine", "linear"] = "constant"  # after the warm-up
+    warmup_ratio: float = 0.0  # share of the run's optimizer steps
+    weight_decay: float = 0.01  # AdamW's
+    betas: tuple[float, float] = (0.9, 0.95)  # AdamW's
+    max_grad_norm: float = 1.0  # gradients are clipped to this norm
+    freeze_vision: bool = True  # the vision tower is not trained
+    freeze_projector: bool = True  # nor the layer that projects its features
+    gradient_checkpointing: bool = False  # recompute activations in the backward pass
+    collective_timeout_seconds: float = 1800.0  # a collective that takes longer ends the run
+
+    def __post_init__(self) -> None:
+        _require(self.num_ranks >= 1, "learner.num_ranks", f"at least 1, not {self.num_ranks}")
+        _require(self.micro_batch_size >= 1, "learner.micro_batch_size", f"at least 1, not {self.micro_batch_size}")
+        _require(self.learning_rate >= 0, "learner.learning_rate", f"not negative, {self.learning_rate} is")
+        _require(0 <= self.warmup_ratio <= 1, "learner.warmup_ratio", f"between 0 and 1, not {self.warmup_ratio}")
+        _require(self.max_grad_norm > 0, "learner.max_grad_norm", f"above 0, not {self.max_grad_norm}")
+
+
+@dataclass(frozen=True, kw_only=True)
+class PlacementConfig:
+    kind: Literal["apart", "shared"] = "apart"  # learners and engines on GPUs of their own, or taking turns on the same ones
+    use_gpu: bool = True  # false: everything on CPU
+    gpus_per_node: int = 8  # GPUs of one machine
+
+    def __post_init__(self) -> None:
+        _require(self.gpus_per_node >= 1, "placement.gpus_per_node", f"at least 1, not {self.gpus_per_node}")
+
+
+@dataclass(frozen=True, kw_only=True)
+class CheckpointConfig:
+    every: int = 20  # steps between checkpoints; 0 for only the last
+    keep: int = 2  # newest ones kept
+
+
+@dataclass(frozen=True, kw_only=True)
+class EvaluationConfig:
+    every: int = 0  # steps between evaluations on data.held_out; 0 for none
+    num_samples: int | None = None  # by default all
+    temperature: float = 1.0  # of the sampling
+    without_tools: bool = False  # evaluate with tools forbidden as well
+
+
+@dataclass(frozen=True, kw_only=True)
+class MetricsConfig:
+    wandb: Literal["online", "offline", "disabled"] = "offline"  # Weights & Biases
+    wandb_project: str = "arm_rl"  # its project
+    trajectories_every: int = 10  # steps between writes of a step's trajectories; 0 for none
+
+
+@dataclass(frozen=True, kw_only=True)
+class TrainConfig:
+    """One GRPO stage: `python -m jobs.train`."""
+
+    num_steps: int | None = None  # steps of the run; by default num_epochs passes over the data
+    num_epochs: int = 3  # passes over the data, where num_steps is not given
+    run: RunConfig = field(default_factory=RunConfig)
+    model: ModelConfig = field(default_factory=ModelConfig)
+    template: TemplateConfig = field(default_factory=TemplateConfig)
+    data: DataConfig = field(default_factory=DataConfig)
+    session: SessionConfig = field(default_factory=SessionConfig)
+    tools: ToolsConfig = field(default_factory=ToolsConfig)
+    rollout: RolloutConfig = field(default_factory=RolloutConfig)
+    reward: RewardConfig = field(default_factory=RewardConfig)
+    algorithm: AlgorithmConfig = field(default_factory=AlgorithmConfig)
+    learner: LearnerConfig = field(default_factory=LearnerConfig)
+    placement: PlacementConfig = field(default_factory=PlacementConfig)
+    checkpoint: CheckpointConfig = field(default_factory=CheckpointConfig)
+    evaluation: EvaluationConfig = field(default_factory=EvaluationConfig)
+    metrics: MetricsConfig = field(default_factory=MetricsConfig)
+
+    def __post_init__(self) -> None:
+        _require(bool(self.data.train), "data.train", "at least one parquet file is needed")
+        tokens = self.session.max_prompt_tokens + self.session.max_response_tokens
+        _require(
+            self.rollout.max_model_len >= tokens,
+            "rollout.max_model_len",
+            f"at least session.max_prompt_tokens + session.max_response_tokens = {tokens}, not {self.rollout.max_model_len}",
+        )
+        _require(self.rollout.temperature > 0, "rollout.temperature", "above 0 in training: greedy groups have no spread")
+        algorithm = self.algorithm
+        trajectories = (algorithm.mini_batch_samples or algorithm.samples_per_step) * algorithm.group_size
+        _require(
+            trajectories >= self.learner.num_ranks,
+            "learner.num_ranks",
+            f"at most the trajectories of an optimizer step ({trajectories}), not {self.learner.num_ranks}",
+        )
+        _require_gpus(self.placement, self.learner.num_ranks, self.rollout)
+
+
+@dataclass(frozen=True, kw_only=True)
+class SftConfig:
+    """The supervised cold start: `python -m jobs.sft`."""
+
+    num_epochs: int = 1  # passes over the data
+    batch_size: int = 256  # trajectories an optimizer step, over all ranks
+    run: RunConfig = field(default_factory=RunConfig)
+    model: ModelConfig = field(default_factory=ModelConfig)
+    template: TemplateConfig = field(default_factory=TemplateConfig)
+    data: DataConfig = field(default_factory=DataConfig)
+    tools: ToolsConfig = field(default_factory=ToolsConfig)
+    learner: LearnerConfig = field(default_factory=LearnerConfig)
+    placement: PlacementConfig = field(default_factory=PlacementConfig)
+    checkpoint: CheckpointConfig = field(default_factory=CheckpointConfig)
+    metrics: MetricsConfig = field(default_factory=MetricsConfig)
+
+    def __post_init__(self) -> None:
+        _require(bool(self.data.train), "data.train", "at least one parquet file is needed")
+        _require(
+            self.batch_size >= self.learner.num_ranks,
+            "batch_size",
+            f"at least learner.num_ranks ({self.learner.num_ranks}), not {self.batch_size}",
+        )
+        _require_gpus(self.placement, self.learner.num_ranks, None)
+
+
+def _require_gpus(placement: PlacementConfig, num_ranks: int, rollout: RolloutConfig | None) -> None:
+    """Engines must fit on whole nodes, and shared GPUs must be as many on both sides."""
+    if not placement.use_gpu or rollout is None:
+        return
+    size = rollout.tensor_parallel_size
+    _require(
+        placement.gpus_per_node % size == 0,
+        "rollout.tensor_parallel_size",
+        f"a divisor of placement.gpus_per_node ({placement.gpus_per_node}), not {size}",
+    )
+    if placement.kind == "shared":
+        _require(
+            rollout.num_actors * size == num_ranks,
+            "rollout.num_actors",
+            f"times rollout.tensor_parallel_size ({size}) must be learner.num_ranks ({num_ranks}) where GPUs are shared",
+        )
+
+
+ConfigT = TypeVar("ConfigT", TrainConfig, SftConfig)
+
+
+def load(cls: type[ConfigT], path: str | os.PathLike, overrides: Sequence[str] = ()) -> ConfigT:
+    """Reads a YAML file, applies `key=value` overrides and checks everything.
+
+    Raises:
+        ConfigError: an unknown key, a wrong type, a missing value or numbers that cannot work together.
+    """
+    for override in overrides:
+        if "=" not in override:
+            raise ConfigError(f"{override!r}: an override is written key=value")
+    try:
+        written = OmegaConf.load(path)
+    except OSError as error:
+        raise ConfigError(f"{path}: {error.strerror or error}") from error
+    except Exception as error:
+        raise ConfigError(f"{path}: not a YAML file: {error}") from error
+    if not isinstance(written, DictConfig):
+        raise ConfigError(f"{path}: a mapping of keys is needed")
+    return build(cls, OmegaConf.merge(written, OmegaConf.from_dotlist(list(overrides))), source=str(path))
+
+
+def build(cls: type[ConfigT], values: DictConfig | dict[str, Any], source: str = "configuration") -> ConfigT:
+    """Makes a configuration of plain values, with the checks of `load`."""
+    schema = OmegaConf.structured(cls)
+    for node in (schema, *(schema._get_node(name) for name in schema)):
+        if isinstance(node, DictConfig):
+            OmegaConf.set_readonly(node, False)  # frozen dataclasses make read-only nodes, which nothing could be merged into
+    try:
+        merged = OmegaConf.merge(schema, values)
+        missing = sorted(OmegaConf.missing_keys(merged))
+        if missing:
+            raise ConfigError(f"{missing[0]}: a value is needed (in {source}, or as {missing[0]}=...)")
+        return typing.cast(ConfigT, OmegaConf.to_object(merged))
+    except ConfigKeyError as error:
+        key = str(error.full_key)
+        raise ConfigError(f"{key}: unknown key in {source}{_suggestion(cls, key)}") from error
+    except ConfigError:
+        raise
+    except OmegaConfBaseException as error:
+        reason = str(error).splitlines()[0]
+        raise ConfigError(f"{error.full_key or source}: {reason}") from error
+
+
+def save(config: TrainConfig | SftConfig, path: str | os.PathLike) -> None:
+    """Writes the resolved configuration as YAML."""
+    Path(path).write_text(OmegaConf.to_yaml(OmegaConf.create(dataclasses.asdict(config))))
+
+
+def describe(cls: type) -> str:
+    """All keys with their defaults and comments, for `--help`."""
+    return "\n".join(f"  {key:<40} {default:<24} {comment}" for key, default, comment in _keys(cls))
+
+
+def _keys(cls: type, prefix: str = "") -> list[tuple[str, str, str]]:
+    comments = _field_comments(cls)
+    rows: list[tuple[str, str, str]] = []
+    for item in dataclasses.fields(cls):
+        if dataclasses.is_dataclass(item.type):
+            rows += _keys(typing.cast(type, item.type), f"{prefix}{item.name}.")
+        else:
+            default = "(needed)" if item.default == MISSING else str(item.default)
+            rows.append((prefix + item.name, default, comments.get(item.name, "")))
+    return rows
+
+
+def _field_comments(cls: type) -> dict[str, str]:
+    import inspect
+
+    return dict(re.findall(r"^    (\w+): .*?  # (.*)$", inspect.getsource(cls), flags=re.MULTILINE))
+
+
+def _suggestion(cls: type, key: str) -> str:
+    known = [name for name, _, _ in _keys(cls)] + [item.name for item in dataclasses.fields(cls)]
+    close = difflib.get_close_matches(key, known, n=1, cutoff=0.5)
+    return f"; did you mean {close[0]}?" if close else "; --help lists the keys"
