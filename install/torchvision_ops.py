@@ -25,10 +25,10 @@ class _DeclareMissingOperators(importlib.abc.Loader):
     def __init__(self, loader: importlib.abc.Loader) -> None:
         self._loader = loader
 
-    def create_module(self, spec):  # noqa: ANN001, ANN201 (importlib's own types)
+    def create_module(self, spec):  # noqa: ANN001, ANN202 (importlib's own types)
         return self._loader.create_module(spec)
 
-    def exec_module(self, module):  # noqa: ANN001, ANN201
+    def exec_module(self, module):  # noqa: ANN001, ANN202
         self._loader.exec_module(module)
         if not module._has_ops():
             import torch
@@ -39,7 +39,7 @@ class _DeclareMissingOperators(importlib.abc.Loader):
 
 
 class _Finder(importlib.abc.MetaPathFinder):
-    def find_spec(self, fullname, path, target=None):  # noqa: ANN001, ANN201
+    def find_spec(self, fullname, path, target=None):  # noqa: ANN001, ANN202
         if fullname != EXTENSION:
             return None
         spec = importlib.machinery.PathFinder.find_spec(fullname, path, target)

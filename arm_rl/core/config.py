@@ -17,8 +17,10 @@ from typing import Any, Literal, TypeVar
 from omegaconf import MISSING, DictConfig, OmegaConf
 from omegaconf.errors import ConfigKeyError, OmegaConfBaseException
 
+from arm_rl.core.errors import UserError
 
-class ConfigError(ValueError):
+
+class ConfigError(UserError):
     """A configuration that cannot work; the message starts with the key's path."""
 
 
@@ -188,7 +190,9 @@ class CheckpointConfig:
 
 @dataclass(frozen=True, kw_only=True)
 class EvaluationConfig:
-    every: int = 0  # steps between evaluations on data.held_out; 0 for none
+    every: int = 0  # steps between evaluations on data.held_out; 0 for none in between
+    initial: bool = False  # evaluate before the first step
+    final: bool = True  # evaluate after the last step, where data.held_out is given
     num_samples: int | None = None  # by default all
     temperature: float = 1.0  # of the sampling
     without_tools: bool = False  # evaluate with tools forbidden as well
@@ -310,7 +314,7 @@ def load(cls: type[ConfigT], path: str | os.PathLike, overrides: Sequence[str] =
 
 def build(cls: type[ConfigT], values: DictConfig | dict[str, Any], source: str = "configuration") -> ConfigT:
     """Makes a configuration of plain values, with the checks of `load`."""
-    schema = OmegaConf.structured(cls)
+    schema: DictConfig = OmegaConf.structured(cls)
     for node in (schema, *(schema._get_node(name) for name in schema)):
         if isinstance(node, DictConfig):
             OmegaConf.set_readonly(node, False)  # frozen dataclasses make read-only nodes, which nothing could be merged into

@@ -7,13 +7,14 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import pyarrow.parquet as pq
+from PIL import ExifTags, ImageOps
 from PIL import Image as PILImage
-from PIL import ImageOps
 
+from arm_rl.core.errors import UserError
 from arm_rl.core.types import ImageRef
 
 
-class ImageError(ValueError):
+class ImageError(UserError):
     """An image that cannot be read; the message names the file."""
 
 
@@ -35,6 +36,20 @@ class Image:
         buffer = io.BytesIO()
         image.save(buffer, format="PNG", compress_level=1)
         return cls.from_bytes(buffer.getvalue())
+
+    @property
+    def size(self) -> tuple[int, int]:
+        """Width and height in pixels, upright; reads only the header.
+
+        Raises:
+            ImageError: the bytes are not a readable image.
+        """
+        try:
+            image = PILImage.open(io.BytesIO(self.data))
+            sideways = image.getexif().get(ExifTags.Base.Orientation, 1) >= 5  # 5 to 8 are quarter turns
+        except Exception as error:
+            raise ImageError(f"not a readable image ({len(self.data)} bytes): {error}") from error
+        return image.size[::-1] if sideways else image.size
 
     def pil(self) -> PILImage.Image:
         """Decodes to RGB, upright.
@@ -66,16 +81,32 @@ def load(ref: ImageRef) -> Image:
         ImageError: there is no such file, row or image; the message names it.
     """
     if ref.row is None:
-        try:
-            return Image.from_bytes(Path(ref.path).read_bytes())
-        except OSError as error:
-            raise ImageError(f"{ref.path}: {error}") from error
+        return _read(Path(ref.path))
     row = ref.row
     file = _parquet(ref.path)
     for row_group in range(file.num_row_groups):
         num_rows = file.metadata.row_group(row_group).num_rows
         if row < num_rows:
-            entry = _images_of_row_group(ref.path, row_group)[row][ref.index]
-            return Image.from_bytes(entry["bytes"])
+            return from_entry(_images_of_row_group(ref.path, row_group)[row][ref.index], Path(ref.path).parent)
         row -= num_rows
     raise ImageError(f"{ref.path}: there is no row {ref.row}")
+
+
+def from_entry(entry: dict, folder: Path) -> Image:
+    """The image of a struct of `bytes` or `path`, as data files hold it; paths are relative to `folder`.
+
+    Raises:
+        ImageError: it has neither, or there is no such file.
+    """
+    if entry.get("bytes"):
+        return Image.from_bytes(entry["bytes"])
+    if entry.get("path"):
+        return _read(folder / entry["path"])
+    raise ImageError("an image needs bytes or a path")
+
+
+def _read(path: Path) -> Image:
+    try:
+        return Image.from_bytes(path.read_bytes())
+    except OSError as error:
+        raise ImageError(f"{path}: {error.strerror}") from error

@@ -1,0 +1,26 @@
+"""The connection to a Ray cluster: the one the job was submitted to, or a local one that ends with the process."""
+
+import logging
+import os
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+import ray
+
+# Ray reads these when a local cluster starts; they decide nothing about a run.
+_QUIET = {"RAY_USAGE_STATS_ENABLED": "0", "RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO": "0"}
+
+
+@contextmanager
+def cluster() -> Iterator[None]:
+    """Connects for as long as the context lasts; nested contexts use the outer one's connection."""
+    if ray.is_initialized():
+        yield
+        return
+    for name, value in _QUIET.items():
+        os.environ.setdefault(name, value)
+    ray.init(include_dashboard=False, logging_level=logging.WARNING, configure_logging=False)
+    try:
+        yield
+    finally:
+        ray.shutdown()

@@ -1,0 +1,307 @@
+"""The vLLM adapter: token ids and images in, sampled token ids and their log-probabilities out. No session logic, no Ray.
+
+    expanded prompt ids -> one pad an image -> vLLM (expands again) -> the expansions are compared -> Completion
+
+vLLM is imported when an engine starts, so that this module costs nothing to import.
+"""
+
+import asyncio
+import itertools
+import logging
+import math
+from collections import OrderedDict
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from PIL import Image as PILImage
+from transformers import AutoConfig
+
+from actors.weight_sync import BACKEND, WORKER_EXTENSION
+from arm_rl.core.config import ModelConfig, RolloutConfig
+from arm_rl.core.images import Image
+from arm_rl.core.session import Completion
+from arm_rl.core.view import ViewSize
+
+if TYPE_CHECKING:
+    from vllm import SamplingParams
+    from vllm.engine.arg_utils import AsyncEngineArgs
+    from vllm.v1.engine.async_llm import AsyncLLM
+
+logger = logging.getLogger(__name__)
+
+VIEW_CACHE_BYTES = 512 * 2**20  # decoded views that an engine keeps
+CPU_BLOCK_SIZE = 32  # best for short prompts; on CPU the key-value cache's blocks are multiples of it
+
+
+class EngineMismatch(RuntimeError):
+    """The engine would read, or has read, other tokens than the session believes: the log-probabilities would belong to another context."""
+
+
+class EngineClosed(RuntimeError):
+    """The engine was closed, or a weight update failed half-way."""
+
+
+def engine_environment(use_gpu: bool) -> dict[str, str]:
+    """Environment variables of a process with an engine in it; to be set before vLLM is imported there."""
+    common = {"VLLM_LOGGING_LEVEL": "WARNING", "VLLM_NO_USAGE_STATS": "1", "TOKENIZERS_PARALLELISM": "false"}
+    if use_gpu:
+        return common
+    return common | {
+        "OMP_NUM_THREADS": "1",  # vLLM's threads fight over few cores: 20 times slower without
+        "VLLM_ENABLE_V1_MULTIPROCESSING": "0",  # the worker stays in the engine's process: half the start-up time
+        "TORCHDYNAMO_DISABLE": "1",  # compiling a helper of the log-probabilities takes longer than it will ever save
+    }
+
+
+class Engine:
+    """One vLLM engine for one model, inside the event loop that starts it."""
+
+    def __init__(self, model: ModelConfig, rollout: RolloutConfig, view: ViewSize, *, seed: int, use_gpu: bool, can_sleep: bool = False) -> None:
+        """Prepares; `start` loads.
+
+        Args:
+            model: where the model lies, and its precision.
+            rollout: sizes and limits of the engine.
+            view: how the model sees an image.
+            seed: of the engine; each request has its own.
+            use_gpu: whether vLLM runs on GPUs.
+            can_sleep: on GPUs, whether `sleep` will be used.
+        """
+        self._model, self._rollout, self._view = model, rollout, view
+        self._seed, self._use_gpu, self._can_sleep = seed, use_gpu, can_sleep and use_gpu
+        config = AutoConfig.from_pretrained(model.path)
+        self._image_pad_id: int = config.image_token_id
+        self._vision_ids = {config.image_token_id, config.video_token_id, config.vision_start_token_id, config.vision_end_token_id}
+        self._views = _Views(view, VIEW_CACHE_BYTES)
+        self._request_numbers = itertools.count()
+        self._updating = asyncio.Lock()
+        self._llm: AsyncLLM | None = None
+        self._failure: BaseException | None = None
+        self._version = 0
+
+    @property
+    def version(self) -> int:
+        """Version of the weights that the engine samples with."""
+        return self._version
+
+    async def start(self, version: int = 0) -> None:
+        """Loads the model; its weights count as `version`."""
+        from vllm.v1.engine.async_llm import AsyncLLM
+
+        self._llm = AsyncLLM.from_engine_args(self._engine_args())
+        self._tokenizer = self._llm.get_tokenizer()
+        self._version = version
+        await self._llm.update_weight_version(str(version))
+
+    async def generate(
+        self,
+        prompt_ids: Sequence[int],
+        images: Sequence[Image],
+        *,
+        max_tokens: int,
+        temperature: float,
+        seed: int,
+        stop_text: str = "</tool_call>",
+        forbidden_ids: Sequence[int] = (),
+    ) -> Completion:
+        """Samples one turn.
+
+        Cancelling the awaiting task aborts the request.
+
+        Args:
+            prompt_ids: the context, one pad id for each image token.
+            images: in the order of their pads.
+            max_tokens: to sample at most.
+            temperature: 0 is greedy.
+            seed: equal seeds, contexts and weights give equal tokens.
+            stop_text: the turn ends when this has been sampled, or at an end token.
+            forbidden_ids: not to be sampled, beside the vision tokens, which never are.
+
+        Returns:
+            Ids with the end token; log-probabilities under the distribution sampled from, with temperature and forbidden tokens in it; the
+            oldest version of the weights that sampled any of them.
+
+        Raises:
+            EngineMismatch: pads and images do not fit each other, or vLLM expanded the images in another way.
+        """
+        llm = self._running()
+        collapsed, num_runs = _collapse(prompt_ids, self._image_pad_id)
+        if num_runs != len(images):
+            raise EngineMismatch(f"{len(images)} images for {num_runs} runs of image pads")
+        prompt: dict[str, Any] = {"prompt_token_ids": collapsed}
+        if images:
+            prompt["multi_modal_data"] = {"image": [await self._views.get(image) for image in images]}
+            prompt["multi_modal_uuids"] = {"image": [image.key for image in images]}
+        params = self._sampling(max_tokens, temperature, seed, stop_text, forbidden_ids)
+        output = None
+        async for output in llm.generate(prompt, params, request_id=str(next(self._request_numbers))):
+            pass
+        if output is None:
+            raise EngineClosed("the engine ended a request without an output")
+        return self._completion(output, prompt_ids)
+
+    async def update_weights(self, path: Path, version: int) -> None:
+        """Replaces all weights by those of a safetensors file with Hugging Face's names.
+
+        Requests that run go on under the new weights, their context computed anew: key-value, image and encoder caches are emptied together.
+
+        Raises:
+            FileNotFoundError: there is no such file; the engine goes on with the weights it has.
+            Exception: whatever vLLM raised; the weights may be mixed, so the engine is closed.
+        """
+        from vllm.distributed.weight_transfer.base import WeightTransferUpdateRequest
+
+        if not Path(path).is_file():
+            raise FileNotFoundError(path)
+        async with self._updating:
+            llm = self._running()
+            await llm.pause_generation(mode="keep", clear_cache=True)
+            try:
+                await llm.start_weight_update()
+                await llm.update_weights(WeightTransferUpdateRequest(update_info={"path": str(path)}))
+                await llm.finish_weight_update(weight_version=str(version))
+            except BaseException as error:
+                self._failure = error
+                await self.close()
+                raise
+            self._version = version
+            await llm.resume_generation()
+
+    async def sleep(self) -> None:
+        """Gives the GPU's memory to others, weights kept in the host's memory; waits for running requests. Nothing on CPU."""
+        if self._can_sleep:
+            await self._running().sleep(level=1, mode="wait")
+
+    async def wake(self) -> None:
+        """Takes the GPU's memory back. Nothing on CPU."""
+        if self._can_sleep:
+            await self._running().wake_up()
+
+    async def close(self) -> None:
+        """Ends vLLM's process."""
+        llm, self._llm = self._llm, None
+        if llm is not None:
+            await asyncio.to_thread(llm.shutdown)
+
+    def _running(self) -> "AsyncLLM":
+        if self._llm is None:
+            raise EngineClosed("the engine is not running") from self._failure
+        return self._llm
+
+    def _sampling(self, max_tokens: int, temperature: float, seed: int, stop_text: str, forbidden_ids: Sequence[int]) -> "SamplingParams":
+        from vllm import SamplingParams
+        from vllm.sampling_params import RequestOutputKind
+
+        return SamplingParams(
+            max_tokens=max_tokens,
+            temperature=temperature,
+            seed=seed,
+            stop=[stop_text],
+            include_stop_str_in_output=True,
+            logit_bias=dict.fromkeys(self._vision_ids.union(forbidden_ids), -math.inf),
+            logprobs=0,  # of the sampled token alone
+            flat_logprobs=True,
+            skip_special_tokens=False,
+            output_kind=RequestOutputKind.FINAL_ONLY,
+        )
+
+    def _completion(self, output: Any, prompt_ids: Sequence[int]) -> Completion:
+        """Checks vLLM's `RequestOutput` against the prompt and takes from it what a turn needs."""
+        seen = output.prompt_token_ids
+        if list(seen) != list(prompt_ids):
+            place = next((i for i, (a, b) in enumerate(zip(seen, prompt_ids, strict=False)) if a != b), min(len(seen), len(prompt_ids)))
+            raise EngineMismatch(f"the engine read {len(seen)} prompt ids, the session has {len(prompt_ids)}; they differ from place {place} on")
+        sampled = output.outputs[0]
+        ids = tuple(sampled.token_ids)
+        logprobs = tuple(sampled.logprobs.logprobs) if sampled.logprobs is not None else ()
+        if len(logprobs) != len(ids):
+            raise EngineMismatch(f"{len(logprobs)} log-probabilities for {len(ids)} sampled ids")
+        ended = sampled.finish_reason == "stop" and not isinstance(sampled.stop_reason, str)  # by an end token, not by the stop text
+        versions = [int(span.version) for span in sampled.weight_versions or ()]
+        return Completion(
+            token_ids=ids,
+            logprobs=logprobs,
+            text=self._tokenizer.decode(ids[:-1] if ended else ids, skip_special_tokens=False),
+            finish_reason=sampled.finish_reason,
+            policy_version=min(versions, default=self._version),
+        )
+
+    def _engine_args(self) -> "AsyncEngineArgs":
+        from vllm.config.weight_transfer import WeightTransferConfig
+        from vllm.engine.arg_utils import AsyncEngineArgs
+
+        rollout = self._rollout
+        arguments: dict[str, Any] = {
+            "model": self._model.path,
+            "dtype": self._model.dtype,
+            "seed": self._seed,
+            "max_model_len": rollout.max_model_len,
+            "max_num_seqs": rollout.max_num_seqs,
+            "enable_prefix_caching": True,
+            "limit_mm_per_prompt": {"image": rollout.max_images, "video": 0},
+            "mm_processor_kwargs": {  # images come as views: never to be resized again
+                "do_resize": False,
+                "size": {"shortest_edge": self._view.min_pixels, "longest_edge": self._view.max_pixels},
+            },
+            "skip_mm_profiling": not self._use_gpu,
+            "logprobs_mode": "processed_logprobs",  # of the distribution sampled from
+            "generation_config": "auto",  # all of the model's end tokens
+            "weight_transfer_config": WeightTransferConfig(backend=BACKEND),
+            "worker_extension_cls": WORKER_EXTENSION,
+            "disable_log_stats": True,
+        }
+        if self._use_gpu:
+            arguments |= {
+                "block_size": rollout.block_size,
+                "gpu_memory_utilization": rollout.gpu_memory_utilization,
+                "tensor_parallel_size": rollout.tensor_parallel_size,
+                "enforce_eager": rollout.enforce_eager,
+                "enable_sleep_mode": self._can_sleep,
+            }
+        else:
+            arguments |= {
+                "block_size": rollout.block_size or CPU_BLOCK_SIZE,
+                "kv_cache_memory_bytes": rollout.cpu_kv_cache_gib * 2**30,
+                "enforce_eager": True,
+                "distributed_executor_backend": "uni",
+            }
+        return AsyncEngineArgs(**arguments)
+
+
+class _Views:
+    """The views of images by content key, least recently used ones dropped."""
+
+    def __init__(self, view: ViewSize, max_bytes: int) -> None:
+        self._view, self._max_bytes, self._num_bytes = view, max_bytes, 0
+        self._views: OrderedDict[str, PILImage.Image] = OrderedDict()
+
+    async def get(self, image: Image) -> PILImage.Image:
+        """Decodes and shrinks in a thread, so that a large image does not hold up the event loop."""
+        if image.key not in self._views:
+            view = await asyncio.to_thread(self._view.view, image)
+            if image.key not in self._views:
+                self._views[image.key] = view
+                self._num_bytes += _num_bytes(view)
+        self._views.move_to_end(image.key)
+        view = self._views[image.key]
+        while self._num_bytes > self._max_bytes and len(self._views) > 1:
+            self._num_bytes -= _num_bytes(self._views.popitem(last=False)[1])
+        return view
+
+
+def _num_bytes(view: PILImage.Image) -> int:
+    return view.width * view.height * 3
+
+
+def _collapse(ids: Sequence[int], pad_id: int) -> tuple[list[int], int]:
+    """One pad for each run of pads, and the number of runs."""
+    collapsed: list[int] = []
+    num_runs = 0
+    for id_, run in itertools.groupby(ids):
+        if id_ == pad_id:
+            collapsed.append(id_)
+            num_runs += 1
+        else:
+            collapsed.extend(run)
+    return collapsed, num_runs

@@ -1,0 +1,373 @@
+"""One rank of the learner: a PolicyModel in a DeepSpeed ZeRO engine. `learner_group` starts the ranks and speaks to them."""
+
+import contextlib
+import datetime
+import logging
+import math
+import random
+import shutil
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import ray
+import torch
+import torch.distributed as dist
+from ray import ObjectRef
+from torch import Tensor, nn
+from transformers import AutoImageProcessor
+from transformers.core_model_loading import revert_weight_conversion
+
+from actors.image_inputs import ImagePreparer
+from actors.policy_model import PolicyModel
+from actors.weight_sync import WeightFile, write_weights
+from arm_rl.core.batching import MicroBatch, collate
+from arm_rl.core.config import LearnerConfig, ModelConfig
+from arm_rl.core.images import Image
+from arm_rl.core.loss import GrpoObjective, Objective, TokenScores, TokenTargets, loss, token_weights
+from arm_rl.core.schedule import learning_rate
+from arm_rl.core.types import TrainingSample
+from arm_rl.core.view import ViewSize
+
+logger = logging.getLogger(__name__)
+
+_TAG = "deepspeed"  # folder of DeepSpeed's files in a checkpoint
+_GATHERED_ELEMENTS = 1 << 28  # of ZeRO-3 shards brought together at a time
+
+
+class NonFiniteError(RuntimeError):
+    """A loss or a gradient that is not finite. The weights are as they were; go on from a checkpoint."""
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class LearnerSpec:
+    """What all ranks of a learner are made of."""
+
+    model: ModelConfig
+    config: LearnerConfig
+    view: ViewSize
+    num_steps: int  # optimizer steps of the run, for the learning-rate schedule
+    never_sampled_ids: tuple[int, ...] = ()  # tokens that the engine never samples
+    call_token_id: int | None = None  # the call's first token: not sampled where `TrainingSample.call_forbidden`
+    with_reference: bool = False  # keep a frozen copy of the model as it is loaded, for a KL penalty
+    use_gpu: bool = True
+    seed: int = 0
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class RankBatch:
+    """One rank's share of a `Batch`, and what it must know of the whole."""
+
+    micro_batches: tuple[tuple[TrainingSample, ...], ...]
+    num_loss_tokens: int  # over all ranks
+    num_samples: int  # over all ranks
+    has_images: bool  # any sample of any rank
+
+
+def learner_environment(config: LearnerConfig, use_gpu: bool) -> dict[str, str]:
+    """Environment variables of the ranks' processes; all that are set."""
+    environment = {
+        "DS_ACCELERATOR": "cuda" if use_gpu else "cpu",
+        "LOCAL_RANK": "0",  # Ray shows each rank its own GPU alone
+        "TOKENIZERS_PARALLELISM": "false",
+        "TRANSFORMERS_VERBOSITY": "error",
+        "HF_HUB_DISABLE_PROGRESS_BARS": "1",
+    }
+    if use_gpu:
+        return environment | {"PYTORCH_CUDA_ALLOC_CONF": "expandable_segments:True"}
+    return environment | {"OMP_NUM_THREADS": str(config.num_threads)}
+
+
+def deepspeed_config(config: LearnerConfig, dtype: str, num_parameters: int, use_gpu: bool) -> dict[str, Any]:
+    """DeepSpeed's own configuration, for a model of `num_parameters`."""
+    bucket = min(500_000_000, num_parameters)  # buffers of that many elements are made anew in each step
+    zero: dict[str, Any] = {
+        "stage": config.zero_stage,
+        "overlap_comm": use_gpu,
+        "reduce_bucket_size": bucket,
+        "allgather_bucket_size": bucket,
+        "stage3_prefetch_bucket_size": min(50_000_000, num_parameters),
+        "stage3_param_persistence_threshold": min(100_000, num_parameters // 1000),  # norms and biases are not worth a gathering
+    }
+    if config.offload_optimizer:
+        zero["offload_optimizer"] = {"device": "cpu", "pin_memory": use_gpu}
+    settings: dict[str, Any] = {
+        "train_micro_batch_size_per_gpu": 1,  # DeepSpeed wants a number; the loss is scaled here, not there
+        "gradient_accumulation_steps": 1,  # the boundary is set by hand
+        "gradient_clipping": config.max_grad_norm,
+        "zero_optimization": zero,
+        "zero_force_ds_cpu_optimizer": False,
+        "steps_per_print": 1 << 62,
+    }
+    if dtype == "bfloat16":
+        settings["bf16"] = {"enabled": True, "check_grad_overflow": True}
+        if config.zero_stage:
+            settings["data_types"] = {"grad_accum_dtype": "fp32"}
+    elif not config.zero_stage:
+        settings["gradient_clipping"] = 0.0  # done here: DeepSpeed would neither tell the norm nor look at it first
+    return settings
+
+
+class Learner:
+    """A data-parallel rank. Lives in a Ray actor of its own; all ranks get the same calls at the same time."""
+
+    def __init__(self, spec: LearnerSpec, rank: int) -> None:
+        self._spec = spec
+        self._rank = rank
+        self._num_ranks = spec.config.num_ranks
+        self._step = 0  # optimizer steps done
+        self._store: dist.TCPStore | None = None
+
+    def open_rendezvous(self) -> tuple[str, int]:
+        """Rank 0 alone: opens the place where the ranks meet; gives its address and port."""
+        address = ray.util.get_node_ip_address()
+        self._store = dist.TCPStore(address, 0, self._num_ranks, is_master=True, wait_for_workers=False)
+        return address, self._store.port
+
+    def start(self, address: str, port: int) -> None:
+        """Joins the other ranks, loads the model and shards it."""
+        import deepspeed
+
+        spec, config = self._spec, self._spec.config
+        logging.getLogger("DeepSpeed").setLevel(logging.WARNING)
+        if not spec.use_gpu:
+            torch.set_num_threads(config.num_threads)
+        timeout = datetime.timedelta(seconds=config.collective_timeout_seconds)
+        store = self._store or dist.TCPStore(address, port, self._num_ranks, is_master=False, timeout=timeout)
+        backend = "nccl" if spec.use_gpu else "gloo"
+        dist.init_process_group(backend, store=store, rank=self._rank, world_size=self._num_ranks, timeout=timeout)
+        _do_not_compile_collectives()
+        deepspeed.init_distributed(dist_backend=backend, auto_mpi_discovery=False)
+        _seed(spec.seed)
+        policy = self._load_model().make_trainable(config)
+        parameters = [parameter for parameter in policy.parameters() if parameter.requires_grad]
+        optimizer = torch.optim.AdamW(
+            parameters, lr=config.learning_rate, betas=config.betas, weight_decay=config.weight_decay, fused=True
+        )
+        num_parameters = sum(parameter.numel() for parameter in policy.parameters())
+        settings = deepspeed_config(config, spec.model.dtype, num_parameters, spec.use_gpu)
+        self._engine, *_ = deepspeed.initialize(model=policy, optimizer=optimizer, config=settings)
+        self._policy: PolicyModel = self._engine.module
+        self._device = self._engine.device
+        self._reference = self._load_reference(settings) if spec.with_reference else None
+        self._images = ImagePreparer(AutoImageProcessor.from_pretrained(spec.model.path), spec.view)
+
+    def train(self, batch: RankBatch, images: Mapping[str, ObjectRef], objective: Objective) -> dict[str, float]:
+        """One optimizer step over all micro-batches of all ranks.
+
+        Args:
+            images: for each key that this rank's samples show, a reference of a `dict[str, Image]` that holds it.
+
+        Returns:
+            This rank's metric sums (`arm_rl.core.loss.means` makes metrics of the sums over ranks), and what is the same on all
+            ranks: `grad_norm` (before clipping) and `learning_rate`.
+
+        Raises:
+            NonFiniteError: on all ranks, before any weight changes.
+        """
+        self._check_objective(objective)
+        found = _resolve(images)
+        sums: dict[str, Tensor] = {}
+        for number, samples in enumerate(batch.micro_batches):
+            self._engine.set_gradient_accumulation_boundary(number == len(batch.micro_batches) - 1)
+            value, part = self._micro_batch_loss(collate(samples), batch, found, objective)
+            self._engine.backward(value * self._num_ranks)  # DeepSpeed takes the mean over ranks: this makes it the sum
+            sums = {name: sums.get(name, 0.0) + part[name] for name in part}
+        self._require_finite_loss(sums["loss"])
+        rate, norm = self._update()
+        return {name: float(value) for name, value in sums.items()} | {"grad_norm": norm, "learning_rate": rate}
+
+    def _micro_batch_loss(
+        self, micro_batch: MicroBatch, batch: RankBatch, images: Mapping[str, Image], objective: Objective
+    ) -> tuple[Tensor, dict[str, Tensor]]:
+        inputs = self._images.prepare(micro_batch.image_keys, images) if batch.has_images else None
+        grpo = objective if isinstance(objective, GrpoObjective) else None
+        forward: dict[str, Any] = {"temperature": objective.temperature}
+        reference = None
+        if grpo is not None and grpo.kl_coefficient and self._reference is not None:
+            with torch.no_grad():
+                reference, _ = self._reference(micro_batch, inputs, **forward)
+        entropy_gradient = grpo is not None and grpo.entropy_coefficient != 0
+        logprobs, entropy = self._engine(micro_batch, inputs, **forward, entropy_gradient=entropy_gradient)
+        micro_batch = micro_batch.to(self._device)
+        weights = token_weights(
+            micro_batch.loss_mask,
+            objective.aggregation,
+            num_loss_tokens=batch.num_loss_tokens,
+            num_samples=batch.num_samples,
+            fixed_length=objective.fixed_length,
+        )
+        targets = TokenTargets(
+            mask=micro_batch.loss_mask,
+            weights=weights,
+            behaviour_logprobs=micro_batch.logprobs,
+            advantages=micro_batch.advantages,
+            reference_logprobs=reference,
+        )
+        return loss(objective, TokenScores(logprobs=logprobs, entropy=entropy), targets)
+
+    def _update(self) -> tuple[float, float]:
+        """Clips and steps; gives the learning rate and the gradient's norm before clipping."""
+        config = self._spec.config
+        rate = learning_rate(
+            self._step,
+            num_steps=self._spec.num_steps,
+            peak=config.learning_rate,
+            schedule=config.schedule,
+            warmup_ratio=config.warmup_ratio,
+        )
+        for group in self._engine.optimizer.param_groups:
+            group["lr"] = rate
+        norm = None
+        if not config.zero_stage and not self._engine.bfloat16_enabled():
+            norm = float(nn.utils.clip_grad_norm_(self._policy.parameters(), config.max_grad_norm))
+            _require_finite_gradient(norm)
+        self._engine.step()
+        if norm is None:
+            norm = float(self._engine.get_global_grad_norm())
+        if not self._engine.was_step_applied():  # DeepSpeed leaves the step out where the gradient is not finite
+            norm = math.inf
+        _require_finite_gradient(norm)
+        self._step += 1
+        return rate, norm
+
+    def publish(self, folder: Path, version: int) -> WeightFile | None:
+        """Writes the weights as `version`, under the names of Hugging Face's files; rank 0 tells where they are."""
+        weights = self._full_weights()
+        if self._rank:
+            return None
+        return write_weights(revert_weight_conversion(self._policy.hf, weights), folder, version)
+
+    def save(self, folder: Path) -> None:
+        """Writes weights, optimizer, step and random states; all ranks into one folder, which every node must see."""
+        folder.mkdir(parents=True, exist_ok=True)
+        self._engine.save_checkpoint(str(folder), tag=_TAG, client_state={"step": self._step}, save_latest=False)
+        torch.save(_random_states(), folder / f"random_states_{self._rank}.pt")
+
+    def load(self, folder: Path) -> int:
+        """Goes back to what `save` wrote; gives the number of optimizer steps done by then.
+
+        Raises:
+            FileNotFoundError: there is no checkpoint.
+        """
+        if not (folder / _TAG).is_dir():
+            raise FileNotFoundError(f"{folder}: no checkpoint of a learner")
+        _, state = self._engine.load_checkpoint(str(folder), tag=_TAG)
+        self._step = state["step"]
+        _set_random_states(torch.load(folder / f"random_states_{self._rank}.pt", weights_only=False))
+        return self._step
+
+    def export(self, folder: Path) -> None:
+        """Writes a Hugging Face folder: these weights, and everything else as in the model's own folder."""
+        weights = self._full_weights()
+        if self._rank:
+            return
+        folder.mkdir(parents=True, exist_ok=True)
+        for path in _source_folder(self._spec.model.path).iterdir():
+            if path.is_file() and not path.name.startswith(".") and ".safetensors" not in path.name and path.suffix != ".bin":
+                shutil.copy(path, folder / path.name)
+        self._policy.hf.save_pretrained(folder, state_dict=weights)
+
+    def _full_weights(self) -> dict[str, Tensor]:
+        """All weights on the CPU, tied ones once, by the names of the model in memory; empty but on rank 0."""
+        weights: dict[str, Tensor] = {}
+        for piece in _pieces(self._policy.hf):
+            with self._gathered([parameter for _, parameter in piece]):
+                if self._rank == 0:
+                    weights |= {name: parameter.detach().to("cpu", copy=True) for name, parameter in piece}
+        return weights
+
+    def _gathered(self, parameters: Sequence[nn.Parameter]) -> contextlib.AbstractContextManager:
+        if self._spec.config.zero_stage < 3:
+            return contextlib.nullcontext()
+        import deepspeed
+
+        return deepspeed.zero.GatheredParameters(list(parameters))
+
+    def _load_model(self) -> PolicyModel:
+        spec = self._spec
+        return PolicyModel.load(spec.model, never_sampled_ids=spec.never_sampled_ids, call_token_id=spec.call_token_id)
+
+    def _load_reference(self, settings: Mapping[str, Any]) -> nn.Module:
+        model = self._load_model().requires_grad_(False).eval()
+        if self._spec.config.zero_stage < 3:
+            return model.to(self._device)
+        import deepspeed
+
+        engine, *_ = deepspeed.initialize(model=model, config=dict(settings))
+        return engine.eval()
+
+    def _check_objective(self, objective: Objective) -> None:
+        if isinstance(objective, GrpoObjective) and objective.kl_coefficient and self._reference is None:
+            raise ValueError("algorithm.kl_coefficient: the learner was started without a reference policy")
+
+    def _require_finite_loss(self, value: Tensor) -> None:
+        broken = (~torch.isfinite(value)).float()
+        dist.all_reduce(broken)  # together, so that no rank waits for one that has stopped
+        if broken:
+            raise NonFiniteError(f"the loss of {int(broken)} of {self._num_ranks} ranks is not finite (here: {float(value)})")
+
+
+def _require_finite_gradient(norm: float) -> None:
+    if not math.isfinite(norm):
+        raise NonFiniteError("the gradient is not finite")
+
+
+def _pieces(model: nn.Module) -> Iterator[list[tuple[str, nn.Parameter]]]:
+    """The model's parameters with their names, as many at a time as may be gathered together."""
+    piece: list[tuple[str, nn.Parameter]] = []
+    elements = 0
+    for name, parameter in model.named_parameters():
+        size = getattr(parameter, "ds_numel", parameter.numel())  # of a ZeRO-3 shard: that of the whole
+        if piece and elements + size > _GATHERED_ELEMENTS:
+            yield piece
+            piece, elements = [], 0
+        piece.append((name, parameter))
+        elements += size
+    if piece:
+        yield piece
+
+
+def _do_not_compile_collectives() -> None:
+    """Keeps DeepSpeed from compiling its shared-memory collectives for CPUs: gloo does without, and a start takes no compiler and no minute.
+
+    DeepSpeed 0.19 has no setting for it; to be removed when it has.
+    """
+    import deepspeed
+
+    deepspeed.ops.__compatible_ops__["deepspeed_shm_comm"] = False
+
+
+def _resolve(images: Mapping[str, ObjectRef]) -> dict[str, Image]:
+    references = list(set(images.values()))
+    bundles = dict(zip(references, ray.get(references), strict=True))
+    return {key: bundles[reference][key] for key, reference in images.items()}
+
+
+def _source_folder(path: str) -> Path:
+    if Path(path).is_dir():
+        return Path(path)
+    from huggingface_hub import snapshot_download
+
+    return Path(snapshot_download(path, ignore_patterns=["*.safetensors", "*.bin"]))
+
+
+def _seed(seed: int) -> None:
+    random.seed(seed)
+    np.random.seed(seed)
+    torch.manual_seed(seed)
+
+
+def _random_states() -> dict[str, Any]:
+    cuda = torch.cuda.get_rng_state() if torch.cuda.is_available() else None
+    return {"python": random.getstate(), "numpy": np.random.get_state(), "torch": torch.get_rng_state(), "cuda": cuda}
+
+
+def _set_random_states(states: Mapping[str, Any]) -> None:
+    random.setstate(states["python"])
+    np.random.set_state(states["numpy"])
+    torch.set_rng_state(states["torch"])
+    if states["cuda"] is not None:
+        torch.cuda.set_rng_state(states["cuda"])

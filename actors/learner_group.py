@@ -1,0 +1,105 @@
+"""The learner as the driver sees it: starts one actor a rank, gives each its share, and adds up what they say."""
+
+import logging
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import ray
+from ray import ObjectRef
+
+from actors.learner import Learner, LearnerSpec, RankBatch, learner_environment
+from actors.weight_sync import WeightFile
+from arm_rl.core.loss import Objective, means
+from arm_rl.core.types import Batch
+
+logger = logging.getLogger(__name__)
+
+_SAME_ON_ALL_RANKS = ("grad_norm", "learning_rate")
+
+
+class LearnerGroup:
+    """All ranks of a learner. Calls return when every rank is done; a rank that fails fails the call at once."""
+
+    def __init__(self, spec: LearnerSpec, rank_options: Sequence[Mapping[str, Any]]) -> None:
+        """Starts the ranks.
+
+        Args:
+            rank_options: options of each rank's Ray actor: its resources and its place.
+
+        Raises:
+            ValueError: options for more or fewer ranks than there are.
+        """
+        if len(rank_options) != spec.config.num_ranks:
+            raise ValueError(f"learner.num_ranks: options for {len(rank_options)} ranks of {spec.config.num_ranks}")
+        runtime = {"env_vars": learner_environment(spec.config, spec.use_gpu)}
+        actor = ray.remote(Learner)
+        self._ranks = [actor.options(**options, runtime_env=runtime).remote(spec, rank) for rank, options in enumerate(rank_options)]
+        try:
+            address, port = ray.get(self._ranks[0].open_rendezvous.remote())
+            self._call("start", address, port)
+        except BaseException:
+            self.close()
+            raise
+
+    def train(self, batch: Batch, images: Mapping[str, ObjectRef], objective: Objective) -> dict[str, float]:
+        """One optimizer step.
+
+        Args:
+            images: for each key that a sample shows, a reference of a `dict[str, Image]` that holds it.
+
+        Returns:
+            Metrics `learner/...`: means over the batch's loss tokens, the loss itself, gradient norm and learning rate.
+
+        Raises:
+            NonFiniteError: as the cause of Ray's error; the weights are as they were.
+        """
+        has_images = any(sample.image_keys for rank in batch.micro_batches for micro_batch in rank for sample in micro_batch)
+        calls = []
+        for actor, micro_batches in zip(self._ranks, batch.micro_batches, strict=True):
+            share = RankBatch(
+                micro_batches=micro_batches,
+                num_loss_tokens=batch.num_loss_tokens,
+                num_samples=batch.num_samples,
+                has_images=has_images,
+            )
+            keys = {key for samples in micro_batches for sample in samples for key in sample.image_keys}
+            calls.append(actor.train.remote(share, {key: images[key] for key in keys}, objective))
+        results = _all(calls)
+        same = {name: results[0][name] for name in _SAME_ON_ALL_RANKS}
+        sums = {name: sum(result[name] for result in results) for name in results[0] if name not in same}
+        return {f"learner/{name}": value for name, value in (means(sums, batch.num_loss_tokens) | same).items()}
+
+    def publish(self, folder: Path, version: int) -> WeightFile:
+        """Writes the weights as `version` on rank 0's node, for the engines."""
+        return self._call("publish", folder, version)[0]
+
+    def save(self, folder: Path) -> None:
+        """Writes weights, optimizer, step and random states."""
+        self._call("save", folder)
+
+    def load(self, folder: Path) -> int:
+        """Goes back to what `save` wrote, with as many ranks; gives the number of optimizer steps done by then."""
+        return self._call("load", folder)[0]
+
+    def export(self, folder: Path) -> None:
+        """Writes a Hugging Face folder that transformers and vLLM load."""
+        self._call("export", folder)
+
+    def close(self) -> None:
+        """Ends the ranks' processes."""
+        for actor in self._ranks:
+            ray.kill(actor)
+        self._ranks = []
+
+    def _call(self, method: str, *arguments: Any) -> list[Any]:
+        return _all([getattr(actor, method).remote(*arguments) for actor in self._ranks])
+
+
+def _all(calls: Sequence[ObjectRef]) -> list[Any]:
+    """The results of all ranks; raises the first error as it comes, since the other ranks may wait for the failed one."""
+    pending = list(calls)
+    while pending:
+        done, pending = ray.wait(pending)
+        ray.get(done)
+    return ray.get(list(calls))

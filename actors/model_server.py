@@ -1,0 +1,100 @@
+"""vLLM's OpenAI-compatible server for an exported folder, as a process of its own."""
+
+import os
+import signal
+import socket
+import subprocess
+import sys
+import time
+from pathlib import Path
+from types import TracebackType
+
+import httpx
+
+from actors.engine import engine_environment
+from arm_rl.core.errors import UserError
+
+
+class ServerFailed(UserError):
+    """The server ended before it served; the message holds the end of its log."""
+
+
+class ModelServer:
+    """Serves a folder on the loopback interface for as long as the context lasts."""
+
+    def __init__(self, folder: Path, log: Path, *, use_gpu: bool, port: int | None = None, max_model_len: int | None = None) -> None:
+        """Prepares.
+
+        Args:
+            folder: of the model, as `export` writes it.
+            log: file for the server's output.
+            port: by default a free one.
+            max_model_len: tokens of a session at most; by default the model's own limit.
+        """
+        self.folder, self.log = folder, log
+        self.port = port or _free_port()
+        self._environment = {**os.environ, **engine_environment(use_gpu)}
+        self._arguments = [] if max_model_len is None else ["--max-model-len", str(max_model_len)]
+        if not use_gpu:
+            self._arguments += ["--enforce-eager", "--kv-cache-memory-bytes", str(2**30)]
+        self._process: subprocess.Popen | None = None
+
+    @property
+    def base_url(self) -> str:
+        """Where the API is."""
+        return f"http://127.0.0.1:{self.port}/v1"
+
+    def __enter__(self) -> "ModelServer":
+        self.start()
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None) -> None:
+        self.close()
+
+    def start(self, timeout_seconds: float = 300.0) -> None:
+        """Starts the server and returns when it serves.
+
+        Raises:
+            ServerFailed: it ended, or did not serve in time.
+        """
+        command = [sys.executable, "-m", "vllm.entrypoints.openai.api_server", "--model", str(self.folder), "--served-model-name", "judge"]
+        command += ["--host", "127.0.0.1", "--port", str(self.port), "--enable-auto-tool-choice", "--tool-call-parser", "hermes"]
+        with self.log.open("w") as output:
+            self._process = subprocess.Popen(
+                [*command, *self._arguments],
+                stdin=subprocess.DEVNULL,
+                stdout=output,
+                stderr=subprocess.STDOUT,
+                env=self._environment,
+                start_new_session=True,
+            )
+        limit = time.monotonic() + timeout_seconds
+        while not self._healthy():
+            if self._process.poll() is not None or time.monotonic() > limit:
+                self.close()
+                raise ServerFailed(f"the server did not start ({self.log}):\n{self.log.read_text()[-2000:]}")
+            time.sleep(0.2)
+
+    def close(self) -> None:
+        """Ends the server and every process that it started."""
+        process, self._process = self._process, None
+        if process is None:
+            return
+        for number in (signal.SIGTERM, signal.SIGKILL):
+            try:
+                os.killpg(process.pid, number)
+                process.wait(timeout=10)
+            except (ProcessLookupError, subprocess.TimeoutExpired):
+                continue
+
+    def _healthy(self) -> bool:
+        try:
+            return httpx.get(f"http://127.0.0.1:{self.port}/health", timeout=2.0).status_code == httpx.codes.OK
+        except httpx.TransportError:
+            return False
+
+
+def _free_port() -> int:
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        return int(probe.getsockname()[1])

@@ -1,0 +1,191 @@
+"""Rollouts: an actor around one engine in which many sessions interleave, and the group of these actors."""
+
+import asyncio
+from collections import Counter
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import ray
+from ray.actor import ActorHandle
+
+from actors.engine import Engine, engine_environment
+from actors.placement import Reservation
+from actors.tool_executor import ToolPool
+from actors.weight_sync import Published, WeightFile, place, weights_folder
+from arm_rl.core import session
+from arm_rl.core.config import ModelConfig, RolloutConfig, SessionConfig, TemplateConfig
+from arm_rl.core.images import Image
+from arm_rl.core.seeding import derive
+from arm_rl.core.session import Completion, PolicyRequest
+from arm_rl.core.template import Template
+from arm_rl.core.types import Sample, Trajectory
+
+
+@ray.remote
+class RolloutActor:
+    """One engine and the sessions that use it. A group's sessions run here together, so that they share the prompt's cache."""
+
+    def __init__(
+        self,
+        *,
+        model: ModelConfig,
+        template: TemplateConfig,
+        limits: SessionConfig,
+        rollout: RolloutConfig,
+        schemas: Mapping[str, dict[str, Any]],
+        executors: Sequence[ActorHandle],
+        use_gpu: bool,
+        can_sleep: bool,
+        seed: int,
+    ) -> None:
+        self._template = Template.load(model, template, schemas)
+        self._limits = limits
+        self._pool = ToolPool(executors)
+        self._slots = asyncio.Semaphore(rollout.max_concurrent_sessions)
+        self._engine = Engine(model, rollout, self._template.view, seed=seed, use_gpu=use_gpu, can_sleep=can_sleep)
+
+    async def start(self) -> str:
+        """Loads the model; returns the node's id when the engine serves."""
+        await self._engine.start()
+        return str(ray.get_runtime_context().get_node_id())
+
+    @ray.method(num_returns=2)
+    async def run_group(
+        self, sample: Sample, *, group_id: str, size: int, temperature: float, seed: int
+    ) -> tuple[list[Trajectory], dict[str, Image]]:
+        """Runs `size` sessions of one sample: their trajectories, and as a second object their images by key."""
+
+        async def policy(request: PolicyRequest) -> Completion:
+            call_token = self._template.call_token_id
+            return await self._engine.generate(
+                request.prompt_ids,
+                request.images,
+                max_tokens=request.max_tokens,
+                temperature=temperature,
+                seed=request.seed,
+                stop_text=self._template.tool_format.call_end,
+                forbidden_ids=() if request.allow_call or call_token is None else (call_token,),
+            )
+
+        async def one(index: int) -> session.Session:
+            async with self._slots:
+                return await session.run(
+                    sample,
+                    policy,
+                    self._pool,
+                    self._limits,
+                    template=self._template,
+                    seed=derive(seed, group_id, index),
+                    group_id=group_id,
+                    index=index,
+                )
+
+        sessions = await asyncio.gather(*(one(index) for index in range(size)))
+        images = {key: image for finished in sessions for key, image in finished.images.items()}
+        self._pool.release(list(images))
+        return [finished.trajectory for finished in sessions], images
+
+    async def update_weights(self, weights: WeightFile, data: bytes | None) -> None:
+        """Serves the new version from now on; `data` is the file's content where the file lies on another node."""
+        if data is not None:
+            weights = place(data, weights_folder(weights.path.parent.name, len(data)), weights.version)
+        await self._engine.update_weights(weights.path, weights.version)
+
+    async def sleep(self) -> None:
+        """Frees the GPU for a learner that shares it."""
+        await self._engine.sleep()
+
+    async def wake(self) -> None:
+        """Takes the GPU again."""
+        await self._engine.wake()
+
+    async def close(self) -> None:
+        """Ends the engine and its processes."""
+        await self._engine.close()
+
+
+class RolloutGroup:
+    """The rollout actors of a run, as one."""
+
+    def __init__(self, actors: Sequence[ActorHandle], node_ids: Sequence[str]) -> None:
+        self._actors, self._node_ids = list(actors), list(node_ids)
+        self._running: Counter[int] = Counter()  # groups in each actor
+
+    @classmethod
+    async def start(
+        cls,
+        *,
+        model: ModelConfig,
+        template: TemplateConfig,
+        limits: SessionConfig,
+        rollout: RolloutConfig,
+        schemas: Mapping[str, dict[str, Any]],
+        executors: Sequence[ActorHandle],
+        reservation: Reservation,
+        use_gpu: bool,
+        can_sleep: bool,
+        seed: int,
+    ) -> "RolloutGroup":
+        """Starts the engines, all at once."""
+        environment = {"env_vars": engine_environment(use_gpu)}
+        actors = [
+            RolloutActor.options(
+                max_concurrency=100_000,  # sessions are limited inside, by rollout.max_concurrent_sessions
+                runtime_env=environment,
+                **reservation.rollout_options(number),
+            ).remote(
+                model=model,
+                template=template,
+                limits=limits,
+                rollout=rollout,
+                schemas=schemas,
+                executors=executors,
+                use_gpu=use_gpu,
+                can_sleep=can_sleep,
+                seed=derive(seed, "engine", number),
+            )
+            for number in range(rollout.num_actors)
+        ]
+        return cls(actors, await asyncio.gather(*(actor.start.remote() for actor in actors)))
+
+    async def run_group(
+        self, sample: Sample, *, group_id: str, size: int, temperature: float, seed: int
+    ) -> tuple[list[Trajectory], ray.ObjectRef]:
+        """Runs a group on the least busy engine: its trajectories, and a reference to its images, which stay where they are."""
+        number = min(range(len(self._actors)), key=lambda candidate: self._running[candidate])
+        self._running[number] += 1
+        try:
+            trajectories, images = self._actors[number].run_group.remote(
+                sample, group_id=group_id, size=size, temperature=temperature, seed=seed
+            )
+            return await trajectories, images
+        finally:
+            self._running[number] -= 1
+
+    @property
+    def node_ids(self) -> tuple[str, ...]:
+        """The node of each engine."""
+        return tuple(self._node_ids)
+
+    async def update_weights(self, published: Published) -> None:
+        """Brings every engine to the new version; the bytes travel only to engines on other nodes."""
+        await asyncio.gather(
+            *(
+                actor.update_weights.remote(published.file, None if node_id == published.node_id else published.data)
+                for actor, node_id in zip(self._actors, self._node_ids, strict=True)
+            )
+        )
+
+    async def sleep(self) -> None:
+        """Frees the GPUs."""
+        await asyncio.gather(*(actor.sleep.remote() for actor in self._actors))
+
+    async def wake(self) -> None:
+        """Takes the GPUs again."""
+        await asyncio.gather(*(actor.wake.remote() for actor in self._actors))
+
+    async def close(self) -> None:
+        """Ends the engines, their processes and the actors."""
+        await asyncio.gather(*(actor.close.remote() for actor in self._actors), return_exceptions=True)
+        for actor in self._actors:
+            ray.kill(actor)

@@ -1,0 +1,95 @@
+"""How a version of the weights travels from the learners to the engines: one safetensors file in the node's shared memory.
+
+The learner's rank 0 calls `write_weights`; engines of the same node read the file. For other nodes `read_bytes` and `place` carry it
+through Ray's object store. Names are Hugging Face's; vLLM maps them to its own parameters (`vllm_worker.py`).
+"""
+
+import os
+import shutil
+import tempfile
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from safetensors.torch import save_file
+from torch import Tensor
+
+SHARED_MEMORY = Path("/dev/shm")
+BACKEND = "weights_file"  # name of this transfer in vLLM's registry
+WORKER_EXTENSION = "actors.vllm_worker.WorkerExtension"
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class WeightFile:
+    """One version of the weights on this node."""
+
+    path: Path
+    version: int
+    num_bytes: int
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Published:
+    """A version that engines can load: where its file is, and its bytes for engines that are elsewhere."""
+
+    file: WeightFile
+    node_id: str  # the node of the file
+    data: Any  # reference to the file's bytes in Ray's object store; None where every engine is on that node
+
+
+def weights_folder(run_id: str, num_bytes: int = 0, shared_memory: Path = SHARED_MEMORY) -> Path:
+    """Makes this node's folder for the weights of a run.
+
+    Args:
+        run_id: tells runs on one machine apart.
+        num_bytes: that must fit.
+        shared_memory: preferred place; where it is missing or has less than `num_bytes` left, the temporary folder is taken.
+    """
+    fits = shared_memory.is_dir() and os.access(shared_memory, os.W_OK) and shutil.disk_usage(shared_memory).free >= num_bytes
+    root = shared_memory if fits else Path(tempfile.gettempdir())
+    folder = root / f"arm_rl-{os.getuid()}" / run_id
+    folder.mkdir(parents=True, exist_ok=True)
+    return folder
+
+
+def write_weights(tensors: Mapping[str, Tensor], folder: Path, version: int) -> WeightFile:
+    """Writes a version; under its name it appears only when it is whole.
+
+    Tensors that are one in memory (a tied head) are written once, under the first name, as in a Hugging Face checkpoint.
+    """
+    written: dict[str, Tensor] = {}
+    places: set[tuple] = set()
+    for name, tensor in tensors.items():
+        place = (tensor.data_ptr(), tensor.shape, tensor.stride())
+        if tensor.numel() == 0 or place not in places:
+            places.add(place)
+            written[name] = tensor.detach().cpu().contiguous()
+    partial = folder / f"{version}.partial"
+    save_file(written, partial)
+    return _publish(partial, folder, version)
+
+
+def read_bytes(file: WeightFile) -> bytes:
+    """The whole file, to be put into the object store for other nodes."""
+    return file.path.read_bytes()
+
+
+def place(data: bytes, folder: Path, version: int) -> WeightFile:
+    """Writes the bytes of another node's file to this node."""
+    partial = folder / f"{version}.partial-{os.getpid()}"  # several engines of a node may do this at once
+    partial.write_bytes(data)
+    return _publish(partial, folder, version)
+
+
+def remove_versions(folder: Path, *, below: int) -> list[int]:
+    """Deletes the versions older than `below` and says which. A reader that has one open keeps it."""
+    old = sorted(int(path.stem) for path in folder.glob("*.safetensors") if int(path.stem) < below)
+    for version in old:
+        (folder / f"{version}.safetensors").unlink(missing_ok=True)
+    return old
+
+
+def _publish(partial: Path, folder: Path, version: int) -> WeightFile:
+    path = partial.rename(folder / f"{version}.safetensors")
+    return WeightFile(path=path, version=version, num_bytes=path.stat().st_size)

@@ -1,0 +1,93 @@
+"""What a policy wrote: its tool call, its judgment, and whether a turn has the right form. Never raises on what a model can write."""
+
+import json
+import re
+from collections.abc import Sequence
+from typing import Any, Protocol
+
+from arm_rl.core.types import ToolCall
+
+_JUDGMENT = re.compile(r"\s*Overall Judgment:\s*(?:Answer (?P<answer>[1-9][0-9]?) is better|(?P<verdict>True|False))\.?\s*")
+_ANSWER = re.compile(r"<answer>(.*?)</answer>", flags=re.DOTALL)
+_TURN = re.compile(r"\s*<think>(?P<thought>.*?)</think>\s*(?P<act><tool_call>.*</tool_call>|<answer>.*</answer>)\s*", flags=re.DOTALL)
+_TAG = re.compile(r"</?(?:think|tool_call|tool_response|answer)>")
+
+
+class ToolFormat(Protocol):
+    """How one family of models is shown its tools and writes a call."""
+
+    call_start: str  # forbidden to the engine where no call is allowed, if it is one token
+    call_end: str  # generation stops after it
+    response_start: str  # around an observation, where the chat template has no tool role
+    response_end: str
+
+    def section(self, schemas: Sequence[dict[str, Any]]) -> str:
+        """Text for the system message of a model whose chat template does not show tools itself."""
+        ...
+
+    def parse(self, text: str) -> ToolCall | None:
+        """The first call in a turn; None where there is none."""
+        ...
+
+
+class HermesFormat:
+    """`<tool_call>{"name": …, "arguments": {…}}</tool_call>`, as Qwen and Hermes models are trained to write it."""
+
+    call_start = "<tool_call>"
+    call_end = "</tool_call>"
+    response_start = "<tool_response>\n"
+    response_end = "\n</tool_response>"
+
+    def section(self, schemas: Sequence[dict[str, Any]]) -> str:
+        """One schema a line inside `<tools>`, then the form of a call."""
+        listed = "\n".join(json.dumps(schema, ensure_ascii=False) for schema in schemas)
+        return (
+            f"\n\n# Tools\n\nThese functions can be called, one in a turn:\n<tools>\n{listed}\n</tools>\n\n"
+            "To call one, write a JSON object with its name and its arguments inside <tool_call> tags:\n"
+            '<tool_call>\n{"name": "...", "arguments": {...}}\n</tool_call>'
+        )
+
+    def parse(self, text: str) -> ToolCall | None:
+        """The first call in a turn, read as JSON; a broken one comes back with `error`."""
+        start = text.find(self.call_start)
+        if start < 0:
+            return None
+        end = text.find(self.call_end, start)
+        if end < 0:
+            return None  # cut off before it was complete: the turn ran out of tokens
+        try:
+            written = json.loads(text[start + len(self.call_start) : end])
+        except (ValueError, RecursionError) as error:
+            return ToolCall(name="", arguments={}, error=f"the call is not valid JSON: {error}")
+        if not isinstance(written, dict):
+            return ToolCall(name="", arguments={}, error="the call is not a JSON object")
+        name, arguments = written.get("name"), written.get("arguments", {})
+        if not isinstance(name, str) or not name:
+            return ToolCall(name="", arguments={}, error="the call has no name")
+        if not isinstance(arguments, dict):
+            return ToolCall(name=name, arguments={}, error="the arguments are not a JSON object")
+        return ToolCall(name=name, arguments=arguments)
+
+
+TOOL_FORMATS: dict[str, ToolFormat] = {"hermes": HermesFormat()}
+
+
+def parse_judgment(text: str) -> str | None:
+    """The judgment inside a turn's one `<answer>`: "1".."99" for the better answer, "true" or "false"; None where there is none."""
+    answers = _ANSWER.findall(text)
+    match = _JUDGMENT.fullmatch(answers[0]) if len(answers) == 1 else None
+    if match is None:
+        return None
+    return match["answer"] or match["verdict"].lower()
+
+
+def turn_is_well_formed(text: str, tool_format: ToolFormat) -> bool:
+    """One thought, then exactly one call that can be read or one answer, and nothing else."""
+    match = _TURN.fullmatch(text)
+    if match is None or _TAG.search(match["thought"]):
+        return False
+    act = match["act"]
+    if len(_TAG.findall(act)) != 2:
+        return False
+    call = tool_format.parse(act)
+    return call.error is None if call is not None else True

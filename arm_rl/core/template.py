@@ -1,0 +1,192 @@
+"""Messages and images to token ids, with the model's own tokenizer and chat template. The only place where text becomes tokens."""
+
+import functools
+import itertools
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+from transformers import AutoConfig, AutoProcessor, PreTrainedTokenizerBase
+
+from arm_rl.core.config import ModelConfig, TemplateConfig
+from arm_rl.core.errors import UserError
+from arm_rl.core.images import Image
+from arm_rl.core.parsing import TOOL_FORMATS, ToolFormat
+from arm_rl.core.types import ImagePart, Message, Sample
+from arm_rl.core.view import ViewSize
+
+_TURN_MARK = "ASSISTANT_TURN"  # stands for the policy's own tokens while what follows them is rendered
+
+
+class TemplateError(UserError):
+    """A conversation that cannot be written as tokens, or a model folder that gives no template."""
+
+
+class Template:
+    """Writes prompts and observations as token ids, images expanded: one pad id for each image token."""
+
+    def __init__(
+        self,
+        *,
+        tokenizer: PreTrainedTokenizerBase,
+        chat_template: str,
+        view: ViewSize,
+        image_pad_id: int,
+        never_sampled_ids: Sequence[int],
+        tool_format: ToolFormat,
+        system_prompt: str,
+        schemas: Mapping[str, dict[str, Any]],
+    ) -> None:
+        self.tokenizer = tokenizer
+        self.view = view
+        self.image_pad_id = image_pad_id
+        self.never_sampled_ids = tuple(never_sampled_ids)
+        self.tool_format = tool_format
+        self.schemas = dict(schemas)
+        self._chat_template = chat_template
+        self._system_prompt = system_prompt
+        self._special_tokens = sorted(
+            (token.content for token in tokenizer.added_tokens_decoder.values() if token.special), key=len, reverse=True
+        )
+        probe = [{"role": "user", "content": "?"}, {"role": "tool", "content": "seen"}]
+        schema = {"type": "function", "function": {"name": "probe_of_tools", "description": "", "parameters": {}}}
+        self._shows_tools = "probe_of_tools" in self._render(probe, [schema], False)
+        self._wraps_responses = "<tool_response>" in self._render(probe, None, False)
+
+    @classmethod
+    def load(cls, model: ModelConfig, template: TemplateConfig, schemas: Mapping[str, dict[str, Any]]) -> "Template":
+        """Reads tokenizer, chat template and image sizes from the model's folder.
+
+        Raises:
+            TemplateError: a part is missing; the message names it.
+        """
+        if template.tool_format not in TOOL_FORMATS:
+            raise TemplateError(f"template.tool_format: one of {sorted(TOOL_FORMATS)}, not {template.tool_format!r}")
+        try:
+            system_prompt = Path(template.system_prompt).read_text().strip()
+        except OSError as error:
+            raise TemplateError(f"template.system_prompt: {template.system_prompt}: {error.strerror}") from error
+        try:
+            processor = AutoProcessor.from_pretrained(model.path)
+            config = AutoConfig.from_pretrained(model.path)
+        except (OSError, ValueError) as error:
+            raise TemplateError(f"model.path: {model.path} has no usable processor or config: {error}") from error
+        chat_template = processor.chat_template or processor.tokenizer.chat_template
+        if not chat_template:
+            raise TemplateError(f"model.path: {model.path} has no chat template")
+        sizes = processor.image_processor
+        vision_ids = (config.image_token_id, config.video_token_id, config.vision_start_token_id, config.vision_end_token_id)
+        return cls(
+            tokenizer=processor.tokenizer,
+            chat_template=chat_template,
+            view=ViewSize(
+                factor=sizes.patch_size * sizes.merge_size,
+                min_pixels=model.min_pixels or sizes.size["shortest_edge"],
+                max_pixels=model.max_pixels or sizes.size["longest_edge"],
+            ),
+            image_pad_id=config.image_token_id,
+            never_sampled_ids=vision_ids,
+            tool_format=TOOL_FORMATS[template.tool_format],
+            system_prompt=system_prompt,
+            schemas=schemas,
+        )
+
+    @functools.cached_property
+    def call_token_id(self) -> int | None:
+        """The token that starts a call; None where the tokenizer has no single one, so that it cannot be forbidden."""
+        ids = self.tokenizer.encode(self.tool_format.call_start, add_special_tokens=False)
+        return ids[0] if len(ids) == 1 else None
+
+    def conversation(self, sample: Sample) -> tuple[Message, ...]:
+        """The sample's messages under the system prompt, with the tools' section where the chat template does not write it."""
+        messages = sample.messages
+        if not messages or messages[0].role != "system":
+            messages = (Message(role="system", parts=(self._system_prompt,)), *messages)
+        if sample.tools and not self._shows_tools:
+            section = self.tool_format.section(self.offered(sample))
+            messages = (replace(messages[0], parts=(*messages[0].parts, section)), *messages[1:])
+        return messages
+
+    def offered(self, sample: Sample) -> list[dict[str, Any]]:
+        """Schemas of the tools that the sample offers.
+
+        Raises:
+            TemplateError: a tool that no tool file lists.
+        """
+        unknown = [name for name in sample.tools if name not in self.schemas]
+        if unknown:
+            raise TemplateError(f"sample {sample.id} offers {unknown[0]!r}, which no file of tools.files lists ({sorted(self.schemas)})")
+        return [self.schemas[name] for name in sample.tools]
+
+    def prompt_ids(self, sample: Sample, images: Mapping[str, Image]) -> tuple[int, ...]:
+        """Token ids of the conversation up to where the policy begins."""
+        messages = self.conversation(sample)
+        schemas = self.offered(sample) if sample.tools and self._shows_tools else None
+        text = self._render([self._as_dict(message) for message in messages], schemas, True)
+        return self._encode(text, [images[name] for message in messages for name in message.image_names])
+
+    def observation_ids(self, observation: Message, images: Mapping[str, Image], *, turn_ended: bool) -> tuple[int, ...]:
+        """Token ids between a turn of the policy and its next one.
+
+        Args:
+            observation: a message of role `tool`.
+            images: the session's images by name.
+            turn_ended: the policy sampled its end token itself, so that it must not be written again.
+        """
+        history = [{"role": "user", "content": "?"}, {"role": "assistant", "content": _TURN_MARK}]
+        text = self._render([*history, self._as_dict(observation)], None, True)
+        text = text.split(_TURN_MARK, 1)[1]
+        if turn_ended:
+            text = text.removeprefix(self.end_token)
+        return self._encode(text, [images[name] for name in observation.image_names])
+
+    @property
+    def end_token(self) -> str:
+        """The text of the token that ends a turn."""
+        return str(self.tokenizer.eos_token)
+
+    @property
+    def end_token_id(self) -> int:
+        """The id of the token that ends a turn."""
+        return int(self.tokenizer.eos_token_id)
+
+    def turn_ids(self, text: str, *, ended: bool) -> tuple[int, ...]:
+        """Token ids of a teacher's turn, for the cold start; with the end token where the turn does not stop at a call."""
+        return tuple(self.tokenizer.encode(text + (self.end_token if ended else ""), add_special_tokens=False))
+
+    def decode(self, token_ids: Sequence[int]) -> str:
+        """Text of a turn: tags kept, the end token left out."""
+        return self.tokenizer.decode(token_ids, skip_special_tokens=False).removesuffix(self.end_token)
+
+    def _render(self, messages: list[dict[str, Any]], schemas: list[dict[str, Any]] | None, open_turn: bool) -> str:
+        return str(
+            self.tokenizer.apply_chat_template(
+                messages, tools=schemas, chat_template=self._chat_template, add_generation_prompt=open_turn, tokenize=False
+            )
+        )
+
+    def _as_dict(self, message: Message) -> dict[str, Any]:
+        role, parts = message.role, message.parts
+        if role == "tool" and not self._wraps_responses:
+            role, parts = "user", (self.tool_format.response_start, *parts, self.tool_format.response_end)
+        content = [{"type": "image"} if isinstance(part, ImagePart) else {"type": "text", "text": self._harmless(part)} for part in parts]
+        return {"role": role, "content": content}
+
+    def _harmless(self, text: str) -> str:
+        """Text of data and tools cannot smuggle control tokens in: each is broken by a space after its first character."""
+        for token in self._special_tokens:
+            if token in text:
+                text = text.replace(token, f"{token[0]} {token[1:]}")
+        return text
+
+    def _encode(self, text: str, images: Sequence[Image]) -> tuple[int, ...]:
+        ids = self.tokenizer.encode(text, add_special_tokens=False)
+        if ids.count(self.image_pad_id) != len(images):
+            raise TemplateError(f"the chat template wrote {ids.count(self.image_pad_id)} image tokens for {len(images)} images")
+        sizes = iter(images)
+        return tuple(
+            itertools.chain.from_iterable(
+                itertools.repeat(id_, self.view.num_tokens(*next(sizes).size)) if id_ == self.image_pad_id else (id_,) for id_ in ids
+            )
+        )

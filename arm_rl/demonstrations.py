@@ -1,0 +1,108 @@
+"""Demonstrations for the cold start: whole conversations in parquet, read as trajectories.
+
+Columns: `messages` (role and content; `<image>` where an image stands; an assistant message is one turn, a tool message what came back),
+`images` (structs of `bytes` or `path`, in order), `tools` (offered). Their trajectories pass through the same functions as those of rollouts.
+"""
+
+from collections.abc import Sequence
+from pathlib import Path
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from arm_rl.core.images import Image, from_entry
+from arm_rl.core.session import Session
+from arm_rl.core.template import Template
+from arm_rl.core.types import ImageInfo, ImagePart, Message, Sample, Trajectory, Turn
+from arm_rl.data import DataError, parse_messages
+
+_SCHEMA = pa.schema(
+    [
+        ("id", pa.string()),
+        ("data_source", pa.string()),
+        ("messages", pa.list_(pa.struct([("role", pa.string()), ("content", pa.string())]))),
+        ("images", pa.list_(pa.struct([("bytes", pa.binary()), ("path", pa.string())]))),
+        ("tools", pa.list_(pa.string())),
+    ]
+)
+
+
+def write_demonstrations(path: Path, demonstrations: Sequence[tuple[Sample, Session]]) -> None:
+    """Writes finished sessions as demonstrations."""
+    rows = []
+    for sample, session in demonstrations:
+        messages = (*sample.messages, *session.messages)
+        by_name = {info.name: session.images[info.key] for info in session.trajectory.images}
+        images = [by_name[name] for message in messages for name in message.image_names]
+        rows.append(
+            {
+                "id": sample.id,
+                "data_source": sample.track,
+                "messages": [{"role": message.role, "content": _content(message)} for message in messages],
+                "images": [{"bytes": image.data, "path": None} for image in images],
+                "tools": list(sample.tools),
+            }
+        )
+    path.parent.mkdir(parents=True, exist_ok=True)
+    pq.write_table(pa.Table.from_pylist(rows, schema=_SCHEMA), path, row_group_size=256)
+
+
+def read_demonstrations(files: Sequence[str], template: Template) -> tuple[list[Trajectory], dict[str, Image]]:
+    """All demonstrations as trajectories, and their images by key.
+
+    Raises:
+        DataError: a file or a row that cannot be used.
+    """
+    trajectories: list[Trajectory] = []
+    images: dict[str, Image] = {}
+    for file in files:
+        try:
+            rows = pq.read_table(file, columns=["messages", "images", "tools"]).to_pylist()
+        except (OSError, pa.ArrowInvalid, KeyError) as error:
+            raise DataError(f"{file}: not a parquet file of demonstrations (messages, images, tools): {error}") from error
+        for number, row in enumerate(rows):
+            shown = [from_entry(entry, Path(file).parent) for entry in row["images"]]
+            images.update((image.key, image) for image in shown)
+            trajectories.append(_trajectory(f"{file}: row {number}", row["messages"], shown, tuple(row["tools"]), template))
+    return trajectories, images
+
+
+def _trajectory(where: str, written: list[dict], shown: Sequence[Image], tools: tuple[str, ...], template: Template) -> Trajectory:
+    messages, num_images = parse_messages(written, where)
+    if num_images != len(shown):
+        raise DataError(f"{where}: messages have {num_images} <image> for {len(shown)} images")
+    names = [name for message in messages for name in message.image_names]
+    by_name = dict(zip(names, shown, strict=True))
+    first = next((number for number, message in enumerate(messages) if message.role == "assistant"), None)
+    if first is None or messages[-1].role != "assistant":
+        raise DataError(f"{where}: the messages must hold assistant turns and end with one")
+    sample = Sample(id=where, track="demonstration", messages=messages[:first], label="", tools=tools)
+    turns: list[Turn] = []
+    for number in range(first, len(messages), 2):
+        message, observation = messages[number], messages[number + 1] if number + 1 < len(messages) else None
+        if message.role != "assistant" or (observation is not None and observation.role != "tool"):
+            raise DataError(f"{where}: after the prompt, assistant and tool messages must take turns")
+        calls = template.tool_format.parse(message.text) is not None
+        turns.append(
+            Turn(
+                token_ids=template.turn_ids(message.text, ended=not calls),
+                logprobs=(),
+                text=message.text,
+                finish_reason="stop",
+                observation_ids=template.observation_ids(observation, by_name, turn_ended=not calls) if observation is not None else (),
+            )
+        )
+    return Trajectory(
+        sample_id=where,
+        track="demonstration",
+        group_id=where,
+        index=0,
+        prompt_ids=template.prompt_ids(sample, by_name),
+        turns=tuple(turns),
+        images=tuple(ImageInfo(name=name, key=by_name[name].key) for name in names),
+        end="answered",
+    )
+
+
+def _content(message: Message) -> str:
+    return "".join("<image>" if isinstance(part, ImagePart) else part for part in message.parts)

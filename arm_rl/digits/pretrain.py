@@ -1,0 +1,189 @@
+"""Trains the base model of the digits task, from fresh weights to a judge that could look but does not: plain torch, no actors.
+
+warm-up   the vision tower learns what a tile is (colour, place) and what an engraving says
+matching  the language model learns that the better answer is the one that claims the digit in the thought
+joint     whole lessons: point at the right tile, read the crop, answer; or answer at once
+"""
+
+import logging
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+from torch.nn import functional
+from transformers import Qwen2_5_VLForConditionalGeneration
+
+from arm_rl.core.template import Template
+from arm_rl.digits import model as small_judge
+from arm_rl.digits import pixels, scenes
+from arm_rl.digits.lessons import Lesson, Teacher
+
+logger = logging.getLogger(__name__)
+
+COLOR_NAMES = list(scenes.COLORS)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Phase:
+    """Settings of one phase."""
+
+    steps: int
+    batch: int  # lessons, or scenes in the warm-up
+    learning_rate: float  # at its peak
+    warmup: int = 20  # steps
+    end_share: float = 1.0  # of the peak, reached by a cosine
+
+
+@dataclass(frozen=True, kw_only=True)
+class Plan:
+    """Settings of the whole pre-training."""
+
+    warm_up: Phase = Phase(steps=250, batch=32, learning_rate=1e-3)
+    matching: Phase = Phase(steps=90, batch=128, learning_rate=1e-3)
+    joint: Phase = Phase(steps=400, batch=64, learning_rate=1e-3, end_share=0.1)
+    num_threads: int = 2
+
+
+class Probe(nn.Module):
+    """Auxiliary targets for the vision tower: thrown away afterwards."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.place = nn.Linear(small_judge.HIDDEN, len(COLOR_NAMES) + 1 + 2 * scenes.GRID)
+        self.digit = nn.Linear(small_judge.HIDDEN, len(scenes.CLASSES))
+
+    def loss(self, scene_tokens: Tensor, crop_tokens: Tensor, batch: Sequence[scenes.Scene]) -> Tensor:
+        """Cross-entropies of each cell's colour, row and column (B, 16, hidden) and of each crop's digit (B, 16, hidden)."""
+        colors, digits = _targets(batch)
+        color, row, column = self.place(scene_tokens).split([len(COLOR_NAMES) + 1, scenes.GRID, scenes.GRID], dim=-1)
+        cells = torch.arange(scenes.GRID**2).expand(len(batch), -1)
+        found = functional.cross_entropy(color.flatten(0, 1), colors.flatten())
+        placed = functional.cross_entropy(row.flatten(0, 1), (cells // scenes.GRID).flatten())
+        placed = placed + functional.cross_entropy(column.flatten(0, 1), (cells % scenes.GRID).flatten())
+        read = functional.cross_entropy(self.digit(crop_tokens.mean(dim=1)), digits)
+        return found + 0.5 * placed + read
+
+
+def _targets(batch: Sequence[scenes.Scene]) -> tuple[Tensor, Tensor]:
+    colors = torch.full((len(batch), scenes.GRID**2), len(COLOR_NAMES))
+    for number, scene in enumerate(batch):
+        for tile in scene.tiles:
+            colors[number, tile.row * scenes.GRID + tile.column] = COLOR_NAMES.index(tile.color)
+    return colors, torch.tensor([scenes.CLASSES.index(scene.asked.digit) for scene in batch])
+
+
+def lesson_logits(
+    model: Qwen2_5_VLForConditionalGeneration, lessons: Sequence[Lesson], image_tokens: Sequence[Tensor]
+) -> tuple[Tensor, Tensor, Tensor]:
+    """Logits (M, vocabulary), targets (M,) and weights (M,) of the M weighted tokens of lessons of similar length.
+
+    Sequences are padded on the right, which causal attention does not see, so that no mask is needed.
+    """
+    length = max(len(lesson.token_ids) for lesson in lessons)
+    ids = torch.zeros(len(lessons), length, dtype=torch.long)
+    weights = torch.zeros(len(lessons), length)
+    for number, lesson in enumerate(lessons):
+        ids[number, : len(lesson.token_ids)] = torch.tensor(lesson.token_ids)
+        weights[number, : len(lesson.weights)] = torch.tensor(lesson.weights)
+    is_image = ids == model.config.image_token_id
+    embedded = model.get_input_embeddings()(ids)
+    if image_tokens:
+        embedded = embedded.masked_scatter(is_image.unsqueeze(-1), torch.cat(list(image_tokens)))
+    hidden = model.model.language_model(inputs_embeds=embedded, position_ids=positions(is_image), use_cache=False).last_hidden_state
+    places = weights[:, 1:] > 0
+    return model.lm_head(hidden[:, :-1][places]), ids[:, 1:][places], weights[:, 1:][places]
+
+
+def positions(is_image: Tensor) -> Tensor:
+    """Qwen's three position ids (3, B, T) where every image is a square of GRID x GRID tokens; `is_image` is (B, T)."""
+    side = int(pixels.NUM_TOKENS**0.5)
+    inside = torch.where(is_image, (torch.cumsum(is_image, dim=1) - 1) % pixels.NUM_TOKENS, 0)  # place in its own image
+    step = torch.where(is_image, (inside == 0) * side, 1)  # an image moves the position on by its side, once
+    start = torch.cumsum(step, dim=1) - torch.where(is_image, side, 1)
+    return torch.stack([start, start + inside // side, start + inside % side])
+
+
+def lessons_loss(model: Qwen2_5_VLForConditionalGeneration, lessons: Sequence[Lesson]) -> tuple[Tensor, Tensor | None]:
+    """Weighted mean of the negative log-likelihoods, and the image tokens of all lessons in order."""
+    views = [view for lesson in lessons for view in lesson.views]
+    tokens = pixels.encode(model.model.visual, pixels.patches(np.stack(views))) if views else None
+    ends = np.cumsum([len(lesson.views) for lesson in lessons])
+    total = sum(sum(lesson.weights) for lesson in lessons)
+    loss = torch.zeros(())
+    for group in _by_length(lessons):
+        chosen = [tokens[ends[n] - len(lessons[n].views) : ends[n]].flatten(0, 1) for n in group] if tokens is not None else []
+        logits, targets, weights = lesson_logits(model, [lessons[n] for n in group], chosen)
+        loss = loss + (functional.cross_entropy(logits, targets, reduction="none") * weights).sum() / total
+    return loss, tokens
+
+
+def _by_length(lessons: Sequence[Lesson]) -> list[list[int]]:
+    """Indices of lessons in groups of little padding: by their number of images."""
+    groups: dict[int, list[int]] = {}
+    for number, lesson in enumerate(lessons):
+        groups.setdefault(len(lesson.views), []).append(number)
+    return list(groups.values())
+
+
+def train(
+    model: Qwen2_5_VLForConditionalGeneration, template: Template, *, plan: Plan, seed: int, on_step: Callable[[str, int, int, float], None]
+) -> None:
+    """Trains in place. `on_step` gets the phase, the steps done and planned in all phases, and the loss."""
+    torch.manual_seed(seed)
+    rng = np.random.default_rng([seed, 7])
+    stream = _scenes(seed)
+    teacher, probe = Teacher(template), Probe()
+    total = plan.warm_up.steps + plan.matching.steps + plan.joint.steps
+    done = 0
+
+    def warm_up(batch: list[scenes.Scene]) -> Tensor:
+        views = [pixels.scene_view(scene) for scene in batch]
+        views += [scenes.draw_cell(scene, scene.asked.row, scene.asked.column) for scene in batch]
+        tokens = pixels.encode(model.model.visual, pixels.patches(np.stack(views)))
+        return probe.loss(*tokens.split(len(batch)), batch)
+
+    def matching(batch: list[scenes.Scene]) -> Tensor:
+        return lessons_loss(model, [teacher.matching(scene, rng) for scene in batch])[0]
+
+    def joint(batch: list[scenes.Scene]) -> Tensor:
+        return lessons_loss(model, [teacher.joint(scene, rng) for scene in batch])[0]
+
+    visual = [*model.model.visual.parameters(), *probe.parameters()]
+    for name, phase, objective, parameters in (
+        ("warm-up", plan.warm_up, warm_up, visual),
+        ("matching", plan.matching, matching, list(model.model.language_model.parameters())),
+        ("joint", plan.joint, joint, list(model.parameters())),
+    ):
+        for loss in _run(phase, objective, parameters, stream):
+            done += 1
+            on_step(name, done, total, loss)
+
+
+def _run(
+    phase: Phase, objective: Callable[[list[scenes.Scene]], Tensor], parameters: list[nn.Parameter], stream: Iterator[scenes.Scene]
+) -> Iterator[float]:
+    optimizer = torch.optim.AdamW(parameters, lr=phase.learning_rate, betas=(0.9, 0.98), weight_decay=0.01, fused=True)
+    for step in range(phase.steps):
+        for group in optimizer.param_groups:
+            group["lr"] = phase.learning_rate * _schedule(phase, step)
+        loss = objective([next(stream) for _ in range(phase.batch)])
+        optimizer.zero_grad(set_to_none=True)
+        loss.backward()
+        nn.utils.clip_grad_norm_(parameters, 1.0)
+        optimizer.step()
+        yield float(loss.detach())
+
+
+def _schedule(phase: Phase, step: int) -> float:
+    rise = min(1.0, (step + 1) / phase.warmup)
+    fall = 0.5 * (1 + np.cos(np.pi * step / phase.steps))
+    return rise * (phase.end_share + (1 - phase.end_share) * fall)
+
+
+def _scenes(seed: int) -> Iterator[scenes.Scene]:
+    index = 0
+    while True:
+        yield scenes.make_scene(seed, "pretrain", index)
+        index += 1

@@ -1,0 +1,158 @@
+"""Draws the scenes of the digits task: tiles with engraved handwritten digits, a question, two claimed answers.
+
+The digit of a tile is engraved: each of its points is a 2x2 checkerboard whose mean is the tile's own colour. A small view of the
+scene averages that away; a crop at full resolution shows it. Everything else is symmetric in the two claimed answers, the digits of
+the other tiles too: where one of them shows the wrong answer, the third shows the right one. So only the asked tile tells them apart.
+"""
+
+import functools
+from dataclasses import dataclass
+from typing import Literal
+
+import numpy as np
+from PIL import Image as PILImage
+from sklearn.datasets import load_digits
+
+Split = Literal["train", "held_out", "pretrain"]
+Box = tuple[int, int, int, int]
+
+CLASSES = (0, 1, 4, 7)
+COLORS = {"red": (186, 70, 70), "green": (70, 172, 78), "blue": (72, 84, 186), "yellow": (186, 178, 70)}
+CANVAS = 256  # pixels a side
+GRID = 4  # cells a side
+CELL = CANVAS // GRID  # pixels
+CELL_SPAN = 1000 // GRID  # the same in a tool's coordinates, 0..1000
+MARGIN = 4  # pixels between a tile and the edges of its cell
+POINTS = 24  # points of an engraved digit a side; a point is 2x2 pixels
+DEPTH = 60  # how far a checkerboard departs from the tile's colour, in 0..255
+NUM_TILES = 3
+HELD_OUT_SHARE = 0.25  # of the digit images
+
+_CLAIMS = [(right, wrong, first, echo) for right in CLASSES for wrong in CLASSES if wrong != right for first in (0, 1) for echo in (0, 1)]
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Tile:
+    """One tile and the digit image engraved in it."""
+
+    color: str
+    row: int  # 0..3, of cells, from the top
+    column: int  # 0..3, from the left
+    digit: int  # what is written
+    image: int  # index in scikit-learn's set
+
+    @property
+    def box(self) -> Box:
+        """The tile's cell: x1, y1, x2, y2 in 0..1000."""
+        return cell_box(self.row, self.column)
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Scene:
+    """A drawn scene: the first tile is the one asked about."""
+
+    tiles: tuple[Tile, ...]
+    claims: tuple[int, int]  # the digits that the two answers claim
+    label: Literal["1", "2"]  # the answer that is right
+
+    @property
+    def asked(self) -> Tile:
+        """The tile that the question is about."""
+        return self.tiles[0]
+
+    @property
+    def question(self) -> str:
+        """The question, without the claimed answers."""
+        return question(self.asked.color)
+
+
+def question(color: str) -> str:
+    """The question about the tile of one colour."""
+    return f"Which digit is on the {color} tile?"
+
+
+def cell_box(row: int, column: int) -> Box:
+    """x1, y1, x2, y2 of a cell in 0..1000."""
+    return column * CELL_SPAN, row * CELL_SPAN, (column + 1) * CELL_SPAN, (row + 1) * CELL_SPAN
+
+
+@functools.cache
+def _digits() -> tuple[np.ndarray, np.ndarray]:
+    """Images (N, POINTS, POINTS) as ink in 0..1, and their classes (N,)."""
+    bundled = load_digits()
+    ink = np.stack([_enlarge(image) for image in bundled.images / 16.0])
+    return ink, bundled.target
+
+
+def _enlarge(image: np.ndarray) -> np.ndarray:
+    small = PILImage.fromarray(image.astype(np.float32))
+    return np.clip(np.asarray(small.resize((POINTS, POINTS), PILImage.Resampling.BILINEAR)), 0.0, 1.0)
+
+
+@functools.cache
+def digit_images(split: Split, digit: int) -> np.ndarray:
+    """Indices of a class's images in a split. `pretrain` shares its images with `train`; `held_out` shares them with nobody."""
+    indices = np.flatnonzero(_digits()[1] == digit)
+    order = np.random.default_rng(digit).permutation(len(indices))
+    num_held_out = round(len(indices) * HELD_OUT_SHARE)
+    return np.sort(indices[order[:num_held_out]] if split == "held_out" else indices[order[num_held_out:]])
+
+
+def make_scene(seed: int, split: Split, index: int) -> Scene:
+    """The scene at `index` of a split. Every 48 scenes in a row hold each pair of claims equally often, in both orders."""
+    stream = ("train", "held_out", "pretrain").index(split)
+    block, place = divmod(index, len(_CLAIMS))
+    right, wrong, first, echo = _CLAIMS[np.random.default_rng([seed, stream, 1, block]).permutation(len(_CLAIMS))[place]]
+    rng = np.random.default_rng([seed, stream, 0, index])
+    neither = [digit for digit in CLASSES if digit not in (right, wrong)]
+    others = [right, wrong] if echo else rng.choice(neither, size=2).tolist()
+    if rng.random() < 0.5:
+        others.reverse()
+    colors = rng.permutation(list(COLORS))[:NUM_TILES].tolist()
+    cells = rng.permutation(GRID * GRID)[:NUM_TILES].tolist()
+    tiles = tuple(
+        Tile(color=color, row=cell // GRID, column=cell % GRID, digit=digit, image=int(rng.choice(digit_images(split, digit))))
+        for color, cell, digit in zip(colors, cells, [right, *others], strict=True)
+    )
+    return Scene(tiles=tiles, claims=(right, wrong) if first == 0 else (wrong, right), label="1" if first == 0 else "2")
+
+
+@functools.cache
+def background() -> np.ndarray:
+    """A gradient along both axes, (CANVAS, CANVAS, 3): it tells where one is."""
+    ramp = np.linspace(40, 215, CANVAS)
+    canvas = np.empty((CANVAS, CANVAS, 3))
+    canvas[..., 0] = ramp[None, :]
+    canvas[..., 1] = 128
+    canvas[..., 2] = ramp[:, None]
+    return canvas.round().astype(np.uint8)
+
+
+@functools.cache
+def tile_pixels(color: str, image: int) -> np.ndarray:
+    """A tile with its engraved digit, (CELL - 2 MARGIN, CELL - 2 MARGIN, 3), uint8."""
+    side = CELL - 2 * MARGIN
+    ink = np.kron(_digits()[0][image], np.array([[1, -1], [-1, 1]])) * DEPTH  # (2 POINTS, 2 POINTS), zero mean in each point
+    edge = (side - ink.shape[0]) // 2
+    pixels = np.tile(np.array(COLORS[color], dtype=np.float64), (side, side, 1))
+    pixels[edge : edge + ink.shape[0], edge : edge + ink.shape[1]] += ink[..., None]
+    return pixels.round().astype(np.uint8)
+
+
+def draw_cell(scene: Scene, row: int, column: int) -> np.ndarray:
+    """One cell of the drawn scene, (CELL, CELL, 3), uint8: what a crop of exactly that cell shows."""
+    cell = background()[row * CELL : (row + 1) * CELL, column * CELL : (column + 1) * CELL].copy()
+    for tile in scene.tiles:
+        if (tile.row, tile.column) == (row, column):
+            cell[MARGIN : CELL - MARGIN, MARGIN : CELL - MARGIN] = tile_pixels(tile.color, tile.image)
+    return cell
+
+
+def draw(scene: Scene) -> np.ndarray:
+    """The scene's pixels, (CANVAS, CANVAS, 3), uint8."""
+    canvas = background().copy()
+    for tile in scene.tiles:
+        top, left = tile.row * CELL + MARGIN, tile.column * CELL + MARGIN
+        side = CELL - 2 * MARGIN
+        canvas[top : top + side, left : left + side] = tile_pixels(tile.color, tile.image)
+    return canvas

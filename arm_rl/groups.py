@@ -1,0 +1,126 @@
+"""Groups: several sessions of one sample, run and scored by the actors; for training and for evaluation."""
+
+import asyncio
+import itertools
+from collections.abc import AsyncIterator, Sequence
+from contextlib import asynccontextmanager
+from dataclasses import dataclass
+from pathlib import Path
+
+import ray
+from ray.actor import ActorHandle
+
+from actors.placement import Reservation
+from actors.rollout import RolloutGroup
+from actors.scorer import Scorer
+from actors.tool_executor import ToolExecutor
+from arm_rl import trajectory_log
+from arm_rl.core.config import TrainConfig
+from arm_rl.core.errors import UserError
+from arm_rl.core.images import Image
+from arm_rl.core.template import Template
+from arm_rl.core.types import Sample, Scored
+
+
+class RunStopped(UserError):
+    """The run cannot go on; the message says why and what to look at."""
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Group:
+    """The scored trajectories of one sample, and where their images are."""
+
+    sample: Sample
+    scored: tuple[Scored, ...]
+    images: ray.ObjectRef  # of a dict[key, Image]: pixels never pass through the driver
+
+    @property
+    def rewards(self) -> list[float | None]:
+        """Of each trajectory."""
+        return [one.reward for one in self.scored]
+
+
+class GroupRunner:
+    """Runs and scores groups. A group is scored as soon as its last session ends, while others run."""
+
+    def __init__(self, config: TrainConfig, rollouts: RolloutGroup, scorers: Sequence[ActorHandle]) -> None:
+        self.rollouts = rollouts
+        self._scorers = itertools.cycle(scorers)
+        self._run = config.run
+        self._writing: list[ray.ObjectRef] = []  # trajectories on their way to disk
+
+    async def run(self, samples: Sequence[Sample], name: str, *, size: int, temperature: float) -> list[Group]:
+        """One group of `size` sessions for each sample; `name` is part of their ids and seeds.
+
+        Raises:
+            RunStopped: more sessions broke than the configuration allows.
+        """
+        groups = await asyncio.gather(*(self._group(sample, f"{name}/{sample.id}", size, temperature) for sample in samples))
+        self._stop_if_broken(groups, name)
+        return list(groups)
+
+    def record(self, stage: str, step: int, groups: Sequence[Group]) -> None:
+        """Starts writing the groups' trajectories, in a task of its own that fetches the images itself."""
+        path = self._run.folder / "trajectories" / trajectory_log.file_name(stage, step)
+        scored = [one for group in groups for one in group.scored]
+        samples = {group.sample.id: group.sample for group in groups}
+        self._writing.append(_write_trajectories.remote(path, scored, samples, stage, step, *(group.images for group in groups)))
+
+    async def written(self) -> None:
+        """Waits until all trajectories are on disk."""
+        await asyncio.gather(*self._writing)
+        self._writing.clear()
+
+    async def _group(self, sample: Sample, group_id: str, size: int, temperature: float) -> Group:
+        trajectories, images = await self.rollouts.run_group(
+            sample, group_id=group_id, size=size, temperature=temperature, seed=self._run.seed
+        )
+        scored = await next(self._scorers).score.remote(sample, trajectories)
+        return Group(sample=sample, scored=tuple(scored), images=images)
+
+    def _stop_if_broken(self, groups: Sequence[Group], name: str) -> None:
+        broken = [one for group in groups for one in group.scored if one.error is not None]
+        total = sum(len(group.scored) for group in groups)
+        if len(broken) > self._run.max_broken_sessions * total:
+            raise RunStopped(
+                f"{name}: {len(broken)} of {total} sessions broke, more than run.max_broken_sessions "
+                f"({self._run.max_broken_sessions:g}) allows; the first one:\n{broken[0].error}"
+            )
+
+
+@asynccontextmanager
+async def group_runner(config: TrainConfig, template: Template, reservation: Reservation) -> AsyncIterator[GroupRunner]:
+    """Starts engines, tool executors and scorers; ends them whatever happens."""
+    light = {"num_cpus": 0}
+    executors = [ToolExecutor.options(**light).remote(config.tools) for _ in range(config.tools.num_executors)]
+    scorers = [Scorer.options(**light).remote(config.reward, config.template.tool_format) for _ in range(config.reward.num_scorers)]
+    rollouts = None
+    try:
+        rollouts = await RolloutGroup.start(
+            model=config.model,
+            template=config.template,
+            limits=config.session,
+            rollout=config.rollout,
+            schemas=template.schemas,
+            executors=executors,
+            reservation=reservation,
+            use_gpu=config.placement.use_gpu,
+            can_sleep=config.placement.kind == "shared",
+            seed=config.run.seed,
+        )
+        runner = GroupRunner(config, rollouts, scorers)
+        yield runner
+        await runner.written()
+    finally:
+        if rollouts is not None:
+            await rollouts.close()
+        for actor in (*executors, *scorers):
+            ray.kill(actor)
+
+
+@ray.remote(num_cpus=0)
+def _write_trajectories(
+    path: Path, scored: list[Scored], samples: dict[str, Sample], stage: str, step: int, *images: dict[str, Image]
+) -> None:
+    by_key = {key: image for group in images for key, image in group.items()}
+    trajectory_log.write(path, scored, samples, by_key, stage=stage, step=step)

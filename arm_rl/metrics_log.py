@@ -1,0 +1,177 @@
+"""Where metrics go: `metrics.jsonl` and Weights & Biases in the run folder, and a line a step on the console."""
+
+import dataclasses
+import json
+import math
+import re
+import secrets
+import time
+from collections import deque
+from collections.abc import Mapping
+from pathlib import Path
+from types import TracebackType
+from typing import Any
+
+import wandb
+from rich.console import Console
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn
+
+from arm_rl.core.config import MetricsConfig
+
+PARTS = ("rollout", "reward", "learner", "tools", "time", "evaluation")
+_NAME = re.compile(rf"(?:{'|'.join(PARTS)})/\S+")
+
+# What a step's line on the console shows, where the step has it.
+SHOWN = {
+    "learner/loss": "loss",
+    "reward/mean": "reward",
+    "rollout/accuracy": "accuracy",
+    "tools/calls": "tool calls",
+    "evaluation/accuracy": "held-out accuracy",
+    "evaluation/tool_calls": "held-out tool calls",
+}
+
+
+class MetricsLog:
+    """Writes a run's metrics. A context manager: leaving it finishes the Weights & Biases run, as failed where an error passes."""
+
+    def __init__(
+        self,
+        folder: Path,
+        config: MetricsConfig,
+        run_config: Any,
+        total_steps: int,
+        *,
+        stage: str = "",
+        console: Console | None = None,
+    ) -> None:
+        """Opens the log.
+
+        Args:
+            folder: the run's; `metrics.jsonl` in it is appended to, and `wandb/` is created. In a run that is started again, the first
+                step that is logged replaces what stands there of this step and later ones.
+            config: which Weights & Biases, if any.
+            run_config: the run's configuration, a dataclass, as Weights & Biases shows it.
+            total_steps: of this stage.
+            stage: written to every line; several stages may share a folder.
+            console: by default standard output.
+        """
+        folder.mkdir(parents=True, exist_ok=True)
+        self._path = folder / "metrics.jsonl"
+        self._stage = stage
+        self._total_steps = total_steps
+        self._seconds: deque[float] = deque(maxlen=20)  # of the last steps
+        self._last_time = time.monotonic()
+        self._last_step: int | None = None
+        self._wandb = _start_wandb(folder, config, run_config, stage)
+        console = console or Console()
+        self._progress = Progress(
+            TextColumn("{task.description}"),
+            BarColumn(),
+            MofNCompleteColumn(),
+            TextColumn("{task.fields[left]}"),
+            console=console,
+            transient=True,
+            disable=not console.is_terminal,
+        )
+        self._task = self._progress.add_task(stage or folder.name, total=total_steps, left="")
+        self._progress.start()
+
+    def log(self, step: int, metrics: Mapping[str, float]) -> None:
+        """Writes a step's metrics. A second call for the same step adds to it (an evaluation, say).
+
+        Args:
+            step: 1 for the first; 0 is before the first.
+            metrics: by name (`rollout/…`, ...); a value that is not finite is written to `metrics.jsonl` as null.
+
+        Raises:
+            ValueError: a name that starts with no known part.
+        """
+        wrong = [name for name in metrics if not _NAME.fullmatch(name)]
+        if wrong:
+            raise ValueError(f"{wrong[0]!r}: a metric's name starts with one of {', '.join(PARTS)} and a slash")
+        line: dict[str, Any] = {"step": step, "stage": self._stage}
+        line |= {name: value if math.isfinite(value) else None for name, value in metrics.items()}
+        if self._last_step is None:
+            _drop_lines(self._path, self._stage, step)
+        with self._path.open("a") as file:
+            file.write(json.dumps(line) + "\n")
+        if self._wandb is not None:
+            self._wandb.log({"step": step, **metrics})
+        self._show(step, metrics)
+
+    def close(self, failed: bool = False) -> None:
+        """Finishes the progress bar and the Weights & Biases run."""
+        self._progress.stop()
+        if self._wandb is not None:
+            self._wandb.finish(exit_code=1 if failed else 0)
+            self._wandb = None
+
+    def __enter__(self) -> "MetricsLog":
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None) -> None:
+        self.close(failed=kind is not None)
+
+    def _show(self, step: int, metrics: Mapping[str, float]) -> None:
+        now = time.monotonic()
+        if step != self._last_step:
+            self._seconds.append(metrics.get("time/step", now - self._last_time))
+        self._last_time, self._last_step = now, step
+        numbers = [f"{label} {metrics[name]:.3g}" for name, label in SHOWN.items() if name in metrics]
+        left = _time_left(self._seconds, self._total_steps - step)
+        head = f"{self._stage or 'step'} {step}/{self._total_steps}"
+        # soft_wrap: where the output is no terminal, a line stays a line
+        self._progress.console.print("  ".join([head, *numbers, f"{self._seconds[-1]:.1f} s", left]), highlight=False, soft_wrap=True)
+        self._progress.update(self._task, completed=step, left=left)
+
+
+def read_lines(path: Path) -> list[dict[str, Any]]:
+    """The lines of a `metrics.jsonl`. One that a crash cut short is left out: only the last can be."""
+    lines = path.read_text().splitlines(keepends=True) if path.exists() else []
+    return [json.loads(line) for line in lines if line.endswith("\n") and line.strip()]
+
+
+def _drop_lines(path: Path, stage: str, first_step: int) -> None:
+    """Leaves out lines of steps that are done again, and half a line."""
+    if not path.exists():
+        return
+    kept = [line for line in read_lines(path) if line["stage"] != stage or line["step"] < first_step]
+    written = path.with_suffix(".tmp")
+    written.write_text("".join(json.dumps(line) + "\n" for line in kept))
+    written.replace(path)
+
+
+def _start_wandb(folder: Path, config: MetricsConfig, run_config: Any, stage: str) -> Any:
+    """Starts the run, or goes on with it: its id is kept in the run folder."""
+    if config.wandb == "disabled":
+        return None
+    kept_id = folder / "wandb" / f"{stage.replace('/', '-') or 'run'}.id"
+    kept_id.parent.mkdir(exist_ok=True)
+    if not kept_id.exists():
+        kept_id.write_text(secrets.token_hex(4))
+    run = wandb.init(
+        mode=config.wandb,
+        project=config.wandb_project,
+        dir=str(folder),
+        id=kept_id.read_text().strip(),
+        resume="allow" if config.wandb == "online" else None,  # offline, the id alone joins the parts when they are synced
+        name=f"{folder.name}-{stage}" if stage else folder.name,
+        group=folder.name,
+        config=dataclasses.asdict(run_config),
+        reinit="create_new",
+        settings=wandb.Settings(silent=True, console="off", disable_git=True),
+    )
+    run.define_metric("step")
+    run.define_metric("*", step_metric="step")
+    return run
+
+
+def _time_left(seconds: deque[float], num_steps: int) -> str:
+    if num_steps <= 0:
+        return "done"
+    total = round(sum(seconds) / len(seconds) * num_steps)
+    hours, minutes, rest = total // 3600, total % 3600 // 60, total % 60
+    if hours:
+        return f"{hours} h {minutes} min left"
+    return f"{minutes} min {rest} s left" if minutes else f"{rest} s left"

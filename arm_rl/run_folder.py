@@ -1,0 +1,41 @@
+"""A run's folder: made once, and entered again only with the configuration that it was made with."""
+
+import dataclasses
+from pathlib import Path
+
+from omegaconf import OmegaConf
+
+from arm_rl.core.config import ConfigError, SftConfig, TrainConfig, save
+
+# What may differ when a run is started again: how long it goes on and what is written, not what is learned from.
+_MAY_CHANGE = ("num_steps", "num_epochs", "checkpoint", "metrics", "evaluation")
+
+
+def open_run(config: TrainConfig | SftConfig) -> Path:
+    """Makes the folder with its `config.yaml`, or enters it again.
+
+    Raises:
+        ConfigError: the folder was made with another configuration; the message names the first key that differs.
+    """
+    folder = config.run.folder
+    file = folder / "config.yaml"
+    if file.exists():
+        difference = _difference(OmegaConf.to_container(OmegaConf.load(file)), dataclasses.asdict(config))
+        if difference is not None:
+            raise ConfigError(f"{difference}; {folder} holds a run with it: choose another run.name, or remove that folder")
+    folder.mkdir(parents=True, exist_ok=True)
+    save(config, file)
+    return folder
+
+
+def _difference(old: object, new: object, key: str = "") -> str | None:
+    if isinstance(old, dict) and isinstance(new, dict):
+        for name in sorted({*old, *new}):
+            if not key and name in _MAY_CHANGE:
+                continue
+            found = _difference(old.get(name), new.get(name), f"{key}.{name}".lstrip("."))
+            if found is not None:
+                return found
+        return None
+    old, new = (list(value) if isinstance(value, tuple) else value for value in (old, new))
+    return None if old == new else f"{key}: {new!r} now, {old!r} before"

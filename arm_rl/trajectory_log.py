@@ -1,0 +1,225 @@
+"""Trajectories on disk: a parquet file with one row a trajectory, and beside it the images, each once. Reading gives back all of it.
+
+trajectories/stage2-000040.parquet          rows; the stage and the step stand in the schema's metadata too
+trajectories/images/stage2-000040.parquet   key, bytes
+"""
+
+import dataclasses
+import json
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from arm_rl.core.images import Image
+from arm_rl.core.types import ImageInfo, ImagePart, ImageRef, Message, Sample, Scored, ToolCall, ToolEvent, Trajectory, Turn
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class TrajectoryLog:
+    """What a file holds."""
+
+    stage: str
+    step: int
+    scored: tuple[Scored, ...]
+    samples: dict[str, Sample]  # by id
+    images: dict[str, Image]  # by key; those that were written
+
+
+def file_name(stage: str, step: int) -> str:
+    """The name of a step's file: sorted by name, a stage's files are in order."""
+    return f"{stage.replace('/', '-')}-{step:06d}.parquet"
+
+
+def write(
+    path: Path,
+    scored: Sequence[Scored],
+    samples: Mapping[str, Sample],
+    images: Mapping[str, Image],
+    *,
+    stage: str = "",
+    step: int = 0,
+) -> None:
+    """Writes trajectories, the samples they belong to and those of the images that they show.
+
+    Args:
+        path: `…/trajectories/NAME.parquet`; the images go to `…/trajectories/images/NAME.parquet`.
+        scored: the rows.
+        samples: by id: at least those of the rows.
+        images: by key; where one is missing, the trajectory keeps its key and the image is not there when it is read.
+        stage: of the training, or of an evaluation.
+        step: of the stage.
+    """
+    rows = [_row(one, samples[one.trajectory.sample_id]) for one in scored]
+    shown = {info.key for one in scored for info in one.trajectory.images}
+    pixels = [{"key": key, "bytes": images[key].data} for key in sorted(shown & images.keys())]
+    metadata = {"arm_rl.stage": stage, "arm_rl.step": str(step)}
+    _write_table(_images_path(path), pa.Table.from_pylist(pixels, schema=_IMAGES))
+    _write_table(path, pa.Table.from_pylist(rows, schema=_ROWS.with_metadata(metadata)))
+
+
+def read(path: Path) -> TrajectoryLog:
+    """Reads what `write` wrote."""
+    table = pq.read_table(path)
+    metadata = table.schema.metadata
+    rows = table.to_pylist()
+    pixels = pq.read_table(_images_path(path)).to_pylist()
+    return TrajectoryLog(
+        stage=metadata[b"arm_rl.stage"].decode(),
+        step=int(metadata[b"arm_rl.step"]),
+        scored=tuple(_scored(row) for row in rows),
+        samples={row["sample"]["id"]: _sample(row["sample"]) for row in rows},
+        images={entry["key"]: Image(entry["bytes"], entry["key"]) for entry in pixels},
+    )
+
+
+def _struct(**types: pa.DataType) -> pa.DataType:
+    return pa.struct(list(types.items()))
+
+
+_TEXT, _IDS, _NAMES = pa.string(), pa.list_(pa.int32()), pa.list_(pa.string())
+_IMAGES = pa.schema([("key", _TEXT), ("bytes", pa.binary())])
+
+_EVENT = _struct(
+    call=_TEXT,  # JSON: what a model writes in a call need not be valid Unicode, which a parquet string must be
+    status=_TEXT,
+    text=_TEXT,
+    image_names=_NAMES,
+    seconds=pa.float64(),
+)
+_TURN = _struct(
+    token_ids=_IDS,
+    logprobs=pa.list_(pa.float64()),
+    text=_TEXT,
+    finish_reason=_TEXT,
+    tool_events=pa.list_(_EVENT),
+    observation_ids=_IDS,
+    call_forbidden=pa.bool_(),
+    policy_version=pa.int64(),
+)
+_SAMPLE = _struct(
+    id=_TEXT,
+    track=_TEXT,
+    messages=pa.list_(_struct(role=_TEXT, parts=pa.list_(_struct(text=_TEXT, image=_TEXT)))),  # a part has one of the two
+    images=pa.list_(_struct(path=_TEXT, row=pa.int64(), index=pa.int64())),
+    texts=_NAMES,
+    label=_TEXT,
+    tools=_NAMES,
+    expected_tools=_NAMES,
+    target_box=pa.list_(pa.float64()),
+)
+_ROWS = pa.schema(
+    {
+        "sample_id": _TEXT,
+        "track": _TEXT,
+        "group_id": _TEXT,
+        "index": pa.int64(),
+        "reward": pa.float64(),
+        "parts": pa.map_(_TEXT, pa.float64()),
+        "correct": pa.bool_(),
+        "format_ok": pa.bool_(),
+        "scorer_error": _TEXT,
+        "end": _TEXT,
+        "error": _TEXT,
+        "seconds": pa.float64(),
+        "prompt_ids": _IDS,
+        "turns": pa.list_(_TURN),
+        "images": pa.list_(_struct(name=_TEXT, key=_TEXT)),
+        "sample": _SAMPLE,
+    }
+)
+
+
+def _row(scored: Scored, sample: Sample) -> dict[str, Any]:
+    trajectory = scored.trajectory
+    return {
+        **_plain(trajectory, "sample_id", "track", "group_id", "index", "end", "error", "seconds", "prompt_ids"),
+        **_plain(scored, "reward", "correct", "format_ok"),
+        "parts": list(scored.parts.items()),
+        "scorer_error": scored.error,
+        "turns": [_turn_row(turn) for turn in trajectory.turns],
+        "images": [dataclasses.asdict(info) for info in trajectory.images],
+        "sample": _sample_row(sample),
+    }
+
+
+def _turn_row(turn: Turn) -> dict[str, Any]:
+    names = ("token_ids", "logprobs", "text", "finish_reason", "observation_ids", "call_forbidden", "policy_version")
+    return {**_plain(turn, *names), "tool_events": [_event_row(event) for event in turn.tool_events]}
+
+
+def _event_row(event: ToolEvent) -> dict[str, Any]:
+    return {**_plain(event, "status", "text", "image_names", "seconds"), "call": json.dumps(dataclasses.asdict(event.call))}
+
+
+def _sample_row(sample: Sample) -> dict[str, Any]:
+    messages = [{"role": message.role, "parts": [_part_row(part) for part in message.parts]} for message in sample.messages]
+    names = ("id", "track", "texts", "label", "tools", "expected_tools", "target_box")
+    return {**_plain(sample, *names), "messages": messages, "images": [dataclasses.asdict(ref) for ref in sample.images]}
+
+
+def _part_row(part: str | ImagePart) -> dict[str, str | None]:
+    return {"text": part, "image": None} if isinstance(part, str) else {"text": None, "image": part.name}
+
+
+def _scored(row: dict[str, Any]) -> Scored:
+    trajectory = Trajectory(
+        **{name: row[name] for name in ("sample_id", "track", "group_id", "index", "end", "error", "seconds")},
+        prompt_ids=tuple(row["prompt_ids"]),
+        turns=tuple(_turn(turn) for turn in row["turns"]),
+        images=tuple(ImageInfo(**info) for info in row["images"]),
+    )
+    return Scored(
+        trajectory=trajectory,
+        **{name: row[name] for name in ("reward", "correct", "format_ok")},
+        parts=dict(row["parts"]),
+        error=row["scorer_error"],
+    )
+
+
+def _turn(row: dict[str, Any]) -> Turn:
+    sequences = {name: tuple(row[name]) for name in ("token_ids", "logprobs", "observation_ids")}
+    return Turn(**{**row, **sequences, "tool_events": tuple(_event(event) for event in row["tool_events"])})
+
+
+def _event(row: dict[str, Any]) -> ToolEvent:
+    return ToolEvent(**{**row, "call": ToolCall(**json.loads(row["call"])), "image_names": tuple(row["image_names"])})
+
+
+def _sample(row: dict[str, Any]) -> Sample:
+    sequences = {name: tuple(row[name]) for name in ("texts", "tools", "expected_tools")}
+    box = row["target_box"]
+    return Sample(
+        **{**row, **sequences, "target_box": None if box is None else tuple(box)}
+        | {
+            "messages": tuple(Message(role=one["role"], parts=tuple(_part(part) for part in one["parts"])) for one in row["messages"]),
+            "images": tuple(ImageRef(**ref) for ref in row["images"]),
+        }
+    )
+
+
+def _part(row: dict[str, str | None]) -> str | ImagePart:
+    if row["image"] is not None:
+        return ImagePart(name=row["image"])
+    assert row["text"] is not None
+    return row["text"]
+
+
+def _plain(source: object, *names: str) -> dict[str, Any]:
+    """The named fields of a dataclass, as they are."""
+    return {name: getattr(source, name) for name in names}
+
+
+def _images_path(path: Path) -> Path:
+    return path.parent / "images" / path.name
+
+
+def _write_table(path: Path, table: pa.Table) -> None:
+    """Writes the whole file or none of it."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    unfinished = path.with_suffix(".tmp")
+    pq.write_table(table, unfinished, compression="zstd")
+    unfinished.replace(path)

