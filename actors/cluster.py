@@ -19,7 +19,7 @@ def cluster() -> Iterator[None]:
         return
     for name, value in _QUIET.items():
         os.environ.setdefault(name, value)
-    ray.init(include_dashboard=False, logging_level=logging.WARNING, configure_logging=False)
+    ray.init(include_dashboard=False, log_to_driver=False, logging_level=logging.ERROR)
     try:
         yield
     finally:

@@ -1,32 +1,37 @@
 """The vLLM adapter: token ids and images in, sampled token ids and their log-probabilities out. No session logic, no Ray.
 
-    expanded prompt ids -> one pad an image -> vLLM (expands again) -> the expansions are compared -> Completion
+    expanded prompt ids -> one pad an image -> vLLM expands them again -> the two are compared -> sampling -> Completion
 
 vLLM is imported when an engine starts, so that this module costs nothing to import.
 """
 
 import asyncio
+import gc
 import itertools
 import logging
 import math
+import os
 from collections import OrderedDict
 from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, get_args
 
 from PIL import Image as PILImage
 from transformers import AutoConfig
 
-from actors.weight_sync import BACKEND, WORKER_EXTENSION
+from actors.weight_sync import BACKEND, OWNER_PID, WORKER_EXTENSION
 from arm_rl.core.config import ModelConfig, RolloutConfig
 from arm_rl.core.images import Image
 from arm_rl.core.session import Completion
+from arm_rl.core.types import FinishReason
 from arm_rl.core.view import ViewSize
 
 if TYPE_CHECKING:
     from vllm import SamplingParams
     from vllm.engine.arg_utils import AsyncEngineArgs
+    from vllm.outputs import RequestOutput
     from vllm.v1.engine.async_llm import AsyncLLM
+    from vllm.v1.engine.output_processor import RequestOutputCollector
 
 logger = logging.getLogger(__name__)
 
@@ -35,7 +40,7 @@ CPU_BLOCK_SIZE = 32  # best for short prompts; on CPU the key-value cache's bloc
 
 
 class EngineMismatch(RuntimeError):
-    """The engine would read, or has read, other tokens than the session believes: the log-probabilities would belong to another context."""
+    """The engine's tokens are not the session's: its log-probabilities would belong to another context."""
 
 
 class EngineClosed(RuntimeError):
@@ -44,20 +49,25 @@ class EngineClosed(RuntimeError):
 
 def engine_environment(use_gpu: bool) -> dict[str, str]:
     """Environment variables of a process with an engine in it; to be set before vLLM is imported there."""
-    common = {"VLLM_LOGGING_LEVEL": "WARNING", "VLLM_NO_USAGE_STATS": "1", "TOKENIZERS_PARALLELISM": "false"}
+    common = {"VLLM_NO_USAGE_STATS": "1", "TOKENIZERS_PARALLELISM": "false"}
     if use_gpu:
-        return common
+        return common | {"VLLM_LOGGING_LEVEL": "WARNING"}
     return common | {
         "OMP_NUM_THREADS": "1",  # vLLM's threads fight over few cores: 20 times slower without
         "VLLM_ENABLE_V1_MULTIPROCESSING": "0",  # the worker stays in the engine's process: half the start-up time
         "TORCHDYNAMO_DISABLE": "1",  # compiling a helper of the log-probabilities takes longer than it will ever save
+        "VLLM_LOGGING_LEVEL": "ERROR",  # on CPU its warnings are about settings chosen here on purpose
+        "TORCH_CPP_LOG_LEVEL": "ERROR",  # as are torch's ...
+        "PYTHONWARNINGS": "ignore::FutureWarning",  # ... and those of its imports
     }
 
 
 class Engine:
     """One vLLM engine for one model, inside the event loop that starts it."""
 
-    def __init__(self, model: ModelConfig, rollout: RolloutConfig, view: ViewSize, *, seed: int, use_gpu: bool, can_sleep: bool = False) -> None:
+    def __init__(
+        self, model: ModelConfig, rollout: RolloutConfig, view: ViewSize, *, seed: int, use_gpu: bool, can_sleep: bool = False
+    ) -> None:
         """Prepares; `start` loads.
 
         Args:
@@ -75,7 +85,10 @@ class Engine:
         self._vision_ids = {config.image_token_id, config.video_token_id, config.vision_start_token_id, config.vision_end_token_id}
         self._views = _Views(view, VIEW_CACHE_BYTES)
         self._request_numbers = itertools.count()
-        self._updating = asyncio.Lock()
+        self._running: set[str] = set()  # ids of requests
+        # vLLM's front end and its engine process keep twin caches of images, which agree only while requests reach both in the same
+        # order, whole, and not around an update of the weights: so one request is submitted at a time.
+        self._submission = asyncio.Lock()
         self._llm: AsyncLLM | None = None
         self._failure: BaseException | None = None
         self._version = 0
@@ -85,11 +98,14 @@ class Engine:
         """Version of the weights that the engine samples with."""
         return self._version
 
+    @property
+    def num_running(self) -> int:
+        """Requests that wait or are sampled."""
+        return len(self._running)
+
     async def start(self, version: int = 0) -> None:
         """Loads the model; its weights count as `version`."""
-        from vllm.v1.engine.async_llm import AsyncLLM
-
-        self._llm = AsyncLLM.from_engine_args(self._engine_args())
+        self._llm = _import_async_llm().from_engine_args(self._engine_args())
         self._tokenizer = self._llm.get_tokenizer()
         self._version = version
         await self._llm.update_weight_version(str(version))
@@ -125,7 +141,6 @@ class Engine:
         Raises:
             EngineMismatch: pads and images do not fit each other, or vLLM expanded the images in another way.
         """
-        llm = self._running()
         collapsed, num_runs = _collapse(prompt_ids, self._image_pad_id)
         if num_runs != len(images):
             raise EngineMismatch(f"{len(images)} images for {num_runs} runs of image pads")
@@ -134,17 +149,18 @@ class Engine:
             prompt["multi_modal_data"] = {"image": [await self._views.get(image) for image in images]}
             prompt["multi_modal_uuids"] = {"image": [image.key for image in images]}
         params = self._sampling(max_tokens, temperature, seed, stop_text, forbidden_ids)
-        output = None
-        async for output in llm.generate(prompt, params, request_id=str(next(self._request_numbers))):
-            pass
-        if output is None:
-            raise EngineClosed("the engine ended a request without an output")
-        return self._completion(output, prompt_ids)
+        request_id = str(next(self._request_numbers))
+        self._running.add(request_id)
+        try:
+            return self._completion(await self._sample(request_id, prompt, prompt_ids, params))
+        finally:
+            self._running.discard(request_id)
 
     async def update_weights(self, path: Path, version: int) -> None:
         """Replaces all weights by those of a safetensors file with Hugging Face's names.
 
-        Requests that run go on under the new weights, their context computed anew: key-value, image and encoder caches are emptied together.
+        Requests that run go on under the new weights, their context computed anew: the caches of keys and values, of images and of their
+        encodings are emptied together.
 
         Raises:
             FileNotFoundError: there is no such file; the engine goes on with the weights it has.
@@ -154,8 +170,8 @@ class Engine:
 
         if not Path(path).is_file():
             raise FileNotFoundError(path)
-        async with self._updating:
-            llm = self._running()
+        async with self._submission:
+            llm = self._open()
             await llm.pause_generation(mode="keep", clear_cache=True)
             try:
                 await llm.start_weight_update()
@@ -171,23 +187,56 @@ class Engine:
     async def sleep(self) -> None:
         """Gives the GPU's memory to others, weights kept in the host's memory; waits for running requests. Nothing on CPU."""
         if self._can_sleep:
-            await self._running().sleep(level=1, mode="wait")
+            await self._open().sleep(level=1, mode="wait")
 
     async def wake(self) -> None:
         """Takes the GPU's memory back. Nothing on CPU."""
         if self._can_sleep:
-            await self._running().wake_up()
+            await self._open().wake_up()
 
     async def close(self) -> None:
-        """Ends vLLM's process."""
+        """Ends vLLM's process; requests that run come back as aborted."""
         llm, self._llm = self._llm, None
-        if llm is not None:
-            await asyncio.to_thread(llm.shutdown)
+        if llm is None:
+            return
+        await llm.abort(list(self._running))
+        if llm.output_handler is not None:
+            llm.output_handler.cancel()  # or it reports the end of the process as an error
+        # On CPU there is no device to release, and vLLM would collect garbage for seconds before it exits: its process is killed.
+        await asyncio.to_thread(llm.shutdown, None if self._use_gpu else 0.0)
 
-    def _running(self) -> "AsyncLLM":
+    def _open(self) -> "AsyncLLM":
         if self._llm is None:
             raise EngineClosed("the engine is not running") from self._failure
         return self._llm
+
+    async def _sample(
+        self, request_id: str, prompt: dict[str, Any], prompt_ids: Sequence[int], params: "SamplingParams"
+    ) -> "RequestOutput":
+        """Submits a request and waits for its end."""
+        submission = asyncio.ensure_future(self._submit(request_id, prompt, params))
+        llm = None
+        try:
+            llm, queue, seen_ids = await asyncio.shield(submission)
+            if seen_ids != list(prompt_ids):
+                raise EngineMismatch(_difference(seen_ids, prompt_ids))
+            return await queue.get()
+        except BaseException:
+            if llm is None and not submission.done():  # cancelled while it was submitted: half of it would be worse than all
+                llm, *_ = await submission
+            if llm is not None:
+                await llm.abort(request_id)
+            raise
+
+    async def _submit(
+        self, request_id: str, prompt: dict[str, Any], params: "SamplingParams"
+    ) -> tuple["AsyncLLM", "RequestOutputCollector", list[int]]:
+        """Hands a request to vLLM; gives the prompt's ids as vLLM has expanded them."""
+        async with self._submission:
+            llm = self._open()
+            (rendered,) = await llm.renderer.render_cmpl_async([prompt])
+            queue = await llm.add_request(request_id, rendered, params)
+            return llm, queue, list(rendered["prompt_token_ids"])
 
     def _sampling(self, max_tokens: int, temperature: float, seed: int, stop_text: str, forbidden_ids: Sequence[int]) -> "SamplingParams":
         from vllm import SamplingParams
@@ -204,27 +253,25 @@ class Engine:
             flat_logprobs=True,
             skip_special_tokens=False,
             output_kind=RequestOutputKind.FINAL_ONLY,
+            skip_clone=True,  # nobody else holds it
         )
 
-    def _completion(self, output: Any, prompt_ids: Sequence[int]) -> Completion:
-        """Checks vLLM's `RequestOutput` against the prompt and takes from it what a turn needs."""
-        seen = output.prompt_token_ids
-        if list(seen) != list(prompt_ids):
-            place = next((i for i, (a, b) in enumerate(zip(seen, prompt_ids, strict=False)) if a != b), min(len(seen), len(prompt_ids)))
-            raise EngineMismatch(f"the engine read {len(seen)} prompt ids, the session has {len(prompt_ids)}; they differ from place {place} on")
+    def _completion(self, output: "RequestOutput") -> Completion:
+        """What a turn needs of vLLM's output."""
         sampled = output.outputs[0]
         ids = tuple(sampled.token_ids)
-        logprobs = tuple(sampled.logprobs.logprobs) if sampled.logprobs is not None else ()
+        logprobs = tuple(sampled.logprobs.logprobs) if ids else ()
         if len(logprobs) != len(ids):
             raise EngineMismatch(f"{len(logprobs)} log-probabilities for {len(ids)} sampled ids")
+        if sampled.finish_reason not in get_args(FinishReason):
+            raise RuntimeError(f"vLLM ended a request with {sampled.finish_reason!r}")
         ended = sampled.finish_reason == "stop" and not isinstance(sampled.stop_reason, str)  # by an end token, not by the stop text
-        versions = [int(span.version) for span in sampled.weight_versions or ()]
         return Completion(
             token_ids=ids,
             logprobs=logprobs,
             text=self._tokenizer.decode(ids[:-1] if ended else ids, skip_special_tokens=False),
             finish_reason=sampled.finish_reason,
-            policy_version=min(versions, default=self._version),
+            policy_version=min((int(span.version) for span in sampled.weight_versions or ()), default=self._version),
         )
 
     def _engine_args(self) -> "AsyncEngineArgs":
@@ -249,7 +296,9 @@ class Engine:
             "generation_config": "auto",  # all of the model's end tokens
             "weight_transfer_config": WeightTransferConfig(backend=BACKEND),
             "worker_extension_cls": WORKER_EXTENSION,
+            "additional_config": {OWNER_PID: os.getpid()},
             "disable_log_stats": True,
+            "use_tqdm_on_load": False,
         }
         if self._use_gpu:
             arguments |= {
@@ -261,6 +310,9 @@ class Engine:
             }
         else:
             arguments |= {
+                # vLLM 0.32 dies of a seeded request whose prompt it computes in pieces (it rewinds the request's generator, which a CPU's
+                # cannot): with room for all that can be there at once it never has to.
+                "max_num_batched_tokens": rollout.max_num_seqs * rollout.max_model_len,
                 "block_size": rollout.block_size or CPU_BLOCK_SIZE,
                 "kv_cache_memory_bytes": rollout.cpu_kv_cache_gib * 2**30,
                 "enforce_eager": True,
@@ -290,6 +342,18 @@ class _Views:
         return view
 
 
+def _import_async_llm() -> type["AsyncLLM"]:
+    """Imports vLLM with the garbage collector off, which would take a fifth of the time."""
+    was_enabled = gc.isenabled()
+    gc.disable()
+    try:
+        from vllm.v1.engine.async_llm import AsyncLLM
+    finally:
+        if was_enabled:
+            gc.enable()
+    return AsyncLLM
+
+
 def _num_bytes(view: PILImage.Image) -> int:
     return view.width * view.height * 3
 
@@ -305,3 +369,9 @@ def _collapse(ids: Sequence[int], pad_id: int) -> tuple[list[int], int]:
         else:
             collapsed.extend(run)
     return collapsed, num_runs
+
+
+def _difference(seen: Sequence[int], expected: Sequence[int]) -> str:
+    same = (a == b for a, b in zip(seen, expected, strict=False))
+    place = next((index for index, equal in enumerate(same) if not equal), min(len(seen), len(expected)))
+    return f"the engine reads {len(seen)} prompt ids, the session has {len(expected)}; from place {place} on they differ"

@@ -21,15 +21,14 @@ from transformers import AutoImageProcessor
 from transformers.core_model_loading import revert_weight_conversion
 
 from actors.image_inputs import ImagePreparer
+from actors.learner_settings import LearnerSpec, deepspeed_config
 from actors.policy_model import PolicyModel
-from actors.weight_sync import WeightFile, write_weights
+from actors.weight_sync import Published, read_bytes, remove_versions, write_weights
 from arm_rl.core.batching import MicroBatch, collate
-from arm_rl.core.config import LearnerConfig, ModelConfig
 from arm_rl.core.images import Image
 from arm_rl.core.loss import GrpoObjective, Objective, TokenScores, TokenTargets, loss, token_weights
 from arm_rl.core.schedule import learning_rate
 from arm_rl.core.types import TrainingSample
-from arm_rl.core.view import ViewSize
 
 logger = logging.getLogger(__name__)
 
@@ -42,21 +41,6 @@ class NonFiniteError(RuntimeError):
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
-class LearnerSpec:
-    """What all ranks of a learner are made of."""
-
-    model: ModelConfig
-    config: LearnerConfig
-    view: ViewSize
-    num_steps: int  # optimizer steps of the run, for the learning-rate schedule
-    never_sampled_ids: tuple[int, ...] = ()  # tokens that the engine never samples
-    call_token_id: int | None = None  # the call's first token: not sampled where `TrainingSample.call_forbidden`
-    with_reference: bool = False  # keep a frozen copy of the model as it is loaded, for a KL penalty
-    use_gpu: bool = True
-    seed: int = 0
-
-
-@dataclass(frozen=True, kw_only=True, slots=True)
 class RankBatch:
     """One rank's share of a `Batch`, and what it must know of the whole."""
 
@@ -64,50 +48,6 @@ class RankBatch:
     num_loss_tokens: int  # over all ranks
     num_samples: int  # over all ranks
     has_images: bool  # any sample of any rank
-
-
-def learner_environment(config: LearnerConfig, use_gpu: bool) -> dict[str, str]:
-    """Environment variables of the ranks' processes; all that are set."""
-    environment = {
-        "DS_ACCELERATOR": "cuda" if use_gpu else "cpu",
-        "LOCAL_RANK": "0",  # Ray shows each rank its own GPU alone
-        "TOKENIZERS_PARALLELISM": "false",
-        "TRANSFORMERS_VERBOSITY": "error",
-        "HF_HUB_DISABLE_PROGRESS_BARS": "1",
-    }
-    if use_gpu:
-        return environment | {"PYTORCH_CUDA_ALLOC_CONF": "expandable_segments:True"}
-    return environment | {"OMP_NUM_THREADS": str(config.num_threads)}
-
-
-def deepspeed_config(config: LearnerConfig, dtype: str, num_parameters: int, use_gpu: bool) -> dict[str, Any]:
-    """DeepSpeed's own configuration, for a model of `num_parameters`."""
-    bucket = min(500_000_000, num_parameters)  # buffers of that many elements are made anew in each step
-    zero: dict[str, Any] = {
-        "stage": config.zero_stage,
-        "overlap_comm": use_gpu,
-        "reduce_bucket_size": bucket,
-        "allgather_bucket_size": bucket,
-        "stage3_prefetch_bucket_size": min(50_000_000, num_parameters),
-        "stage3_param_persistence_threshold": min(100_000, num_parameters // 1000),  # norms and biases are not worth a gathering
-    }
-    if config.offload_optimizer:
-        zero["offload_optimizer"] = {"device": "cpu", "pin_memory": use_gpu}
-    settings: dict[str, Any] = {
-        "train_micro_batch_size_per_gpu": 1,  # DeepSpeed wants a number; the loss is scaled here, not there
-        "gradient_accumulation_steps": 1,  # the boundary is set by hand
-        "gradient_clipping": config.max_grad_norm,
-        "zero_optimization": zero,
-        "zero_force_ds_cpu_optimizer": False,
-        "steps_per_print": 1 << 62,
-    }
-    if dtype == "bfloat16":
-        settings["bf16"] = {"enabled": True, "check_grad_overflow": True}
-        if config.zero_stage:
-            settings["data_types"] = {"grad_accum_dtype": "fp32"}
-    elif not config.zero_stage:
-        settings["gradient_clipping"] = 0.0  # done here: DeepSpeed would neither tell the norm nor look at it first
-    return settings
 
 
 class Learner:
@@ -143,9 +83,7 @@ class Learner:
         _seed(spec.seed)
         policy = self._load_model().make_trainable(config)
         parameters = [parameter for parameter in policy.parameters() if parameter.requires_grad]
-        optimizer = torch.optim.AdamW(
-            parameters, lr=config.learning_rate, betas=config.betas, weight_decay=config.weight_decay, fused=True
-        )
+        optimizer = torch.optim.AdamW(parameters, lr=config.learning_rate, betas=config.betas, weight_decay=config.weight_decay, fused=True)
         num_parameters = sum(parameter.numel() for parameter in policy.parameters())
         settings = deepspeed_config(config, spec.model.dtype, num_parameters, spec.use_gpu)
         self._engine, *_ = deepspeed.initialize(model=policy, optimizer=optimizer, config=settings)
@@ -175,7 +113,7 @@ class Learner:
             value, part = self._micro_batch_loss(collate(samples), batch, found, objective)
             self._engine.backward(value * self._num_ranks)  # DeepSpeed takes the mean over ranks: this makes it the sum
             sums = {name: sums.get(name, 0.0) + part[name] for name in part}
-        self._require_finite_loss(sums["loss"])
+        self._require_finite(sums)
         rate, norm = self._update()
         return {name: float(value) for name, value in sums.items()} | {"grad_norm": norm, "learning_rate": rate}
 
@@ -233,12 +171,26 @@ class Learner:
         self._step += 1
         return rate, norm
 
-    def publish(self, folder: Path, version: int) -> WeightFile | None:
-        """Writes the weights as `version`, under the names of Hugging Face's files; rank 0 tells where they are."""
+    def publish(self, folder: Path, version: int, node_ids: Sequence[str] = ()) -> Published | None:
+        """Writes the weights as `version`, under the names of Hugging Face's files, and removes older versions; rank 0 tells where.
+
+        Args:
+            folder: on rank 0's node.
+            node_ids: where the engines are.
+        """
         weights = self._full_weights()
         if self._rank:
             return None
-        return write_weights(revert_weight_conversion(self._policy.hf, weights), folder, version)
+        folder.mkdir(parents=True, exist_ok=True)
+        file = write_weights(revert_weight_conversion(self._policy.hf, weights), folder, version)
+        remove_versions(folder, below=version)
+        own = str(ray.get_runtime_context().get_node_id())
+        elsewhere = any(node_id != own for node_id in node_ids)
+        return Published(file=file, node_id=own, data=ray.put(read_bytes(file)) if elsewhere else None)
+
+    def remove_published(self, folder: Path) -> None:
+        """Removes what `publish` wrote: shared memory is not left to the next run."""
+        shutil.rmtree(folder, ignore_errors=True)
 
     def save(self, folder: Path) -> None:
         """Writes weights, optimizer, step and random states; all ranks into one folder, which every node must see."""
@@ -297,17 +249,22 @@ class Learner:
         import deepspeed
 
         engine, *_ = deepspeed.initialize(model=model, config=dict(settings))
-        return engine.eval()
+        engine.eval()
+        return engine
 
     def _check_objective(self, objective: Objective) -> None:
         if isinstance(objective, GrpoObjective) and objective.kl_coefficient and self._reference is None:
             raise ValueError("algorithm.kl_coefficient: the learner was started without a reference policy")
 
-    def _require_finite_loss(self, value: Tensor) -> None:
-        broken = (~torch.isfinite(value)).float()
-        dist.all_reduce(broken)  # together, so that no rank waits for one that has stopped
-        if broken:
-            raise NonFiniteError(f"the loss of {int(broken)} of {self._num_ranks} ranks is not finite (here: {float(value)})")
+    def _require_finite(self, sums: Mapping[str, Tensor]) -> None:
+        names = [name for name in ("loss", "kl_engine") if name in sums and not torch.isfinite(sums[name])]
+        num_broken = torch.tensor([float(bool(names))], device=self._device)
+        dist.all_reduce(num_broken)  # together, so that no rank waits for one that has stopped
+        if num_broken:
+            raise NonFiniteError(
+                f"the loss of {int(num_broken)} of {self._num_ranks} ranks is not finite; on rank {self._rank}: {names}. "
+                "A token that the engine could not have sampled has a log-probability of -inf."
+            )
 
 
 def _require_finite_gradient(norm: float) -> None:
@@ -331,7 +288,7 @@ def _pieces(model: nn.Module) -> Iterator[list[tuple[str, nn.Parameter]]]:
 
 
 def _do_not_compile_collectives() -> None:
-    """Keeps DeepSpeed from compiling its shared-memory collectives for CPUs: gloo does without, and a start takes no compiler and no minute.
+    """Keeps DeepSpeed from compiling its shared-memory collectives for CPUs, which takes a compiler and a minute: gloo does without.
 
     DeepSpeed 0.19 has no setting for it; to be removed when it has.
     """

@@ -8,8 +8,9 @@ from typing import Any
 import ray
 from ray import ObjectRef
 
-from actors.learner import Learner, LearnerSpec, RankBatch, learner_environment
-from actors.weight_sync import WeightFile
+from actors.learner import Learner, RankBatch
+from actors.learner_settings import LearnerSpec, learner_environment
+from actors.weight_sync import Published
 from arm_rl.core.loss import Objective, means
 from arm_rl.core.types import Batch
 
@@ -70,9 +71,13 @@ class LearnerGroup:
         sums = {name: sum(result[name] for result in results) for name in results[0] if name not in same}
         return {f"learner/{name}": value for name, value in (means(sums, batch.num_loss_tokens) | same).items()}
 
-    def publish(self, folder: Path, version: int) -> WeightFile:
-        """Writes the weights as `version` on rank 0's node, for the engines."""
-        return self._call("publish", folder, version)[0]
+    def publish(self, folder: Path, version: int, node_ids: Sequence[str] = ()) -> Published:
+        """Writes the weights as `version` on rank 0's node, for the engines on `node_ids`."""
+        return self._call("publish", folder, version, node_ids)[0]
+
+    def remove_published(self, folder: Path) -> None:
+        """Removes what `publish` wrote."""
+        ray.get(self._ranks[0].remove_published.remote(folder))
 
     def save(self, folder: Path) -> None:
         """Writes weights, optimizer, step and random states."""

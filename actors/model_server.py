@@ -14,6 +14,8 @@ import httpx
 from actors.engine import engine_environment
 from arm_rl.core.errors import UserError
 
+GRACE_SECONDS = 10.0  # that the server is given to end by itself
+
 
 class ServerFailed(UserError):
     """The server ended before it served; the message holds the end of its log."""
@@ -68,12 +70,11 @@ class ModelServer:
                 env=self._environment,
                 start_new_session=True,
             )
-        limit = time.monotonic() + timeout_seconds
-        while not self._healthy():
-            if self._process.poll() is not None or time.monotonic() > limit:
-                self.close()
-                raise ServerFailed(f"the server did not start ({self.log}):\n{self.log.read_text()[-2000:]}")
-            time.sleep(0.2)
+        try:
+            self._wait(self._process, time.monotonic() + timeout_seconds)
+        except BaseException:  # Ctrl-C too: the server has a session of its own and would stay behind
+            self.close()
+            raise
 
     def close(self) -> None:
         """Ends the server and every process that it started."""
@@ -83,9 +84,15 @@ class ModelServer:
         for number in (signal.SIGTERM, signal.SIGKILL):
             try:
                 os.killpg(process.pid, number)
-                process.wait(timeout=10)
+                process.wait(GRACE_SECONDS)
             except (ProcessLookupError, subprocess.TimeoutExpired):
                 continue
+
+    def _wait(self, process: subprocess.Popen, limit: float) -> None:
+        while not self._healthy():
+            if process.poll() is not None or time.monotonic() > limit:
+                raise ServerFailed(f"the server did not start ({self.log}):\n{self.log.read_text()[-2000:]}")
+            time.sleep(0.2)
 
     def _healthy(self) -> bool:
         try:

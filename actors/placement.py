@@ -1,5 +1,6 @@
 """Where the actors sit: one pure function from configuration to Ray placement groups, and the reservation of what it says."""
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -24,11 +25,11 @@ class PlacementError(UserError):
 class Placement:
     """Bundles of resources, and which actor sits in which."""
 
-    bundles: tuple[dict[str, float], ...]
+    bundles: tuple[Mapping[str, float], ...]
     learners: tuple[int, ...]  # bundle of each rank
     rollouts: tuple[int, ...]  # bundle of each engine
-    learner_resources: dict[str, float]  # of one rank: num_cpus, num_gpus
-    rollout_resources: dict[str, float]  # of one engine
+    learner_resources: Mapping[str, float]  # of one rank: num_cpus, num_gpus
+    rollout_resources: Mapping[str, float]  # of one engine
 
 
 def plan(config: PlacementConfig, num_ranks: int, rollout: RolloutConfig | None) -> Placement:
@@ -71,7 +72,7 @@ class Reservation:
 
     def __init__(self, placement: Placement) -> None:
         self.placement = placement
-        self.group: PlacementGroup = placement_group(list(placement.bundles), strategy="PACK")
+        self.group: PlacementGroup = placement_group([dict(bundle) for bundle in placement.bundles], strategy="PACK")
         if not self.group.wait(RESERVE_SECONDS):
             needed = {kind: sum(bundle.get(kind, 0) for bundle in placement.bundles) for kind in ("CPU", "GPU")}
             available = {kind: ray.available_resources().get(kind, 0) for kind in needed}
@@ -90,6 +91,6 @@ class Reservation:
         """Gives the resources back."""
         remove_placement_group(self.group)
 
-    def _options(self, bundle: int, resources: dict[str, float]) -> dict[str, Any]:
+    def _options(self, bundle: int, resources: Mapping[str, float]) -> dict[str, Any]:
         strategy = PlacementGroupSchedulingStrategy(self.group, placement_group_bundle_index=bundle)
         return {**resources, "scheduling_strategy": strategy}

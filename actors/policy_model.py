@@ -10,7 +10,6 @@ from torch.utils.checkpoint import checkpoint
 from transformers import AutoModelForImageTextToText
 
 from actors.image_inputs import ImageInputs
-from actors.vision_attention import use_packed_attention
 from arm_rl.core.batching import MicroBatch
 from arm_rl.core.config import LearnerConfig, ModelConfig
 
@@ -29,7 +28,6 @@ class PolicyModel(nn.Module):
     def load(cls, model: ModelConfig, *, never_sampled_ids: Sequence[int] = (), call_token_id: int | None = None) -> Self:
         """Reads a Hugging Face folder, or a model of the hub."""
         hf = AutoModelForImageTextToText.from_pretrained(model.path, dtype=getattr(torch, model.dtype), attn_implementation=model.attention)
-        use_packed_attention(hf.model.visual)
         return cls(hf, never_sampled_ids=never_sampled_ids, call_token_id=call_token_id)
 
     def make_trainable(self, config: LearnerConfig) -> Self:
@@ -60,7 +58,7 @@ class PolicyModel(nn.Module):
         Raises:
             ValueError: the pads are not those of the images.
         """
-        device = self.hf.lm_head.weight.device
+        device = self.scorer.is_call.device
         is_image = batch.token_ids == self.hf.config.image_token_id  # bool [B, T]
         positions = self._positions(batch, images, is_image).to(device)  # int64 [3, B, T]
         embeddings = self.hf.get_input_embeddings()(batch.token_ids.to(device))  # [B, T, H]

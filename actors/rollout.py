@@ -21,7 +21,6 @@ from arm_rl.core.template import Template
 from arm_rl.core.types import Sample, Trajectory
 
 
-@ray.remote
 class RolloutActor:
     """One engine and the sessions that use it. A group's sessions run here together, so that they share the prompt's cache."""
 
@@ -129,11 +128,13 @@ class RolloutGroup:
         """Starts the engines, all at once."""
         environment = {"env_vars": engine_environment(use_gpu)}
         actors = [
-            RolloutActor.options(
+            ray.remote(RolloutActor)
+            .options(
                 max_concurrency=100_000,  # sessions are limited inside, by rollout.max_concurrent_sessions
                 runtime_env=environment,
                 **reservation.rollout_options(number),
-            ).remote(
+            )
+            .remote(
                 model=model,
                 template=template,
                 limits=limits,

@@ -1,5 +1,6 @@
 """Scorers: stateless actors that turn trajectories into rewards with named parts."""
 
+import math
 import traceback
 from collections.abc import Sequence
 
@@ -19,12 +20,14 @@ def score(trajectory: Trajectory, sample: Sample, values: RewardConfig, tool_for
     try:
         outcome = Outcome.of(trajectory, sample, tool_format)
         parts = REWARDS[values.name](outcome, values)
+        reward = sum(parts.values())
+        if not math.isfinite(reward):
+            raise ValueError(f"{values.name} gave {parts}")
     except Exception:  # a reward may be the user's own code: its failure is counted, not hidden as a 0
         return Scored(trajectory=trajectory, reward=None, error=traceback.format_exc())
-    return Scored(trajectory=trajectory, reward=sum(parts.values()), parts=parts, correct=outcome.correct, format_ok=outcome.format_ok)
+    return Scored(trajectory=trajectory, reward=reward, parts=parts, correct=outcome.correct, format_ok=outcome.format_ok)
 
 
-@ray.remote(max_restarts=-1)
 class Scorer:
     """Scores the trajectories of a sample."""
 

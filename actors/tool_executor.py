@@ -21,15 +21,15 @@ from tools.base import ToolContext
 logger = logging.getLogger(__name__)
 
 
-@ray.remote(max_restarts=-1)
 class ToolExecutor:
     """Runs calls, so many at a time, each within the time limit. Whatever happens to a call is its result."""
 
     def __init__(self, config: ToolsConfig) -> None:
         self._tools = load_tools(config.files)
         self._timeout = config.timeout_seconds
+        self._concurrency = config.concurrency
         self._limit = asyncio.Semaphore(config.concurrency)
-        self._threads = ThreadPoolExecutor(config.concurrency, thread_name_prefix="tool")
+        self._threads = self._new_threads()
 
     async def call(
         self, call: ToolCall, texts: Mapping[str, str], image_names: Sequence[str], named: Sequence[str], *images: Image
@@ -42,10 +42,15 @@ class ToolExecutor:
             try:
                 return await asyncio.wait_for(running, self._timeout)
             except TimeoutError:
+                self._threads.shutdown(wait=False)  # its other calls end in it; the hanging one must not take a later call's place
+                self._threads = self._new_threads()
                 return ToolResult(status="timeout", text=f"Error: {call.name} took longer than {self._timeout:g} seconds")
             except Exception as error:  # the tool call's catch point: an observation for the policy, a traceback for us
                 logger.exception("%s failed", call.name)
                 return ToolResult(status="failed", text=f"Error: {call.name} failed: {type(error).__name__}")
+
+    def _new_threads(self) -> ThreadPoolExecutor:
+        return ThreadPoolExecutor(self._concurrency, thread_name_prefix="tool")
 
     def ready(self) -> bool:
         """True once the tools are loaded."""

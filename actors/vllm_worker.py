@@ -1,19 +1,25 @@
-"""The part of the weight sync that runs inside vLLM's worker: reads a file of weights into the running model.
+"""What runs of ours inside vLLM's worker: it reads a file of weights into the running model, and ends with the process that owns it.
 
 vLLM imports this module in its worker process because `WORKER_EXTENSION` names a class in it; that import registers the transfer. It
 knows no Ray and is imported by nothing else.
 """
 
+import os
+import select
+import signal
+import threading
 from dataclasses import dataclass
 
 import torch
 from safetensors.torch import load_file
+from vllm.config import VllmConfig
+from vllm.config.weight_transfer import WeightTransferConfig
 from vllm.distributed.weight_transfer.base import WeightTransferEngine, WeightTransferInitInfo, WeightTransferUpdateInfo
 from vllm.distributed.weight_transfer.factory import WeightTransferEngineFactory
 from vllm.model_executor.layers.utils import dispatch_cpu_unquantized_gemm
 from vllm.model_executor.model_loader.reload import finalize_layerwise_reload, initialize_layerwise_reload
 
-from actors.weight_sync import BACKEND
+from actors.weight_sync import BACKEND, OWNER_PID
 
 
 class WorkerExtension:
@@ -37,6 +43,10 @@ class WeightsFileTransfer(WeightTransferEngine[NoInfo, FileInfo]):
 
     init_info_cls = NoInfo
     update_info_cls = FileInfo
+
+    def __init__(self, config: WeightTransferConfig, vllm_config: VllmConfig, device: torch.device, model: torch.nn.Module) -> None:
+        super().__init__(config, vllm_config, device, model)
+        _die_with(vllm_config.additional_config[OWNER_PID])
 
     def init_transfer_engine(self, init_info: NoInfo) -> None:
         """There is nothing to connect."""
@@ -64,6 +74,23 @@ class WeightsFileTransfer(WeightTransferEngine[NoInfo, FileInfo]):
 
     def shutdown(self) -> None:
         """There is nothing to release."""
+
+
+def _die_with(owner_pid: int) -> None:
+    """Kills this process when the engine's owner is gone.
+
+    Of an actor that is killed outright, vLLM's processes would stay behind with all their memory; when a worker dies, they all end.
+    """
+
+    def watch() -> None:
+        try:
+            owner = os.pidfd_open(owner_pid)
+            select.select([owner], [], [])  # readable when the process ends
+        except ProcessLookupError:
+            pass  # it has ended already
+        os.kill(os.getpid(), signal.SIGKILL)
+
+    threading.Thread(target=watch, name="owner-watch", daemon=True).start()
 
 
 def _repack_tied_head(model: torch.nn.Module) -> None:

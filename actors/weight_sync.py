@@ -18,6 +18,7 @@ from torch import Tensor
 SHARED_MEMORY = Path("/dev/shm")
 BACKEND = "weights_file"  # name of this transfer in vLLM's registry
 WORKER_EXTENSION = "actors.vllm_worker.WorkerExtension"
+OWNER_PID = "owner_pid"  # key, in vLLM's additional configuration, of the process without which vLLM's must not live
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)

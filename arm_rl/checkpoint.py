@@ -33,8 +33,9 @@ class Checkpoint:
 @contextmanager
 def writing(root: Path, step: int, state: dict[str, Any], keep: int) -> Iterator[Path]:
     """A folder to write a checkpoint into; under its name it appears only when everything is there."""
+    for broken_off in root.glob("*.partial"):
+        shutil.rmtree(broken_off)
     aside = root / f"{step}.partial"
-    shutil.rmtree(aside, ignore_errors=True)
     aside.mkdir(parents=True)
     yield aside
     (aside / _STATE).write_text(json.dumps(state))

@@ -56,8 +56,10 @@ def _read_file(path: str, all_tools: tuple[str, ...]) -> list[Sample]:
     if missing:
         raise DataError(f"{path}: the column {missing[0]!r} is missing; found: {', '.join(file.schema_arrow.names)}")
     leaves = [file.schema.column(number).path for number in range(len(file.schema))]
-    wanted = [leaf for leaf in leaves if not (leaf.startswith("images.") and leaf.endswith(".bytes"))]  # image bytes stay in the file
-    rows = file.read(columns=wanted).to_pylist()
+    image_bytes = [leaf for leaf in leaves if leaf.startswith("images.") and leaf.endswith(".bytes")]
+    if any(leaf.startswith("images.") and leaf not in image_bytes for leaf in leaves):  # else nothing would tell how many there are
+        leaves = [leaf for leaf in leaves if leaf not in image_bytes]  # image bytes stay in the file
+    rows = file.read(columns=leaves).to_pylist()
     if not rows:
         raise DataError(f"{path}: there are no rows")
     return [_sample(path, number, row, all_tools) for number, row in enumerate(rows)]
@@ -65,20 +67,23 @@ def _read_file(path: str, all_tools: tuple[str, ...]) -> list[Sample]:
 
 def _sample(path: str, number: int, row: dict[str, Any], all_tools: tuple[str, ...]) -> Sample:
     where = f"{path}: row {number}"
-    extra = row.get("extra_info") or {}
+    extra = _struct(row, "extra_info", where)
     num_images = len(row.get("images") or ())
     messages, num_placeholders = parse_messages(row["prompt"], where)
     if num_placeholders != num_images:
         raise DataError(f"{where}: prompt has {num_placeholders} <image> for {num_images} images")
-    label = str((row["reward_model"] or {}).get("ground_truth", "")).strip().lower()
+    label = str(_struct(row, "reward_model", where).get("ground_truth", "")).strip().lower()
     if label not in ("true", "false") and not re.fullmatch("[1-9][0-9]?", label):
         raise DataError(f"{where}: reward_model.ground_truth is {label!r}; the number of the better answer, or true or false, is needed")
     tools = extra.get("tools")
     box = extra.get("target_box")
     if box is not None and len(box) != 4:
         raise DataError(f"{where}: extra_info.target_box has {len(box)} numbers instead of 4")
+    for name in ("texts", "tools", "expected_tools"):
+        if not isinstance(extra.get(name) or [], list):
+            raise DataError(f"{where}: extra_info.{name} is {extra[name]!r}; a list is needed")
     return Sample(
-        id=str(extra.get("id") or f"{Path(path).stem}-{number}"),
+        id=f"{Path(path).stem}-{number}" if extra.get("id") is None else str(extra["id"]),
         track=str(row["data_source"]),
         messages=messages,
         images=tuple(ImageRef(path=path, row=number, index=index) for index in range(num_images)),
@@ -88,6 +93,13 @@ def _sample(path: str, number: int, row: dict[str, Any], all_tools: tuple[str, .
         expected_tools=tuple(extra.get("expected_tools") or ()),
         target_box=None if box is None else (box[0], box[1], box[2], box[3]),
     )
+
+
+def _struct(row: dict[str, Any], name: str, where: str) -> dict[str, Any]:
+    value = row.get(name) or {}
+    if not isinstance(value, dict):
+        raise DataError(f"{where}: {name} is {value!r:.80}; a struct with named fields is needed")
+    return value
 
 
 def parse_messages(written: Any, where: str) -> tuple[tuple[Message, ...], int]:
@@ -128,6 +140,10 @@ class Cursor:
     epoch: int = 0
     position: int = 0  # samples of the epoch dealt out so far
 
+    def __post_init__(self) -> None:
+        if not self.samples:
+            raise DataError("there are no samples to deal out")
+
     def take(self, number: int) -> list[Sample]:
         """The next samples; an epoch that ends in between is followed by the next one."""
         taken: list[Sample] = []
@@ -145,5 +161,11 @@ class Cursor:
         return {"epoch": self.epoch, "position": self.position}
 
     def restore(self, state: dict[str, int]) -> None:
-        """Goes on from a checkpoint's state."""
+        """Goes on from a checkpoint's state.
+
+        Raises:
+            DataError: it was written with more samples than there are now.
+        """
+        if state["position"] >= len(self.samples):
+            raise DataError(f"the checkpoint had dealt out {state['position']} samples of an epoch, and now there are {len(self.samples)}")
         self.epoch, self.position = state["epoch"], state["position"]

@@ -10,7 +10,7 @@ from pathlib import Path
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from arm_rl.core.images import Image, from_entry
+from arm_rl.core.images import Image, ImageError, from_entry
 from arm_rl.core.session import Session
 from arm_rl.core.template import Template
 from arm_rl.core.types import ImageInfo, ImagePart, Message, Sample, Trajectory, Turn
@@ -28,10 +28,16 @@ _SCHEMA = pa.schema(
 
 
 def write_demonstrations(path: Path, demonstrations: Sequence[tuple[Sample, Session]]) -> None:
-    """Writes finished sessions as demonstrations."""
+    """Writes finished sessions as demonstrations.
+
+    Raises:
+        DataError: a text that holds `<image>`, which would be read as an image.
+    """
     rows = []
     for sample, session in demonstrations:
         messages = (*sample.messages, *session.messages)
+        if any("<image>" in message.text for message in messages):
+            raise DataError(f"the demonstration of {sample.id} holds the text <image>, which would be read as an image")
         by_name = {info.name: session.images[info.key] for info in session.trajectory.images}
         images = [by_name[name] for message in messages for name in message.image_names]
         rows.append(
@@ -61,9 +67,13 @@ def read_demonstrations(files: Sequence[str], template: Template) -> tuple[list[
         except (OSError, pa.ArrowInvalid, KeyError) as error:
             raise DataError(f"{file}: not a parquet file of demonstrations (messages, images, tools): {error}") from error
         for number, row in enumerate(rows):
-            shown = [from_entry(entry, Path(file).parent) for entry in row["images"]]
+            where = f"{file}: row {number}"
+            try:
+                shown = [from_entry(entry, Path(file).parent) for entry in row["images"] or ()]
+            except ImageError as error:
+                raise DataError(f"{where}: {error}") from error
             images.update((image.key, image) for image in shown)
-            trajectories.append(_trajectory(f"{file}: row {number}", row["messages"], shown, tuple(row["tools"]), template))
+            trajectories.append(_trajectory(where, row["messages"], shown, tuple(row["tools"] or ()), template))
     return trajectories, images
 
 

@@ -7,6 +7,7 @@ One step:
 It holds no maths and no pixels: a group carries a reference to its images, which the learners resolve.
 """
 
+import asyncio
 import logging
 import time
 from collections.abc import AsyncIterator, Iterator, Sequence
@@ -24,6 +25,7 @@ from arm_rl.core.types import Batch, Sample, TrainingSample
 from arm_rl.data import Cursor
 from arm_rl.evaluation import evaluate
 from arm_rl.groups import Group, GroupRunner, RunStopped
+from arm_rl.learners import published_folder
 from arm_rl.metrics import rollout_metrics
 from arm_rl.metrics_log import MetricsLog
 
@@ -95,14 +97,14 @@ class Driver:
         state = {"step": self.steps_done, "cursor": self.cursor.state()}
         folder = self.config.run.folder / "checkpoints"
         with checkpoint.writing(folder, self.steps_done, state, self.config.checkpoint.keep) as target:
-            await self.learners.save(target)
+            await asyncio.to_thread(self.learners.save, target)
 
     async def resume(self) -> None:
         """Goes on from the run folder's newest checkpoint, if there is one, and serves its weights."""
         found = checkpoint.latest(self.config.run.folder / "checkpoints")
         if found is None:
             return
-        await self.learners.load(found.folder)
+        await asyncio.to_thread(self.learners.load, found.folder)
         self.cursor.restore(found.state["cursor"])
         self.steps_done = found.step
         await self._sync(found.step)
@@ -130,7 +132,7 @@ class Driver:
     async def _learn(self, groups: Sequence[Group]) -> dict[str, float]:
         """All optimizer steps of this step; metrics are means over them."""
         images = {image.key: group.images for group in groups for one in group.scored for image in one.trajectory.images}
-        results = [await self.learners.train(batch, images, self._objective) for batch in self._batches(groups)]
+        results = [await asyncio.to_thread(self.learners.train, batch, images, self._objective) for batch in self._batches(groups)]
         return {name: sum(result[name] for result in results) / len(results) for name in results[0]}
 
     def _batches(self, groups: Sequence[Group]) -> Iterator[Batch]:
@@ -147,7 +149,9 @@ class Driver:
 
     async def _sync(self, version: int) -> None:
         """Brings the engines to the learners' weights."""
-        await self.runner.rollouts.update_weights(await self.learners.publish(version, self.runner.rollouts.node_ids))
+        node_ids = self.runner.rollouts.node_ids
+        published = await asyncio.to_thread(self.learners.publish, published_folder(self.config), version, node_ids)
+        await self.runner.rollouts.update_weights(published)
 
     async def _evaluate(self) -> None:
         metrics = await evaluate(self.runner, self.held_out, self.config.evaluation, stage=self.config.run.name, step=self.steps_done)

@@ -91,9 +91,11 @@ class GroupRunner:
 @asynccontextmanager
 async def group_runner(config: TrainConfig, template: Template, reservation: Reservation) -> AsyncIterator[GroupRunner]:
     """Starts engines, tool executors and scorers; ends them whatever happens."""
-    light = {"num_cpus": 0}
-    executors = [ToolExecutor.options(**light).remote(config.tools) for _ in range(config.tools.num_executors)]
-    scorers = [Scorer.options(**light).remote(config.reward, config.template.tool_format) for _ in range(config.reward.num_scorers)]
+    light = {"num_cpus": 0, "max_restarts": -1}
+    executors = [ray.remote(ToolExecutor).options(**light).remote(config.tools) for _ in range(config.tools.num_executors)]
+    scorers = [
+        ray.remote(Scorer).options(**light).remote(config.reward, config.template.tool_format) for _ in range(config.reward.num_scorers)
+    ]
     rollouts = None
     try:
         rollouts = await RolloutGroup.start(

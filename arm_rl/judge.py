@@ -46,7 +46,7 @@ class ServerPolicy:
         """Asks for one turn.
 
         Raises:
-            ServerError: the server refused it.
+            ServerError: the server refused it, or its answer cannot be used.
         """
         names = [name for message in request.messages for name in message.image_names]
         body: dict[str, Any] = {
@@ -62,13 +62,12 @@ class ServerPolicy:
         response = await self._client.post("/chat/completions", json=body)
         if response.status_code != httpx.codes.OK:
             raise ServerError(f"{response.request.url}: {response.status_code}: {response.text[:2000]}")
-        choice = response.json()["choices"][0]
-        return Completion(
-            token_ids=(),
-            logprobs=(),
-            text=self._turn(choice["message"]),
-            finish_reason="length" if choice["finish_reason"] == "length" else "stop",
-        )
+        try:
+            choice = response.json()["choices"][0]
+            text, cut = self._turn(choice["message"]), choice["finish_reason"] == "length"
+        except (ValueError, KeyError, IndexError, TypeError, AttributeError) as error:
+            raise ServerError(f"{response.request.url}: not a chat completion ({error!r}): {response.text[:2000]}") from error
+        return Completion(token_ids=(), logprobs=(), text=text, finish_reason="length" if cut else "stop")
 
     async def close(self) -> None:
         """Closes the connections."""
@@ -89,13 +88,13 @@ class ServerPolicy:
         return f"{text}{self._template.tool_format.call_start}{written}{self._template.tool_format.call_end}"
 
     def _messages(self, messages: tuple[Message, ...], images: Mapping[str, Image]) -> list[dict[str, Any]]:
-        """OpenAI's messages; images as the views that the model sees, so that the server has nothing to resize."""
+        """OpenAI's messages; images as the views that the model sees where the server then leaves them as they are."""
         written: list[dict[str, Any]] = []
         for number, message in enumerate(messages):
             content = [
                 {"type": "image_url", "image_url": {"url": self._data_url(images[part.name])}}
                 if isinstance(part, ImagePart)
-                else {"type": "text", "text": part}
+                else {"type": "text", "text": self._template.harmless(part)}
                 for part in message.parts
             ]
             extra = {"tool_call_id": f"call_{number}"} if message.role == "tool" else {}
@@ -103,5 +102,8 @@ class ServerPolicy:
         return written
 
     def _data_url(self, image: Image) -> str:
-        view = Image.from_pil(self._template.view.view(image))
-        return "data:image/png;base64," + base64.b64encode(view.data).decode()
+        view = self._template.view
+        size = view.of(*image.size)
+        stays = view.of(*size) == size  # where a view's bounds are narrow, the server would make another one of it
+        sent = Image.from_pil(view.view(image) if stays else image.pil())
+        return "data:image/png;base64," + base64.b64encode(sent.data).decode()

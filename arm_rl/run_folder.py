@@ -5,6 +5,7 @@ from pathlib import Path
 
 from omegaconf import OmegaConf
 
+from arm_rl import checkpoint
 from arm_rl.core.config import ConfigError, SftConfig, TrainConfig, save
 
 # What may differ when a run is started again: how long it goes on and what is written, not what is learned from.
@@ -26,6 +27,12 @@ def open_run(config: TrainConfig | SftConfig) -> Path:
     folder.mkdir(parents=True, exist_ok=True)
     save(config, file)
     return folder
+
+
+def finished(folder: Path, num_steps: int) -> bool:
+    """Whether a run's steps are all done and its model is exported."""
+    found = checkpoint.latest(folder / "checkpoints")
+    return found is not None and found.step >= num_steps and (folder / "export" / "config.json").is_file()
 
 
 def _difference(old: object, new: object, key: str = "") -> str | None:

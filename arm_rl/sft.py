@@ -1,12 +1,12 @@
 """The supervised cold start: demonstrations through the same learners as GRPO, with the negative log-likelihood as objective."""
 
+import asyncio
 import math
 from collections.abc import Sequence
 
 import numpy as np
 import ray
 
-from actors.learner_group import LearnerGroup
 from actors.placement import Reservation, plan
 from arm_rl import checkpoint
 from arm_rl.core.batching import make_batch
@@ -17,40 +17,45 @@ from arm_rl.core.template import Template
 from arm_rl.core.training import training_sample
 from arm_rl.core.types import Batch, TrainingSample
 from arm_rl.demonstrations import read_demonstrations
+from arm_rl.learners import learner_group
 from arm_rl.metrics_log import MetricsLog
-from arm_rl.run_folder import open_run
+from arm_rl.run_folder import finished, open_run
 from tools import load_tools
 
 
 async def train_sft(config: SftConfig) -> None:
-    """Trains on config.data.train and exports the model to the run folder; a run started again goes on from its last checkpoint."""
-    folder = open_run(config)
+    """Trains on config.data.train and exports the model to the run folder.
+
+    A run started again goes on from its last checkpoint; one that is finished is left as it is.
+    """
     schemas = {name: tool.schema for name, tool in load_tools(config.tools.files).items()}
     template = Template.load(config.model, config.template, schemas)
     trajectories, images = read_demonstrations(config.data.train, template)
     samples = [training_sample(trajectory, 1.0) for trajectory in trajectories]
     steps_per_epoch = math.ceil(len(samples) / config.batch_size)
     num_steps = steps_per_epoch * config.num_epochs
+    folder = open_run(config)
+    if finished(folder, num_steps):
+        return
     reservation = Reservation(plan(config.placement, config.learner.num_ranks, None))
-    learners = await LearnerGroup.start(config, reservation, num_steps=num_steps, template=template)
     try:
-        found = checkpoint.latest(folder / "checkpoints")
-        if found is not None:
-            await learners.load(found.folder)
-        stored = ray.put(images)
-        with MetricsLog(folder, config.metrics, config, num_steps, stage=config.run.name) as log:
-            for step in range(found.step if found is not None else 0, num_steps):
-                batch = _batch(samples, config, *divmod(step, steps_per_epoch))
-                metrics = await learners.train(batch, [stored], SftObjective())
-                log.step(step + 1, {f"learner/{name}": value for name, value in metrics.items()})
-                last, every = step + 1 == num_steps, config.checkpoint.every
-                if last or (every and (step + 1) % every == 0):
-                    state = {"step": step + 1}
-                    with checkpoint.writing(folder / "checkpoints", step + 1, state, config.checkpoint.keep) as target:
-                        await learners.save(target)
-        await learners.export(folder / "export")
+        async with learner_group(config, template, reservation, num_steps=num_steps) as starting:
+            learners = await starting
+            found = checkpoint.latest(folder / "checkpoints")
+            if found is not None:
+                await asyncio.to_thread(learners.load, found.folder)
+            stored = dict.fromkeys(images, ray.put(images))
+            with MetricsLog(folder, config.metrics, config, num_steps, stage=config.run.name) as log:
+                for step in range(found.step if found is not None else 0, num_steps):
+                    batch = _batch(samples, config, *divmod(step, steps_per_epoch))
+                    log.log(step + 1, await asyncio.to_thread(learners.train, batch, stored, SftObjective()))
+                    last, every = step + 1 == num_steps, config.checkpoint.every
+                    if last or (every and (step + 1) % every == 0):
+                        state = {"step": step + 1}
+                        with checkpoint.writing(folder / "checkpoints", step + 1, state, config.checkpoint.keep) as target:
+                            await asyncio.to_thread(learners.save, target)
+            await asyncio.to_thread(learners.export, folder / "export")
     finally:
-        await learners.close()
         reservation.release()
 
 

@@ -1,1 +1,37 @@
-"""Writes a Hugging Face folder from a run's checkpoint: `python -m jobs.export RUN OUT`."""
+"""Writes a Hugging Face folder from a run's newest checkpoint: `python -m jobs.export runs/NAME [OUT]`."""
+
+import argparse
+import asyncio
+import sys
+from pathlib import Path
+
+from omegaconf import OmegaConf
+
+from actors.cluster import cluster
+from arm_rl.core.config import ConfigError, SftConfig, TrainConfig, load
+from arm_rl.export import export_checkpoint
+from jobs.command_line import guarded
+
+
+def main() -> int:
+    """Exports and says where to."""
+    parser = argparse.ArgumentParser(prog="python -m jobs.export", description=__doc__)
+    parser.add_argument("run", type=Path, help="a run's folder")
+    parser.add_argument("out", type=Path, nargs="?", help="where to write; by default RUN/export")
+    arguments = parser.parse_args()
+    out = arguments.out or arguments.run / "export"
+
+    def start() -> str:
+        file = arguments.run / "config.yaml"
+        if not file.is_file():
+            raise ConfigError(f"{arguments.run}: not a run's folder: it has no config.yaml")
+        config = load(TrainConfig, file) if "algorithm" in OmegaConf.load(file) else load(SftConfig, file)
+        with cluster():
+            step = asyncio.run(export_checkpoint(config, arguments.run, out))
+        return f"done: the model of step {step} is in {out}"
+
+    return guarded(start)
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -54,7 +54,7 @@ def test_no_trajectories_are_a_file_too(tmp_path):
 def test_a_failed_write_leaves_the_earlier_file(tmp_path):
     scored, images = looked()
     roundtrip(tmp_path, [scored], [make_sample()], images)
-    broken = dataclasses.replace(scored, reward="not a number")  # type: ignore[arg-type]
+    broken = dataclasses.replace(scored, reward="not a number")
     with pytest.raises(Exception, match="not a number"):
         roundtrip(tmp_path, [broken], [make_sample()], images)
     assert trajectory_log.read(tmp_path / "trajectories" / "x.parquet").scored == (scored,)

@@ -9,6 +9,7 @@ import importlib
 from collections.abc import Sequence
 from typing import Any
 
+import jsonschema
 from omegaconf import OmegaConf
 
 from arm_rl.core.errors import UserError
@@ -61,15 +62,25 @@ def _make(entry: dict[str, Any], where: str) -> Tool:
         tool = _class(str(entry.get("class_name", "")), where)(**(entry.get("config") or {}))
     except TypeError as error:
         raise ToolFileError(f"{where}.config: {error}") from error
-    schema = entry.get("tool_schema")
-    if schema is not None:
-        try:
-            tool.name = schema["function"]["name"]  # type: ignore[misc]  # an instance may be offered under another name
-            tool.schema = copy.deepcopy(schema)  # type: ignore[misc]
-            schema["function"]["parameters"]["properties"]
-        except (KeyError, TypeError) as error:
-            raise ToolFileError(f"{where}.tool_schema: needs function.name and function.parameters.properties: {error!r}") from error
+    if entry.get("tool_schema") is not None:
+        schema = copy.deepcopy(entry["tool_schema"])
+        tool.name = _checked_name(schema, f"{where}.tool_schema")  # type: ignore[misc]  # an instance may be offered under another name
+        tool.schema = schema  # type: ignore[misc]
     return tool
+
+
+def _checked_name(schema: Any, where: str) -> str:
+    try:
+        name, parameters = schema["function"]["name"], schema["function"]["parameters"]
+        parameters["properties"]
+        jsonschema.Draft202012Validator.check_schema(parameters)
+    except (KeyError, TypeError) as error:
+        raise ToolFileError(f"{where}: needs function.name and function.parameters.properties: {error!r}") from error
+    except jsonschema.SchemaError as error:
+        raise ToolFileError(f"{where}: {error.message}") from error
+    if not isinstance(name, str) or not name:
+        raise ToolFileError(f"{where}: function.name is {name!r}; a text is needed")
+    return name
 
 
 def _class(class_name: str, where: str) -> type[Tool]:

@@ -48,7 +48,7 @@ class ImageZoomTool(Tool):
 
     def _pixels(self, box: list[float], width: int, height: int) -> tuple[int, int, int, int]:
         """The box in whole pixels of the image."""
-        if not all(math.isfinite(value) for value in box):
+        if not all(abs(value) < math.inf for value in box):  # of integers too, which isfinite refuses beyond a float's range
             raise ArgumentError(f"bbox_2d: coordinates must be finite, not {box}")
         x1, y1, x2, y2 = (min(max(value, 0), RELATIVE) for value in box)
         if x1 >= x2 or y1 >= y2:

@@ -1,6 +1,7 @@
 """Training samples -> micro-batches for each rank -> padded tensors."""
 
 import dataclasses
+import itertools
 import math
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
@@ -50,7 +51,7 @@ def _even_pieces(samples: Sequence[TrainingSample], num_pieces: int) -> list[tup
     """Consecutive pieces whose sizes differ by one at most; the last ones are empty where there are not enough samples."""
     size, larger = divmod(len(samples), num_pieces)
     ends = [piece * size + min(piece, larger) for piece in range(num_pieces + 1)]
-    return [tuple(samples[start:end]) for start, end in zip(ends, ends[1:], strict=False)]
+    return [tuple(samples[start:end]) for start, end in itertools.pairwise(ends)]
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)

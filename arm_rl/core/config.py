@@ -6,16 +6,17 @@ path and what would be right. `save` writes the resolved configuration, which lo
 
 import dataclasses
 import difflib
+import math
 import os
 import re
 import typing
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal, TypeVar
 
 from omegaconf import MISSING, DictConfig, OmegaConf
-from omegaconf.errors import ConfigKeyError, OmegaConfBaseException
+from omegaconf.errors import OmegaConfBaseException
 
 from arm_rl.core.errors import UserError
 
@@ -36,6 +37,10 @@ class RunConfig:
     seed: int = 0  # seed of data order, sampling and initialisation
     max_broken_sessions: float = 0.1  # the run ends when more than this share of a step's sessions is broken (0..1)
 
+    def __post_init__(self) -> None:
+        _require(Path(self.name).name == self.name and self.name.strip(".") != "", "run.name", f"a name for a folder, not {self.name!r}")
+        _require(0 <= self.max_broken_sessions <= 1, "run.max_broken_sessions", f"between 0 and 1, not {self.max_broken_sessions}")
+
     @property
     def folder(self) -> Path:
         """The run's folder."""
@@ -49,6 +54,11 @@ class ModelConfig:
     min_pixels: int | None = None  # smallest view of an image, in pixels; by default the processor's own
     max_pixels: int | None = None  # largest view of an image, in pixels; by default the processor's own
     attention: str | None = None  # attention implementation in the learner: sdpa, flash_attention_2, ...; by default transformers' choice
+
+    def __post_init__(self) -> None:
+        low, high = self.min_pixels, self.max_pixels
+        _require(low is None or low >= 1, "model.min_pixels", f"at least 1, not {low}")
+        _require(high is None or high >= (low or 1), "model.max_pixels", f"at least model.min_pixels ({low or 1}), not {high}")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -75,7 +85,7 @@ class SessionConfig:
         _require(self.max_turns >= 1, "session.max_turns", f"at least 1, not {self.max_turns}")
         _require(self.max_prompt_tokens >= 1, "session.max_prompt_tokens", "at least 1")
         _require(self.max_response_tokens >= 1, "session.max_response_tokens", "at least 1")
-        _require(self.max_tool_response_chars >= 16, "session.max_tool_response_chars", "at least 16")
+        _require(self.max_tool_response_chars >= 32, "session.max_tool_response_chars", "at least 32: the mark of a cut needs its place")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -84,6 +94,11 @@ class ToolsConfig:
     num_executors: int = 1  # executor actors
     concurrency: int = 32  # calls that one executor runs at a time
     timeout_seconds: float = 30.0  # limit for one call
+
+    def __post_init__(self) -> None:
+        _require(self.num_executors >= 1, "tools.num_executors", f"at least 1, not {self.num_executors}")
+        _require(self.concurrency >= 1, "tools.concurrency", f"at least 1, not {self.concurrency}")
+        _require(self.timeout_seconds > 0, "tools.timeout_seconds", f"above 0, not {self.timeout_seconds}")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -101,8 +116,11 @@ class RolloutConfig:
     enforce_eager: bool = False  # no CUDA graphs
 
     def __post_init__(self) -> None:
-        _require(self.num_actors >= 1, "rollout.num_actors", f"at least 1, not {self.num_actors}")
-        _require(self.temperature >= 0, "rollout.temperature", f"not negative, {self.temperature} is")
+        for name in ("num_actors", "tensor_parallel_size", "max_concurrent_sessions", "max_num_seqs", "max_images", "cpu_kv_cache_gib"):
+            _require(getattr(self, name) >= 1, f"rollout.{name}", f"at least 1, not {getattr(self, name)}")
+        _require(0 <= self.temperature < math.inf, "rollout.temperature", f"not negative and finite, not {self.temperature}")
+        share = self.gpu_memory_utilization
+        _require(0 < share <= 1, "rollout.gpu_memory_utilization", f"above 0 and at most 1, not {share}")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -113,6 +131,11 @@ class RewardConfig:
     accuracy: float = 0.7  # R_a: the judgment is right
     success: float = 0.5  # R_succ: right, and a call succeeded
     num_scorers: int = 1  # scorer actors
+
+    def __post_init__(self) -> None:
+        _require(self.num_scorers >= 1, "reward.num_scorers", f"at least 1, not {self.num_scorers}")
+        for name in ("format", "attempt", "accuracy", "success"):
+            _require(math.isfinite(getattr(self, name)), f"reward.{name}", f"a finite number, not {getattr(self, name)}")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -141,6 +164,9 @@ class AlgorithmConfig:
             "algorithm.mini_batch_samples",
             f"a divisor of algorithm.samples_per_step ({self.samples_per_step}), not {mini}",
         )
+        _require(self.max_empty_steps >= 1, "algorithm.max_empty_steps", f"at least 1, not {self.max_empty_steps}")
+        _require(self.fixed_length >= 1, "algorithm.fixed_length", f"at least 1, not {self.fixed_length}")
+        _require(self.kl_coefficient >= 0, "algorithm.kl_coefficient", f"not negative, not {self.kl_coefficient}")
         _require(0 < self.clip_low < 1, "algorithm.clip_low", f"between 0 and 1, not {self.clip_low}")
         _require(self.clip_high > 0, "algorithm.clip_high", f"above 0, not {self.clip_high}")
         _require(self.epochs_per_step >= 1, "algorithm.epochs_per_step", "at least 1")
@@ -167,7 +193,10 @@ class LearnerConfig:
     def __post_init__(self) -> None:
         _require(self.num_ranks >= 1, "learner.num_ranks", f"at least 1, not {self.num_ranks}")
         _require(self.micro_batch_size >= 1, "learner.micro_batch_size", f"at least 1, not {self.micro_batch_size}")
-        _require(self.learning_rate >= 0, "learner.learning_rate", f"not negative, {self.learning_rate} is")
+        _require(0 <= self.learning_rate < math.inf, "learner.learning_rate", f"not negative and finite, not {self.learning_rate}")
+        _require(self.num_threads >= 1, "learner.num_threads", f"at least 1, not {self.num_threads}")
+        _require(all(0 <= beta < 1 for beta in self.betas), "learner.betas", f"each from 0 to below 1, not {self.betas}")
+        _require(self.weight_decay >= 0, "learner.weight_decay", f"not negative, not {self.weight_decay}")
         _require(0 <= self.warmup_ratio <= 1, "learner.warmup_ratio", f"between 0 and 1, not {self.warmup_ratio}")
         _require(self.max_grad_norm > 0, "learner.max_grad_norm", f"above 0, not {self.max_grad_norm}")
 
@@ -187,6 +216,10 @@ class CheckpointConfig:
     every: int = 20  # steps between checkpoints; 0 for only the last
     keep: int = 2  # newest ones kept
 
+    def __post_init__(self) -> None:
+        _require(self.every >= 0, "checkpoint.every", f"not negative, not {self.every}")
+        _require(self.keep >= 1, "checkpoint.keep", f"at least 1, not {self.keep}: a run goes on from its newest one")
+
 
 @dataclass(frozen=True, kw_only=True)
 class EvaluationConfig:
@@ -197,12 +230,20 @@ class EvaluationConfig:
     temperature: float = 1.0  # of the sampling
     without_tools: bool = False  # evaluate with tools forbidden as well
 
+    def __post_init__(self) -> None:
+        _require(self.every >= 0, "evaluation.every", f"not negative, not {self.every}")
+        _require(self.num_samples is None or self.num_samples >= 1, "evaluation.num_samples", f"at least 1, not {self.num_samples}")
+        _require(0 <= self.temperature < math.inf, "evaluation.temperature", f"not negative and finite, not {self.temperature}")
+
 
 @dataclass(frozen=True, kw_only=True)
 class MetricsConfig:
     wandb: Literal["online", "offline", "disabled"] = "offline"  # Weights & Biases
     wandb_project: str = "arm_rl"  # its project
     trajectories_every: int = 10  # steps between writes of a step's trajectories; 0 for none
+
+    def __post_init__(self) -> None:
+        _require(self.trajectories_every >= 0, "metrics.trajectories_every", f"not negative, not {self.trajectories_every}")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -228,6 +269,8 @@ class TrainConfig:
 
     def __post_init__(self) -> None:
         _require(bool(self.data.train), "data.train", "at least one parquet file is needed")
+        _require(self.num_steps is None or self.num_steps >= 1, "num_steps", f"at least 1, not {self.num_steps}")
+        _require(self.num_epochs >= 1, "num_epochs", f"at least 1, not {self.num_epochs}")
         tokens = self.session.max_prompt_tokens + self.session.max_response_tokens
         _require(
             self.rollout.max_model_len >= tokens,
@@ -263,6 +306,7 @@ class SftConfig:
 
     def __post_init__(self) -> None:
         _require(bool(self.data.train), "data.train", "at least one parquet file is needed")
+        _require(self.num_epochs >= 1, "num_epochs", f"at least 1, not {self.num_epochs}")
         _require(
             self.batch_size >= self.learner.num_ranks,
             "batch_size",
@@ -282,10 +326,11 @@ def _require_gpus(placement: PlacementConfig, num_ranks: int, rollout: RolloutCo
         f"a divisor of placement.gpus_per_node ({placement.gpus_per_node}), not {size}",
     )
     if placement.kind == "shared":
+        _require(size == 1, "rollout.tensor_parallel_size", f"1 where GPUs are shared (an engine sits beside one rank), not {size}")
         _require(
-            rollout.num_actors * size == num_ranks,
+            rollout.num_actors == num_ranks,
             "rollout.num_actors",
-            f"times rollout.tensor_parallel_size ({size}) must be learner.num_ranks ({num_ranks}) where GPUs are shared",
+            f"learner.num_ranks ({num_ranks}) where GPUs are shared, not {rollout.num_actors}",
         )
 
 
@@ -298,9 +343,6 @@ def load(cls: type[ConfigT], path: str | os.PathLike, overrides: Sequence[str] =
     Raises:
         ConfigError: an unknown key, a wrong type, a missing value or numbers that cannot work together.
     """
-    for override in overrides:
-        if "=" not in override:
-            raise ConfigError(f"{override!r}: an override is written key=value")
     try:
         written = OmegaConf.load(path)
     except OSError as error:
@@ -309,29 +351,59 @@ def load(cls: type[ConfigT], path: str | os.PathLike, overrides: Sequence[str] =
         raise ConfigError(f"{path}: not a YAML file: {error}") from error
     if not isinstance(written, DictConfig):
         raise ConfigError(f"{path}: a mapping of keys is needed")
-    return build(cls, OmegaConf.merge(written, OmegaConf.from_dotlist(list(overrides))), source=str(path))
+    for override in overrides:
+        written = _overridden(written, override)
+    return build(cls, written, source=str(path))
+
+
+def _overridden(written: DictConfig, override: str) -> DictConfig:
+    key, equals, _ = override.partition("=")
+    if not key or not equals:
+        raise ConfigError(f"{override!r}: an override is written key=value")
+    try:
+        return typing.cast(DictConfig, OmegaConf.merge(written, OmegaConf.from_dotlist([override])))
+    except Exception as error:  # YAML's errors, OmegaConf's, and its plain TypeErrors
+        raise ConfigError(f"{key}: {override!r} cannot be used here: {_first_line(error)}") from error
 
 
 def build(cls: type[ConfigT], values: DictConfig | dict[str, Any], source: str = "configuration") -> ConfigT:
     """Makes a configuration of plain values, with the checks of `load`."""
-    schema: DictConfig = OmegaConf.structured(cls)
-    for node in (schema, *(schema._get_node(name) for name in schema)):
+    merged: DictConfig = OmegaConf.structured(cls)
+    for node in (merged, *(merged._get_node(name) for name in merged)):
         if isinstance(node, DictConfig):
             OmegaConf.set_readonly(node, False)  # frozen dataclasses make read-only nodes, which nothing could be merged into
+    plain = OmegaConf.to_container(values) if isinstance(values, DictConfig) else values
+    for key, value in _leaves(cls, typing.cast(dict[str, Any], plain), source):  # one by one, so that every error has its key
+        try:
+            OmegaConf.update(merged, key, value)
+        except (OmegaConfBaseException, TypeError, ValueError) as error:
+            raise ConfigError(f"{key}: {value!r} cannot be used: {_first_line(error)}") from error
     try:
-        merged = OmegaConf.merge(schema, values)
         missing = sorted(OmegaConf.missing_keys(merged))
         if missing:
             raise ConfigError(f"{missing[0]}: a value is needed (in {source}, or as {missing[0]}=...)")
         return typing.cast(ConfigT, OmegaConf.to_object(merged))
-    except ConfigKeyError as error:
-        key = str(error.full_key)
-        raise ConfigError(f"{key}: unknown key in {source}{_suggestion(cls, key)}") from error
-    except ConfigError:
-        raise
-    except OmegaConfBaseException as error:
-        reason = str(error).splitlines()[0]
-        raise ConfigError(f"{error.full_key or source}: {reason}") from error
+    except OmegaConfBaseException as error:  # an interpolation that leads nowhere, or to the wrong type
+        raise ConfigError(f"{error.full_key or source}: {_first_line(error)}") from error
+
+
+def _leaves(cls: type, values: dict[str, Any], source: str, prefix: str = "") -> Iterator[tuple[str, Any]]:
+    """What is written, key by key, all of them known."""
+    known = {item.name: typing.cast(type, item.type) for item in dataclasses.fields(cls)}
+    for name, value in values.items():
+        key = f"{prefix}{name}"
+        if name not in known:
+            raise ConfigError(f"{key}: unknown key in {source}{_suggestion(cls, str(name), prefix)}")
+        if not dataclasses.is_dataclass(known[name]):
+            yield key, value
+        elif isinstance(value, dict):
+            yield from _leaves(known[name], value, source, f"{key}.")
+        else:
+            raise ConfigError(f"{key}: a section of keys is needed, not {value!r}")
+
+
+def _first_line(error: Exception) -> str:
+    return str(error).splitlines()[0]
 
 
 def save(config: TrainConfig | SftConfig, path: str | os.PathLike) -> None:
@@ -362,7 +434,6 @@ def _field_comments(cls: type) -> dict[str, str]:
     return dict(re.findall(r"^    (\w+): .*?  # (.*)$", inspect.getsource(cls), flags=re.MULTILINE))
 
 
-def _suggestion(cls: type, key: str) -> str:
-    known = [name for name, _, _ in _keys(cls)] + [item.name for item in dataclasses.fields(cls)]
-    close = difflib.get_close_matches(key, known, n=1, cutoff=0.5)
-    return f"; did you mean {close[0]}?" if close else "; --help lists the keys"
+def _suggestion(cls: type, name: str, prefix: str) -> str:
+    close = difflib.get_close_matches(name, [item.name for item in dataclasses.fields(cls)], n=1, cutoff=0.5)
+    return f"; did you mean {prefix}{close[0]}?" if close else "; --help lists the keys"

@@ -6,6 +6,7 @@ import io
 from dataclasses import dataclass
 from pathlib import Path
 
+import pyarrow as pa
 import pyarrow.parquet as pq
 from PIL import ExifTags, ImageOps
 from PIL import Image as PILImage
@@ -39,17 +40,12 @@ class Image:
 
     @property
     def size(self) -> tuple[int, int]:
-        """Width and height in pixels, upright; reads only the header.
+        """Width and height in pixels, upright.
 
         Raises:
             ImageError: the bytes are not a readable image.
         """
-        try:
-            image = PILImage.open(io.BytesIO(self.data))
-            sideways = image.getexif().get(ExifTags.Base.Orientation, 1) >= 5  # 5 to 8 are quarter turns
-        except Exception as error:
-            raise ImageError(f"not a readable image ({len(self.data)} bytes): {error}") from error
-        return image.size[::-1] if sideways else image.size
+        return _size(self)
 
     def pil(self) -> PILImage.Image:
         """Decodes to RGB, upright.
@@ -59,9 +55,26 @@ class Image:
         """
         try:
             image = PILImage.open(io.BytesIO(self.data))
-            return ImageOps.exif_transpose(image).convert("RGB")
+            return (image if _orientation(image) == 1 else ImageOps.exif_transpose(image)).convert("RGB")
         except Exception as error:
             raise ImageError(f"not a readable image ({len(self.data)} bytes): {error}") from error
+
+
+@functools.lru_cache(maxsize=64)  # a group's sessions ask for the same image
+def _size(image: Image) -> tuple[int, int]:
+    try:
+        opened = PILImage.open(io.BytesIO(image.data))
+        sideways = _orientation(opened) >= 5  # 5 to 8 are quarter turns
+    except Exception as error:
+        raise ImageError(f"not a readable image ({len(image.data)} bytes): {error}") from error
+    return opened.size[::-1] if sideways else opened.size
+
+
+def _orientation(image: PILImage.Image) -> int:
+    """EXIF's orientation of an image just opened. A PNG is not decoded to look for one behind its pixels."""
+    if image.format == "PNG" and "exif" not in image.info:
+        return 1
+    return int(image.getexif().get(ExifTags.Base.Orientation, 1))
 
 
 @functools.lru_cache(maxsize=8)
@@ -82,14 +95,24 @@ def load(ref: ImageRef) -> Image:
     """
     if ref.row is None:
         return _read(Path(ref.path))
-    row = ref.row
-    file = _parquet(ref.path)
+    try:
+        entries = _images_of_row(ref.path, ref.row)
+    except (OSError, KeyError, pa.ArrowInvalid) as error:
+        raise ImageError(f"{ref.path}: not a readable parquet file with images: {error}") from error
+    if ref.index >= len(entries):
+        raise ImageError(f"{ref.path}: row {ref.row} has {len(entries)} images, and no number {ref.index}")
+    return from_entry(entries[ref.index], Path(ref.path).parent)
+
+
+def _images_of_row(path: str, row: int) -> list[dict]:
+    left = row
+    file = _parquet(path)
     for row_group in range(file.num_row_groups):
         num_rows = file.metadata.row_group(row_group).num_rows
-        if row < num_rows:
-            return from_entry(_images_of_row_group(ref.path, row_group)[row][ref.index], Path(ref.path).parent)
-        row -= num_rows
-    raise ImageError(f"{ref.path}: there is no row {ref.row}")
+        if left < num_rows:
+            return _images_of_row_group(path, row_group)[left] or []
+        left -= num_rows
+    raise ImageError(f"{path}: there is no row {row}")
 
 
 def from_entry(entry: dict, folder: Path) -> Image:

@@ -8,9 +8,12 @@ from typing import Any, Protocol
 from arm_rl.core.types import ToolCall
 
 _JUDGMENT = re.compile(r"\s*Overall Judgment:\s*(?:Answer (?P<answer>[1-9][0-9]?) is better|(?P<verdict>True|False))\.?\s*")
-_ANSWER = re.compile(r"<answer>(.*?)</answer>", flags=re.DOTALL)
-_TURN = re.compile(r"\s*<think>(?P<thought>.*?)</think>\s*(?P<act><tool_call>.*</tool_call>|<answer>.*</answer>)\s*", flags=re.DOTALL)
 _TAG = re.compile(r"</?(?:think|tool_call|tool_response|answer)>")
+_TURNS = (
+    ["<think>", "</think>", "<tool_call>", "</tool_call>"],
+    ["<think>", "</think>", "<answer>", "</answer>"],
+)
+_MAX_DEPTH = 32  # of a call's JSON: what checks, pickles and prints it later recurses
 
 
 class ToolFormat(Protocol):
@@ -61,6 +64,8 @@ class HermesFormat:
             return ToolCall(name="", arguments={}, error=f"the call is not valid JSON: {error}")
         if not isinstance(written, dict):
             return ToolCall(name="", arguments={}, error="the call is not a JSON object")
+        if _deeper_than(_MAX_DEPTH, written):
+            return ToolCall(name="", arguments={}, error="the call is nested too deeply")
         name, arguments = written.get("name"), written.get("arguments", {})
         if not isinstance(name, str) or not name:
             return ToolCall(name="", arguments={}, error="the call has no name")
@@ -69,13 +74,26 @@ class HermesFormat:
         return ToolCall(name=name, arguments=arguments)
 
 
+def _deeper_than(limit: int, value: Any) -> bool:
+    level = [value]
+    for _ in range(limit):
+        level = [child for parent in level if isinstance(parent, dict | list) for child in _children(parent)]
+    return bool(level)
+
+
+def _children(parent: dict | list) -> list[Any]:
+    return list(parent.values()) if isinstance(parent, dict) else parent
+
+
 TOOL_FORMATS: dict[str, ToolFormat] = {"hermes": HermesFormat()}
 
 
 def parse_judgment(text: str) -> str | None:
     """The judgment inside a turn's one `<answer>`: "1".."99" for the better answer, "true" or "false"; None where there is none."""
-    answers = _ANSWER.findall(text)
-    match = _JUDGMENT.fullmatch(answers[0]) if len(answers) == 1 else None
+    if text.count("<answer>") != 1 or text.count("</answer>") != 1:
+        return None
+    answer, closed, _ = text.partition("<answer>")[2].partition("</answer>")
+    match = _JUDGMENT.fullmatch(answer) if closed else None
     if match is None:
         return None
     return match["answer"] or match["verdict"].lower()
@@ -83,11 +101,10 @@ def parse_judgment(text: str) -> str | None:
 
 def turn_is_well_formed(text: str, tool_format: ToolFormat) -> bool:
     """One thought, then exactly one call that can be read or one answer, and nothing else."""
-    match = _TURN.fullmatch(text)
-    if match is None or _TAG.search(match["thought"]):
+    if _TAG.findall(text) not in _TURNS:
         return False
-    act = match["act"]
-    if len(_TAG.findall(act)) != 2:
+    before, _, between, _, after = _TAG.split(text)
+    if before.strip() or between.strip() or after.strip():
         return False
-    call = tool_format.parse(act)
-    return call.error is None if call is not None else True
+    call = tool_format.parse(text)
+    return call is None or call.error is None

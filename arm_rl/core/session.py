@@ -163,7 +163,8 @@ class _Loop:
         self.prompt_ids = self.template.prompt_ids(self.sample, self.memory.images)
         if len(self.prompt_ids) > self.limits.max_prompt_tokens:
             raise ValueError(
-                f"sample {self.sample.id}: the prompt has {len(self.prompt_ids)} tokens, session.max_prompt_tokens is {self.limits.max_prompt_tokens}"
+                f"sample {self.sample.id}: the prompt has {len(self.prompt_ids)} tokens, "
+                f"session.max_prompt_tokens is {self.limits.max_prompt_tokens}"
             )
         self.messages = list(self.template.conversation(self.sample))
         self.prompt_length = len(self.messages)

@@ -153,7 +153,7 @@ class Template:
 
     def turn_ids(self, text: str, *, ended: bool) -> tuple[int, ...]:
         """Token ids of a teacher's turn, for the cold start; with the end token where the turn does not stop at a call."""
-        return tuple(self.tokenizer.encode(text + (self.end_token if ended else ""), add_special_tokens=False))
+        return tuple(self.tokenizer.encode(self.harmless(text) + (self.end_token if ended else ""), add_special_tokens=False))
 
     def decode(self, token_ids: Sequence[int]) -> str:
         """Text of a turn: tags kept, the end token left out."""
@@ -170,11 +170,11 @@ class Template:
         role, parts = message.role, message.parts
         if role == "tool" and not self._wraps_responses:
             role, parts = "user", (self.tool_format.response_start, *parts, self.tool_format.response_end)
-        content = [{"type": "image"} if isinstance(part, ImagePart) else {"type": "text", "text": self._harmless(part)} for part in parts]
+        content = [{"type": "image"} if isinstance(part, ImagePart) else {"type": "text", "text": self.harmless(part)} for part in parts]
         return {"role": role, "content": content}
 
-    def _harmless(self, text: str) -> str:
-        """Text of data and tools cannot smuggle control tokens in: each is broken by a space after its first character."""
+    def harmless(self, text: str) -> str:
+        """Text of data, tools and teachers cannot smuggle control tokens in: each is broken by a space after its first character."""
         for token in self._special_tokens:
             if token in text:
                 text = text.replace(token, f"{token[0]} {token[1:]}")

@@ -16,6 +16,8 @@ from arm_rl.core.template import Template
 from arm_rl.core.types import ImagePart, Message, Sample
 from arm_rl.digits import phrases, pixels, scenes
 
+MIX = [0.3, 0.3, 0.1, 0.08, 0.06, 0.06, 0.1]  # shares of the kinds of joint lessons
+CHOICE_WEIGHT = 4.0  # of a choice that the thought decides: one token of a whole lesson
 GUESS_WEIGHT = 0.25  # of a choice that nothing tells: it should stay even
 
 
@@ -45,13 +47,19 @@ class Teacher:
     def joint(self, scene: scenes.Scene, rng: np.random.Generator) -> Lesson:
         """A lesson of a random kind."""
         kind: Callable[[scenes.Scene, np.random.Generator], Lesson] = rng.choice(
-            [self._look_once, self._look_twice, self._look_in_vain, self._unsure, self._no_tools], p=[0.55, 0.2, 0.09, 0.08, 0.08]
+            [self._point, self._look_once, self._look_twice, self._look_in_vain, self._unsure, self._no_tools, self.matching], p=MIX
         )
         return kind(scene, rng)
 
     def look_once(self, scene: scenes.Scene) -> Lesson:
         """A call on the right tile, then the answer."""
         return self._look_once(scene, np.random.default_rng(0))
+
+    def _point(self, scene: scenes.Scene, rng: np.random.Generator) -> Lesson:
+        """A call on the right tile and no more: pointing is the slowest to learn, and a short lesson is cheap."""
+        writer = _Writer(self, self.prompt(scene.asked.color, scene.claims, image=True, tools=True))
+        writer.call(scene.asked.box, weight=1.0)
+        return writer.lesson([pixels.scene_view(scene)])
 
     def _look_once(self, scene: scenes.Scene, rng: np.random.Generator) -> Lesson:
         writer = _Writer(self, self.prompt(scene.asked.color, scene.claims, image=True, tools=True))
@@ -103,6 +111,13 @@ class Teacher:
         return self.template.prompt_ids(sample, self._blanks)
 
     @functools.cache  # noqa: B019
+    def questions(self) -> tuple[int, ...]:
+        """A prompt up to its question, then the questions about the other colours: one token for each colour, at the end."""
+        prompts = [self.prompt(color, scenes.CLASSES[:2], image=True, tools=True) for color in scenes.COLORS]
+        start = next(place for place, ids in enumerate(zip(*prompts, strict=True)) if len(set(ids)) > 1)
+        return (*prompts[0][:start], *(ids[start] for ids in prompts))
+
+    @functools.cache  # noqa: B019
     def observation(self, name: str, text: str) -> tuple[int, ...]:
         """The ids between a call and the next turn."""
         message = Message(role="tool", parts=(f"{name}: ", ImagePart(name=name), text))
@@ -130,7 +145,7 @@ class _Writer:
         ids = self._teacher.observation(name, text)
         self._add(ids, [0.0] * len(ids))
 
-    def answer(self, choice: int, thought: str, *, thought_weight: float = 1.0, choice_weight: float = 1.0) -> None:
+    def answer(self, choice: int, thought: str, *, thought_weight: float = 1.0, choice_weight: float = CHOICE_WEIGHT) -> None:
         ids = self._teacher.turn(phrases.answer_turn(choice, thought), True)
         weights = [1.0] * len(ids)
         close = len(ids) - 6  # </think> <answer> verdict CHOICE verdict </answer> end: the thought ends before these

@@ -47,31 +47,38 @@ class Plan:
 
 
 class Probe(nn.Module):
-    """Auxiliary targets for the vision tower: thrown away afterwards."""
+    """Linear heads for auxiliary targets: thrown away afterwards. Without them nothing is learned for hundreds of steps."""
 
     def __init__(self) -> None:
         super().__init__()
-        self.place = nn.Linear(small_judge.HIDDEN, len(COLOR_NAMES) + 1 + 2 * scenes.GRID)
-        self.digit = nn.Linear(small_judge.HIDDEN, len(scenes.CLASSES))
+        self.cell = nn.Linear(small_judge.HIDDEN, len(COLOR_NAMES) + 1 + 2 * scenes.GRID)  # of an image token: colour or none, row, column
+        self.digit = nn.Linear(small_judge.HIDDEN, len(scenes.CLASSES))  # of a crop
+        self.where = nn.Linear(small_judge.HIDDEN, scenes.GRID**2 + 1)  # of a question: the cell of its tile, or none
 
-    def loss(self, scene_tokens: Tensor, crop_tokens: Tensor, batch: Sequence[scenes.Scene]) -> Tensor:
-        """Cross-entropies of each cell's colour, row and column (B, 16, hidden) and of each crop's digit (B, 16, hidden)."""
-        colors, digits = _targets(batch)
-        color, row, column = self.place(scene_tokens).split([len(COLOR_NAMES) + 1, scenes.GRID, scenes.GRID], dim=-1)
-        cells = torch.arange(scenes.GRID**2).expand(len(batch), -1)
-        found = functional.cross_entropy(color.flatten(0, 1), colors.flatten())
-        placed = functional.cross_entropy(row.flatten(0, 1), (cells // scenes.GRID).flatten())
-        placed = placed + functional.cross_entropy(column.flatten(0, 1), (cells % scenes.GRID).flatten())
-        read = functional.cross_entropy(self.digit(crop_tokens.mean(dim=1)), digits)
-        return found + 0.5 * placed + read
+    def loss(self, scene_tokens: Tensor, crop_tokens: Tensor, asked: Tensor, batch: Sequence[scenes.Scene]) -> Tensor:
+        """Cross-entropies of what image tokens (B, 16, hidden), crops (B, 16, hidden) and questions (B, colours, hidden) should tell."""
+        colors, digits, cells = _targets(batch)
+        color, row, column = self.cell(scene_tokens).split([len(COLOR_NAMES) + 1, scenes.GRID, scenes.GRID], dim=-1)
+        places = torch.arange(scenes.GRID**2).repeat(len(batch))
+        return (
+            functional.cross_entropy(color.flatten(0, 1), colors.flatten())
+            + 0.5 * functional.cross_entropy(row.flatten(0, 1), places // scenes.GRID)
+            + 0.5 * functional.cross_entropy(column.flatten(0, 1), places % scenes.GRID)
+            + functional.cross_entropy(self.digit(crop_tokens.mean(dim=1)), digits)
+            + functional.cross_entropy(self.where(asked).flatten(0, 1), cells.flatten())
+        )
 
 
-def _targets(batch: Sequence[scenes.Scene]) -> tuple[Tensor, Tensor]:
-    colors = torch.full((len(batch), scenes.GRID**2), len(COLOR_NAMES))
+def _targets(batch: Sequence[scenes.Scene]) -> tuple[Tensor, Tensor, Tensor]:
+    """Colour of each cell (B, 16), digit of the asked tile (B,), cell of each colour (B, colours)."""
+    num_cells = scenes.GRID**2
+    colors = torch.full((len(batch), num_cells), len(COLOR_NAMES))
+    cells = torch.full((len(batch), len(COLOR_NAMES)), num_cells)
     for number, scene in enumerate(batch):
         for tile in scene.tiles:
-            colors[number, tile.row * scenes.GRID + tile.column] = COLOR_NAMES.index(tile.color)
-    return colors, torch.tensor([scenes.CLASSES.index(scene.asked.digit) for scene in batch])
+            cell, color = tile.row * scenes.GRID + tile.column, COLOR_NAMES.index(tile.color)
+            colors[number, cell], cells[number, color] = color, cell
+    return colors, torch.tensor([scenes.CLASSES.index(scene.asked.digit) for scene in batch]), cells
 
 
 def lesson_logits(
@@ -87,13 +94,18 @@ def lesson_logits(
     for number, lesson in enumerate(lessons):
         ids[number, : len(lesson.token_ids)] = torch.tensor(lesson.token_ids)
         weights[number, : len(lesson.weights)] = torch.tensor(lesson.weights)
-    is_image = ids == model.config.image_token_id
-    embedded = model.get_input_embeddings()(ids)
-    if image_tokens:
-        embedded = embedded.masked_scatter(is_image.unsqueeze(-1), torch.cat(list(image_tokens)))
-    hidden = model.model.language_model(inputs_embeds=embedded, position_ids=positions(is_image), use_cache=False).last_hidden_state
+    hidden = hidden_states(model, ids, torch.cat(list(image_tokens)) if image_tokens else None)
     places = weights[:, 1:] > 0
     return model.lm_head(hidden[:, :-1][places]), ids[:, 1:][places], weights[:, 1:][places]
+
+
+def hidden_states(model: Qwen2_5_VLForConditionalGeneration, ids: Tensor, image_tokens: Tensor | None) -> Tensor:
+    """Last hidden states (B, T, hidden) of ids (B, T), from image tokens (all pads of the batch, hidden)."""
+    is_image = ids == model.config.image_token_id
+    embedded = model.get_input_embeddings()(ids)
+    if image_tokens is not None:
+        embedded = embedded.masked_scatter(is_image.unsqueeze(-1), image_tokens)
+    return model.model.language_model(inputs_embeds=embedded, position_ids=positions(is_image), use_cache=False).last_hidden_state
 
 
 def positions(is_image: Tensor) -> Tensor:
@@ -141,8 +153,10 @@ def train(
     def warm_up(batch: list[scenes.Scene]) -> Tensor:
         views = [pixels.scene_view(scene) for scene in batch]
         views += [scenes.draw_cell(scene, scene.asked.row, scene.asked.column) for scene in batch]
-        tokens = pixels.encode(model.model.visual, pixels.patches(np.stack(views)))
-        return probe.loss(*tokens.split(len(batch)), batch)
+        shown, read = pixels.encode(model.model.visual, pixels.patches(np.stack(views))).split(len(batch))
+        ids = torch.tensor(teacher.questions()).expand(len(batch), -1)
+        hidden = hidden_states(model, ids, shown.flatten(0, 1))[:, -len(COLOR_NAMES) :]
+        return probe.loss(shown, read, hidden, batch)
 
     def matching(batch: list[scenes.Scene]) -> Tensor:
         return lessons_loss(model, [teacher.matching(scene, rng) for scene in batch])[0]
@@ -150,10 +164,9 @@ def train(
     def joint(batch: list[scenes.Scene]) -> Tensor:
         return lessons_loss(model, [teacher.joint(scene, rng) for scene in batch])[0]
 
-    visual = [*model.model.visual.parameters(), *probe.parameters()]
     for name, phase, objective, parameters in (
-        ("warm-up", plan.warm_up, warm_up, visual),
-        ("matching", plan.matching, matching, list(model.model.language_model.parameters())),
+        ("warm-up", plan.warm_up, warm_up, [*model.parameters(), *probe.parameters()]),
+        ("matching", plan.matching, matching, list(model.parameters())),
         ("joint", plan.joint, joint, list(model.parameters())),
     ):
         for loss in _run(phase, objective, parameters, stream):

@@ -7,7 +7,7 @@ import torch
 from torch import Tensor
 from transformers import AutoImageProcessor, AutoModelForImageTextToText
 
-from actors import policy_model, vision_attention
+from actors import policy_model
 from actors.image_inputs import ImagePreparer
 from actors.policy_model import PolicyModel
 from arm_rl.core.batching import collate
@@ -33,7 +33,7 @@ def ids(folder):
 
 @pytest.fixture(scope="module")
 def plain(folder):
-    """Hugging Face's own model and attention, nothing of ours in it."""
+    """Hugging Face's own model, nothing of ours in it."""
     return AutoModelForImageTextToText.from_pretrained(folder, dtype=torch.float32).eval()
 
 
@@ -44,7 +44,7 @@ def preparer(folder):
 
 @pytest.fixture(scope="module")
 def images():
-    """Views of 16, 8 and 4 tokens, so that the tower's segments differ in length."""
+    """Views of 16, 8 and 4 tokens."""
     made = [random_samples.image(1), random_samples.image(2), random_samples.image(3, 64, 32), random_samples.image(4, 32, 32)]
     return {image.key: image for image in made}
 
@@ -234,18 +234,6 @@ def test_pads_and_images_must_match(folder, preparer, ids, images, samples):
 
 def fields(sample: TrainingSample) -> dict:
     return {name: getattr(sample, name) for name in sample.__dataclass_fields__}
-
-
-def test_packed_attention_is_attention_inside_each_segment():
-    torch.manual_seed(0)
-    query, key, value = torch.randn(3, 1, 2, 11, 4)
-    ends = [0, 3, 5, 8, 8, 11]
-    output, _ = vision_attention.packed_attention(
-        torch.nn.Module(), query, key, value, None, scaling=0.3, cu_seq_lens_q=torch.tensor(ends, dtype=torch.int32)
-    )
-    for start, end in zip(ends, ends[1:], strict=False):
-        weights = (query[0, :, start:end] @ key[0, :, start:end].mT * 0.3).softmax(dim=-1)
-        torch.testing.assert_close(output[0, start:end], (weights @ value[0, :, start:end]).transpose(0, 1))
 
 
 def test_an_image_is_processed_once_while_it_is_kept(folder, images):

@@ -1,0 +1,34 @@
+"""A run's newest checkpoint as a Hugging Face folder."""
+
+import asyncio
+from pathlib import Path
+
+from actors.placement import Reservation, plan
+from arm_rl import checkpoint
+from arm_rl.checkpoint import CheckpointError
+from arm_rl.core.config import SftConfig, TrainConfig
+from arm_rl.core.template import Template
+from arm_rl.learners import learner_group
+from tools import load_tools
+
+
+async def export_checkpoint(config: TrainConfig | SftConfig, run: Path, out: Path) -> int:
+    """Loads the checkpoint into as many ranks as wrote it, and exports; gives its step.
+
+    Raises:
+        CheckpointError: the run has none.
+    """
+    found = checkpoint.latest(run / "checkpoints")
+    if found is None:
+        raise CheckpointError(f"{run / 'checkpoints'}: there is no checkpoint")
+    schemas = {name: tool.schema for name, tool in load_tools(config.tools.files).items()}
+    template = Template.load(config.model, config.template, schemas)
+    reservation = Reservation(plan(config.placement, config.learner.num_ranks, None))
+    try:
+        async with learner_group(config, template, reservation, num_steps=1) as starting:
+            learners = await starting
+            await asyncio.to_thread(learners.load, found.folder)
+            await asyncio.to_thread(learners.export, out)
+    finally:
+        reservation.release()
+    return found.step

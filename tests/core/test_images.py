@@ -1,0 +1,167 @@
+"""Images: content keys, sizes, where they are read from, and the view that a model gets."""
+
+import io
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+from hypothesis import given, settings, strategies
+from PIL import ExifTags
+from PIL import Image as PILImage
+from transformers import Qwen2VLImageProcessor
+
+from arm_rl.core.images import Image, ImageError, from_entry, load
+from arm_rl.core.types import ImageRef
+from arm_rl.core.view import ViewSize
+from tests.scripted import noise
+
+ORIENTATIONS = range(1, 9)
+IMAGES = pa.list_(pa.struct([("bytes", pa.binary()), ("path", pa.string())]))
+
+
+def encoded(pixels, kind="PNG", **options):
+    buffer = io.BytesIO()
+    pixels.save(buffer, format=kind, **options)
+    return buffer.getvalue()
+
+
+def write(path, rows, row_group_size=2, name="images"):
+    table = pa.Table.from_pylist([{name: row} for row in rows], schema=pa.schema([(name, IMAGES)]))
+    pq.write_table(table, path, row_group_size=row_group_size)
+    return str(path)
+
+
+def test_equal_content_has_an_equal_key():
+    first, same, other = (Image.from_pil(noise(8, 8, seed)) for seed in (0, 0, 1))
+    assert first == same
+    assert first.key == same.key != other.key
+    assert len({first, same, other}) == 2
+
+
+def test_png_keeps_every_pixel():
+    pixels = noise(33, 7)
+    image = Image.from_pil(pixels)
+    assert image.pil().tobytes() == pixels.tobytes()
+    assert image.size == (33, 7)
+
+
+@pytest.mark.parametrize("mode", ["L", "P", "RGBA", "LA", "1", "CMYK"])
+def test_every_kind_of_image_becomes_rgb(mode):
+    kind = "TIFF" if mode == "CMYK" else "PNG"
+    image = Image.from_bytes(encoded(noise(20, 10).convert(mode), kind))
+    assert (image.pil().mode, image.pil().size, image.size) == ("RGB", (20, 10), (20, 10))
+
+
+@pytest.mark.parametrize("kind", ["JPEG", "PNG", "WEBP"])
+@pytest.mark.parametrize("orientation", ORIENTATIONS)
+def test_an_image_is_upright_however_the_camera_was_held(orientation, kind):
+    exif = PILImage.Exif()
+    exif[ExifTags.Base.Orientation] = orientation
+    image = Image.from_bytes(encoded(noise(20, 10), kind, exif=exif))
+    assert image.size == image.pil().size == ((20, 10) if orientation < 5 else (10, 20))
+
+
+def test_an_image_that_was_turned_shows_its_top_at_the_top():
+    pixels = PILImage.new("RGB", (20, 10), "black")
+    pixels.paste("white", (0, 0, 10, 10))  # stored: the left half is white
+    exif = PILImage.Exif()
+    exif[ExifTags.Base.Orientation] = 6  # to be turned a quarter clockwise: the left side becomes the top
+    upright = np.asarray(Image.from_bytes(encoded(pixels, exif=exif)).pil().convert("L"))
+    assert upright[:10].min() == 255
+    assert upright[10:].max() == 0
+
+
+@pytest.mark.parametrize("data", [b"", b"no image", encoded(noise(64, 64))[:100], encoded(noise(64, 64))[:-3000]])
+def test_bytes_that_are_no_image(data):
+    with pytest.raises(ImageError, match=f"not a readable image \\({len(data)} bytes\\)"):
+        Image.from_bytes(data).pil()
+
+
+def test_no_size_without_an_image():
+    with pytest.raises(ImageError, match="not a readable image"):
+        _ = Image.from_bytes(b"no image").size
+
+
+def test_a_file_is_read(tmp_path):
+    (tmp_path / "a.png").write_bytes(encoded(noise()))
+    assert load(ImageRef(path=str(tmp_path / "a.png"))).pil().tobytes() == noise().tobytes()
+
+
+def test_rows_of_a_parquet_file_are_read(tmp_path):
+    """Over the borders of row groups, and from the row's list."""
+    images = [Image.from_pil(noise(4, 4, seed)) for seed in range(6)]
+    rows = [[images[0]], [images[1], images[2]], [], [images[3]], [images[4], images[5]]]
+    path = write(tmp_path / "a.parquet", [[{"bytes": image.data, "path": None} for image in row] for row in rows])
+    for number, row in enumerate(rows):
+        for index, image in enumerate(row):
+            assert load(ImageRef(path=path, row=number, index=index)) == image
+
+
+def test_a_path_in_a_parquet_file_is_relative_to_its_folder(tmp_path):
+    (tmp_path / "pictures").mkdir()
+    (tmp_path / "pictures/a.png").write_bytes(encoded(noise()))
+    path = write(tmp_path / "a.parquet", [[{"bytes": None, "path": "pictures/a.png"}]])
+    assert load(ImageRef(path=path, row=0)).size == (256, 256)
+
+
+@pytest.mark.parametrize(
+    ("file", "row", "index", "message"),
+    [
+        ("none.png", None, 0, "none.png: No such file"),
+        ("none.parquet", 0, 0, "none.parquet: not a readable parquet file"),
+        ("text.parquet", 0, 0, "text.parquet: not a readable parquet file"),
+        ("columns.parquet", 0, 0, "columns.parquet: not a readable parquet file with images"),
+        ("good.parquet", 2, 0, "good.parquet: there is no row 2"),
+        ("good.parquet", 0, 1, "good.parquet: row 0 has 1 images, and no number 1"),
+        ("good.parquet", 1, 0, "good.parquet: row 1 has 0 images, and no number 0"),
+    ],
+)
+def test_what_cannot_be_read_is_named(tmp_path, file, row, index, message):
+    write(tmp_path / "good.parquet", [[{"bytes": encoded(noise(4, 4)), "path": None}], None])
+    write(tmp_path / "columns.parquet", [[]], name="pictures")
+    (tmp_path / "text.parquet").write_text("not parquet")
+    with pytest.raises(ImageError, match=message):
+        load(ImageRef(path=str(tmp_path / file), row=row, index=index))
+
+
+def test_an_entry_needs_bytes_or_a_path(tmp_path):
+    with pytest.raises(ImageError, match="bytes or a path"):
+        from_entry({"bytes": None, "path": None}, tmp_path)
+    with pytest.raises(ImageError, match=r"gone\.png: No such file"):
+        from_entry({"path": "gone.png"}, tmp_path)
+
+
+PROCESSORS = {  # patch size, merge size, fewest and most pixels: the demo's, and the released models' own
+    "digits": (8, 2, 64 * 64, 64 * 64),
+    "Qwen2.5-VL": (14, 2, 56 * 56, 14 * 14 * 4 * 1280),
+    "wide": (16, 2, 32 * 32, 1024 * 1024),
+}
+
+
+@pytest.mark.parametrize("name", PROCESSORS)
+@given(width=strategies.integers(1, 700), height=strategies.integers(1, 700))
+@settings(max_examples=25)
+def test_a_view_has_as_many_tokens_as_the_processor_makes(name, width, height):
+    if max(width, height) / min(width, height) > 150:
+        return  # the library refuses beyond 200:1
+    patch, merge, least, most = PROCESSORS[name]
+    processor = Qwen2VLImageProcessor(patch_size=patch, merge_size=merge, size={"shortest_edge": least, "longest_edge": most})
+    grid = processor(images=[PILImage.new("RGB", (width, height))])["image_grid_thw"][0]
+    view = ViewSize(factor=patch * merge, min_pixels=least, max_pixels=most)
+    assert view.num_tokens(width, height) == int(grid[0] * grid[1] * grid[2]) // merge**2
+
+
+@given(width=strategies.integers(1, 3000), height=strategies.integers(1, 3000))
+def test_a_released_models_view_is_not_resized_again(width, height):
+    if max(width, height) / min(width, height) > 150:
+        return
+    view = ViewSize(factor=28, min_pixels=56 * 56, max_pixels=1280 * 784)
+    assert view.of(*view.of(width, height)) == view.of(width, height)
+
+
+def test_the_view_is_the_whole_image_made_smaller():
+    view = ViewSize(factor=16, min_pixels=64 * 64, max_pixels=64 * 64)
+    shown = view.view(Image.from_pil(noise(256, 256)))
+    assert shown.size == (64, 64)
+    assert abs(np.asarray(shown, dtype=float).mean() - np.asarray(noise(256, 256), dtype=float).mean()) < 2

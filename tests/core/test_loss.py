@@ -1,0 +1,202 @@
+"""Losses against numbers worked out by hand, and GRPO's gradient against a naive formula, token by token."""
+
+import math
+import random
+
+import pytest
+import torch
+
+from arm_rl.core.config import AlgorithmConfig
+from arm_rl.core.loss import (
+    GrpoObjective,
+    SftObjective,
+    TokenScores,
+    TokenTargets,
+    clipped_surrogate,
+    kl_estimate,
+    loss,
+    means,
+    token_weights,
+)
+
+MASK = torch.tensor([[True, True, True, False], [False, True, False, False]])
+
+
+def test_token_mean_weighs_every_token_alike():
+    weights = token_weights(MASK, "token_mean", num_loss_tokens=8, num_samples=3)
+    assert weights.tolist() == [[0.125, 0.125, 0.125, 0.0], [0.0, 0.125, 0.0, 0.0]]
+
+
+def test_sequence_mean_weighs_every_sequence_alike():
+    weights = token_weights(MASK, "sequence_mean", num_loss_tokens=8, num_samples=4)
+    torch.testing.assert_close(weights.sum(dim=1), torch.tensor([0.25, 0.25]))
+    assert weights[0, 0] == pytest.approx(1 / 12)
+    assert weights[1].tolist() == [0.0, 0.25, 0.0, 0.0]
+
+
+def test_fixed_length_divides_by_one_length():
+    weights = token_weights(MASK, "fixed_length", num_loss_tokens=8, num_samples=2, fixed_length=10)
+    torch.testing.assert_close(weights, MASK.float() / 20)
+
+
+def test_a_row_without_loss_has_no_weight():
+    weights = token_weights(torch.zeros(1, 3, dtype=torch.bool), "sequence_mean", num_loss_tokens=1, num_samples=1)
+    assert weights.tolist() == [[0.0, 0.0, 0.0]]
+
+
+@pytest.mark.parametrize(
+    ("ratio", "advantage", "expected", "is_clipped"),
+    [
+        (1.0, 2.0, -2.0, False),
+        (1.5, 2.0, -2.6, True),  # a good token that became likelier: at most 1.3
+        (0.5, 2.0, -1.0, False),  # a good token that became rarer is pulled back
+        (0.5, -1.0, 0.9, True),  # a bad token that became rarer: at most down to 0.9
+        (1.5, -1.0, 1.5, False),  # a bad token that became likelier is pushed down
+        (1.2, 2.0, -2.4, False),
+    ],
+)
+def test_clipped_surrogate(ratio, advantage, expected, is_clipped):
+    logprobs = torch.tensor([[math.log(0.2) + math.log(ratio)]], requires_grad=True)
+    value, ratios, clipped = clipped_surrogate(
+        logprobs, torch.tensor([[math.log(0.2)]]), torch.tensor([[advantage]]), clip_low=0.1, clip_high=0.3
+    )
+    value.sum().backward()
+    assert value.item() == pytest.approx(expected, rel=1e-5)
+    assert ratios.item() == pytest.approx(ratio, rel=1e-5)
+    assert clipped.item() is is_clipped
+    assert logprobs.grad.item() == pytest.approx(0.0 if is_clipped else -ratio * advantage, rel=1e-5)
+
+
+def test_a_huge_ratio_has_a_finite_gradient():
+    logprobs = torch.tensor([[0.0, 0.0]], requires_grad=True)
+    value, _, _ = clipped_surrogate(logprobs, torch.tensor([[-500.0, -500.0]]), torch.tensor([[1.0, -1.0]]), clip_low=0.2, clip_high=0.2)
+    value.sum().backward()
+    assert logprobs.grad.isfinite().all()
+
+
+def test_kl_estimates():
+    policy, reference = torch.tensor([[math.log(0.5)]]), torch.tensor([[math.log(0.25)]])
+    difference = math.log(0.5)
+    assert kl_estimate(policy, reference, "k1").item() == pytest.approx(-difference)
+    assert kl_estimate(policy, reference, "k2").item() == pytest.approx(difference**2 / 2)
+    assert kl_estimate(policy, reference, "k3").item() == pytest.approx(0.5 - 1 - difference)
+
+
+@pytest.mark.parametrize("kind", ["k1", "k3"])
+def test_kl_estimates_have_the_divergence_as_their_mean(kind):
+    policy, reference = torch.tensor([0.7, 0.2, 0.1]), torch.tensor([0.3, 0.3, 0.4])
+    exact = (policy * (policy / reference).log()).sum()
+    torch.testing.assert_close((policy * kl_estimate(policy.log(), reference.log(), kind)).sum(), exact)
+
+
+def random_case(seed: int) -> tuple[torch.Tensor, torch.Tensor, TokenTargets]:
+    """Logits [2, 4, 5], their tokens [2, 4] and targets."""
+    generator = torch.Generator().manual_seed(seed)
+    logits = torch.randn(2, 4, 5, generator=generator)
+    tokens = torch.randint(0, 5, (2, 4), generator=generator)
+    near = logits.log_softmax(-1).gather(-1, tokens[..., None])[..., 0]
+    noise = torch.randn(2, 2, 4, generator=generator) * 0.4
+    targets = TokenTargets(
+        mask=MASK,
+        weights=token_weights(MASK, "token_mean", num_loss_tokens=4, num_samples=2),
+        behaviour_logprobs=torch.where(MASK, near + noise[0], 0),
+        advantages=torch.where(MASK, torch.randn(2, 4, generator=generator), 0),
+        reference_logprobs=torch.where(MASK, near + noise[1], 0),
+    )
+    return logits.requires_grad_(), tokens, targets
+
+
+def scores_of(logits: torch.Tensor, tokens: torch.Tensor) -> TokenScores:
+    distribution = logits.log_softmax(-1)
+    logprobs = torch.where(MASK, distribution.gather(-1, tokens[..., None])[..., 0], 0)
+    return TokenScores(logprobs=logprobs, entropy=torch.where(MASK, -(distribution.exp() * distribution).sum(-1), 0))
+
+
+OBJECTIVE = GrpoObjective(clip_low=0.1, clip_high=0.3, kl_coefficient=0.05, kl_kind="k3", entropy_coefficient=0.02)
+
+
+@pytest.mark.parametrize("seed", range(5))
+def test_grpo_is_the_naive_formula_summed_over_tokens(seed):
+    logits, tokens, targets = random_case(seed)
+    value, _ = loss(OBJECTIVE, scores_of(logits, tokens), targets)
+    (gradient,) = torch.autograd.grad(value, logits)
+
+    terms = []
+    for row, column in MASK.nonzero().tolist():
+        probabilities = torch.exp(logits[row, column]) / torch.exp(logits[row, column]).sum()
+        probability = probabilities[tokens[row, column]]
+        ratio = probability / math.exp(targets.behaviour_logprobs[row, column])
+        advantage = targets.advantages[row, column].item()
+        bounded = ratio if 0.9 <= ratio.item() <= 1.3 else torch.tensor(min(max(ratio.item(), 0.9), 1.3))
+        surrogate = min(ratio * advantage, bounded * advantage, key=lambda term: term.item())
+        change = math.exp(targets.reference_logprobs[row, column]) / probability
+        kl = change - torch.log(change) - 1
+        entropy = -sum(p * torch.log(p) for p in probabilities)
+        terms.append(-surrogate + 0.05 * kl - 0.02 * entropy)
+    naive = sum(terms) / 4
+    (expected,) = torch.autograd.grad(naive, logits)
+    torch.testing.assert_close(value, naive)
+    torch.testing.assert_close(gradient, expected)
+    assert not gradient[~MASK].any()
+
+
+def test_sums_of_pieces_are_the_sums_of_the_whole():
+    logits, tokens, targets = random_case(11)
+    scores = scores_of(logits, tokens)
+    whole, sums = loss(OBJECTIVE, scores, targets)
+    parts = []
+    for row in (slice(0, 1), slice(1, 2)):
+        piece = TokenTargets(**{name: getattr(targets, name)[row] for name in TokenTargets.__dataclass_fields__})
+        parts.append(loss(OBJECTIVE, TokenScores(logprobs=scores.logprobs[row], entropy=scores.entropy[row]), piece))
+    torch.testing.assert_close(parts[0][0] + parts[1][0], whole)
+    for name, value in sums.items():
+        torch.testing.assert_close(parts[0][1][name] + parts[1][1][name], value)
+
+
+def test_metrics_are_means_over_loss_tokens():
+    logits, tokens, targets = random_case(2)
+    scores = scores_of(logits, tokens)
+    value, sums = loss(OBJECTIVE, scores, targets)
+    metrics = means({name: total.item() for name, total in sums.items()}, 4)
+    ratio = torch.exp(scores.logprobs - targets.behaviour_logprobs)[MASK]
+    assert metrics["loss"] == pytest.approx(value.item())
+    assert metrics["ratio"] == pytest.approx(ratio.mean().item(), rel=1e-5)
+    assert metrics["entropy"] == pytest.approx(scores.entropy[MASK].mean().item(), rel=1e-5)
+    assert metrics["kl_engine"] == pytest.approx(-ratio.log().mean().item(), rel=1e-4)
+    advantages = targets.advantages[MASK]
+    clipped = ((ratio > 1.3) & (advantages > 0)) | ((ratio < 0.9) & (advantages < 0))
+    assert metrics["clip_share"] == pytest.approx(clipped.float().mean().item())
+
+
+def test_on_the_policy_that_sampled_there_is_no_clipping_and_no_gap():
+    logits, tokens, targets = random_case(4)
+    scores = scores_of(logits, tokens)
+    own = TokenTargets(mask=MASK, weights=targets.weights, behaviour_logprobs=scores.logprobs.detach(), advantages=targets.advantages)
+    value, sums = loss(GrpoObjective(), scores, own)
+    assert (sums["ratio"].item(), sums["clip_share"].item(), sums["kl_engine"].item()) == (4.0, 0, 0.0)
+    assert value.item() == pytest.approx(-targets.advantages[MASK].mean().item())
+
+
+def test_sft_is_the_mean_negative_log_likelihood():
+    logits, tokens, targets = random_case(3)
+    value, sums = loss(SftObjective(), scores_of(logits, tokens), targets)
+    expected = torch.nn.functional.cross_entropy(logits[MASK], tokens[MASK])
+    torch.testing.assert_close(value, expected)
+    assert set(sums) == {"loss", "entropy"}
+
+
+def test_a_penalty_needs_a_reference():
+    logits, tokens, targets = random_case(0)
+    without = TokenTargets(mask=MASK, weights=targets.weights, behaviour_logprobs=targets.behaviour_logprobs, advantages=targets.advantages)
+    with pytest.raises(ValueError, match="reference"):
+        loss(OBJECTIVE, scores_of(logits, tokens), without)
+
+
+def test_an_objective_of_a_configuration():
+    source = random.Random(1)
+    config = AlgorithmConfig(
+        loss_aggregation="fixed_length", fixed_length=77, clip_low=0.15, clip_high=source.uniform(0.2, 0.4), kl_coefficient=0.1
+    )
+    objective = GrpoObjective.of(config, temperature=0.8)
+    assert (objective.aggregation, objective.fixed_length, objective.temperature) == ("fixed_length", 77, 0.8)
+    assert (objective.clip_low, objective.clip_high, objective.kl_coefficient) == (0.15, config.clip_high, 0.1)

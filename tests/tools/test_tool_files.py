@@ -1,0 +1,159 @@
+"""Tool files: what they offer, and what is refused with file and entry."""
+
+import copy
+from pathlib import Path
+
+import jsonschema
+import pytest
+import yaml
+
+from tests.odd_tools import CountTool
+from tools import TOOLS, ToolFileError, load_tools
+from tools.base import Tool, ToolContext, function_schema
+from tools.image_zoom import ImageZoomTool
+
+ROOT = Path(__file__).parents[2]
+ZOOM = {"class_name": "image_zoom_in_tool"}
+COUNT = {"class_name": "tests.odd_tools.CountTool"}
+NOTHING = ToolContext(images={}, texts={}, image_names=[])
+
+
+@pytest.fixture
+def offer(tmp_path):
+    """Loads a file with these entries."""
+
+    def offer(*entries, name="tools.yaml"):
+        (tmp_path / name).write_text(yaml.safe_dump({"tools": list(entries)}))
+        return load_tools([str(tmp_path / name)])
+
+    return offer
+
+
+@pytest.mark.parametrize("path", sorted((ROOT / "configs/tools").glob("*.yaml")), ids=lambda path: path.name)
+def test_every_shipped_file_loads(path):
+    tools = load_tools([str(path)])
+    assert tools
+    for name, tool in tools.items():
+        assert tool.schema["function"]["name"] == tool.name == name
+        assert tool.schema["function"]["description"]
+        jsonschema.Draft202012Validator.check_schema(tool.schema["function"]["parameters"])
+
+
+@pytest.mark.parametrize("name", TOOLS)
+def test_a_tool_is_listed_under_its_own_name(name):
+    assert TOOLS[name].name == name == TOOLS[name].schema["function"]["name"]
+
+
+def test_the_zoom_of_the_paper():
+    (zoom,) = load_tools([str(ROOT / "configs/tools/image_zoom.yaml")]).values()
+    assert isinstance(zoom, ImageZoomTool)
+    assert (zoom.min_side, zoom.max_aspect, zoom.enlarge_below) == (28, 100, 224)
+
+
+def test_the_configuration_reaches_the_tool(offer):
+    assert offer({**ZOOM, "config": {"min_side": 5}})["image_zoom_in_tool"].min_side == 5
+    assert offer(ZOOM)["image_zoom_in_tool"].min_side == 28
+    assert offer({**ZOOM, "config": None})["image_zoom_in_tool"].min_side == 28
+
+
+def test_a_class_may_be_given_by_its_path(offer):
+    tools = offer(ZOOM, COUNT)
+    assert list(tools) == ["image_zoom_in_tool", "count"]
+    assert isinstance(tools["count"], CountTool)
+
+
+def test_a_schema_of_its_own_renames_one_instance(offer):
+    schema = function_schema("tally", "Counts.", {"word": {"type": "string"}}, required=["word"])
+    tools = offer({**COUNT, "tool_schema": schema}, COUNT)
+    assert list(tools) == ["tally", "count"]
+    assert tools["tally"].schema == schema
+    assert CountTool.name == "count", "the class stays as it was"
+    assert tools["tally"].call({"word": "x"}, NOTHING).status == "ok"
+    assert tools["tally"].call({}, NOTHING).status == "bad_arguments"
+
+
+def test_several_files_are_one_list(tmp_path):
+    for name, entry in (("a.yaml", ZOOM), ("b.yaml", COUNT)):
+        (tmp_path / name).write_text(yaml.safe_dump({"tools": [entry]}))
+    assert list(load_tools([str(tmp_path / "a.yaml"), str(tmp_path / "b.yaml")])) == ["image_zoom_in_tool", "count"]
+    with pytest.raises(ToolFileError, match=r"a.yaml: tools\[0\]: 'image_zoom_in_tool' is listed twice"):
+        load_tools([str(tmp_path / "a.yaml"), str(tmp_path / "a.yaml")])
+    assert load_tools([]) == {}
+
+
+SCHEMA = function_schema("tally", "Counts.", {}, required=[])
+
+
+def broken_schema(*path, value):
+    schema = copy.deepcopy(SCHEMA)
+    inner = schema
+    for step in path[:-1]:
+        inner = inner[step]
+    inner[path[-1]] = value
+    return {**COUNT, "tool_schema": schema}
+
+
+@pytest.mark.parametrize(
+    ("entry", "message"),
+    [
+        ({**ZOOM, "clas_name": "x"}, "unknown key 'clas_name'; known: class_name, config, tool_schema"),
+        ({}, "class_name: '' is neither one of"),
+        ({"class_name": "telescope"}, r"class_name: 'telescope' is neither one of \['image_zoom_in_tool'\] nor a class that imports"),
+        ({"class_name": "no.such.module.Tool"}, "class_name: 'no.such.module.Tool' is neither"),
+        ({"class_name": "tools.base.NoSuchTool"}, "class_name: 'tools.base.NoSuchTool' is neither"),
+        ({"class_name": "tools.base.ArgumentError"}, "class_name: 'tools.base.ArgumentError' is not a tools.base.Tool"),
+        ({"class_name": "tools.base.function_schema"}, "is not a tools.base.Tool"),
+        ({"class_name": "tools.base.Tool"}, "config: .*abstract"),
+        ({"class_name": 3}, "class_name: '3' is neither"),
+        ({**ZOOM, "config": {"zoom": 3}}, "config: .*unexpected keyword argument 'zoom'"),
+        ({**ZOOM, "config": [1]}, "config: .*must be a mapping"),
+        ({**COUNT, "tool_schema": {"function": {"name": "x"}}}, "tool_schema: needs function.name and function.parameters.properties"),
+        ({**COUNT, "tool_schema": 3}, "tool_schema: needs function.name"),
+        (broken_schema("function", "parameters", "properties", value={"word": {"type": "word"}}), "tool_schema: 'word' is not valid"),
+        (broken_schema("function", "name", value=3), "tool_schema: function.name is 3"),
+    ],
+)
+def test_a_broken_entry_is_named(offer, entry, message):
+    with pytest.raises(ToolFileError, match=rf"tools.yaml: tools\[1\].*{message}"):
+        offer({**COUNT, "tool_schema": function_schema("first", "", {}, required=[])}, entry)
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("tools: [\n", "broken.yaml: not a YAML file"),
+        ("", "broken.yaml: a list of entries under the key 'tools' is needed"),
+        ("tools: 3", "a list of entries"),
+        ("tools: {a: 1}", "a list of entries"),
+        ("tools: [image_zoom_in_tool]", "a list of entries"),
+        ("- class_name: image_zoom_in_tool", "a list of entries"),
+        ("tool: []", "a list of entries"),
+    ],
+)
+def test_a_broken_file_is_named(tmp_path, text, message):
+    path = tmp_path / "broken.yaml"
+    path.write_text(text)
+    with pytest.raises(ToolFileError, match=message):
+        load_tools([str(path)])
+
+
+def test_a_file_that_is_not_there():
+    with pytest.raises(ToolFileError, match=r"nowhere.yaml: No such file"):
+        load_tools(["nowhere.yaml"])
+
+
+def test_a_tool_that_raises_is_for_its_caller_to_catch():
+    class Falling(Tool):
+        name = "falling"
+        schema = function_schema(name, "", {}, required=[])
+
+        def run(self, arguments, context):
+            raise OSError("down")
+
+    with pytest.raises(OSError, match="down"):
+        Falling().call({}, NOTHING)
+
+
+def test_a_schema_that_cannot_travel_is_refused_at_once():
+    with pytest.raises(TypeError):
+        function_schema("x", "", {"a": {"default": {1, 2}}}, required=[])
