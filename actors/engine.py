@@ -8,9 +8,7 @@ vLLM is imported when an engine starts, so that this module costs nothing to imp
 import asyncio
 import gc
 import itertools
-import logging
 import math
-import os
 from collections import OrderedDict
 from collections.abc import Sequence
 from pathlib import Path
@@ -19,7 +17,7 @@ from typing import TYPE_CHECKING, Any, get_args
 from PIL import Image as PILImage
 from transformers import AutoConfig
 
-from actors.weight_sync import BACKEND, OWNER_PID, WORKER_EXTENSION
+from actors.engine_settings import engine_arguments
 from arm_rl.core.config import ModelConfig, RolloutConfig
 from arm_rl.core.images import Image
 from arm_rl.core.session import Completion
@@ -28,15 +26,11 @@ from arm_rl.core.view import ViewSize
 
 if TYPE_CHECKING:
     from vllm import SamplingParams
-    from vllm.engine.arg_utils import AsyncEngineArgs
     from vllm.outputs import RequestOutput
     from vllm.v1.engine.async_llm import AsyncLLM
     from vllm.v1.engine.output_processor import RequestOutputCollector
 
-logger = logging.getLogger(__name__)
-
 VIEW_CACHE_BYTES = 512 * 2**20  # decoded views that an engine keeps
-CPU_BLOCK_SIZE = 32  # best for short prompts; on CPU the key-value cache's blocks are multiples of it
 
 
 class EngineMismatch(RuntimeError):
@@ -45,21 +39,6 @@ class EngineMismatch(RuntimeError):
 
 class EngineClosed(RuntimeError):
     """The engine was closed, or a weight update failed half-way."""
-
-
-def engine_environment(use_gpu: bool) -> dict[str, str]:
-    """Environment variables of a process with an engine in it; to be set before vLLM is imported there."""
-    common = {"VLLM_NO_USAGE_STATS": "1", "TOKENIZERS_PARALLELISM": "false"}
-    if use_gpu:
-        return common | {"VLLM_LOGGING_LEVEL": "WARNING"}
-    return common | {
-        "OMP_NUM_THREADS": "1",  # vLLM's threads fight over few cores: 20 times slower without
-        "VLLM_ENABLE_V1_MULTIPROCESSING": "0",  # the worker stays in the engine's process: half the start-up time
-        "TORCHDYNAMO_DISABLE": "1",  # compiling a helper of the log-probabilities takes longer than it will ever save
-        "VLLM_LOGGING_LEVEL": "ERROR",  # on CPU its warnings are about settings chosen here on purpose
-        "TORCH_CPP_LOG_LEVEL": "ERROR",  # as are torch's ...
-        "PYTHONWARNINGS": "ignore::FutureWarning",  # ... and those of its imports
-    }
 
 
 class Engine:
@@ -78,8 +57,8 @@ class Engine:
             use_gpu: whether vLLM runs on GPUs.
             can_sleep: on GPUs, whether `sleep` will be used.
         """
-        self._model, self._rollout, self._view = model, rollout, view
-        self._seed, self._use_gpu, self._can_sleep = seed, use_gpu, can_sleep and use_gpu
+        self._use_gpu, self._can_sleep = use_gpu, can_sleep and use_gpu
+        self._arguments = engine_arguments(model, rollout, view, seed=seed, use_gpu=use_gpu, can_sleep=can_sleep)
         config = AutoConfig.from_pretrained(model.path)
         self._image_pad_id: int = config.image_token_id
         self._vision_ids = {config.image_token_id, config.video_token_id, config.vision_start_token_id, config.vision_end_token_id}
@@ -105,7 +84,9 @@ class Engine:
 
     async def start(self, version: int = 0) -> None:
         """Loads the model; its weights count as `version`."""
-        self._llm = _import_async_llm().from_engine_args(self._engine_args())
+        from vllm.engine.arg_utils import AsyncEngineArgs
+
+        self._llm = _import_async_llm().from_engine_args(AsyncEngineArgs(**self._arguments))
         self._tokenizer = self._llm.get_tokenizer()
         self._version = version
         await self._llm.update_weight_version(str(version))
@@ -179,7 +160,7 @@ class Engine:
                 await llm.finish_weight_update(weight_version=str(version))
             except BaseException as error:
                 self._failure = error
-                await self.close()
+                await self._shut_down()
                 raise
             self._version = version
             await llm.resume_generation()
@@ -196,6 +177,10 @@ class Engine:
 
     async def close(self) -> None:
         """Ends vLLM's process; requests that run come back as aborted."""
+        async with self._submission:
+            await self._shut_down()
+
+    async def _shut_down(self) -> None:
         llm, self._llm = self._llm, None
         if llm is None:
             return
@@ -215,17 +200,14 @@ class Engine:
     ) -> "RequestOutput":
         """Submits a request and waits for its end."""
         submission = asyncio.ensure_future(self._submit(request_id, prompt, params))
-        llm = None
         try:
-            llm, queue, seen_ids = await asyncio.shield(submission)
+            _, queue, seen_ids = await asyncio.shield(submission)
             if seen_ids != list(prompt_ids):
                 raise EngineMismatch(_difference(seen_ids, prompt_ids))
             return await queue.get()
         except BaseException:
-            if llm is None and not submission.done():  # cancelled while it was submitted: half of it would be worse than all
-                llm, *_ = await submission
-            if llm is not None:
-                await llm.abort(request_id)
+            llm, *_ = await submission  # a request is never left half submitted, not even by a cancelled caller
+            await llm.abort(request_id)
             raise
 
     async def _submit(
@@ -273,52 +255,6 @@ class Engine:
             finish_reason=sampled.finish_reason,
             policy_version=min((int(span.version) for span in sampled.weight_versions or ()), default=self._version),
         )
-
-    def _engine_args(self) -> "AsyncEngineArgs":
-        from vllm.config.weight_transfer import WeightTransferConfig
-        from vllm.engine.arg_utils import AsyncEngineArgs
-
-        rollout = self._rollout
-        arguments: dict[str, Any] = {
-            "model": self._model.path,
-            "dtype": self._model.dtype,
-            "seed": self._seed,
-            "max_model_len": rollout.max_model_len,
-            "max_num_seqs": rollout.max_num_seqs,
-            "enable_prefix_caching": True,
-            "limit_mm_per_prompt": {"image": rollout.max_images, "video": 0},
-            "mm_processor_kwargs": {  # images come as views: never to be resized again
-                "do_resize": False,
-                "size": {"shortest_edge": self._view.min_pixels, "longest_edge": self._view.max_pixels},
-            },
-            "skip_mm_profiling": not self._use_gpu,
-            "logprobs_mode": "processed_logprobs",  # of the distribution sampled from
-            "generation_config": "auto",  # all of the model's end tokens
-            "weight_transfer_config": WeightTransferConfig(backend=BACKEND),
-            "worker_extension_cls": WORKER_EXTENSION,
-            "additional_config": {OWNER_PID: os.getpid()},
-            "disable_log_stats": True,
-            "use_tqdm_on_load": False,
-        }
-        if self._use_gpu:
-            arguments |= {
-                "block_size": rollout.block_size,
-                "gpu_memory_utilization": rollout.gpu_memory_utilization,
-                "tensor_parallel_size": rollout.tensor_parallel_size,
-                "enforce_eager": rollout.enforce_eager,
-                "enable_sleep_mode": self._can_sleep,
-            }
-        else:
-            arguments |= {
-                # vLLM 0.32 dies of a seeded request whose prompt it computes in pieces (it rewinds the request's generator, which a CPU's
-                # cannot): with room for all that can be there at once it never has to.
-                "max_num_batched_tokens": rollout.max_num_seqs * rollout.max_model_len,
-                "block_size": rollout.block_size or CPU_BLOCK_SIZE,
-                "kv_cache_memory_bytes": rollout.cpu_kv_cache_gib * 2**30,
-                "enforce_eager": True,
-                "distributed_executor_backend": "uni",
-            }
-        return AsyncEngineArgs(**arguments)
 
 
 class _Views:

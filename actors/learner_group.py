@@ -1,5 +1,6 @@
 """The learner as the driver sees it: starts one actor a rank, gives each its share, and adds up what they say."""
 
+import contextlib
 import logging
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -7,6 +8,7 @@ from typing import Any
 
 import ray
 from ray import ObjectRef
+from ray.exceptions import RayError
 
 from actors.learner import Learner, RankBatch
 from actors.learner_settings import LearnerSpec, learner_environment
@@ -76,8 +78,9 @@ class LearnerGroup:
         return self._call("publish", folder, version, node_ids)[0]
 
     def remove_published(self, folder: Path) -> None:
-        """Removes what `publish` wrote."""
-        ray.get(self._ranks[0].remove_published.remote(folder))
+        """Removes what `publish` wrote, if rank 0 still lives."""
+        with contextlib.suppress(RayError):
+            ray.get(self._ranks[0].remove_published.remote(folder))
 
     def save(self, folder: Path) -> None:
         """Writes weights, optimizer, step and random states."""

@@ -11,7 +11,7 @@ from types import TracebackType
 
 import httpx
 
-from actors.engine import engine_environment
+from actors.engine_settings import engine_environment
 from arm_rl.core.errors import UserError
 
 GRACE_SECONDS = 10.0  # that the server is given to end by itself

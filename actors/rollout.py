@@ -8,7 +8,8 @@ from typing import Any
 import ray
 from ray.actor import ActorHandle
 
-from actors.engine import Engine, engine_environment
+from actors.engine import Engine
+from actors.engine_settings import engine_environment
 from actors.placement import Reservation
 from actors.tool_executor import ToolPool
 from actors.weight_sync import Published, WeightFile, place, weights_folder

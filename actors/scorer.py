@@ -4,8 +4,6 @@ import math
 import traceback
 from collections.abc import Sequence
 
-import ray
-
 from arm_rl.core.config import RewardConfig
 from arm_rl.core.parsing import TOOL_FORMATS, ToolFormat
 from arm_rl.core.types import Sample, Scored, Trajectory

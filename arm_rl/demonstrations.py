@@ -1,7 +1,8 @@
 """Demonstrations for the cold start: whole conversations in parquet, read as trajectories.
 
 Columns: `messages` (role and content; `<image>` where an image stands; an assistant message is one turn, a tool message what came back),
-`images` (structs of `bytes` or `path`, in order), `tools` (offered). Their trajectories pass through the same functions as those of rollouts.
+`images` (structs of `bytes` or `path`, in order), `tools` (offered). Their trajectories pass through the same functions as those of
+rollouts.
 """
 
 from collections.abc import Sequence

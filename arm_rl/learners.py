@@ -1,12 +1,9 @@
 """The learners of a stage: started from its configuration, and ended whatever happens."""
 
 import asyncio
-import contextlib
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from pathlib import Path
-
-from ray.exceptions import RayError
 
 from actors.learner import LearnerSpec
 from actors.learner_group import LearnerGroup
@@ -44,8 +41,7 @@ async def learner_group(
     finally:
         (started,) = await asyncio.gather(starting, return_exceptions=True)
         if isinstance(started, LearnerGroup):
-            with contextlib.suppress(RayError):  # a rank that died cannot clean up after itself
-                started.remove_published(published_folder(config))
+            started.remove_published(published_folder(config))
             started.close()
 
 

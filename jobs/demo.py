@@ -7,6 +7,7 @@ Started again, it goes on where it was: a phase whose product is there is not do
 
 import argparse
 import asyncio
+import itertools
 import json
 import shutil
 import sys
@@ -26,12 +27,14 @@ from arm_rl.core.template import Template
 from arm_rl.core.types import Message, Sample
 from arm_rl.data import read_samples
 from arm_rl.demonstrations import write_demonstrations
-from arm_rl.digits import dataset, pretrain, teacher
+from arm_rl.digits import dataset, pretrain
+from arm_rl.digits.teacher import ScriptedTeacher
 from arm_rl.evaluation import evaluate_model
 from arm_rl.grpo import train_grpo
 from arm_rl.judge import ServerPolicy
 from arm_rl.metrics_log import read_lines
 from arm_rl.report import write_report
+from arm_rl.screening import screened_sessions
 from arm_rl.sft import train_sft
 from jobs.command_line import guarded
 from rewards.judgment import is_correct
@@ -40,7 +43,7 @@ from tools.local import LocalTools
 
 CONFIG, SFT_CONFIG = "configs/demo.yaml", "configs/demo_sft.yaml"
 # Stage 1 is configs/demo.yaml but for these.
-STAGE1 = ("run.name=stage1", "reward.name=stage1", "num_steps=12", "learner.learning_rate=2.0e-4", "evaluation.initial=true")
+STAGE1 = ("run.name=stage1", "reward.name=stage1", "num_steps=12", "learner.learning_rate=1.0e-4", "learner.schedule=constant", "evaluation.initial=true")
 COLUMNS = ("accuracy", "tool_calls", "tool_rate", "box_hit", "accuracy_without_tools", "num_samples")
 
 
@@ -48,9 +51,9 @@ COLUMNS = ("accuracy", "tool_calls", "tool_rate", "box_hit", "accuracy_without_t
 class Size:
     """How much of everything."""
 
-    train: int = 2400  # scenes
-    held_out: int = 480  # scenes
-    demonstrations: int = 2400
+    train: int = 3600  # samples
+    held_out: int = 480  # samples
+    demonstrations: int = 1920  # that pass the screening
     pretraining: float = 1.0  # share of its steps
     overrides: tuple[str, ...] = ()  # of both GRPO stages
 
@@ -93,8 +96,8 @@ class Demo:
         self._summarize(done)
 
     def _make_data(self) -> None:
-        dataset.write(self.data / "train.parquet", seed=self.seed, split="train", num_scenes=self.size.train)
-        dataset.write(self.data / "held_out.parquet", seed=self.seed, split="held_out", num_scenes=self.size.held_out)
+        dataset.write(self.data / "train.parquet", seed=self.seed, split="train", num_samples=self.size.train)
+        dataset.write(self.data / "held_out.parquet", seed=self.seed, split="held_out", num_samples=self.size.held_out)
 
     def _make_base(self) -> None:
         pretrain.make_base(self.base, config=self._sft_config(), seed=self.seed, share=self.size.pretraining)
@@ -105,16 +108,15 @@ class Demo:
     def _demonstrate(self) -> None:
         config = self._config(f"model.path={self.base}")
         tools, template = _tools_and_template(config)
-        found = teacher.demonstrate(
+        teacher = ScriptedTeacher(seed=self.seed)
+        sessions = screened_sessions(
             read_samples(config.data.train, list(tools)),
-            number=self.size.demonstrations,
-            template=template,
-            tools=LocalTools(tools),
-            limits=config.session,
-            habits=teacher.Habits(),
-            seed=self.seed,
+            lambda sample: teacher.policy(sample, template),
+            LocalTools(tools),
+            config.session,
+            template,
         )
-        write_demonstrations(self.data / "demonstrations.parquet", list(found))
+        write_demonstrations(self.data / "demonstrations.parquet", list(itertools.islice(sessions, self.size.demonstrations)))
 
     def _sft(self) -> None:
         asyncio.run(train_sft(self._sft_config()))

@@ -1,4 +1,4 @@
-"""A random model folder for tests: the digits judge's architecture, tokenizer and processor, with weights under which everything matters."""
+"""A random model folder for tests: the digits judge's architecture, tokenizer and processor, and weights under which everything matters."""
 
 from pathlib import Path
 

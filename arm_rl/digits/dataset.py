@@ -1,6 +1,9 @@
-"""Writes scenes as parquet with verl's columns."""
+"""Writes the digits task as parquet files with verl's columns."""
 
+import re
+from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import Any
 
 import pyarrow as pa
 import pyarrow.parquet as pq
@@ -11,8 +14,7 @@ from arm_rl.digits import phrases, scenes
 
 TRACK = "digits"
 ROW_GROUP = 128  # rows whose images are read together
-
-_SCHEMA = pa.schema(
+SCHEMA = pa.schema(
     [
         ("data_source", pa.string()),
         ("prompt", pa.list_(pa.struct([("role", pa.string()), ("content", pa.string())]))),
@@ -38,34 +40,30 @@ _SCHEMA = pa.schema(
 )
 
 
-def write(path: Path, *, seed: int, split: scenes.Split, num_scenes: int) -> None:
-    """Writes the first scenes of a split; equal seeds write equal bytes."""
+def write(path: Path, *, seed: int, split: scenes.Split, num_samples: int, on_rows: Callable[[int], None] = lambda rows: None) -> Path:
+    """Writes the first `num_samples` scenes of a split. Equal arguments give equal bytes. `on_rows` gets the rows written so far."""
     path.parent.mkdir(parents=True, exist_ok=True)
-    rows = [_row(scenes.make_scene(seed, split, index), split, index) for index in range(num_scenes)]
-    pq.write_table(pa.Table.from_pylist(rows, schema=_SCHEMA), path, row_group_size=ROW_GROUP)
+    with pq.ParquetWriter(path, SCHEMA) as writer:
+        for start in range(0, num_samples, ROW_GROUP):
+            indices = range(start, min(start + ROW_GROUP, num_samples))
+            rows = [row(seed, split, index) for index in indices]
+            writer.write_table(pa.Table.from_pylist(rows, schema=SCHEMA), row_group_size=ROW_GROUP)
+            on_rows(indices.stop)
+    return path
 
 
-def sample_id(split: scenes.Split, index: int) -> str:
-    """The id of a scene's row."""
-    return f"{split}-{index:05d}"
-
-
-def scene_of(id_: str, seed: int) -> scenes.Scene:
-    """The scene behind a row's id: what the teacher knows."""
-    split, _, index = id_.rpartition("-")
-    return scenes.make_scene(seed, "held_out" if split == "held_out" else "train", int(index))
-
-
-def _row(scene: scenes.Scene, split: scenes.Split, index: int) -> dict:
+def row(seed: int, split: scenes.Split, index: int) -> dict[str, Any]:
+    """One sample as a row."""
+    scene = scenes.make_scene(seed, split, index)
     image = Image.from_pil(PILImage.fromarray(scenes.draw(scene)))
     return {
         "data_source": TRACK,
         "prompt": [{"role": "user", "content": "<image>" + phrases.request(scene.question, scene.claims)}],
         "images": [{"bytes": image.data, "path": None}],
-        "ability": "perception",
+        "ability": "fine-grained perception",
         "reward_model": {"style": "rule", "ground_truth": scene.label},
         "extra_info": {
-            "id": sample_id(split, index),
+            "id": sample_id(seed, split, index),
             "split": split,
             "index": index,
             "question": scene.question,
@@ -75,3 +73,21 @@ def _row(scene: scenes.Scene, split: scenes.Split, index: int) -> dict:
             "target_box": [float(edge) for edge in scene.asked.box],
         },
     }
+
+
+def sample_id(seed: int, split: scenes.Split, index: int) -> str:
+    """The id of a sample: it tells which scene it is."""
+    return f"{TRACK}-{split}-{seed}-{index}"
+
+
+def scene_of(identity: str) -> tuple[scenes.Scene, tuple[int, int]]:
+    """The scene of a sample, and its seed and index.
+
+    Raises:
+        ValueError: not an id of this task.
+    """
+    match = re.fullmatch(rf"{TRACK}-(train|held_out|pretrain)-(\d+)-(\d+)", identity)
+    if match is None:
+        raise ValueError(f"{identity!r} is not the id of a sample of the digits task")
+    split, seed, index = match[1], int(match[2]), int(match[3])
+    return scenes.make_scene(seed, split, index), (seed, index)  # type: ignore[arg-type]

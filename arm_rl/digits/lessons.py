@@ -17,6 +17,7 @@ from arm_rl.core.types import ImagePart, Message, Sample
 from arm_rl.digits import phrases, pixels, scenes
 
 MIX = [0.3, 0.3, 0.1, 0.08, 0.06, 0.06, 0.1]  # shares of the kinds of joint lessons
+SLIP = 0.15  # of the pointing lessons point elsewhere: a base that is too sure loses the skill when the cold start contradicts it
 CHOICE_WEIGHT = 4.0  # of a choice that the thought decides: one token of a whole lesson
 GUESS_WEIGHT = 0.25  # of a choice that nothing tells: it should stay even
 
@@ -58,7 +59,8 @@ class Teacher:
     def _point(self, scene: scenes.Scene, rng: np.random.Generator) -> Lesson:
         """A call on the right tile and no more: pointing is the slowest to learn, and a short lesson is cheap."""
         writer = _Writer(self, self.prompt(scene.asked.color, scene.claims, image=True, tools=True))
-        writer.call(scene.asked.box, weight=1.0)
+        cell = wrong_cell(scene, rng) if rng.random() < SLIP else (scene.asked.row, scene.asked.column)
+        writer.call(scenes.cell_box(*cell), weight=1.0)
         return writer.lesson([pixels.scene_view(scene)])
 
     def _look_once(self, scene: scenes.Scene, rng: np.random.Generator) -> Lesson:
@@ -166,9 +168,5 @@ def _seen(scene: scenes.Scene) -> np.ndarray:
 
 
 def wrong_cell(scene: scenes.Scene, rng: np.random.Generator) -> tuple[int, int]:
-    """Row and column: half the time of another tile, else any cell but the asked tile's."""
-    if rng.random() < 0.5:
-        tile = scene.tiles[int(rng.integers(1, len(scene.tiles)))]
-        return tile.row, tile.column
-    asked = scene.asked.row * scenes.GRID + scene.asked.column
-    return divmod((asked + int(rng.integers(1, scenes.GRID**2))) % scenes.GRID**2, scenes.GRID)
+    """Half the time another tile's cell, else any cell but the asked tile's."""
+    return scenes.other_tile(scene, rng) if rng.random() < 0.5 else scenes.any_other_cell(scene, rng)

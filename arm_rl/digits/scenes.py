@@ -117,6 +117,18 @@ def make_scene(seed: int, split: Split, index: int) -> Scene:
     return Scene(tiles=tiles, claims=(right, wrong) if first == 0 else (wrong, right), label="1" if first == 0 else "2")
 
 
+def other_tile(scene: Scene, rng: np.random.Generator) -> tuple[int, int]:
+    """Row and column of a tile that is not asked about."""
+    tile = scene.tiles[int(rng.integers(1, len(scene.tiles)))]
+    return tile.row, tile.column
+
+
+def any_other_cell(scene: Scene, rng: np.random.Generator) -> tuple[int, int]:
+    """Row and column of any cell but the asked tile's."""
+    asked = scene.asked.row * GRID + scene.asked.column
+    return divmod((asked + int(rng.integers(1, GRID**2))) % GRID**2, GRID)
+
+
 @functools.cache
 def background() -> np.ndarray:
     """A gradient along both axes, (CANVAS, CANVAS, 3): it tells where one is."""

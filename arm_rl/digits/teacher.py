@@ -1,75 +1,50 @@
-"""The teacher of the cold start: a scripted policy, noisy on purpose, whose sessions are screened like those of any stronger model.
+"""The scripted teacher of the cold start: it shows how a session goes, and is noisy on purpose.
 
-It reaches for the tool in some sessions only, and then often looks at the wrong place: what remains to be learned is GRPO's.
+It often guesses without looking and often looks at the wrong place, so that reinforcement learning has something left to find out. It
+knows the scene, not the future: what it answers after a wrong box is a guess as well.
 """
 
-import asyncio
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
-from itertools import cycle
 
 import numpy as np
 
-from arm_rl.core import session
-from arm_rl.core.config import SessionConfig
-from arm_rl.core.seeding import derive
-from arm_rl.core.session import Completion, PolicyRequest, Session
+from arm_rl.core.session import Completion, Policy, PolicyRequest
 from arm_rl.core.template import Template
 from arm_rl.core.types import Sample
-from arm_rl.digits import dataset, phrases, scenes
-from arm_rl.digits.lessons import wrong_cell
-from rewards.outcome import Outcome
-from tools.local import LocalTools
+from arm_rl.digits import phrases, scenes
+from arm_rl.digits.dataset import scene_of
 
 
-@dataclass(frozen=True, kw_only=True)
-class Habits:
-    """How the teacher behaves, before screening. A guess is right half of the time, so screening halves the sessions that guess."""
+@dataclass(frozen=True, kw_only=True, slots=True)
+class ScriptedTeacher:
+    """Shares before screening. Of the sessions with a right judgment, 40% have a call, and half of their boxes are right."""
 
-    calls: float = 0.33  # share of sessions with a call
-    looks_right: float = 0.33  # share of these that look at the right tile
+    seed: int = 0
+    call_share: float = 1 / 3  # sessions with a call
+    right_box_share: float = 1 / 3  # of the calls: the asked tile
+    other_tile_share: float = 1 / 3  # of the calls: another tile; the rest goes to any other cell
 
+    def script(self, scene: scenes.Scene, scene_key: Sequence[int], *, tools: bool) -> tuple[str, ...]:
+        """The turns of one session, tags and all. Equal `scene_key`s give equal scripts."""
+        rng = np.random.default_rng([self.seed, 11, *scene_key])
+        guess = int(rng.integers(1, 3))
+        if not tools or rng.random() >= self.call_share:
+            return (phrases.answer_turn(guess, phrases.UNSURE),)
+        draw = rng.random()
+        if draw < self.right_box_share:
+            return (phrases.call_turn(scene.asked.box), phrases.answer_turn(scene.label, phrases.seen(scene.asked.digit)))
+        wrong = scenes.other_tile(scene, rng) if draw < self.right_box_share + self.other_tile_share else scenes.any_other_cell(scene, rng)
+        return (phrases.call_turn(scenes.cell_box(*wrong)), phrases.answer_turn(guess, phrases.UNCLEAR))
 
-class TeacherPolicy:
-    """The `policy` callable of one session about a scene that the teacher knows."""
+    def policy(self, sample: Sample, template: Template) -> Policy:
+        """The teacher as the policy of a session about `sample`."""
+        scene, key = scene_of(sample.id)
+        turns = self.script(scene, key, tools=bool(sample.tools))
 
-    def __init__(self, scene: scenes.Scene, template: Template, habits: Habits, seed: int) -> None:
-        self._scene, self._template = scene, template
-        rng = np.random.default_rng(seed)
-        self._calls = rng.random() < habits.calls
-        self._looks_right = rng.random() < habits.looks_right
-        asked = scene.asked
-        self._cell = (asked.row, asked.column) if self._looks_right else wrong_cell(scene, rng)
-        self._guess = int(rng.integers(1, 3))
+        async def speak(request: PolicyRequest) -> Completion:
+            text = turns[sum(message.role == "assistant" for message in request.messages)]
+            ended = template.tool_format.parse(text) is None
+            return Completion(token_ids=template.turn_ids(text, ended=ended), logprobs=(), text=text, finish_reason="stop")
 
-    async def __call__(self, request: PolicyRequest) -> Completion:
-        """The call first, if there is to be one; then the answer."""
-        calls = self._calls and request.messages[-1].role == "user"
-        text = phrases.call_turn(scenes.cell_box(*self._cell)) if calls else self._answer()
-        token_ids = self._template.turn_ids(text, ended=not calls)
-        return Completion(token_ids=token_ids, logprobs=(), text=text, finish_reason="stop")
-
-    def _answer(self) -> str:
-        if self._calls and self._looks_right:
-            return phrases.answer_turn(self._scene.label, phrases.seen(self._scene.asked.digit))
-        return phrases.answer_turn(self._guess, phrases.UNCLEAR if self._calls else phrases.UNSURE)
-
-
-def screened(outcome: Outcome) -> bool:
-    """Whether a session may be learned from: right form, right judgment, and no call that failed."""
-    return outcome.format_ok and outcome.correct and outcome.num_successful_calls == outcome.num_calls
-
-
-def demonstrate(
-    samples: Sequence[Sample], *, number: int, template: Template, tools: LocalTools, limits: SessionConfig, habits: Habits, seed: int
-) -> Iterator[tuple[Sample, Session]]:
-    """Runs the teacher over the samples, round after round, until `number` sessions have passed the screening."""
-    kept = 0
-    for attempt, sample in enumerate(cycle(samples)):
-        policy = TeacherPolicy(dataset.scene_of(sample.id, seed), template, habits, derive(seed, "teacher", attempt))
-        finished = asyncio.run(session.run(sample, policy, tools, limits, template=template))
-        if screened(Outcome.of(finished.trajectory, sample, template.tool_format)):
-            kept += 1
-            yield sample, finished
-            if kept == number:
-                return
+        return speak

@@ -85,15 +85,15 @@ def local_ray():
 
 @pytest.mark.ray
 def test_a_reservation_places_actors_and_is_given_back(local_ray):
-    @ray.remote
     class Where:
-        def bundle(self):
+        def resources(self):
             return ray.get_runtime_context().get_assigned_resources()
 
     before = ray.available_resources()["CPU"]
     reservation = Reservation(plan(CPU, 1, RolloutConfig()))
-    actors = [Where.options(**reservation.learner_options(0)).remote(), Where.options(**reservation.rollout_options(0)).remote()]
-    resources = ray.get([actor.bundle.remote() for actor in actors])
+    places = (reservation.learner_options(0), reservation.rollout_options(0))
+    actors = [ray.remote(Where).options(**options).remote() for options in places]
+    resources = ray.get([actor.resources.remote() for actor in actors])
     assert [one["CPU"] for one in resources] == [CPU_SHARE, CPU_SHARE]
     for actor in actors:
         ray.kill(actor)

@@ -5,6 +5,8 @@ import pickle
 
 from actors.scorer import Scorer
 from arm_rl.core.config import RewardConfig
+from arm_rl.core.parsing import TOOL_FORMATS
+from rewards.outcome import Outcome
 from tests.trajectories import make_sample, make_turn, zoom_event
 from tests.trajectories import make_scored as scored
 
@@ -35,3 +37,5 @@ def test_an_event_counts_only_with_its_status():
     nothing_happened = scored(make_turn(CALL), make_turn(RIGHT)).trajectory
     failed = scored(make_turn(CALL, zoom_event(status="failed")), make_turn(RIGHT)).trajectory
     assert [one.reward for one in scorer.score(make_sample(), [nothing_happened, failed])] == [0, 1.0]
+    facts = [Outcome.of(one, make_sample(), TOOL_FORMATS["hermes"]) for one in (nothing_happened, failed)]
+    assert [(one.num_calls, one.num_successful_calls) for one in facts] == [(0, 0), (1, 0)]
