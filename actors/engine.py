@@ -9,6 +9,7 @@ import asyncio
 import gc
 import itertools
 import math
+import multiprocessing
 from collections import OrderedDict
 from collections.abc import Sequence
 from pathlib import Path
@@ -86,7 +87,9 @@ class Engine:
         """Loads the model; its weights count as `version`."""
         from vllm.engine.arg_utils import AsyncEngineArgs
 
+        others = set(multiprocessing.active_children())
         self._llm = _import_async_llm().from_engine_args(AsyncEngineArgs(**self._arguments))
+        self._processes = set(multiprocessing.active_children()) - others
         self._tokenizer = self._llm.get_tokenizer()
         self._version = version
         await self._llm.update_weight_version(str(version))
@@ -189,6 +192,8 @@ class Engine:
             llm.output_handler.cancel()  # or it reports the end of the process as an error
         # On CPU there is no device to release, and vLLM would collect garbage for seconds before it exits: its process is killed.
         await asyncio.to_thread(llm.shutdown, None if self._use_gpu else 0.0)
+        for process in self._processes:
+            await asyncio.to_thread(process.join)
 
     def _open(self) -> "AsyncLLM":
         if self._llm is None:

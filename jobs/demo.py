@@ -27,7 +27,8 @@ from arm_rl.core.template import Template
 from arm_rl.core.types import Message, Sample
 from arm_rl.data import read_samples
 from arm_rl.demonstrations import write_demonstrations
-from arm_rl.digits import dataset, pretrain
+from arm_rl.digits import dataset
+from arm_rl.digits.base import make_base
 from arm_rl.digits.teacher import ScriptedTeacher
 from arm_rl.evaluation import evaluate_model
 from arm_rl.grpo import train_grpo
@@ -43,7 +44,7 @@ from tools.local import LocalTools
 
 CONFIG, SFT_CONFIG = "configs/demo.yaml", "configs/demo_sft.yaml"
 # Stage 1 is configs/demo.yaml but for these.
-STAGE1 = ("run.name=stage1", "reward.name=stage1", "num_steps=12", "learner.learning_rate=1.0e-4", "learner.schedule=constant", "evaluation.initial=true")
+STAGE1 = ("run.name=stage1", "reward.name=stage1", "num_steps=12", "learner.learning_rate=5.0e-5", "learner.schedule=constant", "evaluation.initial=true")
 COLUMNS = ("accuracy", "tool_calls", "tool_rate", "box_hit", "accuracy_without_tools", "num_samples")
 
 
@@ -100,7 +101,7 @@ class Demo:
         dataset.write(self.data / "held_out.parquet", seed=self.seed, split="held_out", num_samples=self.size.held_out)
 
     def _make_base(self) -> None:
-        pretrain.make_base(self.base, config=self._sft_config(), seed=self.seed, share=self.size.pretraining)
+        make_base(self.base, self._sft_config().template, seed=self.seed, share=self.size.pretraining)
 
     def _evaluate_base(self) -> None:
         asyncio.run(evaluate_model(self._config("run.name=base_evaluation", f"model.path={self.base}")))

@@ -22,8 +22,8 @@ class ScriptedTeacher:
 
     seed: int = 0
     call_share: float = 1 / 3  # sessions with a call
-    right_box_share: float = 1 / 3  # of the calls: the asked tile
-    other_tile_share: float = 1 / 3  # of the calls: another tile; the rest goes to any other cell
+    right_box_share: float = 1 / 2  # of the calls: the asked tile
+    other_tile_share: float = 1 / 4  # of the calls: another tile; the rest goes to any other cell
 
     def script(self, scene: scenes.Scene, scene_key: Sequence[int], *, tools: bool) -> tuple[str, ...]:
         """The turns of one session, tags and all. Equal `scene_key`s give equal scripts."""
