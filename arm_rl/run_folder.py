@@ -6,7 +6,8 @@ from pathlib import Path
 from omegaconf import OmegaConf
 
 from arm_rl import checkpoint
-from arm_rl.core.config import ConfigError, SftConfig, TrainConfig, save
+from arm_rl.core.config import ConfigError, SftConfig, TrainConfig
+from arm_rl.core.config_file import save
 
 # What may differ when a run is started again: how long it goes on and what is written, not what is learned from.
 _MAY_CHANGE = ("num_steps", "num_epochs", "checkpoint", "metrics", "evaluation")

@@ -29,7 +29,11 @@ CPU_TORCH_INDEX = "https://download.pytorch.org/whl/cpu"
 UNUSABLE_ON_CPU = ("torchaudio", "torchcodec")
 
 HOOK = "arm_rl_torchvision_ops"  # the import hook's name in the environment
-CHECK = "import torch, torchvision, transformers; from transformers import Qwen2_5_VLForConditionalGeneration"
+# vLLM looks at each model's class in a process of its own, once on a machine: better now than when the first engine starts.
+CHECK = (
+    "import torch, torchvision, vllm; from transformers import Qwen2_5_VLForConditionalGeneration as Model; "
+    "vllm.ModelRegistry.models[Model.__name__].inspect_model_cls()"
+)
 
 
 class InstallError(Exception):

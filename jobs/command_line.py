@@ -7,8 +7,11 @@ import sys
 from collections.abc import Awaitable, Callable
 from typing import TypeVar
 
+import transformers
+
 from actors.cluster import cluster
-from arm_rl.core.config import SftConfig, TrainConfig, describe, load
+from arm_rl.core.config import SftConfig, TrainConfig
+from arm_rl.core.config_file import describe, load
 from arm_rl.core.errors import UserError
 
 ConfigT = TypeVar("ConfigT", TrainConfig, SftConfig)
@@ -44,6 +47,8 @@ def guarded(start: Callable[[], str]) -> int:
     """Runs `start`, prints its last line, and turns errors that a user can mend and Ctrl-C into one line and an exit status."""
     logging.basicConfig(level=logging.INFO, format="%(asctime)s %(name)s: %(message)s", datefmt="%H:%M:%S")
     logging.getLogger("httpx").setLevel(logging.WARNING)
+    transformers.utils.logging.set_verbosity_error()
+    transformers.utils.logging.disable_progress_bar()
     try:
         sys.stdout.write(start() + "\n")
     except UserError as error:

@@ -22,7 +22,8 @@ from rich.table import Table
 from actors.cluster import cluster
 from actors.model_server import ModelServer
 from arm_rl.core import session
-from arm_rl.core.config import SftConfig, TrainConfig, load
+from arm_rl.core.config import SftConfig, TrainConfig
+from arm_rl.core.config_file import load
 from arm_rl.core.template import Template
 from arm_rl.core.types import Message, Sample
 from arm_rl.data import read_samples
@@ -44,7 +45,14 @@ from tools.local import LocalTools
 
 CONFIG, SFT_CONFIG = "configs/demo.yaml", "configs/demo_sft.yaml"
 # Stage 1 is configs/demo.yaml but for these.
-STAGE1 = ("run.name=stage1", "reward.name=stage1", "num_steps=12", "learner.learning_rate=5.0e-5", "learner.schedule=constant", "evaluation.initial=true")
+STAGE1 = (
+    "run.name=stage1",
+    "reward.name=stage1",
+    "num_steps=12",
+    "learner.learning_rate=5.0e-5",
+    "learner.schedule=constant",
+    "evaluation.initial=true",
+)
 COLUMNS = ("accuracy", "tool_calls", "tool_rate", "box_hit", "accuracy_without_tools", "num_samples")
 
 

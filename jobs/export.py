@@ -8,7 +8,8 @@ from pathlib import Path
 from omegaconf import OmegaConf
 
 from actors.cluster import cluster
-from arm_rl.core.config import ConfigError, SftConfig, TrainConfig, load
+from arm_rl.core.config import ConfigError, SftConfig, TrainConfig
+from arm_rl.core.config_file import load
 from arm_rl.export import export_checkpoint
 from jobs.command_line import guarded
 

@@ -106,7 +106,7 @@ def test_a_violation_is_found(path, source):
 @pytest.mark.parametrize(
     ("path", "source"),
     [
-        ("jobs/train.py", "import ray\nfrom arm_rl import driver\nfrom arm_rl.core.config import load"),
+        ("jobs/train.py", "import ray\nfrom arm_rl import driver\nfrom arm_rl.core.config_file import load"),
         ("arm_rl/driver.py", "import ray\nfrom actors.learner import Learner"),
         ("arm_rl/core/session.py", "import array\nfrom arm_rl.core.types import Sample"),
         ("actors/vllm_worker.py", "from vllm import distributed"),

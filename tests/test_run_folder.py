@@ -5,7 +5,8 @@ import dataclasses
 import pytest
 
 from arm_rl import checkpoint
-from arm_rl.core.config import ConfigError, SftConfig, TrainConfig, build, load
+from arm_rl.core.config import ConfigError, SftConfig, TrainConfig
+from arm_rl.core.config_file import build, load
 from arm_rl.run_folder import finished, open_run
 
 

@@ -1,22 +1,11 @@
-"""The configuration: frozen dataclasses that check themselves, loaded from one YAML file and `key=value` overrides.
+"""The configuration: frozen dataclasses that check themselves. A key's comment is its help text; `config_file` reads and writes them."""
 
-A key's comment is its help text. `load` refuses unknown keys, wrong types and numbers that cannot work together, with the key's
-path and what would be right. `save` writes the resolved configuration, which loads again.
-"""
-
-import dataclasses
-import difflib
 import math
-import os
-import re
-import typing
-from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Literal, TypeVar
+from typing import Literal
 
-from omegaconf import MISSING, DictConfig, OmegaConf
-from omegaconf.errors import OmegaConfBaseException
+from omegaconf import MISSING
 
 from arm_rl.core.errors import UserError
 
@@ -118,7 +107,7 @@ class RolloutConfig:
     def __post_init__(self) -> None:
         for name in ("num_actors", "tensor_parallel_size", "max_concurrent_sessions", "max_num_seqs", "max_images", "cpu_kv_cache_gib"):
             _require(getattr(self, name) >= 1, f"rollout.{name}", f"at least 1, not {getattr(self, name)}")
-        _require(0 <= self.temperature < math.inf, "rollout.temperature", f"not negative and finite, not {self.temperature}")
+        _require(0 <= self.temperature <= 2, "rollout.temperature", f"from 0 to 2 (what vLLM samples at), not {self.temperature}")
         share = self.gpu_memory_utilization
         _require(0 < share <= 1, "rollout.gpu_memory_utilization", f"above 0 and at most 1, not {share}")
 
@@ -233,7 +222,7 @@ class EvaluationConfig:
     def __post_init__(self) -> None:
         _require(self.every >= 0, "evaluation.every", f"not negative, not {self.every}")
         _require(self.num_samples is None or self.num_samples >= 1, "evaluation.num_samples", f"at least 1, not {self.num_samples}")
-        _require(0 <= self.temperature < math.inf, "evaluation.temperature", f"not negative and finite, not {self.temperature}")
+        _require(0 <= self.temperature <= 2, "evaluation.temperature", f"from 0 to 2 (what vLLM samples at), not {self.temperature}")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -332,108 +321,3 @@ def _require_gpus(placement: PlacementConfig, num_ranks: int, rollout: RolloutCo
             "rollout.num_actors",
             f"learner.num_ranks ({num_ranks}) where GPUs are shared, not {rollout.num_actors}",
         )
-
-
-ConfigT = TypeVar("ConfigT", TrainConfig, SftConfig)
-
-
-def load(cls: type[ConfigT], path: str | os.PathLike, overrides: Sequence[str] = ()) -> ConfigT:
-    """Reads a YAML file, applies `key=value` overrides and checks everything.
-
-    Raises:
-        ConfigError: an unknown key, a wrong type, a missing value or numbers that cannot work together.
-    """
-    try:
-        written = OmegaConf.load(path)
-    except OSError as error:
-        raise ConfigError(f"{path}: {error.strerror or error}") from error
-    except Exception as error:
-        raise ConfigError(f"{path}: not a YAML file: {error}") from error
-    if not isinstance(written, DictConfig):
-        raise ConfigError(f"{path}: a mapping of keys is needed")
-    for override in overrides:
-        written = _overridden(written, override)
-    return build(cls, written, source=str(path))
-
-
-def _overridden(written: DictConfig, override: str) -> DictConfig:
-    key, equals, _ = override.partition("=")
-    if not key or not equals:
-        raise ConfigError(f"{override!r}: an override is written key=value")
-    try:
-        return typing.cast(DictConfig, OmegaConf.merge(written, OmegaConf.from_dotlist([override])))
-    except Exception as error:  # YAML's errors, OmegaConf's, and its plain TypeErrors
-        raise ConfigError(f"{key}: {override!r} cannot be used here: {_first_line(error)}") from error
-
-
-def build(cls: type[ConfigT], values: DictConfig | dict[str, Any], source: str = "configuration") -> ConfigT:
-    """Makes a configuration of plain values, with the checks of `load`."""
-    merged: DictConfig = OmegaConf.structured(cls)
-    for node in (merged, *(merged._get_node(name) for name in merged)):
-        if isinstance(node, DictConfig):
-            OmegaConf.set_readonly(node, False)  # frozen dataclasses make read-only nodes, which nothing could be merged into
-    plain = OmegaConf.to_container(values) if isinstance(values, DictConfig) else values
-    for key, value in _leaves(cls, typing.cast(dict[str, Any], plain), source):  # one by one, so that every error has its key
-        try:
-            OmegaConf.update(merged, key, value)
-        except (OmegaConfBaseException, TypeError, ValueError) as error:
-            raise ConfigError(f"{key}: {value!r} cannot be used: {_first_line(error)}") from error
-    try:
-        missing = sorted(OmegaConf.missing_keys(merged))
-        if missing:
-            raise ConfigError(f"{missing[0]}: a value is needed (in {source}, or as {missing[0]}=...)")
-        return typing.cast(ConfigT, OmegaConf.to_object(merged))
-    except OmegaConfBaseException as error:  # an interpolation that leads nowhere, or to the wrong type
-        raise ConfigError(f"{error.full_key or source}: {_first_line(error)}") from error
-
-
-def _leaves(cls: type, values: dict[str, Any], source: str, prefix: str = "") -> Iterator[tuple[str, Any]]:
-    """What is written, key by key, all of them known."""
-    known = {item.name: typing.cast(type, item.type) for item in dataclasses.fields(cls)}
-    for name, value in values.items():
-        key = f"{prefix}{name}"
-        if name not in known:
-            raise ConfigError(f"{key}: unknown key in {source}{_suggestion(cls, str(name), prefix)}")
-        if not dataclasses.is_dataclass(known[name]):
-            yield key, value
-        elif isinstance(value, dict):
-            yield from _leaves(known[name], value, source, f"{key}.")
-        else:
-            raise ConfigError(f"{key}: a section of keys is needed, not {value!r}")
-
-
-def _first_line(error: Exception) -> str:
-    return str(error).splitlines()[0]
-
-
-def save(config: TrainConfig | SftConfig, path: str | os.PathLike) -> None:
-    """Writes the resolved configuration as YAML."""
-    Path(path).write_text(OmegaConf.to_yaml(OmegaConf.create(dataclasses.asdict(config))))
-
-
-def describe(cls: type) -> str:
-    """All keys with their defaults and comments, for `--help`."""
-    return "\n".join(f"  {key:<40} {default:<24} {comment}" for key, default, comment in _keys(cls))
-
-
-def _keys(cls: type, prefix: str = "") -> list[tuple[str, str, str]]:
-    comments = _field_comments(cls)
-    rows: list[tuple[str, str, str]] = []
-    for item in dataclasses.fields(cls):
-        if dataclasses.is_dataclass(item.type):
-            rows += _keys(typing.cast(type, item.type), f"{prefix}{item.name}.")
-        else:
-            default = "(needed)" if item.default == MISSING else str(item.default)
-            rows.append((prefix + item.name, default, comments.get(item.name, "")))
-    return rows
-
-
-def _field_comments(cls: type) -> dict[str, str]:
-    import inspect
-
-    return dict(re.findall(r"^    (\w+): .*?  # (.*)$", inspect.getsource(cls), flags=re.MULTILINE))
-
-
-def _suggestion(cls: type, name: str, prefix: str) -> str:
-    close = difflib.get_close_matches(name, [item.name for item in dataclasses.fields(cls)], n=1, cutoff=0.5)
-    return f"; did you mean {prefix}{close[0]}?" if close else "; --help lists the keys"

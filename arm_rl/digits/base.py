@@ -10,6 +10,7 @@ from arm_rl.core.template import Template
 from arm_rl.digits import model, pretrain
 from tools.image_zoom import ImageZoomTool
 
+LINE_EVERY = 100  # steps between lines where the output is no terminal
 
 def make_base(folder: Path, template: TemplateConfig, *, seed: int, share: float = 1.0) -> None:
     """Writes the pre-trained base model to `folder`.
@@ -26,6 +27,8 @@ def make_base(folder: Path, template: TemplateConfig, *, seed: int, share: float
 
         def show(phase: str, done: int, total: int, loss: float) -> None:
             progress.update(task, description=f"pre-training: {phase}", completed=done, total=total, loss=f"loss {loss:.3f}")
+            if not progress.console.is_terminal and done % LINE_EVERY == 0:
+                progress.console.print(f"pre-training: {phase} {done}/{total}  loss {loss:.3f}", highlight=False)
 
         pretrain.train(judge, written, plan=_scaled(pretrain.Plan(), share), seed=seed, on_step=show)
     judge.save_pretrained(folder)

@@ -1,7 +1,7 @@
 """Writes the digits task as parquet files with verl's columns."""
 
 import re
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 

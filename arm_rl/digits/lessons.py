@@ -47,10 +47,16 @@ class Teacher:
 
     def joint(self, scene: scenes.Scene, rng: np.random.Generator) -> Lesson:
         """A lesson of a random kind."""
-        kind: Callable[[scenes.Scene, np.random.Generator], Lesson] = rng.choice(
-            [self._point, self._look_once, self._look_twice, self._look_in_vain, self._unsure, self._no_tools, self.matching], p=MIX
+        kinds: tuple[Callable[[scenes.Scene, np.random.Generator], Lesson], ...] = (
+            self._point,
+            self._look_once,
+            self._look_twice,
+            self._look_in_vain,
+            self._unsure,
+            self._no_tools,
+            self.matching,
         )
-        return kind(scene, rng)
+        return kinds[rng.choice(len(kinds), p=MIX)](scene, rng)
 
     def look_once(self, scene: scenes.Scene) -> Lesson:
         """A call on the right tile, then the answer."""

@@ -1,11 +1,10 @@
 """Trains the base model of the digits task, from fresh weights to a judge that could look but does not: plain torch, no actors.
 
-warm-up   the vision tower learns what a tile is (colour, place) and what an engraving says
+warm-up   auxiliary targets: what an image token shows (colour, place), what a crop says, where the tile of a question is
 matching  the language model learns that the better answer is the one that claims the digit in the thought
 joint     whole lessons: point at the right tile, read the crop, answer; or answer at once
 """
 
-import logging
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 
@@ -19,8 +18,6 @@ from arm_rl.core.template import Template
 from arm_rl.digits import model as small_judge
 from arm_rl.digits import pixels, scenes
 from arm_rl.digits.lessons import Lesson, Teacher
-
-logger = logging.getLogger(__name__)
 
 COLOR_NAMES = list(scenes.COLORS)
 
@@ -40,9 +37,9 @@ class Phase:
 class Plan:
     """Settings of the whole pre-training."""
 
-    warm_up: Phase = Phase(steps=250, batch=32, learning_rate=1e-3)
-    matching: Phase = Phase(steps=90, batch=128, learning_rate=1e-3)
-    joint: Phase = Phase(steps=400, batch=64, learning_rate=1e-3, end_share=0.1)
+    warm_up: Phase = Phase(steps=260, batch=32, learning_rate=1e-3)
+    matching: Phase = Phase(steps=60, batch=64, learning_rate=1e-3)
+    joint: Phase = Phase(steps=460, batch=32, learning_rate=1e-3, end_share=0.1)
     num_threads: int = 2
 
 
@@ -143,6 +140,7 @@ def train(
     model: Qwen2_5_VLForConditionalGeneration, template: Template, *, plan: Plan, seed: int, on_step: Callable[[str, int, int, float], None]
 ) -> None:
     """Trains in place. `on_step` gets the phase, the steps done and planned in all phases, and the loss."""
+    torch.set_num_threads(plan.num_threads)
     torch.manual_seed(seed)
     rng = np.random.default_rng([seed, 7])
     stream = _scenes(seed)

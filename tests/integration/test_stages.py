@@ -1,0 +1,133 @@
+"""A short whole run on a real local Ray: cold start, stage 1, stage 2, with vLLM, DeepSpeed, tools and weight sync; and going on."""
+
+import asyncio
+import itertools
+from pathlib import Path
+
+import pytest
+
+from actors.cluster import cluster
+from arm_rl import trajectory_log
+from arm_rl.core.config import SftConfig, TrainConfig
+from arm_rl.core.config_file import load
+from arm_rl.core.template import Template
+from arm_rl.data import read_samples
+from arm_rl.demonstrations import write_demonstrations
+from arm_rl.digits import dataset
+from arm_rl.digits.teacher import ScriptedTeacher
+from arm_rl.grpo import train_grpo
+from arm_rl.learners import published_folder
+from arm_rl.metrics_log import read_lines
+from arm_rl.screening import screened_sessions
+from arm_rl.sft import train_sft
+from tools import load_tools
+from tools.local import LocalTools
+
+pytestmark = [pytest.mark.ray, pytest.mark.timeout(600)]
+
+MAX_LOGPROB_GAP = 1e-5  # between engine and learner, float32: the same tokens, the same images, the same weights
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory) -> Path:
+    """A run folder with data."""
+    folder = tmp_path_factory.mktemp("runs")
+    dataset.write(folder / "train.parquet", seed=0, split="train", num_samples=96)
+    dataset.write(folder / "held_out.parquet", seed=0, split="held_out", num_samples=16)
+    return folder
+
+
+@pytest.fixture(scope="module")
+def cold_start(folder, judge_folder, template) -> Path:
+    """The export of a cold start on screened demonstrations."""
+    config = grpo_config(folder, judge_folder)
+    tools = load_tools(config.tools.files)
+    teacher = ScriptedTeacher(seed=0)
+    samples = read_samples(config.data.train, list(tools))
+    sessions = screened_sessions(samples, lambda one: teacher.policy(one, template), LocalTools(tools), config.session, template)
+    write_demonstrations(folder / "demonstrations.parquet", list(itertools.islice(sessions, 32)))
+    sft = load(
+        SftConfig,
+        "configs/demo_sft.yaml",
+        [
+            f"run.root={folder}",
+            f"model.path={judge_folder}",
+            f"data.train=[{folder / 'demonstrations.parquet'}]",
+            "batch_size=8",
+            "learner.learning_rate=1e-3",
+            "learner.num_threads=1",
+            "metrics.wandb=disabled",
+        ],
+    )
+    with cluster():
+        asyncio.run(train_sft(sft))
+    losses = [line["learner/loss"] for line in read_lines(folder / "sft" / "metrics.jsonl")]
+    assert len(losses) == 4
+    assert losses[-1] < losses[0]
+    return folder / "sft" / "export"
+
+
+def grpo_config(folder: Path, model: Path, *overrides: str) -> TrainConfig:
+    """The demo's configuration, made small."""
+    small = (
+        f"run.root={folder}",
+        f"model.path={model}",
+        f"data.train=[{folder / 'train.parquet'}]",
+        f"data.held_out=[{folder / 'held_out.parquet'}]",
+        "algorithm.samples_per_step=4",
+        "algorithm.group_size=4",
+        "algorithm.drop_flat_groups=false",  # an untrained judge earns nothing
+        "learner.num_threads=1",
+        "learner.micro_batch_size=4",
+        "metrics.wandb=disabled",
+        "metrics.trajectories_every=1",
+        "evaluation.final=false",
+    )
+    return load(TrainConfig, "configs/demo.yaml", [*small, *overrides])
+
+
+def steps(run: Path) -> list[dict]:
+    """The metrics of training steps."""
+    return [line for line in read_lines(run / "metrics.jsonl") if "learner/loss" in line]
+
+
+def test_stage_1_with_two_ranks_trains_on_what_the_engine_sampled(folder, cold_start):
+    config = grpo_config(
+        folder,
+        cold_start,
+        *("run.name=stage1", "reward.name=stage1", "num_steps=2", "learner.num_ranks=2", "learner.zero_stage=2"),
+        *("algorithm.mini_batch_samples=2", "evaluation.initial=true", "evaluation.without_tools=true"),
+    )
+    with cluster():
+        asyncio.run(train_grpo(config))
+    done = steps(config.run.folder)
+    assert [line["step"] for line in done] == [1, 2]
+    assert done[0]["rollout/num_trajectories"] == 16
+    first_of_step = done[0]  # with two mini-batches, the second one is one update away from the sampling policy
+    assert 0 < first_of_step["learner/logprob_gap"] < 0.1
+    evaluated = [line for line in read_lines(config.run.folder / "metrics.jsonl") if "evaluation/accuracy" in line]
+    assert [line["step"] for line in evaluated] == [0]
+    assert evaluated[0]["evaluation/num_samples"] == 16
+    Template.load(config.model, config.template, {})  # the cold start's export is a whole model folder
+
+
+def test_stage_2_goes_on_where_it_was(folder, cold_start):
+    def config(num_steps: int) -> TrainConfig:
+        return grpo_config(folder, cold_start, "run.name=stage2", f"num_steps={num_steps}", "evaluation.final=true")
+
+    with cluster():
+        asyncio.run(train_grpo(config(1)))
+        asyncio.run(train_grpo(config(2)))
+        asyncio.run(train_grpo(config(2)))  # finished: nothing is done again
+    run = config(2).run.folder
+    done = steps(run)
+    assert [line["step"] for line in done] == [1, 2]
+    assert all(line["learner/logprob_gap"] < MAX_LOGPROB_GAP for line in done)  # after loading, and after a weight update
+    assert all(line["learner/ratio"] == pytest.approx(1, abs=1e-5) for line in done)
+    assert [int(path.name) for path in sorted((run / "checkpoints").iterdir())] == [1, 2]
+    first, second = (trajectory_log.read(run / "trajectories" / f"stage2-{step:06d}.parquet") for step in (1, 2))
+    assert {one.trajectory.sample_id for one in first.scored}.isdisjoint(one.trajectory.sample_id for one in second.scored)
+    assert {turn.policy_version for one in first.scored for turn in one.trajectory.turns} == {0}
+    assert {turn.policy_version for one in second.scored for turn in one.trajectory.turns} == {1}
+    assert (run / "export" / "model.safetensors").is_file()
+    assert list(published_folder(config(2)).iterdir()) == []  # nothing is left in shared memory
