@@ -76,9 +76,8 @@ class Demo:
 
     def __init__(self, folder: Path, seed: int, size: Size) -> None:
         self.folder, self.seed, self.size = folder, seed, size
-        self.data, self.base = folder / "data", folder / "base"
+        self.data, self.base = folder / "data", folder / "base_model"
         self.common = [f"run.root={folder}", f"run.seed={seed}"]
-        self.held_out = [f"data.held_out=[{self.data / 'held_out.parquet'}]"]
         self.console = Console(highlight=False, soft_wrap=True)
 
     def run(self) -> None:
@@ -112,7 +111,7 @@ class Demo:
         make_base(self.base, self._sft_config().template, seed=self.seed, share=self.size.pretraining)
 
     def _evaluate_base(self) -> None:
-        asyncio.run(evaluate_model(self._config("run.name=base_evaluation", f"model.path={self.base}")))
+        asyncio.run(evaluate_model(self._config("run.name=base", f"model.path={self.base}")))
 
     def _demonstrate(self) -> None:
         config = self._config(f"model.path={self.base}")
@@ -175,9 +174,13 @@ class Demo:
         return json.loads(self._seconds_file.read_text()) if self._seconds_file.exists() else {}
 
     def _summarize(self, seconds: dict[str, float]) -> None:
-        """Writes summary.json and the report, and shows the table."""
+        """Gathers the stages' metrics and trajectories, writes summary.json and the report, and shows the table."""
+        metrics_files = [self.folder / stage / "metrics.jsonl" for stage in ("sft", "stage1", "stage2")]
+        (self.folder / "metrics.jsonl").write_text("".join(file.read_text() for file in metrics_files))
+        for stage in ("base", "stage1", "stage2"):
+            shutil.copytree(self.folder / stage / "trajectories", self.folder / "trajectories", dirs_exist_ok=True)
         stages = {
-            "base": json.loads((self.folder / "base_evaluation" / "evaluation.json").read_text()),
+            "base": json.loads((self.folder / "base" / "evaluation.json").read_text()),
             "sft": _evaluation(self.folder / "stage1", first=True),
             "stage1": _evaluation(self.folder / "stage1"),
             "stage2": _evaluation(self.folder / "stage2"),
@@ -185,10 +188,10 @@ class Demo:
         summary = {name: {column: metrics[column] for column in COLUMNS} for name, metrics in stages.items()}
         (self.folder / "summary.json").write_text(json.dumps({**summary, "seconds": seconds, "seed": self.seed}, indent=2))
         report = write_report(self.folder)
-        table = Table("stage", *(column.replace("_", " ") for column in COLUMNS))
+        table = Table("stage", *(column.replace("_", " ") for column in COLUMNS), title="judging held-out samples")
         for name, metrics in summary.items():
             table.add_row(name, *(f"{metrics[column]:.3g}" for column in COLUMNS))
-        self.console.print(table)
+        Console().print(table)
         self.console.print(f"{sum(seconds.values()) / 60:.1f} minutes; the exported judge is in {self.folder / 'export'}")
         self.console.print(f"done: open {report}", style="bold")
 

@@ -12,6 +12,7 @@ from tools.image_zoom import ImageZoomTool
 
 LINE_EVERY = 100  # steps between lines where the output is no terminal
 
+
 def make_base(folder: Path, template: TemplateConfig, *, seed: int, share: float = 1.0) -> None:
     """Writes the pre-trained base model to `folder`.
 

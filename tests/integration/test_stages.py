@@ -91,11 +91,11 @@ def steps(run: Path) -> list[dict]:
     return [line for line in read_lines(run / "metrics.jsonl") if "learner/loss" in line]
 
 
-def test_stage_1_with_two_ranks_trains_on_what_the_engine_sampled(folder, cold_start):
+def test_stage_1_with_two_ranks_and_two_engines_trains_on_what_the_engine_sampled(folder, cold_start):
     config = grpo_config(
         folder,
         cold_start,
-        *("run.name=stage1", "reward.name=stage1", "num_steps=2", "learner.num_ranks=2", "learner.zero_stage=2"),
+        *("run.name=stage1", "reward.name=stage1", "num_steps=2", "learner.num_ranks=2", "learner.zero_stage=2", "rollout.num_actors=2"),
         *("algorithm.mini_batch_samples=2", "evaluation.initial=true", "evaluation.without_tools=true"),
     )
     with cluster():

@@ -1,0 +1,62 @@
+"""Ctrl-C in the middle of a run: one line, the right exit status, no process left, and the run goes on afterwards."""
+
+import os
+import signal
+import subprocess
+import sys
+import time
+import uuid
+from pathlib import Path
+
+import psutil
+import pytest
+
+from arm_rl.digits import dataset
+from arm_rl.metrics_log import read_lines
+
+pytestmark = [pytest.mark.ray, pytest.mark.timeout(400)]
+
+MARK = "ARM_RL_TEST_RUN"  # in the environment of every process that the run starts
+
+
+def marked(mark: str) -> list[psutil.Process]:
+    """Processes of the run that still live."""
+    found = []
+    for process in psutil.process_iter():
+        try:
+            if process.status() != psutil.STATUS_ZOMBIE and process.environ().get(MARK) == mark:
+                found.append(process)
+        except psutil.Error:
+            continue
+    return found
+
+
+def test_ctrl_c_leaves_nothing_behind(tmp_path, judge_folder):
+    dataset.write(tmp_path / "train.parquet", seed=0, split="train", num_samples=64)
+    command = [sys.executable, "-m", "jobs.train", "configs/demo.yaml", f"run.root={tmp_path}", f"model.path={judge_folder}"]
+    command += [f"data.train=[{tmp_path / 'train.parquet'}]", "data.held_out=[]", "algorithm.samples_per_step=2"]
+    command += ["algorithm.group_size=2", "algorithm.drop_flat_groups=false", "checkpoint.every=1", "metrics.wandb=disabled"]
+    mark = uuid.uuid4().hex
+    run = subprocess.Popen(
+        command, env={**os.environ, MARK: mark}, start_new_session=True, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
+    )
+    wait_for_steps(tmp_path / "stage2" / "metrics.jsonl", run, 2)
+    os.killpg(run.pid, signal.SIGINT)  # a terminal sends it to the whole group
+    _, errors = run.communicate(timeout=120)
+    assert run.returncode == 130, errors
+    assert "goes on from its last checkpoint" in errors
+    assert "Traceback" not in errors
+    limit = time.monotonic() + 20
+    while marked(mark) and time.monotonic() < limit:
+        time.sleep(0.5)
+    assert [process.cmdline() for process in marked(mark)] == []
+    assert list((tmp_path / "stage2" / "checkpoints").iterdir())
+
+
+def wait_for_steps(file: Path, run: subprocess.Popen, number: int) -> None:
+    """Returns once the run has logged so many steps."""
+    limit = time.monotonic() + 240
+    while len(read_lines(file)) < number:
+        assert run.poll() is None, run.communicate()[1]
+        assert time.monotonic() < limit, "no step in time"
+        time.sleep(0.5)
