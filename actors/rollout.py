@@ -3,6 +3,7 @@
 import asyncio
 from collections import Counter
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from typing import Any
 
 import ray
@@ -22,27 +23,30 @@ from arm_rl.core.template import Template
 from arm_rl.core.types import Sample, Trajectory
 
 
+@dataclass(frozen=True, kw_only=True, slots=True)
+class RolloutSpec:
+    """What all rollout actors of a run are made of."""
+
+    model: ModelConfig
+    template: TemplateConfig
+    limits: SessionConfig
+    rollout: RolloutConfig
+    schemas: Mapping[str, dict[str, Any]]  # of all tools, by name
+    use_gpu: bool
+    can_sleep: bool  # the engines share their GPUs with learners
+    seed: int  # of the run
+
+
 class RolloutActor:
     """One engine and the sessions that use it. A group's sessions run here together, so that they share the prompt's cache."""
 
-    def __init__(
-        self,
-        *,
-        model: ModelConfig,
-        template: TemplateConfig,
-        limits: SessionConfig,
-        rollout: RolloutConfig,
-        schemas: Mapping[str, dict[str, Any]],
-        executors: Sequence[ActorHandle],
-        use_gpu: bool,
-        can_sleep: bool,
-        seed: int,
-    ) -> None:
-        self._template = Template.load(model, template, schemas)
-        self._limits = limits
+    def __init__(self, spec: RolloutSpec, executors: Sequence[ActorHandle], number: int) -> None:
+        self._template = Template.load(spec.model, spec.template, spec.schemas)
+        self._limits = spec.limits
         self._pool = ToolPool(executors)
-        self._slots = asyncio.Semaphore(rollout.max_concurrent_sessions)
-        self._engine = Engine(model, rollout, self._template.view, seed=seed, use_gpu=use_gpu, can_sleep=can_sleep)
+        self._slots = asyncio.Semaphore(spec.rollout.max_concurrent_sessions)
+        seed = derive(spec.seed, "engine", number)
+        self._engine = Engine(spec.model, spec.rollout, self._template.view, seed=seed, use_gpu=spec.use_gpu, can_sleep=spec.can_sleep)
 
     async def start(self) -> str:
         """Loads the model; returns the node's id when the engine serves."""
@@ -112,22 +116,9 @@ class RolloutGroup:
         self._running: Counter[int] = Counter()  # groups in each actor
 
     @classmethod
-    async def start(
-        cls,
-        *,
-        model: ModelConfig,
-        template: TemplateConfig,
-        limits: SessionConfig,
-        rollout: RolloutConfig,
-        schemas: Mapping[str, dict[str, Any]],
-        executors: Sequence[ActorHandle],
-        reservation: Reservation,
-        use_gpu: bool,
-        can_sleep: bool,
-        seed: int,
-    ) -> "RolloutGroup":
+    async def start(cls, spec: RolloutSpec, executors: Sequence[ActorHandle], reservation: Reservation) -> "RolloutGroup":
         """Starts the engines, all at once."""
-        environment = {"env_vars": engine_environment(use_gpu)}
+        environment = {"env_vars": engine_environment(spec.use_gpu)}
         actors = [
             ray.remote(RolloutActor)
             .options(
@@ -135,18 +126,8 @@ class RolloutGroup:
                 runtime_env=environment,
                 **reservation.rollout_options(number),
             )
-            .remote(
-                model=model,
-                template=template,
-                limits=limits,
-                rollout=rollout,
-                schemas=schemas,
-                executors=executors,
-                use_gpu=use_gpu,
-                can_sleep=can_sleep,
-                seed=derive(seed, "engine", number),
-            )
-            for number in range(rollout.num_actors)
+            .remote(spec, executors, number)
+            for number in range(spec.rollout.num_actors)
         ]
         return cls(actors, await asyncio.gather(*(actor.start.remote() for actor in actors)))
 

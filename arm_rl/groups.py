@@ -11,7 +11,7 @@ import ray
 from ray.actor import ActorHandle
 
 from actors.placement import Reservation
-from actors.rollout import RolloutGroup
+from actors.rollout import RolloutGroup, RolloutSpec
 from actors.scorer import Scorer
 from actors.tool_executor import ToolExecutor
 from arm_rl import trajectory_log
@@ -98,18 +98,17 @@ async def group_runner(config: TrainConfig, template: Template, reservation: Res
     ]
     rollouts = None
     try:
-        rollouts = await RolloutGroup.start(
+        spec = RolloutSpec(
             model=config.model,
             template=config.template,
             limits=config.session,
             rollout=config.rollout,
             schemas=template.schemas,
-            executors=executors,
-            reservation=reservation,
             use_gpu=config.placement.use_gpu,
             can_sleep=config.placement.kind == "shared",
             seed=config.run.seed,
         )
+        rollouts = await RolloutGroup.start(spec, executors, reservation)
         runner = GroupRunner(config, rollouts, scorers)
         yield runner
         await runner.written()

@@ -7,12 +7,13 @@ Started again, it goes on where it was: a phase whose product is there is not do
 
 import argparse
 import asyncio
+import contextlib
 import itertools
 import json
 import shutil
 import sys
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -53,6 +54,9 @@ STAGE1 = (
     "learner.schedule=constant",
     "evaluation.initial=true",
 )
+# Seconds that a phase takes on two cores, for the time that is left.
+USUAL_SECONDS = {"data": 7, "base": 120, "base_evaluation": 30, "demonstrations": 6, "sft": 28, "stage1": 68, "stage2": 180, "judge": 23}
+SILENT = ("data", "base_evaluation", "demonstrations", "judge")  # phases that show no progress themselves
 COLUMNS = ("accuracy", "tool_calls", "tool_rate", "box_hit", "accuracy_without_tools", "num_samples")
 
 
@@ -82,23 +86,25 @@ class Demo:
 
     def run(self) -> None:
         """Everything that is not done yet, then the table and the report."""
-        phases: Sequence[tuple[str, str, Callable[[], object]]] = (
-            ("data", "handwritten digits, engraved so that only the zoom tool can read them", self._make_data),
-            ("base", "the base model: a small Qwen2.5-VL, taught to see, to match and to write calls", self._make_base),
-            ("base_evaluation", "the base model, judging held-out samples", self._evaluate_base),
-            ("demonstrations", "a teacher's sessions, screened for format, judgment and tool use", self._demonstrate),
-            ("sft", "SFT: the cold start", self._sft),
-            ("stage1", "GRPO stage 1: reach for the tool", self._stage1),
-            ("stage2", "GRPO stage 2: look at the right place, and be right", self._stage2),
-            ("judge", "the exported judge behind an OpenAI-compatible server", self._judge),
-        )
+        phases: dict[str, tuple[str, Callable[[], object]]] = {
+            "data": ("handwritten digits, engraved so that only the zoom tool can read them", self._make_data),
+            "base": ("the base model: a small Qwen2.5-VL, taught to see, to match and to write calls", self._make_base),
+            "base_evaluation": ("the base model, judging held-out samples", self._evaluate_base),
+            "demonstrations": ("a teacher's sessions, screened for format, judgment and tool use", self._demonstrate),
+            "sft": ("SFT: the cold start", self._sft),
+            "stage1": ("GRPO stage 1: reach for the tool", self._stage1),
+            "stage2": ("GRPO stage 2: look at the right place, and be right", self._stage2),
+            "judge": ("the exported judge behind an OpenAI-compatible server", self._judge),
+        }
         done = self._read_seconds()
-        for number, (name, title, phase) in enumerate(phases, 1):
-            self.console.print(f"[bold]\\[{number}/{len(phases)}] {title}[/]" + (" (done before)" if name in done else ""))
+        for number, (name, (title, phase)) in enumerate(phases.items(), 1):
+            note = "done before" if name in done else _time_left(done)
+            self.console.print(f"[bold]\\[{number}/{len(phases)}] {title}[/] ({note})")
             if name in done:
                 continue
             started = time.monotonic()
-            phase()
+            with self.console.status(title) if name in SILENT else contextlib.nullcontext():
+                phase()
             done[name] = round(time.monotonic() - started, 1)
             self._seconds_file.write_text(json.dumps(done))
         self._summarize(done)
@@ -194,6 +200,14 @@ class Demo:
         Console().print(table)
         self.console.print(f"{sum(seconds.values()) / 60:.1f} minutes; the exported judge is in {self.folder / 'export'}")
         self.console.print(f"done: open {report}", style="bold")
+
+
+def _time_left(done: dict[str, float]) -> str:
+    """The usual time of what is left, at the pace of what was done."""
+    usual = sum(USUAL_SECONDS[name] for name in done)
+    pace = sum(done.values()) / usual if usual else 1.0
+    left = pace * (sum(USUAL_SECONDS.values()) - usual)
+    return f"about {max(1, round(left / 60))} min left"
 
 
 def _tools_and_template(config: TrainConfig) -> tuple[dict, Template]:
