@@ -28,6 +28,13 @@ pytestmark = [pytest.mark.ray, pytest.mark.timeout(600)]
 MAX_LOGPROB_GAP = 1e-5  # between engine and learner, float32: the same tokens, the same images, the same weights
 
 
+@pytest.fixture(scope="module", autouse=True)
+def local_cluster():
+    """One Ray for all stages, as in the demo."""
+    with cluster():
+        yield
+
+
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory) -> Path:
     """A run folder with data."""
@@ -59,8 +66,7 @@ def cold_start(folder, judge_folder, template) -> Path:
             "metrics.wandb=disabled",
         ],
     )
-    with cluster():
-        asyncio.run(train_sft(sft))
+    asyncio.run(train_sft(sft))
     losses = [line["learner/loss"] for line in read_lines(folder / "sft" / "metrics.jsonl")]
     assert len(losses) == 4
     assert losses[-1] < losses[0]
@@ -98,8 +104,7 @@ def test_stage_1_with_two_ranks_and_two_engines_trains_on_what_the_engine_sample
         *("run.name=stage1", "reward.name=stage1", "num_steps=2", "learner.num_ranks=2", "learner.zero_stage=2", "rollout.num_actors=2"),
         *("algorithm.mini_batch_samples=2", "evaluation.initial=true", "evaluation.without_tools=true"),
     )
-    with cluster():
-        asyncio.run(train_grpo(config))
+    asyncio.run(train_grpo(config))
     done = steps(config.run.folder)
     assert [line["step"] for line in done] == [1, 2]
     assert done[0]["rollout/num_trajectories"] == 16
@@ -115,10 +120,9 @@ def test_stage_2_goes_on_where_it_was(folder, cold_start):
     def config(num_steps: int) -> TrainConfig:
         return grpo_config(folder, cold_start, "run.name=stage2", f"num_steps={num_steps}", "evaluation.final=true")
 
-    with cluster():
-        asyncio.run(train_grpo(config(1)))
-        asyncio.run(train_grpo(config(2)))
-        asyncio.run(train_grpo(config(2)))  # finished: nothing is done again
+    asyncio.run(train_grpo(config(1)))
+    asyncio.run(train_grpo(config(2)))
+    asyncio.run(train_grpo(config(2)))  # finished: nothing is done again
     run = config(2).run.folder
     done = steps(run)
     assert [line["step"] for line in done] == [1, 2]
