@@ -7,9 +7,8 @@ from actors.placement import Reservation, plan
 from arm_rl import checkpoint
 from arm_rl.checkpoint import CheckpointError
 from arm_rl.core.config import SftConfig, TrainConfig
-from arm_rl.core.template import Template
+from arm_rl.inputs import read_template
 from arm_rl.learners import learner_group
-from tools import load_tools
 
 
 async def export_checkpoint(config: TrainConfig | SftConfig, run: Path, out: Path) -> int:
@@ -21,8 +20,7 @@ async def export_checkpoint(config: TrainConfig | SftConfig, run: Path, out: Pat
     found = checkpoint.latest(run / "checkpoints")
     if found is None:
         raise CheckpointError(f"{run / 'checkpoints'}: there is no checkpoint")
-    schemas = {name: tool.schema for name, tool in load_tools(config.tools.files).items()}
-    template = Template.load(config.model, config.template, schemas)
+    template = read_template(config)
     reservation = Reservation(plan(config.placement, config.learner.num_ranks, None))
     try:
         async with learner_group(config, template, reservation, num_steps=1) as starting:

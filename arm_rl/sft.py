@@ -13,14 +13,13 @@ from arm_rl.core.batching import make_batch
 from arm_rl.core.config import SftConfig
 from arm_rl.core.loss import SftObjective
 from arm_rl.core.seeding import derive
-from arm_rl.core.template import Template
 from arm_rl.core.training import training_sample
 from arm_rl.core.types import Batch, TrainingSample
 from arm_rl.demonstrations import read_demonstrations
+from arm_rl.inputs import read_template
 from arm_rl.learners import learner_group
 from arm_rl.metrics_log import MetricsLog
 from arm_rl.run_folder import finished, open_run
-from tools import load_tools
 
 
 async def train_sft(config: SftConfig) -> None:
@@ -28,8 +27,7 @@ async def train_sft(config: SftConfig) -> None:
 
     A run started again goes on from its last checkpoint; one that is finished is left as it is.
     """
-    schemas = {name: tool.schema for name, tool in load_tools(config.tools.files).items()}
-    template = Template.load(config.model, config.template, schemas)
+    template = read_template(config)
     trajectories, images = read_demonstrations(config.data.train, template)
     samples = [training_sample(trajectory, 1.0) for trajectory in trajectories]
     steps_per_epoch = math.ceil(len(samples) / config.batch_size)
