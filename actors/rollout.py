@@ -12,7 +12,7 @@ from ray.actor import ActorHandle
 from actors.engine import Engine
 from actors.engine_settings import engine_environment
 from actors.placement import Reservation
-from actors.tool_executor import ToolPool
+from actors.tool_executor import ToolPool, ToolTraits
 from actors.weight_sync import Published, WeightFile, place, weights_folder
 from arm_rl.core import session
 from arm_rl.core.config import ModelConfig, RolloutConfig, SessionConfig, TemplateConfig
@@ -32,6 +32,7 @@ class RolloutSpec:
     limits: SessionConfig
     rollout: RolloutConfig
     schemas: Mapping[str, dict[str, Any]]  # of all tools, by name
+    traits: ToolTraits  # of the same
     use_gpu: bool
     can_sleep: bool  # the engines share their GPUs with learners
     seed: int  # of the run
@@ -43,7 +44,7 @@ class RolloutActor:
     def __init__(self, spec: RolloutSpec, executors: Sequence[ActorHandle], number: int) -> None:
         self._template = Template.load(spec.model, spec.template, spec.schemas)
         self._limits = spec.limits
-        self._pool = ToolPool(executors)
+        self._pool = ToolPool(executors, spec.traits)
         self._slots = asyncio.Semaphore(spec.rollout.max_concurrent_sessions)
         seed = derive(spec.seed, "engine", number)
         self._engine = Engine(spec.model, spec.rollout, self._template.view, seed=seed, use_gpu=spec.use_gpu, can_sleep=spec.can_sleep)
@@ -86,7 +87,6 @@ class RolloutActor:
 
         sessions = await asyncio.gather(*(one(index) for index in range(size)))
         images = {key: image for finished in sessions for key, image in finished.images.items()}
-        self._pool.release(list(images))
         return [finished.trajectory for finished in sessions], images
 
     async def update_weights(self, weights: WeightFile, data: bytes | None) -> None:

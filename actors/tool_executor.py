@@ -3,8 +3,8 @@
 import asyncio
 import itertools
 import logging
-from collections.abc import Mapping, Sequence
-from concurrent.futures import ThreadPoolExecutor
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
 from typing import Any
 
 import ray
@@ -17,73 +17,132 @@ from arm_rl.core.session import Memory, ToolResult
 from arm_rl.core.types import ToolCall
 from tools import load_tools
 from tools.base import ToolContext
+from tools.runner import ToolRunner
 
 logger = logging.getLogger(__name__)
 
 
+@dataclass(frozen=True, kw_only=True, slots=True)
+class ToolTraits:
+    """What a pool must know of the tools, by their names."""
+
+    inline: frozenset[str]  # their calls travel in batches
+    stateful: frozenset[str]  # the executor is told when a session that called them is over
+
+
 class ToolExecutor:
-    """Runs calls, so many at a time, each within the time limit. Whatever happens to a call is its result."""
+    """The tools of one actor. Whatever happens to a call is its result."""
 
     def __init__(self, config: ToolsConfig) -> None:
         self._tools = load_tools(config.files)
-        self._timeout = config.timeout_seconds
-        self._concurrency = config.concurrency
-        self._limit = asyncio.Semaphore(config.concurrency)
-        self._threads = self._new_threads()
+        self._runner = ToolRunner(self._tools, concurrency=config.concurrency, timeout_seconds=config.timeout_seconds)
 
-    async def call(
-        self, call: ToolCall, texts: Mapping[str, str], image_names: Sequence[str], named: Sequence[str], *images: Image
-    ) -> ToolResult:
-        """Runs one call. `images` are those that the arguments name, in the order of `named`."""
-        context = ToolContext(images=dict(zip(named, images, strict=True)), texts=texts, image_names=image_names)
-        tool = self._tools[call.name]
-        async with self._limit:
-            running = asyncio.get_running_loop().run_in_executor(self._threads, tool.call, call.arguments, context)
-            try:
-                return await asyncio.wait_for(running, self._timeout)
-            except TimeoutError:
-                self._threads.shutdown(wait=False)  # its other calls end in it; the hanging one must not take a later call's place
-                self._threads = self._new_threads()
-                return ToolResult(status="timeout", text=f"Error: {call.name} took longer than {self._timeout:g} seconds")
-            except Exception as error:  # the tool call's catch point: an observation for the policy, a traceback for us
-                logger.exception("%s failed", call.name)
-                return ToolResult(status="failed", text=f"Error: {call.name} failed: {type(error).__name__}")
+    async def call(self, call: ToolCall, context: ToolContext, named: Sequence[str], *images: Image) -> ToolResult:
+        """Runs one call. `images` are those that the arguments name, in the order of `named`; the context comes without them."""
+        return await self._runner.call(call, context.seeing(dict(zip(named, images, strict=True))))
 
-    def _new_threads(self) -> ThreadPoolExecutor:
-        return ThreadPoolExecutor(self._concurrency, thread_name_prefix="tool")
+    async def call_inline(self, calls: Sequence[tuple[ToolCall, ToolContext]]) -> list[ToolResult]:
+        """Runs calls of inline tools, one after the other."""
+        return [await self._runner.call(call, context) for call, context in calls]
 
-    def ready(self) -> bool:
-        """True once the tools are loaded."""
-        return True
+    async def release(self, session: str) -> None:
+        """Forgets a session that is over."""
+        await self._runner.release(session)
+
+    def traits(self) -> ToolTraits:
+        """What a pool must know of the tools; answered once they are loaded."""
+        return ToolTraits(
+            inline=frozenset(name for name, tool in self._tools.items() if tool.execution.isolation == "inline"),
+            stateful=frozenset(name for name, tool in self._tools.items() if tool.stateful),
+        )
+
+
+@dataclass(slots=True)
+class _Stored:
+    """An image in the object store, and the sessions that have used it."""
+
+    reference: ray.ObjectRef
+    sessions: set[str]
 
 
 class ToolPool:
-    """The `tools` callable of sessions: sends each call to the next executor, and an image to the object store once."""
+    """The `tools` of the sessions of one rollout actor: a session's calls go to one executor, and an image to the object store once."""
 
-    def __init__(self, executors: Sequence[ActorHandle]) -> None:
-        self._executors = itertools.cycle(executors)
-        self._stored: dict[str, ray.ObjectRef] = {}  # by content key, for as long as a session uses it
+    def __init__(self, executors: Sequence[ActorHandle], traits: ToolTraits) -> None:
+        self._turns = itertools.cycle(executors)
+        self._traits = traits
+        self._homes: dict[str, ActorHandle] = {}  # session -> executor
+        self._stored: dict[str, _Stored] = {}  # by content key, for as long as a session uses it
+        self._told: set[str] = set()  # sessions that have called a tool that keeps state
+        self._waiting: dict[ActorHandle, list[tuple[ToolCall, ToolContext, asyncio.Future]]] = {}  # inline calls, sent together
+        self._sending: set[asyncio.Task] = set()
 
     async def __call__(self, call: ToolCall, memory: Memory) -> ToolResult:
-        """Runs a call in an executor; one that died is a failed call."""
-        named = [value for value in _strings(call.arguments) if value in memory.images]
-        images = [self._store(memory.images[name]) for name in named]
+        """Runs a call in the session's executor; one that died is a failed call."""
+        executor = self._homes.setdefault(memory.session, next(self._turns))
+        context = ToolContext(session=memory.session, images={}, texts=memory.texts, image_names=list(memory.images))
+        if call.name in self._traits.stateful:
+            self._told.add(memory.session)
         try:
-            return await next(self._executors).call.remote(call, memory.texts, list(memory.images), named, *images)
+            if call.name in self._traits.inline:
+                return await self._together(executor, call, context)
+            named = [name for name in dict.fromkeys(_strings(call.arguments)) if name in memory.images]
+            images = [self._store(memory.images[name], memory.session) for name in named]
+            return await executor.call.remote(call, context, named, *images)
         except RayError as error:
             logger.warning("%s: the executor was lost: %s", call.name, error)
             return ToolResult(status="failed", text=f"Error: {call.name} crashed")
 
-    def release(self, memory_keys: Sequence[str]) -> None:
-        """Forgets the images of sessions that are over."""
-        for key in memory_keys:
-            self._stored.pop(key, None)
+    async def release(self, memory: Memory) -> None:
+        """Forgets a session that is over, here and, where a tool keeps state, in its executor."""
+        executor = self._homes.pop(memory.session, None)
+        if memory.session in self._told:
+            self._told.remove(memory.session)
+            executor.release.remote(memory.session)  # nobody has to wait for it; an executor that died has forgotten
+        for image in memory.images.values():
+            stored = self._stored.get(image.key)
+            if stored is not None:
+                stored.sessions.discard(memory.session)
+                if not stored.sessions:
+                    del self._stored[image.key]
 
-    def _store(self, image: Image) -> ray.ObjectRef:
-        if image.key not in self._stored:
-            self._stored[image.key] = ray.put(image)
-        return self._stored[image.key]
+    def _store(self, image: Image, session: str) -> ray.ObjectRef:
+        stored = self._stored.get(image.key)
+        if stored is None:
+            stored = self._stored[image.key] = _Stored(ray.put(image), set())
+        stored.sessions.add(session)
+        return stored.reference
+
+    async def _together(self, executor: ActorHandle, call: ToolCall, context: ToolContext) -> ToolResult:
+        """Sends a call with all others that come up before the event loop turns: one remote call for many small ones."""
+        waiting = self._waiting.setdefault(executor, [])
+        if not waiting:
+            sending = asyncio.create_task(self._send(executor))
+            self._sending.add(sending)
+            sending.add_done_callback(self._sending.discard)
+        result: asyncio.Future = asyncio.get_running_loop().create_future()
+        waiting.append((call, context, result))
+        return await result
+
+    async def _send(self, executor: ActorHandle) -> None:
+        await asyncio.sleep(0)
+        batch = self._waiting.pop(executor)
+        try:
+            results = await executor.call_inline.remote([(call, context) for call, context, _ in batch])
+        except Exception as error:
+            for _, _, result in batch:
+                if not result.done():
+                    result.set_exception(error)
+            return
+        for (_, _, result), value in zip(batch, results, strict=True):
+            if not result.done():  # its session was cancelled
+                result.set_result(value)
 
 
-def _strings(arguments: Mapping[str, Any]) -> list[str]:
-    return list(dict.fromkeys(value for value in arguments.values() if isinstance(value, str)))
+def _strings(value: Any) -> Iterator[str]:
+    """All texts in a call's arguments: any of them may name an image."""
+    if isinstance(value, str):
+        yield value
+    elif isinstance(value, dict | list):
+        for child in value.values() if isinstance(value, dict) else value:
+            yield from _strings(child)

@@ -104,6 +104,7 @@ async def group_runner(config: TrainConfig, template: Template, reservation: Res
             limits=config.session,
             rollout=config.rollout,
             schemas=template.schemas,
+            traits=await executors[0].traits.remote(),
             use_gpu=config.placement.use_gpu,
             can_sleep=config.placement.kind == "shared",
             seed=config.run.seed,

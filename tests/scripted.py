@@ -2,13 +2,14 @@
 
 import json
 import random
+from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from PIL import Image as PILImage
 
-from arm_rl.core.session import Completion, PolicyRequest
-from arm_rl.core.types import ImagePart, ImageRef, Message, Sample
+from arm_rl.core.session import Completion, Memory, PolicyRequest, ToolResult
+from arm_rl.core.types import ImagePart, ImageRef, Message, Sample, ToolCall
 
 if TYPE_CHECKING:
     from arm_rl.core.template import Template
@@ -71,3 +72,17 @@ def completion(template: "Template", text: str, finish_reason: str = "stop", ver
         finish_reason=finish_reason,
         policy_version=version,
     )
+
+
+class FunctionTools:
+    """The tools of sessions as one function of a call and the memory; keeps the memories that were released."""
+
+    def __init__(self, function: Callable[[ToolCall, Memory], ToolResult]) -> None:
+        self._function = function
+        self.released: list[Memory] = []
+
+    async def __call__(self, call: ToolCall, memory: Memory) -> ToolResult:
+        return self._function(call, memory)
+
+    async def release(self, memory: Memory) -> None:
+        self.released.append(memory)

@@ -1,24 +1,33 @@
 """The tools by name, and the YAML files that offer them.
 
-A new tool is one file and one line in `TOOLS`. A tool file lists entries of `class_name` (a name in `TOOLS`, or the dotted path of a
-`Tool` class), `config` (its keyword arguments) and, where another description is wanted, `tool_schema`.
+A new tool is one file and one line in `TOOLS`. A tool file lists entries of
+
+    class_name: a name in `TOOLS`, or the dotted path of a `Tool` class or of a class that is written for verl
+    config: its keyword arguments
+    tool_schema: OpenAI's function schema, where another name or description is wanted
+    execution: where, how many at a time and for how long its calls run; fields of `tools.base.Execution`
+
+or of `mcp`, an MCP server whose tools are offered (`tools/mcp_server.py`).
 """
 
 import copy
+import dataclasses
 import importlib
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import jsonschema
 from omegaconf import OmegaConf
 
 from arm_rl.core.errors import UserError
-from tools.base import Tool
+from tools.base import Execution, Tool
 from tools.image_zoom import ImageZoomTool
 
-TOOLS: dict[str, type[Tool]] = {
+TOOLS: dict[str, Callable[..., Tool]] = {
     "image_zoom_in_tool": ImageZoomTool,
 }
+
+ENTRY_KEYS = ("class_name", "config", "tool_schema", "execution")
 
 
 class ToolFileError(UserError):
@@ -29,14 +38,16 @@ def load_tools(files: Sequence[str]) -> dict[str, Tool]:
     """The tools that the files list, by name.
 
     Raises:
-        ToolFileError: a file that cannot be read, an unknown class, a wrong configuration or a name listed twice.
+        ToolFileError: a file that cannot be read, an unknown class, a wrong configuration, a tool that cannot run on this machine or a
+            name listed twice.
     """
     tools: dict[str, Tool] = {}
     for file in files:
         for number, entry in enumerate(_entries(file)):
-            tool = _make(entry, f"{file}: tools[{number}]")
+            where = f"{file}: tools[{number}]"
+            tool = _make(entry, where)
             if tool.name in tools:
-                raise ToolFileError(f"{file}: tools[{number}]: {tool.name!r} is listed twice")
+                raise ToolFileError(f"{where}: {tool.name!r} is listed twice")
             tools[tool.name] = tool
     return tools
 
@@ -55,21 +66,32 @@ def _entries(file: str) -> list[dict[str, Any]]:
 
 
 def _make(entry: dict[str, Any], where: str) -> Tool:
-    unknown = set(entry) - {"class_name", "config", "tool_schema"}
+    unknown = set(entry) - set(ENTRY_KEYS)
     if unknown:
-        raise ToolFileError(f"{where}: unknown key {sorted(unknown)[0]!r}; known: class_name, config, tool_schema")
+        raise ToolFileError(f"{where}: unknown key {sorted(unknown)[0]!r}; known: {', '.join(ENTRY_KEYS)}")
+    make = _class(str(entry.get("class_name", "")), where)
     try:
-        tool = _class(str(entry.get("class_name", "")), where)(**(entry.get("config") or {}))
-    except TypeError as error:
+        tool = make(**(entry.get("config") or {}))
+    except (TypeError, ValueError, UserError) as error:
         raise ToolFileError(f"{where}.config: {error}") from error
     if entry.get("tool_schema") is not None:
-        schema = copy.deepcopy(entry["tool_schema"])
-        tool.name = _checked_name(schema, f"{where}.tool_schema")  # type: ignore[misc]  # an instance may be offered under another name
-        tool.schema = schema  # type: ignore[misc]
+        tool.offered_as(_checked_schema(entry["tool_schema"], f"{where}.tool_schema"))
+    if entry.get("execution") is not None:
+        tool.execution = _changed(tool.execution, entry["execution"], f"{where}.execution")
     return tool
 
 
-def _checked_name(schema: Any, where: str) -> str:
+def _changed(execution: Execution, fields: Any, where: str) -> Execution:
+    known = [field.name for field in dataclasses.fields(Execution)]
+    if not isinstance(fields, dict) or not set(fields) <= set(known):
+        raise ToolFileError(f"{where}: fields of {', '.join(known)}, not {fields}")
+    try:
+        return dataclasses.replace(execution, **fields)
+    except (TypeError, ValueError) as error:
+        raise ToolFileError(f"{where}.{error}") from error
+
+
+def _checked_schema(schema: Any, where: str) -> dict[str, Any]:
     try:
         name, parameters = schema["function"]["name"], schema["function"]["parameters"]
         parameters["properties"]
@@ -80,10 +102,10 @@ def _checked_name(schema: Any, where: str) -> str:
         raise ToolFileError(f"{where}: {error.message}") from error
     if not isinstance(name, str) or not name:
         raise ToolFileError(f"{where}: function.name is {name!r}; a text is needed")
-    return name
+    return copy.deepcopy(schema)
 
 
-def _class(class_name: str, where: str) -> type[Tool]:
+def _class(class_name: str, where: str) -> Callable[..., Tool]:
     if class_name in TOOLS:
         return TOOLS[class_name]
     module, _, name = class_name.rpartition(".")

@@ -1,54 +1,70 @@
 """Zoom: a crop of an image at its full resolution, as the next observation."""
 
 import math
-from typing import Any
+import threading
+from contextlib import nullcontext
+from dataclasses import dataclass
+from typing import Annotated
 
 from PIL import Image as PILImage
+from pydantic import Field
 
 from arm_rl.core.images import Image
 from arm_rl.core.session import ToolResult
-from tools.base import ArgumentError, Tool, ToolContext, function_schema
+from tools.base import ArgumentError, Execution, ImageName, Tool, ToolContext
 
 RELATIVE = 1000  # coordinates run from 0 to this, whatever the image's size
+LARGE_MEGAPIXELS = 16.0  # images above this are decoded one at a time: threads share the memory
+
+_one_at_a_time = threading.Lock()
 
 
 class ImageZoomTool(Tool):
     """Crops a box. Boxes are clamped to the image, grown where they are too small, and refused where they are too thin."""
 
     name = "image_zoom_in_tool"
-    schema = function_schema(
-        name,
-        "Zooms into a part of an image and shows it at full resolution.",
-        {
-            "image": {"type": "string", "description": "Name of the image: original_image, or an earlier observation."},
-            "bbox_2d": {
-                "type": "array",
-                "items": {"type": "number"},
-                "minItems": 4,
-                "maxItems": 4,
-                "description": f"The box [x1, y1, x2, y2], each from 0 to {RELATIVE} relative to the image's width and height.",
-            },
-        },
-        required=("image", "bbox_2d"),
-    )
+    description = "Zooms into a part of an image and shows it at full resolution."
+    execution = Execution(isolation="thread")  # what it decodes is bounded
 
-    def __init__(self, *, min_side: int = 28, max_aspect: float = 100.0, enlarge_below: int = 224) -> None:
+    @dataclass(frozen=True, kw_only=True, slots=True)
+    class Arguments:
+        """Which part of which image."""
+
+        image: ImageName
+        bbox_2d: Annotated[
+            list[float],
+            Field(
+                min_length=4,
+                max_length=4,
+                description=f"The box [x1, y1, x2, y2], each from 0 to {RELATIVE} relative to the image's width and height.",
+            ),
+        ]
+
+    def __init__(self, *, min_side: int = 28, max_aspect: float = 100.0, enlarge_below: int = 224, max_megapixels: float = 100.0) -> None:
         self.min_side = min_side  # pixels that each side of a crop has at least, as far as the image has them
         self.max_aspect = max_aspect  # longer side over shorter side, at most
         self.enlarge_below = enlarge_below  # a crop whose short side has fewer pixels is enlarged 2x
+        self.max_megapixels = max_megapixels  # of the image that is cropped: it is decoded whole
 
-    def run(self, arguments: dict[str, Any], context: ToolContext) -> ToolResult:
+    def run(self, arguments: Arguments, context: ToolContext) -> ToolResult:
         """The crop, as an image."""
-        source = context.image(arguments["image"]).pil()
-        left, top, right, bottom = self._pixels(arguments["bbox_2d"], *source.size)
-        crop = source.crop((left, top, right, bottom))
+        image = context.image(arguments.image)
+        width, height = image.size
+        megapixels = width * height / 1e6
+        if megapixels > self.max_megapixels:
+            raise ArgumentError(
+                f"{arguments.image} is too large to zoom into: {megapixels:.0f} megapixels, {self.max_megapixels:g} at most"
+            )
+        box = self._pixels(arguments.bbox_2d, width, height)
+        with _one_at_a_time if megapixels > LARGE_MEGAPIXELS else nullcontext():
+            crop = image.pil().crop(box)
         if min(crop.size) < self.enlarge_below:
             crop = crop.resize((crop.width * 2, crop.height * 2), PILImage.Resampling.BICUBIC)
         return ToolResult(status="ok", text="", images=(Image.from_pil(crop),))
 
     def _pixels(self, box: list[float], width: int, height: int) -> tuple[int, int, int, int]:
         """The box in whole pixels of the image."""
-        if not all(abs(value) < math.inf for value in box):  # of integers too, which isfinite refuses beyond a float's range
+        if not all(math.isfinite(value) for value in box):
             raise ArgumentError(f"bbox_2d: coordinates must be finite, not {box}")
         x1, y1, x2, y2 = (min(max(value, 0), RELATIVE) for value in box)
         if x1 >= x2 or y1 >= y2:

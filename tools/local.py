@@ -1,26 +1,28 @@
-"""Tools run in this process, one call after the other: for the teacher and for a judge without executors."""
+"""Tools run beside this process, without executor actors: for the teacher, and for a judge on one machine."""
 
-import logging
 from collections.abc import Mapping
 
 from arm_rl.core.session import Memory, ToolResult
 from arm_rl.core.types import ToolCall
 from tools.base import Tool, ToolContext
-
-logger = logging.getLogger(__name__)
+from tools.runner import ToolRunner
 
 
 class LocalTools:
-    """The `tools` callable of sessions."""
+    """The `tools` of sessions on one event loop."""
 
-    def __init__(self, tools: Mapping[str, Tool]) -> None:
-        self._tools = tools
+    def __init__(self, tools: Mapping[str, Tool], *, concurrency: int = 32, timeout_seconds: float = 30.0) -> None:
+        self._runner = ToolRunner(tools, concurrency=concurrency, timeout_seconds=timeout_seconds)
 
     async def __call__(self, call: ToolCall, memory: Memory) -> ToolResult:
-        """Runs a call; a tool that raises is a failed call."""
-        context = ToolContext(images=memory.images, texts=memory.texts, image_names=list(memory.images))
-        try:
-            return self._tools[call.name].call(call.arguments, context)
-        except Exception as error:  # the tool call's catch point, as in the executors
-            logger.exception("%s failed", call.name)
-            return ToolResult(status="failed", text=f"Error: {call.name} failed: {type(error).__name__}")
+        """Runs a call, isolated as in the executors."""
+        context = ToolContext(session=memory.session, images=memory.images, texts=memory.texts, image_names=list(memory.images))
+        return await self._runner.call(call, context)
+
+    async def release(self, memory: Memory) -> None:
+        """Lets the tools forget a session that is over."""
+        await self._runner.release(memory.session)
+
+    def close(self) -> None:
+        """Ends the tools' workers."""
+        self._runner.close()

@@ -117,13 +117,14 @@ class RewardConfig:
     name: str = "stage2"  # a key of rewards.REWARDS
     format: float = 0.3  # R_f: the format is right
     attempt: float = 0.1  # R_try: a tool was called
+    other_tool: float = 1.0  # share of R_try for a call to a tool that the sample does not name as fitting (stage 1)
     accuracy: float = 0.7  # R_a: the judgment is right
     success: float = 0.5  # R_succ: right, and a call succeeded
     num_scorers: int = 1  # scorer actors
 
     def __post_init__(self) -> None:
         _require(self.num_scorers >= 1, "reward.num_scorers", f"at least 1, not {self.num_scorers}")
-        for name in ("format", "attempt", "accuracy", "success"):
+        for name in ("format", "attempt", "other_tool", "accuracy", "success"):
             _require(math.isfinite(getattr(self, name)), f"reward.{name}", f"a finite number, not {getattr(self, name)}")
 
 

@@ -6,6 +6,7 @@ import io
 from dataclasses import dataclass
 from pathlib import Path
 
+import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 from PIL import ExifTags, ImageOps
@@ -48,14 +49,14 @@ class Image:
         return _size(self)
 
     def pil(self) -> PILImage.Image:
-        """Decodes to RGB, upright.
+        """Decodes to RGB, upright: on white where it is transparent, the first picture where it moves.
 
         Raises:
-            ImageError: the bytes are not a readable image.
+            ImageError: the bytes are not a readable image, or one so large that Pillow takes it for an attack.
         """
         try:
             image = PILImage.open(io.BytesIO(self.data))
-            return (image if _orientation(image) == 1 else ImageOps.exif_transpose(image)).convert("RGB")
+            return _rgb(image if _orientation(image) == 1 else ImageOps.exif_transpose(image))
         except Exception as error:
             raise ImageError(f"not a readable image ({len(self.data)} bytes): {error}") from error
 
@@ -68,6 +69,19 @@ def _size(image: Image) -> tuple[int, int]:
     except Exception as error:
         raise ImageError(f"not a readable image ({len(image.data)} bytes): {error}") from error
     return opened.size[::-1] if sideways else opened.size
+
+
+def _rgb(image: PILImage.Image) -> PILImage.Image:
+    """To RGB, as it would be shown: Pillow alone cuts 16-bit values off at 255, and shows what transparency hides."""
+    if image.mode.startswith("I"):  # greys of 16 bits, which some formats hold in 32
+        values = np.asarray(image).astype(np.float64)
+        wide = image.mode.startswith("I;16") or values.max() > 255
+        image = PILImage.fromarray((values / (257 if wide else 1)).round().clip(0, 255).astype(np.uint8))
+    if image.has_transparency_data:
+        shown = image.convert("RGBA")
+        image = PILImage.new("RGBA", image.size, "white")
+        image.alpha_composite(shown)
+    return image.convert("RGB")
 
 
 def _orientation(image: PILImage.Image) -> int:

@@ -3,15 +3,16 @@
     prompt -> policy -> a call?  yes -> tool -> observation -> policy -> ...
                                  no  -> the session is over
 
-The policy and the tools are two async callables. The loop keeps the memory of images and texts, the limits and the tokens; what the
-policy sampled goes into the trajectory as it is.
+The policy and the tools are two async callables; the tools are also told when a session is over. The loop keeps the memory of images
+and texts, the limits and the tokens; what the policy sampled goes into the trajectory as it is.
 """
 
 import time
 import traceback
+import uuid
 from collections.abc import Awaitable, Callable
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Protocol
 
 from arm_rl.core import images
 from arm_rl.core.config import SessionConfig
@@ -71,6 +72,7 @@ class ToolResult:
 class Memory:
     """The images and texts of one session by name; tools take these names, so that a later call can use an earlier observation."""
 
+    session: str = field(default_factory=lambda: uuid.uuid4().hex)  # tells the session from all others, while it runs
     images: dict[str, Image] = field(default_factory=dict)
     texts: dict[str, str] = field(default_factory=dict)
 
@@ -91,7 +93,18 @@ class Memory:
 
 
 Policy = Callable[[PolicyRequest], Awaitable[Completion]]
-Tools = Callable[[ToolCall, Memory], Awaitable[ToolResult]]
+
+
+class Tools(Protocol):
+    """The tools of sessions: runs their calls, and is told when one of them is over."""
+
+    async def __call__(self, call: ToolCall, memory: Memory) -> ToolResult:
+        """Runs a call. Whatever comes of it is the result."""
+        ...
+
+    async def release(self, memory: Memory) -> None:
+        """Forgets the session; no call of it follows."""
+        ...
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -126,6 +139,8 @@ async def run(
         end = await loop.run()
     except Exception:  # the session's catch point: recorded, counted, and stopped by the driver past a limit
         end, error = "aborted", traceback.format_exc()
+    finally:  # where the session is cancelled too
+        await tools.release(loop.memory)
     trajectory = Trajectory(
         sample_id=sample.id,
         track=sample.track,

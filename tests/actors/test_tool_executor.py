@@ -32,8 +32,8 @@ def local_ray():
 def tool_file(tmp_path_factory):
     """The zoom, and every odd tool."""
     path = tmp_path_factory.mktemp("tools") / "odd.yaml"
-    odd = ("CountTool", "SlowTool", "RaisingTool", "CrashingTool", "MirrorTool")
-    path.write_text(yaml.safe_dump({"tools": [{"class_name": ZOOM}, *({"class_name": f"tests.odd_tools.{name}"} for name in odd)]}))
+    odd = ("Count", "Slow", "Raising", "Crashing", "Reckless", "Mirror", "Inline", "Keeping", "KeepingApart")
+    path.write_text(yaml.safe_dump({"tools": [{"class_name": ZOOM}, *({"class_name": f"tests.odd_tools.{name}Tool"} for name in odd)]}))
     return str(path)
 
 
@@ -46,8 +46,7 @@ def start(local_ray, tool_file):
         config = ToolsConfig(files=(tool_file,), **settings)
         executors = [ray.remote(ToolExecutor).options(num_cpus=0, max_restarts=-1).remote(config) for _ in range(number)]
         started.extend(executors)
-        ray.get([executor.ready.remote() for executor in executors])
-        return ToolPool(executors)
+        return ToolPool(executors, ray.get([executor.traits.remote() for executor in executors])[0])
 
     yield start
     for executor in started:
@@ -93,48 +92,26 @@ async def test_a_tool_that_raises_has_failed(start):
     assert (await pool(call("count"), memory())).status == "ok"
 
 
-async def test_a_slow_tool_times_out_and_takes_nobodys_place(start):
-    """With room for one call at a time: what hangs on in its thread does not block the next call."""
-    pool = start(concurrency=1, timeout_seconds=0.5)
-    results = [await pool(call("slow", seconds=30.0), memory()) for _ in range(2)]
-    assert [result.status for result in results] == ["timeout", "timeout"]
-    assert results[0].text == "Error: slow took longer than 0.5 seconds"
+async def test_a_call_that_takes_too_long(start):
+    pool = start(timeout_seconds=0.5)
+    result = await pool(call("slow", seconds=30.0), memory())
+    assert (result.status, result.text) == ("timeout", "Error: slow took longer than 0.5 seconds")
     assert (await pool(call("count"), memory())).status == "ok"
 
 
-async def test_a_timeout_ends_no_other_call(start):
-    pool = start(concurrency=8, timeout_seconds=4.0)
-    await pool(call("count"), memory())  # both start at once, neither pays for the first call
-
-    async def later():
-        await asyncio.sleep(2.0)
-        return await pool(call("slow", seconds=3.0), memory())
-
-    slow, late = await asyncio.gather(pool(call("slow", seconds=30.0), memory()), later())
-    assert (slow.status, late.status) == ("timeout", "ok")
+async def test_a_crash_takes_only_its_worker_along(start):
+    pool = start()
+    first = await pool(call("mirror"), memory())
+    result = await pool(call("crashing"), memory())
+    assert (result.status, result.text) == ("failed", "Error: crashing crashed")
+    assert (await pool(call("mirror"), memory())).text == first.text, "the same executor"
 
 
-async def test_calls_run_together_up_to_the_limit(start):
-    pool = start(concurrency=3, timeout_seconds=30.0)
-    results = await asyncio.gather(*(pool(call("count", seconds=0.2), memory()) for _ in range(9)))
-    assert [result.status for result in results] == ["ok"] * 9
-    num_calls, most_running = max(tuple(map(int, result.text.split())) for result in results)
-    assert num_calls == 9
-    assert 2 <= most_running <= 3
-
-
-async def test_the_time_in_the_queue_is_not_the_calls(start):
-    """Three calls of half the limit, one after the other: all of them in time."""
-    pool = start(concurrency=1, timeout_seconds=4.0)
-    results = await asyncio.gather(*(pool(call("slow", seconds=2.0), memory()) for _ in range(3)))
-    assert [result.status for result in results] == ["ok"] * 3
-
-
-async def test_a_crash_is_a_failed_call_and_the_executor_comes_back(start):
+async def test_an_executor_that_dies_comes_back(start):
     pool = start()
     assert (await pool(call("count"), memory())).status == "ok"
-    result = await pool(call("crashing"), memory(original_image=SCENE))
-    assert (result.status, result.text) == ("failed", "Error: crashing crashed")
+    result = await pool(call("reckless"), memory(original_image=SCENE))
+    assert (result.status, result.text) == ("failed", "Error: reckless crashed")
     limit = time.monotonic() + 60
     while (again := await pool(call("count"), memory())).status != "ok":
         assert again.status == "failed"
@@ -143,39 +120,84 @@ async def test_a_crash_is_a_failed_call_and_the_executor_comes_back(start):
     assert again.text.startswith("1 "), "a new process counts anew"
 
 
-async def test_executors_take_turns(start):
+async def test_executors_take_turns_and_a_session_stays_with_its_own(start):
     pool = start(2)
-    results = [await pool(call("mirror", image="original_image"), memory(original_image=SCENE)) for _ in range(4)]
+    sessions = [memory(original_image=SCENE) for _ in range(4)]
+    results = [await pool(call("mirror", image="original_image"), session) for _ in range(3) for session in sessions]
     processes = [result.text.rsplit(" ", 1)[1] for result in results]
     assert processes[0] == processes[2] != processes[1] == processes[3]
+    assert processes == processes[:4] * 3
 
 
-async def test_an_image_is_stored_once_and_forgotten_with_its_session(start):
+async def test_inline_calls_that_come_together_travel_together(start):
+    pool = start(2)
+    sessions = [Memory(texts={"text_0": "x"}) for _ in range(200)]
+    results = await asyncio.gather(*(pool(call("inline"), session) for session in sessions))
+    assert [result.text.split(" ", 1)[1] for result in results] == [f"{session.session} ['text_0']" for session in sessions]
+    assert sorted(int(result.text.split()[0]) for result in results) == sorted([*range(1, 101)] * 2)
+    assert not pool._waiting
+    assert not pool._sending
+
+
+async def test_a_lost_executor_fails_every_inline_call(start):
+    pool = start()
+    session = memory()
+    await pool(call("inline"), session)
+    ray.kill(pool._homes[session.session], no_restart=True)
+    results = await asyncio.gather(*(pool(call("inline"), memory()) for _ in range(5)))
+    assert [(result.status, result.text) for result in results] == [("failed", "Error: inline crashed")] * 5
+
+
+async def test_an_image_is_stored_once_and_forgotten_with_its_last_session(start):
     pool = start()
     same = Image.from_bytes(SCENE.data)
     other = Image.from_pil(noise(8, 8, seed=1))
-    await pool(call("mirror", image="original_image"), memory(original_image=SCENE))
-    await pool(call("mirror", image="original_image"), memory(original_image=same))
+    first, second = memory(original_image=SCENE), memory(original_image=same, observation_1=other)
+    await pool(call("mirror", image="original_image"), first)
+    await pool(call("mirror", images=["original_image"]), second)
     assert list(pool._stored) == [SCENE.key]
-    await pool(call("mirror", image="observation_1"), memory(original_image=SCENE, observation_1=other))
+    await pool(call("mirror", image="observation_1"), second)
     assert set(pool._stored) == {SCENE.key, other.key}
-    pool.release([SCENE.key, "never stored"])
-    assert list(pool._stored) == [other.key]
-    pool.release([other.key])
+    await pool.release(second)
+    assert list(pool._stored) == [SCENE.key]
+    await pool.release(first)
     assert pool._stored == {}
-    assert (await pool(call("mirror", image="original_image"), memory(original_image=SCENE))).images == (SCENE,)
+    assert (await pool(call("mirror", image="original_image"), first)).images == (SCENE,)
+
+
+async def test_two_thousand_sessions_leave_nothing_behind(start):
+    """State in threads and in workers, inline calls, images: all of it is gone with the sessions."""
+    pool = start(2)
+
+    async def one(number):
+        session = memory(original_image=SCENE)
+        for turn in range(1, 3):
+            kept = await pool(call("keeping"), session)
+            assert kept.text.split()[0] == str(turn), "a session's own state, and nobody else's"
+        if number % 10 == 0:
+            assert (await pool(call("keeping_apart"), session)).text.split()[0] == "1"
+        await pool(call("inline"), session)
+        await pool(call("mirror", image="original_image"), session)
+        await pool.release(session)
+
+    for start_number in range(0, 2000, 100):
+        await asyncio.gather(*(one(start_number + number) for number in range(100)))
+    assert (pool._homes, pool._stored, pool._told, pool._waiting) == ({}, {}, set(), {})
+    last = [memory() for _ in range(2)]  # one for each executor
+    for name in ("keeping", "keeping_apart"):
+        kept = [(await pool(call(name), session)).text.split() for session in last]
+        assert kept[0][2] != kept[1][2]
+        assert [number_known for _, number_known, _ in kept] == ["1", "1"], f"{name}: nobody is known but the one who asks"
 
 
 async def test_a_session_leaves_nothing_behind(start, template, tmp_path):
-    """A whole session over the executors, released as the rollouts do it."""
+    """A whole session over the executors; its end releases what it used."""
     pool = start()
     turns = (call_turn(), call_turn(image="observation_1"), call_turn([5, 1, 1, 1]), ANSWER)
     finished = await session.run(make_sample(tmp_path), Scripted(template, *turns), pool, SessionConfig(), template=template)
     assert finished.trajectory.end == "answered"
     assert [event.status for event in finished.trajectory.tool_events] == ["ok", "ok", "bad_arguments"]
-    assert pool._stored
-    pool.release(list(finished.images))
-    assert pool._stored == {}
+    assert (pool._homes, pool._stored) == ({}, {})
 
 
 async def test_a_call_of_any_shape_gets_to_a_tool(start, template, tmp_path):

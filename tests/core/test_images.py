@@ -53,6 +53,48 @@ def test_every_kind_of_image_becomes_rgb(mode):
     assert (image.pil().mode, image.pil().size, image.size) == ("RGB", (20, 10), (20, 10))
 
 
+@pytest.mark.parametrize("mode", ["RGBA", "LA", "P"])
+def test_what_is_transparent_is_white(mode):
+    """A hidden colour does not come out, half of one is mixed with white, and what is opaque stays as it was."""
+    pixels = PILImage.new("RGBA", (3, 1), (0, 0, 0, 0))
+    pixels.putpixel((1, 0), (0, 0, 0, 255))
+    pixels.putpixel((2, 0), (0, 0, 0, 128))
+    if mode == "P":
+        pixels = PILImage.new("P", (3, 1))
+        pixels.putpalette([0, 0, 0, 0, 0, 0, 127, 127, 127])
+        pixels.putdata([0, 1, 2])
+        image = Image.from_bytes(encoded(pixels, transparency=0))
+    else:
+        image = Image.from_bytes(encoded(pixels.convert(mode)))
+    assert [image.pil().getpixel((x, 0)) for x in range(3)] == [(255, 255, 255), (0, 0, 0), (127, 127, 127)]
+
+
+@pytest.mark.parametrize(("kind", "bits"), [("PNG", np.uint16), ("TIFF", np.uint16), ("TIFF", np.int32)])
+def test_sixteen_bits_are_scaled_not_cut(kind, bits):
+    pixels = PILImage.fromarray(np.array([[0, 257, 257 * 128, 65535]]).astype(bits))
+    shown = Image.from_bytes(encoded(pixels, kind)).pil()
+    assert [shown.getpixel((x, 0)) for x in range(4)] == [(0, 0, 0), (1, 1, 1), (128, 128, 128), (255, 255, 255)]
+
+
+def test_an_image_of_16_bits_that_uses_few_of_them():
+    """Dark is dark: 200 of 65,535 is nearly black."""
+    shown = Image.from_bytes(encoded(PILImage.fromarray(np.full((1, 1), 200, dtype=np.uint16)))).pil()
+    assert shown.getpixel((0, 0)) in ((0, 0, 0), (1, 1, 1))
+
+
+def test_cmyk_is_what_it_looks_like():
+    inks = PILImage.new("CMYK", (2, 1), (0, 0, 0, 0))
+    inks.putpixel((1, 0), (0, 255, 255, 0))
+    shown = Image.from_bytes(encoded(inks, "TIFF")).pil()
+    assert [shown.getpixel((x, 0)) for x in range(2)] == [(255, 255, 255), (255, 0, 0)]
+
+
+def test_the_first_picture_of_a_moving_one():
+    first, second = PILImage.new("RGB", (4, 4), "red"), PILImage.new("RGB", (4, 4), "blue")
+    shown = Image.from_bytes(encoded(first, "GIF", save_all=True, append_images=[second])).pil()
+    assert (shown.size, shown.getpixel((0, 0))) == ((4, 4), (255, 0, 0))
+
+
 @pytest.mark.parametrize("kind", ["JPEG", "PNG", "WEBP"])
 @pytest.mark.parametrize("orientation", ORIENTATIONS)
 def test_an_image_is_upright_however_the_camera_was_held(orientation, kind):

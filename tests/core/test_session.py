@@ -12,8 +12,9 @@ from arm_rl.core.config import SessionConfig
 from arm_rl.core.images import Image
 from arm_rl.core.session import Completion, Memory, ToolResult
 from arm_rl.core.types import ImagePart, ImageRef
-from tests.scripted import ANSWER, ZOOM, Scripted, call, completion, make_sample, noise, raw_call
+from tests.scripted import ANSWER, ZOOM, FunctionTools, Scripted, call, completion, make_sample, noise, raw_call
 from tools import load_tools
+from tools.image_zoom import ImageZoomTool
 from tools.local import LocalTools
 
 LIMITS = SessionConfig(max_turns=4, max_prompt_tokens=200, max_response_tokens=400, last_turn_notice="Answer now.")
@@ -119,7 +120,7 @@ BROKEN = {
     "null": (call([None, 0, 500, 500]), "bad_arguments", "bbox_2d[0]"),
     "NaN": (call([float("nan"), 0, 500, 500]), "bad_arguments", "finite"),
     "infinity": (call([0, 0, float("inf"), 500]), "bad_arguments", "finite"),
-    "beyond a float": (call([-(10**400), 5, 5, 5]), "bad_arguments", "y1 < y2"),
+    "beyond a float": (call([-(10**400), 5, 5, 5]), "bad_arguments", "bbox_2d[0]: Input should be a valid number"),
     "unknown image": (call(image="observation_1"), "bad_arguments", "known: original_image"),
     "image is a number": (call(image=1), "bad_arguments", "image: 1 is not of type 'string'"),
     "half a character": (call(image="\ud83d"), "bad_arguments", "there is no image"),
@@ -140,7 +141,7 @@ async def test_a_broken_call_is_an_observation(play, written, status, said):
 
 async def test_a_tool_that_is_not_offered_is_never_run(play):
     other = raw_call('{"name": "web_search", "arguments": {"query": "x"}}')
-    finished, _ = await play(other, ANSWER, tools=None)
+    finished, _ = await play(other, ANSWER, tools=FunctionTools(None))
     assert finished.trajectory.end == "answered"
     assert statuses(finished) == ["unknown_tool"]
     assert "offered: image_zoom_in_tool" in finished.trajectory.tool_events[0].text
@@ -300,8 +301,7 @@ async def test_an_aborted_request_breaks_the_session(play, template):
 async def test_a_long_response_loses_its_middle(play):
     text = "a" * 100 + "b" * 100
 
-    async def wordy(call, memory):
-        return ToolResult(status="ok", text=text)
+    wordy = FunctionTools(lambda call, memory: ToolResult(status="ok", text=text))
 
     for limit in (32, 33, 51, 199):
         limits = SessionConfig(max_tool_response_chars=limit)
@@ -319,8 +319,8 @@ async def test_a_long_response_loses_its_middle(play):
 
 
 async def test_a_tool_may_give_several_images(play):
-    async def pages(call, memory):
-        return ToolResult(status="ok", text="Pages 1 and 2.", images=tuple(Image.from_pil(noise(32, 32, seed)) for seed in (1, 2)))
+    shown = tuple(Image.from_pil(noise(32, 32, seed)) for seed in (1, 2))
+    pages = FunctionTools(lambda call, memory: ToolResult(status="ok", text="Pages 1 and 2.", images=shown))
 
     finished, policy = await play(call(), ANSWER, tools=pages)
     assert finished.trajectory.tool_events[0].image_names == ("observation_1", "observation_2")
@@ -330,8 +330,8 @@ async def test_a_tool_may_give_several_images(play):
 
 
 async def test_a_local_tool_that_raises_is_an_observation(play, caplog):
-    class Falling:
-        def call(self, arguments, context):
+    class Falling(ImageZoomTool):
+        def run(self, arguments, context):
             raise OSError("the shelf fell down")
 
     finished, _ = await play(call(), ANSWER, tools=LocalTools({ZOOM: Falling()}))
@@ -340,8 +340,9 @@ async def test_a_local_tool_that_raises_is_an_observation(play, caplog):
     assert "the shelf fell down" in caplog.text
 
 
-async def test_cancellation_is_not_swallowed(template, tools, sample):
+async def test_cancellation_is_not_swallowed(template, sample):
     started = asyncio.Event()
+    tools = FunctionTools(None)
 
     async def slow(request):
         started.set()
@@ -352,6 +353,18 @@ async def test_cancellation_is_not_swallowed(template, tools, sample):
     running.cancel()
     with pytest.raises(asyncio.CancelledError):
         await running
+    assert len(tools.released) == 1, "what was kept for it is not kept for ever"
+
+
+@pytest.mark.parametrize("turns", [(ANSWER,), (call(), ANSWER), (call(), OSError("the engine died")), (call(), call(), call(), call())])
+async def test_the_tools_are_told_once_when_a_session_is_over(play, turns):
+    seen = []
+    tools = FunctionTools(lambda call, memory: seen.append(memory.session) or ToolResult(status="ok", text=""))
+    await play(*turns, tools=tools)
+    await play(*turns, tools=tools)
+    first, second = (memory.session for memory in tools.released)
+    assert first != second
+    assert set(seen) <= {first, second}
 
 
 async def test_sessions_interleave(template, tools, sample):

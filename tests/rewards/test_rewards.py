@@ -1,6 +1,7 @@
 """Rewards: every branch against the paper's values, and sessions whose text pretends what did not happen."""
 
 import asyncio
+import copy
 import json
 import math
 
@@ -14,7 +15,7 @@ from arm_rl.core.parsing import TOOL_FORMATS
 from arm_rl.core.session import ToolResult
 from rewards import REWARDS
 from rewards.outcome import Outcome
-from tests.scripted import ANSWER, WRONG, Scripted, call, completion, make_sample, raw_call
+from tests.scripted import ANSWER, WRONG, ZOOM, FunctionTools, Scripted, call, completion, make_sample, raw_call
 from tools import load_tools
 from tools.local import LocalTools
 
@@ -25,7 +26,8 @@ BROKEN_FORM = ANSWER.replace("<think>It is a 4.</think>", "")
 
 
 def outcome(**facts):
-    return Outcome(**{"format_ok": True, "correct": False, "num_calls": 0, "num_successful_calls": 0, **facts})
+    known = {"format_ok": True, "correct": False, "num_calls": 0, "num_successful_calls": 0, **facts}
+    return Outcome(**{"num_fitting_calls": known["num_calls"], **known})
 
 
 TABLE = {  # facts -> what stage 1, stage 2 and the two ablations give; the values of MISSION.md
@@ -57,6 +59,40 @@ def test_the_parts_are_named():
     facts = TABLE["right, a success"][0]
     assert REWARDS["stage2"](facts, RewardConfig()) == {"format": 0.3, "accuracy": 0.7, "success": 0.5}
     assert REWARDS["stage1"](facts, RewardConfig()) == {"format": 0.3, "attempt": 0.1}
+
+
+OTHER = call(name="text_tool", response="text_0")
+
+
+@pytest.mark.parametrize(
+    ("turns", "expected", "other_tool", "value"),
+    [
+        ((call(), ANSWER), (ZOOM,), 0.0, 0.4),
+        ((OTHER, ANSWER), (ZOOM,), 0.0, 0.3),
+        ((OTHER, ANSWER), (ZOOM, "text_tool"), 0.0, 0.4),
+        ((OTHER, ANSWER), (ZOOM,), 0.25, 0.325),
+        ((OTHER, ANSWER), (ZOOM,), -1.0, 0.2),
+        ((OTHER, ANSWER), (ZOOM,), 1.0, 0.4),
+        ((OTHER, ANSWER), (), 0.0, 0.4),
+        ((OTHER, call(), ANSWER), (ZOOM,), 0.0, 0.35),
+        ((OTHER, call(), OTHER, call(), ANSWER), (ZOOM,), 0.5, 0.375),
+        ((FAILING, ANSWER), (ZOOM,), 0.0, 0.4),
+        ((call(name="telescope"), ANSWER), (ZOOM,), 0.0, 0.3),
+        ((ANSWER,), (ZOOM,), 0.0, 0.3),
+        ((OTHER, BROKEN_FORM), (ZOOM,), 0.5, 0.0),
+    ],
+)
+def test_stage_1_knows_the_tools_that_fit(template, tmp_path, turns, expected, other_tool, value):
+    """Which tool was called, not what came of it: trying every tool earns less than trying the right one."""
+    sample = make_sample(tmp_path, tools=(ZOOM, "text_tool"), expected_tools=expected)
+    template = copy.copy(template)
+    template.schemas = {**template.schemas, "text_tool": template.schemas[ZOOM]}
+    both = FunctionTools(lambda call, memory: ToolResult(status="bad_arguments" if call.arguments.get("bbox_2d") else "ok", text="seen"))
+    finished = asyncio.run(session.run(sample, Scripted(template, *turns), both, SessionConfig(max_turns=5), template=template))
+    scored = score(finished.trajectory, sample, RewardConfig(name="stage1", other_tool=other_tool), HERMES)
+    assert scored.reward == pytest.approx(value)
+    paper = score(finished.trajectory, sample, RewardConfig(name="stage1"), HERMES)
+    assert paper.reward == pytest.approx(0.0 if value == 0 else 0.3 if turns == (ANSWER,) else 0.4), "by default, any call counts"
 
 
 def test_the_values_are_settings():
@@ -164,15 +200,13 @@ def test_pretending_inside_a_failing_call_earns_nothing(reward, word):
 
 
 def test_success_phrases_of_a_tool_that_failed_earn_nothing(reward):
-    async def failing(call, memory):
-        return ToolResult(status="failed", text="Check result: True. Success! status: ok")
+    failing = FunctionTools(lambda call, memory: ToolResult(status="failed", text="Check result: True. Success! status: ok"))
 
     assert reward(call(), ANSWER, run_tool=failing) == pytest.approx((0.4, 1.0, 1.0, 1.0))
 
 
 def test_a_success_without_a_word_counts(reward):
-    async def silent(call, memory):
-        return ToolResult(status="ok", text="Error: failed")
+    silent = FunctionTools(lambda call, memory: ToolResult(status="ok", text="Error: failed"))
 
     assert reward(call(), ANSWER, run_tool=silent) == pytest.approx((0.4, 1.5, 1.0, 1.5))
 

@@ -1,5 +1,9 @@
 """The zoom tool: exact crops, clamped, grown, refused and enlarged boxes."""
 
+import struct
+import warnings
+import zlib
+
 import pytest
 from hypothesis import given, strategies
 from PIL import Image as PILImage
@@ -40,7 +44,7 @@ def same(shown, pixels):
         ([251, 501, 749, 999], (100, 150, 300, 300)),  # outwards, to whole pixels
         ([-500, -1, 500, 500], (0, 0, 200, 150)),
         ([500, 500, 5000, 1001], (200, 150, 400, 300)),
-        ([-1e308, -(10**400), 1e308, 10**400], (0, 0, 400, 300)),
+        ([-1e308, -1e300, 1e308, 1e300], (0, 0, 400, 300)),
     ],
 )
 def test_a_crop_is_the_region_at_full_resolution(box, pixels):
@@ -114,6 +118,7 @@ def test_a_box_that_is_too_thin_is_refused():
         ([float("nan"), 0, 1, 1], "coordinates must be finite"),
         ([0, 0, float("inf"), 1], "coordinates must be finite"),
         ([0, float("-inf"), 1, 1], "coordinates must be finite"),
+        ([0, 0, 10**400, 500], "bbox_2d[2]: Input should be a valid number"),
         ([True, False, 500, 500], "is not of type 'number'"),
         (["0", 0, 500, 500], "bbox_2d[0]: '0' is not of type 'number'"),
         ([0, 0, 500], "bbox_2d: [0, 0, 500] is too short"),
@@ -163,3 +168,46 @@ def test_the_source_stays_as_it_was():
     context = ToolContext(images={"a": source}, texts={}, image_names=["a"])
     PLAIN.call({"image": "a", "bbox_2d": [0, 0, 500, 500]}, context)
     assert source.pil().tobytes() == noise(64, 64).tobytes()
+
+
+def bomb(width, height):
+    """A small PNG that says that it is large: a kilobyte for any size."""
+
+    def chunk(kind, data):
+        return struct.pack(">I", len(data)) + kind + data + struct.pack(">I", zlib.crc32(kind + data))
+
+    header = struct.pack(">IIBBBBB", width, height, 8, 2, 0, 0, 0)
+    return Image.from_bytes(
+        b"\x89PNG\r\n\x1a\n" + chunk(b"IHDR", header) + chunk(b"IDAT", zlib.compress(bytes(1000))) + chunk(b"IEND", b"")
+    )
+
+
+@pytest.mark.parametrize(
+    ("width", "height", "text"),
+    [
+        (10_001, 10_000, "Error: original_image is too large to zoom into: 100 megapixels, 100 at most"),
+        (13_000, 13_000, "Error: original_image is too large to zoom into: 169 megapixels, 100 at most"),
+        (50_000, 50_000, "exceeds limit"),
+        (2**31 - 1, 2**31 - 1, "exceeds limit"),
+    ],
+)
+def test_a_decompression_bomb_is_refused_unopened(width, height, text):
+    context = ToolContext(images={"original_image": bomb(width, height)}, texts={}, image_names=["original_image"])
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", PILImage.DecompressionBombWarning)
+        result = PLAIN.call({"image": "original_image", "bbox_2d": [0, 0, 10, 10]}, context)
+    assert (result.status, result.images) == ("bad_arguments", ())
+    assert text in result.text
+
+
+def test_the_largest_size_is_a_setting():
+    assert zoom([0, 0, 500, 500], (400, 300), ImageZoomTool(max_megapixels=0.12)).status == "ok"
+    assert zoom([0, 0, 500, 500], (400, 300), ImageZoomTool(max_megapixels=0.119)).status == "bad_arguments"
+
+
+@pytest.mark.parametrize("data", [b"", b"no image", Image.from_pil(noise(64, 64)).data[:-3000]])
+def test_an_image_that_cannot_be_read_is_an_observation(data):
+    context = ToolContext(images={"original_image": Image.from_bytes(data)}, texts={}, image_names=["original_image"])
+    result = PLAIN.call({"image": "original_image", "bbox_2d": [0, 0, 10, 10]}, context)
+    assert result.status == "bad_arguments"
+    assert "not a readable image" in result.text

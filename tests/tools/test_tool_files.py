@@ -9,13 +9,19 @@ import yaml
 
 from tests.odd_tools import CountTool
 from tools import TOOLS, ToolFileError, load_tools
-from tools.base import Tool, ToolContext, function_schema
+from tools.base import Execution, ToolContext, function_schema
 from tools.image_zoom import ImageZoomTool
 
 ROOT = Path(__file__).parents[2]
 ZOOM = {"class_name": "image_zoom_in_tool"}
 COUNT = {"class_name": "tests.odd_tools.CountTool"}
 NOTHING = ToolContext(images={}, texts={}, image_names=[])
+
+
+def schema_of(name, **properties):
+    """A function's schema; all of its arguments are texts, and needed."""
+    described = {argument: {"type": kind} for argument, kind in properties.items()}
+    return function_schema(name, "Counts.", {"type": "object", "properties": described, "required": list(described)})
 
 
 @pytest.fixture
@@ -41,7 +47,9 @@ def test_every_shipped_file_loads(path):
 
 @pytest.mark.parametrize("name", TOOLS)
 def test_a_tool_is_listed_under_its_own_name(name):
-    assert TOOLS[name].name == name == TOOLS[name].schema["function"]["name"]
+    tool = TOOLS[name]
+    made = tool if isinstance(tool, type) else tool()
+    assert made.name == name == made.schema["function"]["name"]
 
 
 def test_the_zoom_of_the_paper():
@@ -63,13 +71,12 @@ def test_a_class_may_be_given_by_its_path(offer):
 
 
 def test_a_schema_of_its_own_renames_one_instance(offer):
-    schema = function_schema("tally", "Counts.", {"word": {"type": "string"}}, required=["word"])
+    schema = schema_of("tally", word="string")
     tools = offer({**COUNT, "tool_schema": schema}, COUNT)
     assert list(tools) == ["tally", "count"]
     assert tools["tally"].schema == schema
     assert CountTool.name == "count", "the class stays as it was"
-    assert tools["tally"].call({"word": "x"}, NOTHING).status == "ok"
-    assert tools["tally"].call({}, NOTHING).status == "bad_arguments"
+    assert tools["tally"].call({}, NOTHING).text == "Error: 'word' is a required property"
 
 
 def test_several_files_are_one_list(tmp_path):
@@ -81,7 +88,7 @@ def test_several_files_are_one_list(tmp_path):
     assert load_tools([]) == {}
 
 
-SCHEMA = function_schema("tally", "Counts.", {}, required=[])
+SCHEMA = schema_of("tally")
 
 
 def broken_schema(*path, value):
@@ -96,7 +103,7 @@ def broken_schema(*path, value):
 @pytest.mark.parametrize(
     ("entry", "message"),
     [
-        ({**ZOOM, "clas_name": "x"}, "unknown key 'clas_name'; known: class_name, config, tool_schema"),
+        ({**ZOOM, "clas_name": "x"}, "unknown key 'clas_name'; known: class_name, config, tool_schema, execution"),
         ({}, "class_name: '' is neither one of"),
         ({"class_name": "telescope"}, r"class_name: 'telescope' is neither one of \['image_zoom_in_tool'\] nor a class that imports"),
         ({"class_name": "no.such.module.Tool"}, "class_name: 'no.such.module.Tool' is neither"),
@@ -111,11 +118,17 @@ def broken_schema(*path, value):
         ({**COUNT, "tool_schema": 3}, "tool_schema: needs function.name"),
         (broken_schema("function", "parameters", "properties", value={"word": {"type": "word"}}), "tool_schema: 'word' is not valid"),
         (broken_schema("function", "name", value=3), "tool_schema: function.name is 3"),
+        ({**COUNT, "execution": {"isolation": "cage"}}, "execution.isolation: one of .*not 'cage'"),
+        ({**COUNT, "execution": {"concurrency": 0}}, "execution.concurrency: at least 1, not 0"),
+        ({**COUNT, "execution": {"timeout_seconds": -1}}, "execution.timeout_seconds: at least 0.001, not -1"),
+        ({**COUNT, "execution": {"timeout_seconds": "long"}}, "execution.timeout_seconds: a number, not 'long'"),
+        ({**COUNT, "execution": {"timeout": 1}}, "execution: fields of isolation, concurrency"),
+        ({**COUNT, "execution": 3}, "execution: fields of isolation, concurrency"),
     ],
 )
 def test_a_broken_entry_is_named(offer, entry, message):
     with pytest.raises(ToolFileError, match=rf"tools.yaml: tools\[1\].*{message}"):
-        offer({**COUNT, "tool_schema": function_schema("first", "", {}, required=[])}, entry)
+        offer({**COUNT, "tool_schema": schema_of("first")}, entry)
 
 
 @pytest.mark.parametrize(
@@ -142,18 +155,14 @@ def test_a_file_that_is_not_there():
         load_tools(["nowhere.yaml"])
 
 
-def test_a_tool_that_raises_is_for_its_caller_to_catch():
-    class Falling(Tool):
-        name = "falling"
-        schema = function_schema(name, "", {}, required=[])
-
-        def run(self, arguments, context):
-            raise OSError("down")
-
-    with pytest.raises(OSError, match="down"):
-        Falling().call({}, NOTHING)
+def test_execution_is_changed_field_by_field(offer):
+    tools = offer({**COUNT, "execution": {"isolation": "process", "concurrency": 3}}, ZOOM)
+    assert tools["count"].execution == Execution(isolation="process", concurrency=3)
+    assert CountTool.execution == Execution(isolation="thread"), "the class stays as it was"
 
 
-def test_a_schema_that_cannot_travel_is_refused_at_once():
-    with pytest.raises(TypeError):
-        function_schema("x", "", {"a": {"default": {1, 2}}}, required=[])
+def test_a_tool_that_cannot_run_here_says_what_is_missing(offer):
+    with pytest.raises(
+        ToolFileError, match=r"tools.yaml: tools\[0\].config: the program `telescope` is missing; install it: apt-get install"
+    ):
+        offer({"class_name": "tests.odd_tools.AbsentTool"})
