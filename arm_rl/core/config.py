@@ -141,6 +141,9 @@ class AlgorithmConfig:
     fixed_length: int = 8192  # divisor of a sequence's loss under fixed_length
     clip_low: float = 0.2  # ratio is clipped at 1 - clip_low
     clip_high: float = 0.2  # ratio is clipped at 1 + clip_high
+    ratio: Literal["token", "sequence"] = "token"  # of each token (PPO), or one for a whole trajectory (GSPO)
+    proximal: Literal["behaviour", "recomputed"] = "behaviour"  # ratio against the engine, or against the weights at the step's start
+    importance_cap: float = 2.0  # with recomputed proximal log-probabilities: cap of the weights that correct for the engine
     kl_coefficient: float = 0.0  # of the penalty towards the reference policy; 0 loads no reference
     kl_kind: Literal["k1", "k2", "k3"] = "k3"  # estimator of the KL divergence
     entropy_coefficient: float = 0.0  # of the entropy bonus
@@ -159,6 +162,7 @@ class AlgorithmConfig:
         _require(self.kl_coefficient >= 0, "algorithm.kl_coefficient", f"not negative, not {self.kl_coefficient}")
         _require(0 < self.clip_low < 1, "algorithm.clip_low", f"between 0 and 1, not {self.clip_low}")
         _require(self.clip_high > 0, "algorithm.clip_high", f"above 0, not {self.clip_high}")
+        _require(self.importance_cap > 0, "algorithm.importance_cap", f"above 0, not {self.importance_cap}")
         _require(self.epochs_per_step >= 1, "algorithm.epochs_per_step", "at least 1")
 
 

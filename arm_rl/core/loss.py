@@ -14,6 +14,7 @@ from arm_rl.core.config import AlgorithmConfig
 
 Aggregation = Literal["token_mean", "sequence_mean", "fixed_length"]
 KlKind = Literal["k1", "k2", "k3"]
+RatioLevel = Literal["token", "sequence"]
 
 _MAX_LOG_RATIO = 20.0  # exp of more is no useful ratio, and its infinity times a zero gradient would be NaN
 
@@ -36,6 +37,8 @@ class GrpoObjective:
     temperature: float = 1.0  # that the tokens were sampled at: the logits are divided by it
     clip_low: float = 0.2
     clip_high: float = 0.2
+    ratio: RatioLevel = "token"
+    importance_cap: float | None = None  # of the weights that correct for the engine; needs proximal log-probabilities
     kl_coefficient: float = 0.0
     kl_kind: KlKind = "k3"
     entropy_coefficient: float = 0.0
@@ -49,6 +52,8 @@ class GrpoObjective:
             temperature=temperature,
             clip_low=config.clip_low,
             clip_high=config.clip_high,
+            ratio=config.ratio,
+            importance_cap=config.importance_cap if config.proximal == "recomputed" else None,
             kl_coefficient=config.kl_coefficient,
             kl_kind=config.kl_kind,
             entropy_coefficient=config.entropy_coefficient,
@@ -79,23 +84,46 @@ def token_weights(mask: Tensor, aggregation: Aggregation, *, num_loss_tokens: in
     return weights / (num_samples * fixed_length)
 
 
-def clipped_surrogate(
-    logprobs: Tensor, behaviour_logprobs: Tensor, advantages: Tensor, *, clip_low: float, clip_high: float
-) -> tuple[Tensor, Tensor, Tensor]:
+def log_ratios(logprobs: Tensor, old_logprobs: Tensor, mask: Tensor, level: RatioLevel) -> Tensor:
+    """log(pi / pi_old), [B, T]: of each token (PPO), or of its whole sequence, as the mean over the sequence's loss tokens.
+
+    The latter is GSPO, arXiv 2507.18071, equation 7: one ratio for all tokens of a row, so that a sequence is clipped as a whole.
+    """
+    difference = torch.where(mask, logprobs - old_logprobs, 0)  # [B, T]
+    if level == "sequence":
+        mean = difference.sum(dim=1, keepdim=True) / mask.sum(dim=1, keepdim=True).clamp(min=1)  # [B, 1]
+        difference = torch.where(mask, mean, 0)
+    return difference.clamp(max=_MAX_LOG_RATIO)
+
+
+def clipped_surrogate(log_ratio: Tensor, advantages: Tensor, *, clip_low: float, clip_high: float) -> tuple[Tensor, Tensor, Tensor]:
     """-min(ratio * A, clip(ratio, 1 - clip_low, 1 + clip_high) * A) of each token: PPO, arXiv 1707.06347, equation 7.
 
+    A `clip_high` above `clip_low` is DAPO's "clip-higher" (arXiv 2503.14476): rare good tokens may grow.
+
     Args:
-        logprobs: [B, T] under the policy that learns; gradients flow through these alone.
-        behaviour_logprobs: [B, T] under the policy that sampled.
+        log_ratio: [B, T], of `log_ratios`; gradients flow through these alone.
         advantages: [B, T].
 
     Returns:
         The loss [B, T], the ratio [B, T] and, bool [B, T], where clipping took the gradient away.
     """
-    ratio = torch.exp((logprobs - behaviour_logprobs).clamp(max=_MAX_LOG_RATIO))
+    ratio = log_ratio.exp()
     free = ratio * advantages
     limited = ratio.clamp(1 - clip_low, 1 + clip_high) * advantages
     return -torch.minimum(free, limited), ratio, limited < free
+
+
+def importance_weights(proximal_logprobs: Tensor, behaviour_logprobs: Tensor, cap: float) -> tuple[Tensor, Tensor]:
+    """min(pi_proximal / pi_behaviour, cap) of each token: what sampled differs from what the step starts from, by age or by numerics.
+
+    Truncated importance sampling; with the ratio taken against the proximal policy this is decoupled PPO (arXiv 2110.00641, equation 4).
+
+    Returns:
+        The weights [B, T] without gradients, and bool [B, T], where the cap took hold.
+    """
+    weights = (proximal_logprobs - behaviour_logprobs).clamp(max=_MAX_LOG_RATIO).exp().detach()
+    return weights.clamp(max=cap), weights > cap
 
 
 def kl_estimate(logprobs: Tensor, reference_logprobs: Tensor, kind: KlKind) -> Tensor:
@@ -126,8 +154,9 @@ class TokenTargets:
 
     mask: Tensor  # bool [B, T]
     weights: Tensor  # float32 [B, T], of `token_weights`
-    behaviour_logprobs: Tensor  # float32 [B, T]
+    behaviour_logprobs: Tensor  # float32 [B, T], of the engine that sampled
     advantages: Tensor  # float32 [B, T]
+    proximal_logprobs: Tensor | None = None  # float32 [B, T], of the weights that the step started from; None: behaviour_logprobs
     reference_logprobs: Tensor | None = None  # float32 [B, T], where there is a penalty towards a reference
 
 
@@ -145,18 +174,31 @@ def loss(objective: Objective, scores: TokenScores, targets: TokenTargets) -> tu
 
 
 def _grpo_loss(objective: GrpoObjective, scores: TokenScores, targets: TokenTargets) -> tuple[Tensor, dict[str, Tensor]]:
+    mask, behaviour = targets.mask, targets.behaviour_logprobs
+    old = behaviour if targets.proximal_logprobs is None else targets.proximal_logprobs
     token_loss, ratio, clipped = clipped_surrogate(
-        scores.logprobs, targets.behaviour_logprobs, targets.advantages, clip_low=objective.clip_low, clip_high=objective.clip_high
+        log_ratios(scores.logprobs, old, mask, objective.ratio),
+        targets.advantages,
+        clip_low=objective.clip_low,
+        clip_high=objective.clip_high,
     )
-    gap = torch.where(targets.mask, targets.behaviour_logprobs - scores.logprobs, 0).detach()
+    gap = torch.where(mask, behaviour - scores.logprobs, 0).detach()
     sums = {
-        "policy_loss": (token_loss * targets.weights).sum().detach(),
-        "ratio": torch.where(targets.mask, ratio, 0).detach().sum(),
-        "clip_share": (clipped & targets.mask).sum(),
+        "ratio": torch.where(mask, ratio, 0).detach().sum(),
+        "clip_share": (clipped & mask).sum(),
+        "clip_high_share": (clipped & mask & (targets.advantages > 0)).sum(),
         "entropy": scores.entropy.detach().sum(),
         "kl_engine": gap.sum(),  # k1 of KL(engine || learner): tokens were sampled by the engine
         "logprob_gap": gap.abs().sum(),
     }
+    if objective.importance_cap is not None:
+        if targets.proximal_logprobs is None:
+            raise ValueError("importance weights need proximal log-probabilities")
+        importance, capped = importance_weights(targets.proximal_logprobs, behaviour, objective.importance_cap)
+        token_loss = importance * token_loss
+        sums["importance"] = torch.where(mask, importance, 0).sum()
+        sums["importance_capped_share"] = (capped & mask).sum()
+    sums["policy_loss"] = (token_loss * targets.weights).sum().detach()
     if objective.kl_coefficient:
         if targets.reference_logprobs is None:
             raise ValueError("a penalty towards a reference needs the reference's log-probabilities")

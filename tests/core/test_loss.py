@@ -1,5 +1,6 @@
 """Losses against numbers worked out by hand, and GRPO's gradient against a naive formula, token by token."""
 
+import dataclasses
 import math
 import random
 
@@ -13,7 +14,9 @@ from arm_rl.core.loss import (
     TokenScores,
     TokenTargets,
     clipped_surrogate,
+    importance_weights,
     kl_estimate,
+    log_ratios,
     loss,
     means,
     token_weights,
@@ -57,9 +60,8 @@ def test_a_row_without_loss_has_no_weight():
 )
 def test_clipped_surrogate(ratio, advantage, expected, is_clipped):
     logprobs = torch.tensor([[math.log(0.2) + math.log(ratio)]], requires_grad=True)
-    value, ratios, clipped = clipped_surrogate(
-        logprobs, torch.tensor([[math.log(0.2)]]), torch.tensor([[advantage]]), clip_low=0.1, clip_high=0.3
-    )
+    log_ratio = log_ratios(logprobs, torch.tensor([[math.log(0.2)]]), torch.tensor([[True]]), "token")
+    value, ratios, clipped = clipped_surrogate(log_ratio, torch.tensor([[advantage]]), clip_low=0.1, clip_high=0.3)
     value.sum().backward()
     assert value.item() == pytest.approx(expected, rel=1e-5)
     assert ratios.item() == pytest.approx(ratio, rel=1e-5)
@@ -69,9 +71,72 @@ def test_clipped_surrogate(ratio, advantage, expected, is_clipped):
 
 def test_a_huge_ratio_has_a_finite_gradient():
     logprobs = torch.tensor([[0.0, 0.0]], requires_grad=True)
-    value, _, _ = clipped_surrogate(logprobs, torch.tensor([[-500.0, -500.0]]), torch.tensor([[1.0, -1.0]]), clip_low=0.2, clip_high=0.2)
+    log_ratio = log_ratios(logprobs, torch.tensor([[-500.0, -500.0]]), torch.ones(1, 2, dtype=torch.bool), "token")
+    value, _, _ = clipped_surrogate(log_ratio, torch.tensor([[1.0, -1.0]]), clip_low=0.2, clip_high=0.2)
     value.sum().backward()
     assert logprobs.grad.isfinite().all()
+
+
+LN2 = math.log(2)
+
+
+def test_a_sequences_ratio_is_the_geometric_mean_of_its_tokens():
+    """Row 0 has ratios 2, 1, 4: their geometric mean is 2. Row 1 has one token."""
+    logprobs = torch.tensor([[LN2, 0.0, 2 * LN2, 9.0], [9.0, -LN2, 9.0, 9.0]], requires_grad=True)
+    log_ratio = log_ratios(logprobs, torch.zeros(2, 4), MASK, "sequence")
+    torch.testing.assert_close(log_ratio.exp(), torch.tensor([[2.0, 2.0, 2.0, 1.0], [1.0, 0.5, 1.0, 1.0]]))
+    advantages = torch.tensor([[1.0] * 4, [-1.0] * 4])
+    value, _, clipped = clipped_surrogate(log_ratio, advantages, clip_low=0.6, clip_high=1.5)
+    (value * token_weights(MASK, "sequence_mean", num_loss_tokens=4, num_samples=2)).sum().backward()
+    assert not (clipped & MASK).any()
+    # d(-s A)/dlogp_t = -s A / |y| for each token of the sequence; the mean over two sequences halves it.
+    torch.testing.assert_close(logprobs.grad, torch.tensor([[-1 / 3, -1 / 3, -1 / 3, 0.0], [0.0, 0.25, 0.0, 0.0]]))
+
+
+def test_a_sequence_is_clipped_as_a_whole():
+    """Its first token alone would not be."""
+    logprobs = torch.tensor([[0.0, LN2, 2 * LN2, 0.0]], requires_grad=True)
+    log_ratio = log_ratios(logprobs, torch.zeros(1, 4), MASK[:1], "sequence")
+    value, _, clipped = clipped_surrogate(log_ratio, torch.ones(1, 4), clip_low=0.2, clip_high=0.5)
+    value.sum().backward()
+    assert clipped[MASK[:1]].all()
+    assert not logprobs.grad.any()
+
+
+def test_importance_weights_are_capped():
+    proximal = torch.tensor([[0.0, LN2, 3 * LN2, -LN2]], requires_grad=True)
+    weights, capped = importance_weights(proximal, torch.zeros(1, 4), cap=3.0)
+    torch.testing.assert_close(weights, torch.tensor([[1.0, 2.0, 3.0, 0.5]]))
+    assert capped.tolist() == [[False, False, True, False]]
+    assert not weights.requires_grad
+
+
+def test_decoupled_ppo_by_hand():
+    """Two tokens: (logp, proximal, behaviour) give ratio 1.5 and weight 2, and ratio 0.5 and weight 4, capped at 3."""
+    proximal = torch.tensor([[math.log(0.2), math.log(0.4)]])
+    logprobs = torch.tensor([[math.log(0.3), math.log(0.2)]], requires_grad=True)
+    targets = TokenTargets(
+        mask=torch.ones(1, 2, dtype=torch.bool),
+        weights=torch.tensor([[0.5, 0.5]]),
+        behaviour_logprobs=torch.tensor([[math.log(0.1), math.log(0.1)]]),
+        advantages=torch.tensor([[1.0, -1.0]]),
+        proximal_logprobs=proximal,
+    )
+    objective = GrpoObjective(clip_low=0.2, clip_high=1.0, importance_cap=3.0)
+    value, sums = loss(objective, TokenScores(logprobs=logprobs, entropy=torch.zeros(1, 2)), targets)
+    value.backward()
+    assert value.item() == pytest.approx(0.5 * (2 * -1.5 + 3 * 0.8), rel=1e-5)  # the second is clipped at 0.8
+    torch.testing.assert_close(logprobs.grad, torch.tensor([[0.5 * 2 * -1.5, 0.0]]))
+    metrics = means({name: float(total) for name, total in sums.items()}, 2)
+    assert metrics["importance"] == pytest.approx(2.5)
+    assert (metrics["importance_capped_share"], metrics["clip_share"], metrics["clip_high_share"]) == (0.5, 0.5, 0.0)
+    assert metrics["kl_engine"] == pytest.approx((math.log(0.1 / 0.3) + math.log(0.1 / 0.2)) / 2), "against the engine, as it was"
+
+
+def test_importance_weights_need_proximal_logprobs():
+    logits, tokens, targets = random_case(0)
+    with pytest.raises(ValueError, match="proximal"):
+        loss(GrpoObjective(importance_cap=2.0), scores_of(logits, tokens), targets)
 
 
 def test_kl_estimates():
@@ -140,14 +205,17 @@ def test_grpo_is_the_naive_formula_summed_over_tokens(seed):
     assert not gradient[~MASK].any()
 
 
-def test_sums_of_pieces_are_the_sums_of_the_whole():
+@pytest.mark.parametrize("ratio", ["token", "sequence"])
+def test_sums_of_pieces_are_the_sums_of_the_whole(ratio):
+    objective = dataclasses.replace(OBJECTIVE, ratio=ratio, importance_cap=1.1)
     logits, tokens, targets = random_case(11)
+    targets = dataclasses.replace(targets, proximal_logprobs=torch.where(MASK, targets.behaviour_logprobs + 0.2 * torch.randn(2, 4), 0))
     scores = scores_of(logits, tokens)
-    whole, sums = loss(OBJECTIVE, scores, targets)
+    whole, sums = loss(objective, scores, targets)
     parts = []
     for row in (slice(0, 1), slice(1, 2)):
         piece = TokenTargets(**{name: getattr(targets, name)[row] for name in TokenTargets.__dataclass_fields__})
-        parts.append(loss(OBJECTIVE, TokenScores(logprobs=scores.logprobs[row], entropy=scores.entropy[row]), piece))
+        parts.append(loss(objective, TokenScores(logprobs=scores.logprobs[row], entropy=scores.entropy[row]), piece))
     torch.testing.assert_close(parts[0][0] + parts[1][0], whole)
     for name, value in sums.items():
         torch.testing.assert_close(parts[0][1][name] + parts[1][1][name], value)
@@ -200,3 +268,6 @@ def test_an_objective_of_a_configuration():
     objective = GrpoObjective.of(config, temperature=0.8)
     assert (objective.aggregation, objective.fixed_length, objective.temperature) == ("fixed_length", 77, 0.8)
     assert (objective.clip_low, objective.clip_high, objective.kl_coefficient) == (0.15, config.clip_high, 0.1)
+    assert (objective.ratio, objective.importance_cap) == ("token", None), "no weights without proximal log-probabilities"
+    decoupled = GrpoObjective.of(AlgorithmConfig(ratio="sequence", proximal="recomputed", importance_cap=5.0), temperature=1.0)
+    assert (decoupled.ratio, decoupled.importance_cap) == ("sequence", 5.0)
