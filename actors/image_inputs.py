@@ -21,6 +21,7 @@ class ImageInputs:
 
     patches: Tensor  # float32 [patches of all images, patch size]
     grids: Tensor  # int64 [images, 3]: frames (1), rows and columns of patches
+    keys: tuple[str, ...] = ()  # of the images; none of a blank one
 
 
 class ImagePreparer:
@@ -47,7 +48,7 @@ class ImagePreparer:
             self._kept.move_to_end(key)
         chosen = [self._kept[key] for key in keys]
         self._drop_oldest()
-        return ImageInputs(torch.cat([image.patches for image in chosen]), torch.stack([image.grids for image in chosen]))
+        return ImageInputs(torch.cat([image.patches for image in chosen]), torch.stack([image.grids for image in chosen]), tuple(keys))
 
     def _process(self, views: list[PILImage.Image]) -> ImageInputs:
         output = self._processor(images=views, do_resize=False, return_tensors="pt")  # views have the model's size already

@@ -48,6 +48,7 @@ class RankBatch:
     num_loss_tokens: int  # over all ranks
     num_samples: int  # over all ranks
     has_images: bool  # any sample of any rank
+    share_prompts: bool  # as `Batch` says
 
 
 class Learner:
@@ -110,12 +111,25 @@ class Learner:
         sums: dict[str, Tensor] = {}
         for number, samples in enumerate(batch.micro_batches):
             self._engine.set_gradient_accumulation_boundary(number == len(batch.micro_batches) - 1)
-            value, part = self._micro_batch_loss(collate(samples), batch, found, objective)
+            value, part = self._micro_batch_loss(collate(samples, share_prompts=batch.share_prompts), batch, found, objective)
             self._engine.backward(value * self._num_ranks)  # DeepSpeed takes the mean over ranks: this makes it the sum
             sums = {name: sums.get(name, 0.0) + part[name] for name in part}
         self._require_finite(sums)
         rate, norm = self._update()
         return {name: float(value) for name, value in sums.items()} | {"grad_norm": norm, "learning_rate": rate}
+
+    def score(self, batch: RankBatch, images: Mapping[str, ObjectRef], temperature: float) -> list[list[tuple[float, ...]]]:
+        """Log-probabilities of this rank's samples under the weights as they are: [micro-batch][sample], T each, 0 without loss."""
+        found = _resolve(images)
+        scored = []
+        for samples in batch.micro_batches:
+            micro_batch = collate(samples, share_prompts=batch.share_prompts)
+            inputs = self._images.prepare(micro_batch.image_keys, found) if batch.has_images else None
+            with torch.no_grad():
+                logprobs, _ = self._engine(micro_batch, inputs, temperature=temperature)
+            rows = [row[kept].tolist() for row, kept in zip(logprobs.cpu(), micro_batch.attention_mask, strict=True)]
+            scored.append([(0.0,) * (len(sample.token_ids) - len(row)) + tuple(row) for sample, row in zip(samples, rows, strict=False)])
+        return scored
 
     def _micro_batch_loss(
         self, micro_batch: MicroBatch, batch: RankBatch, images: Mapping[str, Image], objective: Objective
@@ -137,11 +151,15 @@ class Learner:
             num_samples=batch.num_samples,
             fixed_length=objective.fixed_length,
         )
+        proximal = None
+        if grpo is not None and grpo.importance_cap is not None:  # the step's only update starts from the very weights that it scores
+            proximal = micro_batch.proximal_logprobs if micro_batch.proximal_logprobs is not None else logprobs.detach()
         targets = TokenTargets(
             mask=micro_batch.loss_mask,
             weights=weights,
             behaviour_logprobs=micro_batch.logprobs,
             advantages=micro_batch.advantages,
+            proximal_logprobs=proximal,
             reference_logprobs=reference,
         )
         return loss(objective, TokenScores(logprobs=logprobs, entropy=entropy), targets)

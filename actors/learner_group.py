@@ -1,6 +1,7 @@
 """The learner as the driver sees it: starts one actor a rank, gives each its share, and adds up what they say."""
 
 import contextlib
+import dataclasses
 import logging
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -57,21 +58,24 @@ class LearnerGroup:
         Raises:
             NonFiniteError: as the cause of Ray's error; the weights are as they were.
         """
-        has_images = any(sample.image_keys for rank in batch.micro_batches for micro_batch in rank for sample in micro_batch)
-        calls = []
-        for actor, micro_batches in zip(self._ranks, batch.micro_batches, strict=True):
-            share = RankBatch(
-                micro_batches=micro_batches,
-                num_loss_tokens=batch.num_loss_tokens,
-                num_samples=batch.num_samples,
-                has_images=has_images,
-            )
-            keys = {key for samples in micro_batches for sample in samples for key in sample.image_keys}
-            calls.append(actor.train.remote(share, {key: images[key] for key in keys}, objective))
-        results = _all(calls)
+        results = self._over_shares("train", batch, images, objective)
         same = {name: results[0][name] for name in _SAME_ON_ALL_RANKS}
         sums = {name: sum(result[name] for result in results) for name in results[0] if name not in same}
         return {f"learner/{name}": value for name, value in (means(sums, batch.num_loss_tokens) | same).items()}
+
+    def score(self, batch: Batch, images: Mapping[str, ObjectRef], temperature: float) -> Batch:
+        """The same batch with `proximal_logprobs`: those of the weights as they are."""
+        ranks = self._over_shares("score", batch, images, temperature)
+        return dataclasses.replace(
+            batch,
+            micro_batches=tuple(
+                tuple(
+                    tuple(dataclasses.replace(sample, proximal_logprobs=row) for sample, row in zip(samples, rows, strict=True))
+                    for samples, rows in zip(micro_batches, scored, strict=True)
+                )
+                for micro_batches, scored in zip(batch.micro_batches, ranks, strict=True)
+            ),
+        )
 
     def publish(self, folder: Path, version: int, node_ids: Sequence[str] = ()) -> Published:
         """Writes the weights as `version` on rank 0's node, for the engines on `node_ids`."""
@@ -99,6 +103,22 @@ class LearnerGroup:
         for actor in self._ranks:
             ray.kill(actor)
         self._ranks = []
+
+    def _over_shares(self, method: str, batch: Batch, images: Mapping[str, ObjectRef], argument: Any) -> list[Any]:
+        """Calls a method of each rank with its share of the batch and of the images."""
+        has_images = any(sample.image_keys for rank in batch.micro_batches for micro_batch in rank for sample in micro_batch)
+        calls = []
+        for actor, micro_batches in zip(self._ranks, batch.micro_batches, strict=True):
+            share = RankBatch(
+                micro_batches=micro_batches,
+                num_loss_tokens=batch.num_loss_tokens,
+                num_samples=batch.num_samples,
+                has_images=has_images,
+                share_prompts=batch.share_prompts,
+            )
+            keys = {key for samples in micro_batches for sample in samples for key in sample.image_keys}
+            calls.append(getattr(actor, method).remote(share, {key: images[key] for key in keys}, argument))
+        return _all(calls)
 
     def _call(self, method: str, *arguments: Any) -> list[Any]:
         return _all([getattr(actor, method).remote(*arguments) for actor in self._ranks])

@@ -1,6 +1,8 @@
 """The policy as the learner computes it: log-probabilities and entropies of sampled tokens, from Hugging Face's model."""
 
+from collections import OrderedDict
 from collections.abc import Sequence
+from dataclasses import dataclass
 from typing import Any, Self
 
 import torch
@@ -14,6 +16,7 @@ from arm_rl.core.batching import MicroBatch
 from arm_rl.core.config import LearnerConfig, ModelConfig
 
 _MAX_LOGITS = 1 << 27  # logits held at a time: half a GiB in float32
+_MAX_FEATURE_BYTES = 1 << 29  # of image features kept
 
 
 class PolicyModel(nn.Module):
@@ -22,6 +25,7 @@ class PolicyModel(nn.Module):
     def __init__(self, model: Any, *, never_sampled_ids: Sequence[int] = (), call_token_id: int | None = None) -> None:
         super().__init__()
         self.hf = model
+        self._features: OrderedDict[str, Tensor] | None = None  # of images by their keys, where the tower that makes them stays as it is
         self.scorer = TokenScorer(model.lm_head.weight, never_sampled_ids, call_token_id)
 
     @classmethod
@@ -36,6 +40,8 @@ class PolicyModel(nn.Module):
         visual = self.hf.model.visual
         visual.requires_grad_(not config.freeze_vision)
         visual.merger.requires_grad_(not config.freeze_projector)
+        if config.freeze_vision and config.freeze_projector and config.zero_stage < 3:  # ZeRO-3's ranks must run the same modules
+            self._features = OrderedDict()
         if config.gradient_checkpointing:
             self.hf.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})
         return self
@@ -47,8 +53,8 @@ class PolicyModel(nn.Module):
 
         Args:
             batch: on the CPU; positions are laid out there.
-            images: those of `batch.image_keys`. Each is encoded once and shown wherever `batch.shown` says. An image that is shown
-                nowhere is encoded all the same: the ranks' forward passes must run the same modules.
+            images: those of `batch.image_keys`. Each is encoded once and shown wherever `batch` says. An image that is shown nowhere is
+                encoded all the same: the ranks' forward passes must run the same modules.
             temperature: the logits are divided by it.
             entropy_gradient: whether gradients flow through the entropies.
 
@@ -58,41 +64,92 @@ class PolicyModel(nn.Module):
         Raises:
             ValueError: the pads are not those of the images.
         """
-        device = self.scorer.is_call.device
-        is_image = batch.token_ids == self.hf.config.image_token_id  # bool [B, T]
-        positions = self._positions(batch, images, is_image).to(device)  # int64 [3, B, T]
-        embeddings = self.hf.get_input_embeddings()(batch.token_ids.to(device))  # [B, T, H]
-        if images is not None:
-            embeddings = self._show(embeddings, is_image.to(device), images, batch.shown)
-        # Padding is on the right, where causal attention never looks: no mask is needed, and attention takes its fastest path.
-        hidden = self.hf.model.language_model(inputs_embeds=embeddings, position_ids=positions, use_cache=False).last_hidden_state
+        features = None if images is None else self._encode(images)
+        rows = self._rows(batch.token_ids, batch.attention_mask, batch.shown, images, features)
+        before, hidden = self._read(batch, rows, images, features)  # [B, H] or None, [B, T, H]
+        device = hidden.device
         mask = batch.loss_mask.to(device)  # bool [B, T]
+        if before is None:  # the token at t is predicted at t - 1, and the first one by nothing
+            predicting = hidden[:, :-1][mask[:, 1:]]  # [N, H]
+        else:
+            predicting = torch.cat([before[:, None], hidden[:, :-1]], dim=1)[mask]  # [N, H]
         scores = self.scorer(
-            hidden[:, :-1][mask[:, 1:]],  # [N, H]: the token at t is predicted at t - 1
-            batch.token_ids.to(device)[mask],  # [N]
-            batch.call_forbidden.to(device)[mask],  # [N]
-            temperature,
-            entropy_gradient,
+            predicting, batch.token_ids.to(device)[mask], batch.call_forbidden.to(device)[mask], temperature, entropy_gradient
         )
         empty = torch.zeros(mask.shape, dtype=torch.float32, device=device)  # [B, T]
         logprobs, entropy = (empty.masked_scatter(mask, values) for values in scores)
         return logprobs, entropy
 
-    def _positions(self, batch: MicroBatch, images: ImageInputs | None, is_image: Tensor) -> Tensor:
-        grids = torch.zeros((0, 3), dtype=torch.int64) if images is None else images.grids[list(batch.shown)]  # [shown, 3]
+    def _read(
+        self, batch: MicroBatch, rows: "_Rows", images: ImageInputs | None, features: list[Tensor] | None
+    ) -> tuple[Tensor | None, Tensor]:
+        """Last hidden states of the rows [B, T, H], and those at the ends of their prompts [B, H] where these stand apart.
+
+        Prompts are read first, once each; the rows then attend to the keys and values of theirs, through which gradients flow back.
+        """
+        language_model = self.hf.model.language_model
+        if not len(batch.prompt_ids):
+            # Padding is on the right, where causal attention never looks: no mask is needed, and attention takes its fastest path.
+            hidden = language_model(inputs_embeds=rows.embeddings, position_ids=rows.positions, use_cache=False).last_hidden_state
+            return None, hidden
+        prompts = self._rows(batch.prompt_ids, batch.prompt_mask, batch.prompt_shown, images, features)
+        device = rows.embeddings.device
+        prompt_of, lengths = batch.prompt_of.to(device), batch.prompt_mask.sum(dim=1).to(device)  # [B], [G]
+        read = language_model(inputs_embeds=prompts.embeddings, position_ids=prompts.positions, use_cache=True)
+        cache = read.past_key_values
+        cache.batch_select_indices(prompt_of)
+        seen = torch.cat([batch.prompt_mask[batch.prompt_of], batch.attention_mask], dim=1).to(device)  # bool [B, P + T]
+        hidden = language_model(
+            inputs_embeds=rows.embeddings,
+            position_ids=rows.positions + prompts.ends.to(device)[prompt_of][None, :, None],
+            attention_mask=seen,
+            past_key_values=cache,
+            use_cache=True,
+        ).last_hidden_state
+        ends = read.last_hidden_state[torch.arange(len(lengths), device=device), lengths - 1]  # [G, H]
+        return ends[prompt_of], hidden
+
+    def _rows(
+        self, token_ids: Tensor, attention_mask: Tensor, shown: Sequence[int], images: ImageInputs | None, features: list[Tensor] | None
+    ) -> "_Rows":
+        """Embeddings of rows [R, T], their images shown in them, and their positions."""
+        device = self.scorer.is_call.device
+        is_image = token_ids == self.hf.config.image_token_id  # bool [R, T]
+        grids = torch.zeros((0, 3), dtype=torch.int64) if images is None else images.grids[list(shown)]  # [shown, 3]
         expected = self._num_tokens(grids).sum().item()
         if is_image.sum().item() != expected:
             raise ValueError(f"{is_image.sum().item()} image pads for {len(grids)} images of {expected} tokens")
         positions, _ = self.hf.model.get_rope_index(
-            batch.token_ids, mm_token_type_ids=is_image.int(), image_grid_thw=grids, attention_mask=batch.attention_mask
-        )
-        return positions  # [3, B, T]
+            token_ids, mm_token_type_ids=is_image.int(), image_grid_thw=grids, attention_mask=attention_mask
+        )  # int64 [3, R, T]
+        ends = positions.amax(dim=0).masked_fill(~attention_mask, -1).amax(dim=1) + 1  # [R]
+        embeddings = self.hf.get_input_embeddings()(token_ids.to(device))  # [R, T, H]
+        if features is not None:
+            embeddings = self._show(embeddings, is_image.to(device), features, shown)
+        return _Rows(embeddings, positions.to(device), ends)
 
-    def _show(self, embeddings: Tensor, is_image: Tensor, images: ImageInputs, shown: Sequence[int]) -> Tensor:
-        visual = self.hf.model.visual
+    def _encode(self, images: ImageInputs) -> list[Tensor]:
+        """Features of each image: [its tokens, H]. A tower that is not trained sees an image that is used again soon only once."""
+        if self._features is None or not images.keys:
+            return self._features_of(images.patches, images.grids)
+        pieces = images.patches.split(images.grids.prod(dim=1).tolist())
+        new = [place for place, key in enumerate(images.keys) if key not in self._features]
+        if new:
+            features = self._features_of(torch.cat([pieces[place] for place in new]), images.grids[new])
+            self._features.update(zip((images.keys[place] for place in new), features, strict=True))
+        for key in images.keys:
+            self._features.move_to_end(key)
+        found = [self._features[key] for key in images.keys]
+        while sum(feature.nbytes for feature in self._features.values()) > _MAX_FEATURE_BYTES:
+            self._features.popitem(last=False)
+        return found
+
+    def _features_of(self, patches: Tensor, grids: Tensor) -> list[Tensor]:
+        visual, device = self.hf.model.visual, self.scorer.is_call.device
         with torch.set_grad_enabled(torch.is_grad_enabled() and any(weight.requires_grad for weight in visual.parameters())):
-            output = self.hf.get_image_features(images.patches.to(embeddings.device), images.grids.to(embeddings.device))
-        features = list(output.pooler_output)  # of each image: [its tokens, H]
+            return list(self.hf.get_image_features(patches.to(device), grids.to(device)).pooler_output)
+
+    def _show(self, embeddings: Tensor, is_image: Tensor, features: Sequence[Tensor], shown: Sequence[int]) -> Tensor:
         if not shown:
             return embeddings + 0.0 * sum(feature.sum() for feature in features).to(embeddings.dtype)
         shown_features = torch.cat([features[place] for place in shown]).to(embeddings.dtype)  # [pads, H]
@@ -100,6 +157,15 @@ class PolicyModel(nn.Module):
 
     def _num_tokens(self, grids: Tensor) -> Tensor:
         return grids.prod(dim=1) // self.hf.model.visual.spatial_merge_size**2
+
+
+@dataclass(frozen=True, slots=True)
+class _Rows:
+    """Rows as the language model reads them."""
+
+    embeddings: Tensor  # [R, T, H]
+    positions: Tensor  # int64 [3, R, T]
+    ends: Tensor  # int64 [R], on the CPU: the position that follows
 
 
 class TokenScorer(nn.Module):

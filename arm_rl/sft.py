@@ -29,7 +29,7 @@ async def train_sft(config: SftConfig) -> None:
     """
     template = read_template(config)
     trajectories, images = read_demonstrations(config.data.train, template)
-    samples = [training_sample(trajectory, 1.0) for trajectory in trajectories]
+    samples = [training_sample(one, 1.0, image_pad_id=template.image_pad_id, share_prompt=False) for one in trajectories]
     steps_per_epoch = math.ceil(len(samples) / config.batch_size)
     num_steps = steps_per_epoch * config.num_epochs
     folder = open_run(config)
@@ -62,5 +62,5 @@ def _batch(samples: Sequence[TrainingSample], config: SftConfig, epoch: int, num
     order = np.random.default_rng(derive(config.run.seed, "sft", epoch)).permutation(len(samples))
     chosen = order[number * config.batch_size : (number + 1) * config.batch_size]
     return make_batch(
-        [samples[index] for index in chosen], num_ranks=config.learner.num_ranks, micro_batch_size=config.learner.micro_batch_size
+        [samples[index] for index in chosen], num_ranks=config.learner.num_ranks, micro_batch_tokens=config.learner.micro_batch_tokens
     )

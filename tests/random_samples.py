@@ -66,3 +66,27 @@ def sample(ids: Ids, images: Sequence[Image], *, seed: int, length: int = 12) ->
         call_forbidden=tuple(forbidden),
         image_keys=tuple(shown.key for shown in images),
     )
+
+
+def group(ids: Ids, prompt_images: Sequence[Image], row_images: Sequence[Sequence[Image]], *, seed: int) -> list[TrainingSample]:
+    """Samples that share a prompt; each row with images of its own. The first token of a row carries loss, but for the first row's."""
+    prompt = sample(ids, prompt_images, seed=seed, length=10)
+    length = len(prompt.token_ids)
+    members = []
+    for number, shown in enumerate(row_images):
+        row = sample(ids, shown, seed=100 * seed + number, length=6 + 3 * number)
+        mask = (number > 0, *row.loss_mask[1:])
+        advantage = 0.3 + number * (-1) ** number
+        members.append(
+            TrainingSample(
+                token_ids=prompt.token_ids + row.token_ids,
+                loss_mask=(False,) * length + mask,
+                logprobs=(0.0,) * length + tuple(-5.0 if on else 0.0 for on in mask),
+                advantages=(0.0,) * length + tuple(advantage if on else 0.0 for on in mask),
+                call_forbidden=(False,) * length + row.call_forbidden,
+                image_keys=prompt.image_keys + row.image_keys,
+                num_prompt_tokens=length,
+                num_prompt_images=len(prompt.image_keys),
+            )
+        )
+    return members

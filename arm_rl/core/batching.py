@@ -1,9 +1,8 @@
-"""Training samples -> micro-batches for each rank -> padded tensors."""
+"""Training samples -> micro-batches for each rank -> padded tensors, in which a prompt that several samples share stands once."""
 
 import dataclasses
 import itertools
-import math
-from collections.abc import Iterable, Sequence
+from collections.abc import Hashable, Iterable, Sequence
 from dataclasses import dataclass
 from typing import Self
 
@@ -12,16 +11,19 @@ from torch import Tensor
 
 from arm_rl.core.types import Batch, TrainingSample
 
+MicroSamples = tuple[TrainingSample, ...]
 
-def make_batch(samples: Sequence[TrainingSample], *, num_ranks: int, micro_batch_size: int, policy_versions: Iterable[int] = ()) -> Batch:
+
+def make_batch(samples: Sequence[TrainingSample], *, num_ranks: int, micro_batch_tokens: int, policy_versions: Iterable[int] = ()) -> Batch:
     """Cuts the samples of one optimizer step for the ranks.
 
-    Samples of like length, and of like images among those, share a micro-batch: little padding, few images encoded twice. The
-    micro-batches are as even as can be, and the ranks' k-th ones are of like length, since ranks wait for each other after each.
+    Samples that share a prompt stay together as far as the budget allows, and beside samples of like length: little is computed
+    twice, little is padding. Every rank gets the same number of micro-batches, and the ranks' k-th ones cost about the same, since
+    ranks wait for each other after each.
 
     Args:
         samples: at least one with loss tokens; those without any are left out.
-        micro_batch_size: samples in a micro-batch at most.
+        micro_batch_tokens: that a micro-batch costs at most (`cost`); a sample that costs more is alone in its micro-batch.
 
     Raises:
         ValueError: no sample has a token with loss, or a sample has loss on its first token, which nothing predicts.
@@ -31,24 +33,117 @@ def make_batch(samples: Sequence[TrainingSample], *, num_ranks: int, micro_batch
         raise ValueError(f"none of {len(samples)} samples has a token that carries loss")
     if any(sample.loss_mask[0] for sample in kept):
         raise ValueError("a sample has loss on its first token, which has no context")
-    kept.sort(key=lambda sample: (len(sample.token_ids), sample.image_keys), reverse=True)
-    num_micro_batches = math.ceil(len(kept) / (num_ranks * micro_batch_size))  # of each rank
-    pieces = _even_pieces(kept, num_ranks * num_micro_batches)
-    ranks: list[list[tuple[TrainingSample, ...]]] = [[] for _ in range(num_ranks)]
-    for turn in range(num_micro_batches):
-        row = pieces[turn * num_ranks : (turn + 1) * num_ranks]
-        for rank, piece in enumerate(row if turn % 2 == 0 else reversed(row)):  # back and forth: no rank gets all the longer ones
+    pieces = _filled([piece for bundle in _bundles(kept) for piece in _cut(bundle, micro_batch_tokens)], micro_batch_tokens)
+    pieces = _evened(pieces, num_ranks)
+    can_share = all(sample.num_prompt_tokens for sample in kept)
+    ranks: list[list[MicroSamples]] = [[] for _ in range(num_ranks)]
+    for turn, start in enumerate(range(0, len(pieces), num_ranks)):
+        row = pieces[start : start + num_ranks]
+        for rank, piece in enumerate(row if turn % 2 == 0 else reversed(row)):  # back and forth: no rank gets all the costlier ones
             ranks[rank].append(piece)
     return Batch(
         micro_batches=tuple(map(tuple, ranks)),
         num_loss_tokens=sum(sample.num_loss_tokens for sample in kept),
         num_samples=len(kept),
+        share_prompts=can_share and any(len({_prompt(sample) for sample in piece}) < len(piece) for piece in pieces),
         policy_versions=tuple(sorted(set(policy_versions))),
     )
 
 
-def _even_pieces(samples: Sequence[TrainingSample], num_pieces: int) -> list[tuple[TrainingSample, ...]]:
-    """Consecutive pieces whose sizes differ by one at most; the last ones are empty where there are not enough samples."""
+def cost(samples: Sequence[TrainingSample]) -> int:
+    """Tokens of one forward pass, padding counted; those of each distinct image once more, for the vision tower."""
+    shared = all(sample.num_prompt_tokens for sample in samples) and len({_prompt(sample) for sample in samples}) < len(samples)
+    layout = _Layout.of(samples, shared)
+    rows = (layout.prompts, layout.branches)
+    images = {key: tokens for sample in samples for key, tokens in zip(sample.image_keys, sample.image_tokens, strict=False)}
+    return sum(len(part) * max(map(len, part), default=0) for part in rows) + sum(images.values())
+
+
+@dataclass(frozen=True, slots=True)
+class _Layout:
+    """How samples become rows: where prompts stand apart, a sample's own row is what follows its prompt; else it is the whole."""
+
+    prompts: tuple[tuple[int, ...], ...]  # ids of the distinct prompts
+    prompt_images: tuple[tuple[str, ...], ...]  # keys of each prompt
+    prompt_of: tuple[int, ...]  # of each sample: the place of its prompt
+    branches: tuple[range, ...]  # of each sample: its own row, as places in it
+    first_images: tuple[int, ...]  # of each sample: the first image of its own row
+
+    @classmethod
+    def of(cls, samples: Sequence[TrainingSample], shared: bool) -> "_Layout":
+        if not shared:
+            return cls((), (), (), tuple(range(len(sample.token_ids)) for sample in samples), (0,) * len(samples))
+        prompts: dict[Hashable, TrainingSample] = {}
+        for sample in samples:
+            prompts.setdefault(_prompt(sample), sample)
+        places = {key: place for place, key in enumerate(prompts)}
+        return cls(
+            prompts=tuple(first.token_ids[: first.num_prompt_tokens] for first in prompts.values()),
+            prompt_images=tuple(first.image_keys[: first.num_prompt_images] for first in prompts.values()),
+            prompt_of=tuple(places[_prompt(sample)] for sample in samples),
+            branches=tuple(range(sample.num_prompt_tokens, len(sample.token_ids)) for sample in samples),
+            first_images=tuple(sample.num_prompt_images for sample in samples),
+        )
+
+
+def _prompt(sample: TrainingSample) -> Hashable:
+    """Equal where samples share a prompt."""
+    if not sample.num_prompt_tokens:
+        return id(sample)
+    return sample.token_ids[: sample.num_prompt_tokens], sample.image_keys[: sample.num_prompt_images]
+
+
+def _bundles(samples: Sequence[TrainingSample]) -> list[list[TrainingSample]]:
+    """Samples of one prompt together; the longest ones first."""
+    bundles: dict[Hashable, list[TrainingSample]] = {}
+    for sample in samples:
+        bundles.setdefault(_prompt(sample), []).append(sample)
+    for bundle in bundles.values():
+        bundle.sort(key=lambda sample: (len(sample.token_ids), sample.image_keys), reverse=True)
+    return sorted(bundles.values(), key=_shape, reverse=True)
+
+
+def _cut(bundle: Sequence[TrainingSample], budget: int) -> list[MicroSamples]:
+    """Pieces of one bundle within the budget, as even as can be."""
+    for num_pieces in range(1, len(bundle)):
+        pieces = _even_pieces(bundle, num_pieces)
+        if all(cost(piece) <= budget for piece in pieces):
+            return pieces
+    return [(sample,) for sample in bundle]
+
+
+def _filled(pieces: Sequence[MicroSamples], budget: int) -> list[MicroSamples]:
+    """Neighbours joined as long as the budget lasts."""
+    filled: list[MicroSamples] = []
+    for piece in sorted(pieces, key=_shape, reverse=True):
+        if filled and cost((*filled[-1], *piece)) <= budget:
+            filled[-1] = (*filled[-1], *piece)
+        else:
+            filled.append(piece)
+    return filled
+
+
+def _evened(pieces: Sequence[MicroSamples], num_ranks: int) -> list[MicroSamples]:
+    """As many as the ranks can share, the costliest ones cut in two for it; empty ones only where nothing can be cut any more."""
+    even = list(pieces)
+    while len(even) % num_ranks:
+        costliest = max((piece for piece in even if len(piece) > 1), key=cost, default=None)
+        if costliest is None:
+            even.append(())
+            continue
+        even.remove(costliest)
+        even += _even_pieces(costliest, 2)
+    return sorted(even, key=cost, reverse=True)
+
+
+def _shape(samples: Sequence[TrainingSample]) -> tuple[int, int, tuple[str, ...]]:
+    """Longest branch and its prompt, which decide on padding, and images."""
+    longest = max(samples, key=lambda sample: len(sample.token_ids) - sample.num_prompt_tokens)
+    return len(longest.token_ids) - longest.num_prompt_tokens, longest.num_prompt_tokens, longest.image_keys
+
+
+def _even_pieces(samples: Sequence[TrainingSample], num_pieces: int) -> list[MicroSamples]:
+    """Consecutive pieces whose sizes differ by one at most."""
     size, larger = divmod(len(samples), num_pieces)
     ends = [piece * size + min(piece, larger) for piece in range(num_pieces + 1)]
     return [tuple(samples[start:end]) for start, end in itertools.pairwise(ends)]
@@ -56,16 +151,25 @@ def _even_pieces(samples: Sequence[TrainingSample], num_pieces: int) -> list[tup
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class MicroBatch:
-    """A micro-batch as tensors: B samples, padded on the right to T tokens."""
+    """A micro-batch as tensors: B samples, padded on the right to T tokens, of which G prompts of P tokens stand apart.
+
+    Where prompts are shared, a sample's row is what follows its prompt, `prompt_of` says which that is, and attention reaches back
+    into it; else G is 0 and the rows are whole.
+    """
 
     token_ids: Tensor  # int64 [B, T], 0 where padded
     attention_mask: Tensor  # bool [B, T], False where padded
     loss_mask: Tensor  # bool [B, T]
     logprobs: Tensor  # float32 [B, T], of the behaviour policy; 0 without loss
     advantages: Tensor  # float32 [B, T], 0 without loss
+    proximal_logprobs: Tensor | None  # float32 [B, T], where the samples have them
     call_forbidden: Tensor  # bool [B, T]
+    prompt_ids: Tensor  # int64 [G, P], 0 where padded
+    prompt_mask: Tensor  # bool [G, P], False where padded
+    prompt_of: Tensor  # int64 [B], or [0] where G is 0
     image_keys: tuple[str, ...] = ()  # the distinct images
-    shown: tuple[int, ...] = ()  # for each run of image pads, sample by sample: the place of its image in image_keys
+    prompt_shown: tuple[int, ...] = ()  # for each run of image pads of the prompts, in order: the place of its image in image_keys
+    shown: tuple[int, ...] = ()  # the same for the rows
 
     def to(self, device: torch.device | str) -> Self:
         """The same on a device."""
@@ -74,39 +178,58 @@ class MicroBatch:
         return dataclasses.replace(self, **moved)
 
 
-def collate(samples: Sequence[TrainingSample]) -> MicroBatch:
+def collate(samples: Sequence[TrainingSample], *, share_prompts: bool = False) -> MicroBatch:
     """Pads samples to one length. Of no samples it makes one row of one token without loss, so that every rank has work to do.
+
+    Args:
+        share_prompts: as the batch says, for all of its micro-batches alike: the ranks' forward passes must run the same modules.
 
     Raises:
         ValueError: a log-probability or an advantage is not finite.
     """
-    shape = (max(len(samples), 1), max((len(sample.token_ids) for sample in samples), default=1))
+    layout = _Layout.of(samples, share_prompts)
+    shape = (max(len(samples), 1), max(map(len, layout.branches), default=1))
     token_ids = torch.zeros(shape, dtype=torch.int64)  # [B, T]
     attention_mask = torch.zeros(shape, dtype=torch.bool)  # [B, T]
     loss_mask, call_forbidden = torch.zeros_like(attention_mask), torch.zeros_like(attention_mask)  # [B, T] each
-    logprobs, advantages = torch.zeros(shape), torch.zeros(shape)  # [B, T] each
-    for row, sample in enumerate(samples):
-        length = len(sample.token_ids)
-        token_ids[row, :length] = torch.tensor(sample.token_ids)
+    logprobs, advantages, proximal = torch.zeros(shape), torch.zeros(shape), torch.zeros(shape)  # [B, T] each
+    for row, (sample, own) in enumerate(zip(samples, layout.branches, strict=True)):
+        length, part = len(own), slice(own.start, None)
+        token_ids[row, :length] = torch.tensor(sample.token_ids[part])
         attention_mask[row, :length] = True
-        loss_mask[row, :length] = torch.tensor(sample.loss_mask)
-        logprobs[row, :length] = torch.tensor(sample.logprobs)
-        advantages[row, :length] = torch.tensor(sample.advantages)
+        loss_mask[row, :length] = torch.tensor(sample.loss_mask[part])
+        logprobs[row, :length] = torch.tensor(sample.logprobs[part])
+        advantages[row, :length] = torch.tensor(sample.advantages[part])
         if sample.call_forbidden:
-            call_forbidden[row, :length] = torch.tensor(sample.call_forbidden)
+            call_forbidden[row, :length] = torch.tensor(sample.call_forbidden[part])
+        if sample.proximal_logprobs:
+            proximal[row, :length] = torch.tensor(sample.proximal_logprobs[part])
     if not samples:
         attention_mask[0, 0] = True
     if not (logprobs.isfinite().all() and advantages.isfinite().all()):
         raise ValueError("a log-probability or an advantage of the batch is not finite")
+    prompts = layout.prompts if samples or not share_prompts else ((0,),)
+    prompt_ids = torch.zeros((len(prompts), max(map(len, prompts), default=0)), dtype=torch.int64)  # [G, P]
+    for row, ids in enumerate(prompts):
+        prompt_ids[row, : len(ids)] = torch.tensor(ids)
+    lengths = torch.tensor([len(ids) for ids in prompts], dtype=torch.int64)  # [G]
     places: dict[str, int] = {}
-    shown = tuple(places.setdefault(key, len(places)) for sample in samples for key in sample.image_keys)
     return MicroBatch(
         token_ids=token_ids,
         attention_mask=attention_mask,
         loss_mask=loss_mask,
         logprobs=logprobs,
         advantages=advantages,
+        proximal_logprobs=proximal if any(sample.proximal_logprobs for sample in samples) else None,
         call_forbidden=call_forbidden,
+        prompt_ids=prompt_ids,
+        prompt_mask=torch.arange(prompt_ids.shape[1]) < lengths[:, None],
+        prompt_of=torch.tensor(layout.prompt_of if samples or not share_prompts else (0,), dtype=torch.int64),
+        prompt_shown=tuple(places.setdefault(key, len(places)) for keys in layout.prompt_images for key in keys),
+        shown=tuple(
+            places.setdefault(key, len(places))
+            for sample, first in zip(samples, layout.first_images, strict=True)
+            for key in sample.image_keys[first:]
+        ),
         image_keys=tuple(places),
-        shown=shown,
     )

@@ -172,7 +172,7 @@ class LearnerConfig:
     zero_stage: Literal[0, 1, 2, 3] = 3  # DeepSpeed ZeRO
     offload_optimizer: bool = False  # optimizer states in the host's memory
     num_threads: int = 1  # CPU threads of a rank where there is no GPU
-    micro_batch_size: int = 1  # trajectories in one forward pass
+    micro_batch_tokens: int = 16384  # tokens of one forward pass at most, padding and images counted; a longer trajectory is alone
     learning_rate: float = 2e-6  # at its peak
     schedule: Literal["constant", "cosine", "linear"] = "constant"  # after the warm-up
     warmup_ratio: float = 0.0  # share of the run's optimizer steps
@@ -186,13 +186,18 @@ class LearnerConfig:
 
     def __post_init__(self) -> None:
         _require(self.num_ranks >= 1, "learner.num_ranks", f"at least 1, not {self.num_ranks}")
-        _require(self.micro_batch_size >= 1, "learner.micro_batch_size", f"at least 1, not {self.micro_batch_size}")
+        _require(self.micro_batch_tokens >= 1, "learner.micro_batch_tokens", f"at least 1, not {self.micro_batch_tokens}")
         _require(0 <= self.learning_rate < math.inf, "learner.learning_rate", f"not negative and finite, not {self.learning_rate}")
         _require(self.num_threads >= 1, "learner.num_threads", f"at least 1, not {self.num_threads}")
         _require(all(0 <= beta < 1 for beta in self.betas), "learner.betas", f"each from 0 to below 1, not {self.betas}")
         _require(self.weight_decay >= 0, "learner.weight_decay", f"not negative, not {self.weight_decay}")
         _require(0 <= self.warmup_ratio <= 1, "learner.warmup_ratio", f"between 0 and 1, not {self.warmup_ratio}")
         _require(self.max_grad_norm > 0, "learner.max_grad_norm", f"above 0, not {self.max_grad_norm}")
+
+    @property
+    def shares_prompts(self) -> bool:
+        """Whether a prompt is computed once for the trajectories of its group: through kept keys and values, which checkpointing drops."""
+        return not self.gradient_checkpointing
 
 
 @dataclass(frozen=True, kw_only=True)

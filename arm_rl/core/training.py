@@ -1,17 +1,22 @@
 """A trajectory as the learner sees it: the one place where loss mask and log-probabilities are laid over the tokens."""
 
+import itertools
+from collections.abc import Sequence
+
 from arm_rl.core.types import TrainingSample, Trajectory
 
 
-def training_sample(trajectory: Trajectory, advantage: float) -> TrainingSample:
+def training_sample(trajectory: Trajectory, advantage: float, *, image_pad_id: int, share_prompt: bool) -> TrainingSample:
     """Lays the turns end to end: loss on what the policy sampled, none on the prompt and on observations.
 
     Args:
         trajectory: with log-probabilities for all sampled tokens, or for none (a teacher's).
         advantage: of the whole trajectory, for each of its sampled tokens.
+        image_pad_id: stands for an image token.
+        share_prompt: whether the prompt may be computed once for all trajectories of the group.
 
     Raises:
-        ValueError: a turn whose log-probabilities are not as many as its tokens.
+        ValueError: a turn whose log-probabilities are not as many as its tokens, or runs of image pads that are not the images'.
     """
     token_ids = list(trajectory.prompt_ids)
     loss_mask = [False] * len(token_ids)
@@ -25,6 +30,11 @@ def training_sample(trajectory: Trajectory, advantage: float) -> TrainingSample:
         loss_mask += [True] * sampled + [False] * observed
         logprobs += (turn.logprobs or (0.0,) * sampled) + (0.0,) * observed
         call_forbidden += [turn.call_forbidden] * sampled + [False] * observed
+    image_tokens = _runs(token_ids, image_pad_id)
+    if len(image_tokens) != len(trajectory.images):
+        raise ValueError(
+            f"{trajectory.group_id}[{trajectory.index}]: {len(trajectory.images)} images for {len(image_tokens)} runs of image pads"
+        )
     return TrainingSample(
         token_ids=tuple(token_ids),
         loss_mask=tuple(loss_mask),
@@ -32,4 +42,12 @@ def training_sample(trajectory: Trajectory, advantage: float) -> TrainingSample:
         advantages=tuple(advantage if sampled else 0.0 for sampled in loss_mask),
         call_forbidden=tuple(call_forbidden),
         image_keys=tuple(image.key for image in trajectory.images),
+        image_tokens=image_tokens,
+        num_prompt_tokens=len(trajectory.prompt_ids) if share_prompt else 0,
+        num_prompt_images=len(_runs(trajectory.prompt_ids, image_pad_id)) if share_prompt else 0,
     )
+
+
+def _runs(ids: Sequence[int], pad_id: int) -> tuple[int, ...]:
+    """Lengths of the runs of pads."""
+    return tuple(sum(1 for _ in run) for id_, run in itertools.groupby(ids) if id_ == pad_id)

@@ -152,15 +152,22 @@ class TrainingSample:
     logprobs: tuple[float, ...]  # of the behaviour policy; 0 where the mask is False
     advantages: tuple[float, ...]  # 0 where the mask is False
     call_forbidden: tuple[bool, ...] = ()  # T, or empty for nowhere: the distribution was without the call's first token
+    proximal_logprobs: tuple[float, ...] = ()  # T, or empty where not recomputed: of the weights that the driver's step started from
     image_keys: tuple[str, ...] = ()  # in the order of their pads
+    image_tokens: tuple[int, ...] = ()  # pads of each of them
+    num_prompt_tokens: int = 0  # leading tokens without loss that other samples of the group may share; 0: nothing is shared
+    num_prompt_images: int = 0  # images in these
 
     def __post_init__(self) -> None:
+        if any(self.loss_mask[: self.num_prompt_tokens]):
+            raise ValueError("a prompt carries loss")
         length = len(self.token_ids)
         for name in ("loss_mask", "logprobs", "advantages"):
             if len(getattr(self, name)) != length:
                 raise ValueError(f"{name} has {len(getattr(self, name))} entries for {length} token_ids")
-        if self.call_forbidden and len(self.call_forbidden) != length:
-            raise ValueError(f"call_forbidden has {len(self.call_forbidden)} entries for {length} token_ids")
+        for name in ("call_forbidden", "proximal_logprobs"):
+            if getattr(self, name) and len(getattr(self, name)) != length:
+                raise ValueError(f"{name} has {len(getattr(self, name))} entries for {length} token_ids")
 
     @property
     def num_loss_tokens(self) -> int:
@@ -175,4 +182,5 @@ class Batch:
     micro_batches: tuple[tuple[tuple[TrainingSample, ...], ...], ...]  # [rank][micro-batch][sample]; a micro-batch may be empty
     num_loss_tokens: int  # over all ranks: the loss is normalised by it
     num_samples: int  # over all ranks
+    share_prompts: bool = False  # prompts are computed once for all samples of a micro-batch that share them
     policy_versions: tuple[int, ...] = ()  # versions that sampled the tokens, sorted

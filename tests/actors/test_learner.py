@@ -41,19 +41,19 @@ class Setup:
 
     num_ranks: int
     zero_stage: int
-    micro_batch_size: int
+    micro_batch_tokens: int
     with_reference: bool = False
 
     def __str__(self) -> str:
-        return f"{self.num_ranks}-ranks-zero-{self.zero_stage}-of-{self.micro_batch_size}"
+        return f"{self.num_ranks}-ranks-zero-{self.zero_stage}-within-{self.micro_batch_tokens}"
 
 
-SETUPS = [Setup(1, 0, 7, True), Setup(2, 0, 2), Setup(2, 1, 1), Setup(2, 2, 3), Setup(2, 3, 1, True)]
+SETUPS = [Setup(1, 0, 9999, True), Setup(2, 0, 120), Setup(2, 1, 1), Setup(2, 2, 150), Setup(2, 3, 120, True)]
 
 
 @dataclass
 class Task:
-    """A tiny model, and samples for it: seven, so that two ranks never have as many."""
+    """A tiny model, and samples for it: seven in three groups that share prompts, so that two ranks never have as many."""
 
     folder: Path
     ids: Ids
@@ -72,9 +72,11 @@ def task(tmp_path_factory) -> Task:
     folder = tiny.build(tmp_path_factory.mktemp("tiny"), seed=5)
     ids = Ids.of(folder)
     made = [random_samples.image(1), random_samples.image(2, 64, 32), random_samples.image(3, 32, 32)]
-    shown = [[0], [0, 1], [2, 0], [], [1], [], [0, 2, 0]]
+    first, second, third = made
     samples = [
-        random_samples.sample(ids, [made[place] for place in places], seed=seed, length=8 + 2 * seed) for seed, places in enumerate(shown)
+        *random_samples.group(ids, [first], [[], [second], [third, first]], seed=1),
+        *random_samples.group(ids, [], [[second], [], []], seed=2),
+        *random_samples.group(ids, [third], [[first]], seed=3),
     ]
     return Task(folder, ids, {image.key: image for image in made}, samples)
 
@@ -158,7 +160,7 @@ def spec_of(task: Task, setup: Setup) -> LearnerSpec:
     config = LearnerConfig(
         num_ranks=setup.num_ranks,
         zero_stage=setup.zero_stage,
-        micro_batch_size=setup.micro_batch_size,
+        micro_batch_tokens=setup.micro_batch_tokens,
         learning_rate=RATE,
         schedule="linear",
         betas=BETAS,
@@ -192,7 +194,7 @@ class Trained:
         self.weights = self.published()
 
     def train(self, objective=OBJECTIVE, samples: Sequence[TrainingSample] | None = None) -> Mapping[str, float]:
-        batch = make_batch(samples or self._task.samples, num_ranks=self.setup.num_ranks, micro_batch_size=self.setup.micro_batch_size)
+        batch = make_batch(samples or self._task.samples, num_ranks=self.setup.num_ranks, micro_batch_tokens=self.setup.micro_batch_tokens)
         return self.group.train(batch, self._task.where(), objective)
 
     def published(self) -> dict[str, Tensor]:

@@ -1,5 +1,6 @@
 """PolicyModel against plain Hugging Face: log-probabilities, entropies, images encoded once, forbidden tokens, scoring in pieces."""
 
+import dataclasses
 from collections.abc import Mapping, Sequence
 
 import pytest
@@ -114,11 +115,13 @@ def test_an_image_of_many_samples_is_encoded_once(folder, preparer, ids, images,
     assert sorted(encoded) == [[1, 4, 4], [1, 4, 8], [1, 8, 8], [1, 8, 8]]
 
 
-def gradients(policy: PolicyModel, preparer, images, pieces: Sequence[Sequence[TrainingSample]]) -> dict[str, Tensor]:
+def gradients(
+    policy: PolicyModel, preparer, images, pieces: Sequence[Sequence[TrainingSample]], *, share_prompts: bool = False
+) -> dict[str, Tensor]:
     """Of the sum of all loss tokens' log-probabilities, each piece in a forward pass of its own."""
     policy.zero_grad()
     for piece in pieces:
-        batch = collate(piece)
+        batch = collate(piece, share_prompts=share_prompts)
         logprobs, _ = policy(batch, preparer.prepare(batch.image_keys, images))
         (logprobs * batch.advantages).sum().backward()
     return {name: weight.grad.clone() for name, weight in policy.named_parameters() if weight.grad is not None}
@@ -135,6 +138,68 @@ def test_gradients_of_shared_images_are_those_of_images_encoded_apart(folder, pl
     assert apart["model.visual.patch_embed.proj.weight"].abs().max() > 1e-3
     for name, gradient in apart.items():
         torch.testing.assert_close(shared[f"hf.{name}"], gradient, atol=2e-5, rtol=1e-4, msg=name)
+
+
+@pytest.fixture(scope="module")
+def groups(ids, images):
+    """Two groups with prompts of different lengths: images in the prompt, in the rows, in both, and text alone."""
+    first, second, third, fourth = images.values()
+    return [
+        *random_samples.group(ids, [first], [[], [second], [third, first], []], seed=7),
+        *random_samples.group(ids, [third, fourth], [[], [second]], seed=8),
+        *random_samples.group(ids, [], [[], []], seed=9),
+    ]
+
+
+def test_a_shared_prompt_scores_as_if_it_stood_in_every_row(folder, plain, preparer, ids, images, groups):
+    batch = collate(groups, share_prompts=True)
+    assert batch.prompt_ids.shape[0] == 3
+    with torch.no_grad():
+        logprobs, entropies = load(folder, ids)(batch, preparer.prepare(batch.image_keys, images))
+        for row, sample in enumerate(groups):
+            expected, expected_entropies = (
+                values[sample.num_prompt_tokens :] for values in plain_scores(plain, preparer, ids, sample, images, 1.0)
+            )
+            torch.testing.assert_close(logprobs[row, : len(expected)], expected, atol=1e-5, rtol=0)
+            torch.testing.assert_close(entropies[row, : len(expected)], expected_entropies, atol=1e-5, rtol=0)
+
+
+def test_gradients_flow_into_a_shared_prompt_from_all_its_rows(folder, preparer, ids, images, groups):
+    policy = load(folder, ids)
+    shared = gradients(policy, preparer, images, [groups], share_prompts=True)
+    alone = gradients(policy, preparer, images, [[sample] for sample in groups])
+    assert set(shared) == set(alone)
+    assert alone["hf.model.visual.patch_embed.proj.weight"].abs().max() > 1e-3
+    for name, gradient in alone.items():
+        torch.testing.assert_close(shared[name], gradient, atol=2e-5, rtol=1e-4, msg=name)
+
+
+def test_a_shared_prompt_is_read_once(folder, preparer, ids, images, groups):
+    policy = load(folder, ids)
+    read = []
+    policy.hf.model.language_model.register_forward_pre_hook(
+        lambda module, args, kwargs: read.append(kwargs["inputs_embeds"].shape[:2]), with_kwargs=True
+    )
+    members = groups[:4]
+    batch = collate(members, share_prompts=True)
+    policy(batch, preparer.prepare(batch.image_keys, images))
+    prompt = members[0].num_prompt_tokens
+    assert read == [(1, prompt), (4, max(len(member.token_ids) for member in members) - prompt)]
+
+
+def test_features_of_a_frozen_tower_are_used_again(folder, preparer, ids, images, samples):
+    policy = load(folder, ids, dataclasses.replace(FROZEN, zero_stage=2))
+    encoded = []
+    policy.hf.model.visual.register_forward_pre_hook(
+        lambda module, args, kwargs: encoded.extend(kwargs["grid_thw"].tolist()), with_kwargs=True
+    )
+    batch = collate(samples)
+    first, _ = policy(batch, preparer.prepare(batch.image_keys, images))
+    later, _ = policy(batch, preparer.prepare(batch.image_keys, images))
+    assert len(encoded) == 4
+    torch.testing.assert_close(first, later, atol=0, rtol=0)
+    fresh, _ = load(folder, ids, FROZEN)(batch, preparer.prepare(batch.image_keys, images))
+    torch.testing.assert_close(first, fresh, atol=0, rtol=0)
 
 
 def test_gradients_do_not_depend_on_the_cut(folder, preparer, ids, images, samples):
@@ -171,6 +236,8 @@ def test_an_image_shown_nowhere_changes_nothing_and_reaches_the_tower(folder, pr
 def test_an_empty_micro_batch_has_gradients_of_zero(folder, preparer, ids, images):
     policy = load(folder, ids)
     logprobs, _ = policy(collate([]), preparer.prepare((), images))
+    with_prompt, _ = policy(collate([], share_prompts=True), preparer.prepare((), images))
+    assert with_prompt.shape == (1, 1)
     assert logprobs.sum() == 0
     logprobs.sum().backward()
     for name, weight in policy.named_parameters():

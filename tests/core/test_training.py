@@ -2,9 +2,15 @@
 
 import pytest
 
+from arm_rl.core import training
 from arm_rl.core.seeding import derive
-from arm_rl.core.training import training_sample
 from arm_rl.core.types import ImageInfo, TrainingSample, Trajectory, Turn
+
+PAD = 99
+
+
+def training_sample(trajectory, advantage, share_prompt=True):
+    return training.training_sample(trajectory, advantage, image_pad_id=PAD, share_prompt=share_prompt)
 
 
 def turn(token_ids, logprobs, observation_ids=(), **changes):
@@ -12,7 +18,7 @@ def turn(token_ids, logprobs, observation_ids=(), **changes):
 
 
 def trajectory(*turns, **changes):
-    values = {"prompt_ids": (1, 2, 3), "images": (ImageInfo(name="original_image", key="a"), ImageInfo(name="observation_1", key="b"))}
+    values = {"prompt_ids": (1, 2, 3)}
     return Trajectory(sample_id="s", track="t", group_id="g", index=4, turns=turns, end="answered", **{**values, **changes})
 
 
@@ -24,9 +30,26 @@ def test_the_turns_are_laid_end_to_end():
         logprobs=(0, 0, 0, -0.5, -0.25, 0, 0, 0, -1.5),
         advantages=(0, 0, 0, 0.75, 0.75, 0, 0, 0, 0.75),
         call_forbidden=(False,) * 8 + (True,),
-        image_keys=("a", "b"),
+        num_prompt_tokens=3,
     )
     assert laid.num_loss_tokens == 3
+
+
+IMAGES = tuple(ImageInfo(name=name, key=key) for name, key in (("original_image", "a"), ("observation_1", "b"), ("observation_2", "c")))
+
+
+def test_images_are_counted_by_their_pads():
+    whole = trajectory(turn((4,), (-0.5,), (6, PAD, 7, PAD, PAD)), turn((9,), (-1.5,)), prompt_ids=(1, PAD, PAD, PAD, 3), images=IMAGES)
+    laid = training_sample(whole, advantage=0.75)
+    assert (laid.image_keys, laid.image_tokens) == (("a", "b", "c"), (3, 1, 2))
+    assert (laid.num_prompt_tokens, laid.num_prompt_images) == (5, 1)
+    apart = training_sample(whole, advantage=0.75, share_prompt=False)
+    assert (apart.num_prompt_tokens, apart.num_prompt_images, apart.image_tokens) == (0, 0, (3, 1, 2))
+
+
+def test_pads_that_are_not_the_images_are_refused():
+    with pytest.raises(ValueError, match=r"g\[4\]: 3 images for 1 runs of image pads"):
+        training_sample(trajectory(prompt_ids=(1, PAD, 2), images=IMAGES), advantage=1.0)
 
 
 def test_a_teachers_turns_have_no_logprobs():
