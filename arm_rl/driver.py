@@ -4,18 +4,22 @@ One step:
 
     samples -> rollouts (groups of trajectories) -> scorers -> advantages -> batches -> learners -> new weights -> rollouts
 
-It holds no maths and no pixels: a group carries a reference to its images, which the learners resolve.
+With `algorithm.max_staleness` above 0, rollouts go on while the learners train (`collector.py` says how far ahead). The driver holds no
+maths and no pixels: a group carries a reference to its images, which the learners resolve.
 """
 
 import asyncio
 import logging
 import time
-from collections.abc import AsyncIterator, Iterator, Sequence
+from collections.abc import AsyncIterator, Iterable, Iterator, Mapping, Sequence
 from contextlib import asynccontextmanager, contextmanager
+
+import ray
 
 from actors.learner_group import LearnerGroup
 from arm_rl import checkpoint
-from arm_rl.core.advantage import group_advantages, is_flat
+from arm_rl.collector import Collector
+from arm_rl.core.advantage import group_advantages
 from arm_rl.core.batching import make_batch
 from arm_rl.core.config import TrainConfig
 from arm_rl.core.loss import GrpoObjective
@@ -24,12 +28,14 @@ from arm_rl.core.training import training_sample
 from arm_rl.core.types import Batch, Sample, TrainingSample
 from arm_rl.data import Cursor
 from arm_rl.evaluation import evaluate
-from arm_rl.groups import Group, GroupRunner, RunStopped
+from arm_rl.groups import Group, GroupRunner
 from arm_rl.learners import published_folder
 from arm_rl.metrics import rollout_metrics
 from arm_rl.metrics_log import MetricsLog
 
 logger = logging.getLogger(__name__)
+
+GroupSamples = Sequence[Sequence[TrainingSample]]  # of each group
 
 
 class Driver:
@@ -43,17 +49,22 @@ class Driver:
         learners: LearnerGroup,
         cursor: Cursor,
         held_out: Sequence[Sample],
+        image_pad_id: int,
         num_steps: int,
         log: MetricsLog,
     ) -> None:
         self.config = config
         self.runner, self.learners = runner, learners
-        self.cursor, self.held_out = cursor, held_out
+        self.held_out = held_out
+        self.collector = Collector(config, runner, cursor)
         self.num_steps = num_steps
         self.log = log
         self.steps_done = 0
         self._seconds: dict[str, float] = {}  # of the phases of this step
+        self._image_pad_id = image_pad_id
         self._objective = GrpoObjective.of(config.algorithm, config.rollout.temperature)
+        # Where a step has one update, the learners score the very weights that it starts from: no pass of its own is needed.
+        self._rescores = config.algorithm.proximal == "recomputed" and config.algorithm.updates_per_step > 1
         self._takes_turns = config.placement.use_gpu and config.placement.kind == "shared"
 
     async def run(self) -> None:
@@ -76,25 +87,27 @@ class Driver:
         self._seconds = {}
         with self._timed("step"):
             with self._timed("rollout"):
-                groups, kept = await self._collect()
+                collected = await self.collector.collect(self.steps_done)
+                self.runner.stop_if_broken(collected.groups, f"step {self.steps_done}")
             with self._timed("learner"):
                 async with self._gpus_for_learners():
-                    learned = await self._learn(kept)
+                    learned = await self._learn(collected.kept)
             with self._timed("sync"):
                 await self._sync(self.steps_done + 1)
         every = self.config.metrics.trajectories_every
+        groups = collected.groups
         if every and self.steps_done % every == 0:
             self.runner.record(self.config.run.name, self.steps_done + 1, groups)
         return {
             **rollout_metrics([one for group in groups for one in group.scored], {group.sample.id: group.sample for group in groups}),
-            "rollout/groups_kept": len(kept) / len(groups),
+            **collected.metrics(self.steps_done),
             **learned,
             **{f"time/{name}": seconds for name, seconds in self._seconds.items()},
         }
 
     async def save(self) -> None:
         """Writes a checkpoint."""
-        state = {"step": self.steps_done, "cursor": self.cursor.state()}
+        state = {"step": self.steps_done, "collector": self.collector.state()}
         folder = self.config.run.folder / "checkpoints"
         with checkpoint.writing(folder, self.steps_done, state, self.config.checkpoint.keep) as target:
             await asyncio.to_thread(self.learners.save, target)
@@ -105,47 +118,52 @@ class Driver:
         if found is None:
             return
         await asyncio.to_thread(self.learners.load, found.folder)
-        self.cursor.restore(found.state["cursor"])
         self.steps_done = found.step
         await self._sync(found.step)
+        self.collector.restore(found.state["collector"])
         logger.info("going on from step %d (%s)", found.step, found.folder)
-
-    async def _collect(self) -> tuple[list[Group], list[Group]]:
-        """The step's groups, and those of them that have something to teach."""
-        algorithm = self.config.algorithm
-        for attempt in range(algorithm.max_empty_steps):
-            groups = await self.runner.run(
-                self.cursor.take(algorithm.samples_per_step),
-                f"{self.steps_done}.{attempt}",
-                size=algorithm.group_size,
-                temperature=self.config.rollout.temperature,
-            )
-            kept = [group for group in groups if not (algorithm.drop_flat_groups and is_flat(group.rewards))]
-            if kept:
-                return groups, kept
-            logger.warning("step %d: all groups are flat, drawing new samples", self.steps_done)
-        raise RunStopped(
-            f"step {self.steps_done}: in {algorithm.max_empty_steps} tries every group had equal rewards; "
-            "nothing can be learned (is the data too easy or too hard, or the format never right?)"
-        )
 
     async def _learn(self, groups: Sequence[Group]) -> dict[str, float]:
         """All optimizer steps of this step; metrics are means over them."""
         images = {image.key: group.images for group in groups for one in group.scored for image in one.trajectory.images}
-        results = [await asyncio.to_thread(self.learners.train, batch, images, self._objective) for batch in self._batches(groups)]
+        samples: GroupSamples = [self._training_samples(group) for group in groups]
+        if self._rescores:
+            samples = await self._with_proximal_logprobs(samples, images)
+        versions = {turn.policy_version for group in groups for turn in group.turns}
+        batches = self._batches(samples, versions)
+        results = [await asyncio.to_thread(self.learners.train, batch, images, self._objective) for batch in batches]
         return {name: sum(result[name] for result in results) / len(results) for name in results[0]}
 
-    def _batches(self, groups: Sequence[Group]) -> Iterator[Batch]:
+    async def _with_proximal_logprobs(self, samples: GroupSamples, images: Mapping[str, ray.ObjectRef]) -> GroupSamples:
+        """The samples with their log-probabilities under the weights that the step starts from."""
+        numbered = [(number, sample) for number, members in enumerate(samples) for sample in members if sample.num_loss_tokens]
+        batch = self._batch([sample for _, sample in numbered])
+        scored = await asyncio.to_thread(self.learners.score, batch, images, self._objective.temperature)
+        flat = [[sample for rank in one.micro_batches for micro_batch in rank for sample in micro_batch] for one in (batch, scored)]
+        found = {id(before): after for before, after in zip(*flat, strict=True)}
+        return [[found[id(sample)] for sample in members if sample.num_loss_tokens] for members in samples]
+
+    def _batches(self, samples: GroupSamples, versions: Iterable[int]) -> Iterator[Batch]:
         """Mini-batches of whole groups, in a new order for each epoch of the step."""
-        algorithm, learner = self.config.algorithm, self.config.learner
+        algorithm = self.config.algorithm
         per_batch = algorithm.mini_batch_samples or algorithm.samples_per_step
-        samples = [_training_samples(group, algorithm.scale_by_std) for group in groups]
-        versions = {turn.policy_version for group in groups for one in group.scored for turn in one.trajectory.turns}
         for epoch in range(algorithm.epochs_per_step):
-            order = sorted(range(len(groups)), key=lambda number: derive(self.config.run.seed, self.steps_done, epoch, number))
+            order = sorted(range(len(samples)), key=lambda number: derive(self.config.run.seed, self.steps_done, epoch, number))
             for start in range(0, len(order), per_batch):
-                chosen = [sample for number in order[start : start + per_batch] for sample in samples[number]]
-                yield make_batch(chosen, num_ranks=learner.num_ranks, micro_batch_size=learner.micro_batch_size, policy_versions=versions)
+                yield self._batch([sample for number in order[start : start + per_batch] for sample in samples[number]], versions)
+
+    def _batch(self, samples: Sequence[TrainingSample], versions: Iterable[int] = ()) -> Batch:
+        learner = self.config.learner
+        return make_batch(samples, num_ranks=learner.num_ranks, micro_batch_tokens=learner.micro_batch_tokens, policy_versions=versions)
+
+    def _training_samples(self, group: Group) -> list[TrainingSample]:
+        algorithm = self.config.algorithm
+        advantages = group_advantages(group.rewards, scale_by_std=algorithm.scale_by_std)
+        return [
+            training_sample(one.trajectory, advantage, image_pad_id=self._image_pad_id, share_prompt=self.config.learner.shares_prompts)
+            for one, advantage in zip(group.scored, advantages, strict=True)
+            if advantage is not None and not (algorithm.mask_overlong and one.trajectory.end == "length")
+        ]
 
     async def _sync(self, version: int) -> None:
         """Brings the engines to the learners' weights."""
@@ -171,10 +189,3 @@ class Driver:
         started = time.perf_counter()
         yield
         self._seconds[name] = time.perf_counter() - started
-
-
-def _training_samples(group: Group, scale_by_std: bool) -> list[TrainingSample]:
-    advantages = group_advantages(group.rewards, scale_by_std=scale_by_std)
-    return [
-        training_sample(one.trajectory, advantage) for one, advantage in zip(group.scored, advantages, strict=True) if advantage is not None
-    ]

@@ -2,7 +2,7 @@
 
 import asyncio
 import itertools
-from collections.abc import AsyncIterator, Sequence
+from collections.abc import AsyncIterator, Iterator, Sequence
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -19,7 +19,7 @@ from arm_rl.core.config import TrainConfig
 from arm_rl.core.errors import UserError
 from arm_rl.core.images import Image
 from arm_rl.core.template import Template
-from arm_rl.core.types import Sample, Scored
+from arm_rl.core.types import Sample, Scored, Turn
 
 
 class RunStopped(UserError):
@@ -33,6 +33,15 @@ class Group:
     sample: Sample
     scored: tuple[Scored, ...]
     images: ray.ObjectRef  # of a dict[key, Image]: pixels never pass through the driver
+
+    @property
+    def turns(self) -> Iterator[Turn]:
+        """All turns of all trajectories."""
+        return (turn for one in self.scored for turn in one.trajectory.turns)
+
+    def age(self, version: int) -> int:
+        """How many versions older than this one its oldest token is."""
+        return max((version - turn.policy_version for turn in self.turns), default=0)
 
     @property
     def rewards(self) -> list[float | None]:
@@ -50,13 +59,11 @@ class GroupRunner:
         self._writing: list[ray.ObjectRef] = []  # trajectories on their way to disk
 
     async def run(self, samples: Sequence[Sample], name: str, *, size: int, temperature: float) -> list[Group]:
-        """One group of `size` sessions for each sample; `name` is part of their ids and seeds.
-
-        Raises:
-            RunStopped: more sessions broke than the configuration allows.
-        """
-        groups = await asyncio.gather(*(self._group(sample, f"{name}/{sample.id}", size, temperature) for sample in samples))
-        self._stop_if_broken(groups, name)
+        """One group of `size` sessions for each sample; `name` is part of their ids and seeds. Raises as `stop_if_broken`."""
+        groups = await asyncio.gather(
+            *(self.group(sample, f"{name}/{sample.id}", size=size, temperature=temperature) for sample in samples)
+        )
+        self.stop_if_broken(groups, name)
         return list(groups)
 
     def record(self, stage: str, step: int, groups: Sequence[Group]) -> None:
@@ -71,14 +78,20 @@ class GroupRunner:
         await asyncio.gather(*self._writing)
         self._writing.clear()
 
-    async def _group(self, sample: Sample, group_id: str, size: int, temperature: float) -> Group:
+    async def group(self, sample: Sample, group_id: str, *, size: int, temperature: float) -> Group:
+        """Runs one group of `size` sessions and scores it, while others run."""
         trajectories, images = await self.rollouts.run_group(
             sample, group_id=group_id, size=size, temperature=temperature, seed=self._run.seed
         )
         scored = await next(self._scorers).score.remote(sample, trajectories)
         return Group(sample=sample, scored=tuple(scored), images=images)
 
-    def _stop_if_broken(self, groups: Sequence[Group], name: str) -> None:
+    def stop_if_broken(self, groups: Sequence[Group], name: str) -> None:
+        """Ends the run where more sessions broke than the configuration allows.
+
+        Raises:
+            RunStopped: with the first one's traceback.
+        """
         broken = [one for group in groups for one in group.scored if one.error is not None]
         total = sum(len(group.scored) for group in groups)
         if len(broken) > self._run.max_broken_sessions * total:

@@ -24,12 +24,10 @@ async def train_grpo(config: TrainConfig) -> None:
     folder = open_run(config)
     if finished(folder, num_steps):
         return
-    algorithm = config.algorithm
-    updates = algorithm.samples_per_step // (algorithm.mini_batch_samples or algorithm.samples_per_step) * algorithm.epochs_per_step
     reservation = Reservation(plan(config.placement, config.learner.num_ranks, config.rollout))
     try:
         async with (
-            learner_group(config, inputs.template, reservation, num_steps=num_steps * updates) as starting,
+            learner_group(config, inputs.template, reservation, num_steps=num_steps * config.algorithm.updates_per_step) as starting,
             group_runner(config, inputs.template, reservation) as runner,
         ):
             learners = await starting
@@ -40,11 +38,15 @@ async def train_grpo(config: TrainConfig) -> None:
                     learners=learners,
                     cursor=Cursor(inputs.samples, config.run.seed),
                     held_out=inputs.held_out,
+                    image_pad_id=inputs.template.image_pad_id,
                     num_steps=num_steps,
                     log=log,
                 )
-                await driver.resume()
-                await driver.run()
+                try:
+                    await driver.resume()
+                    await driver.run()
+                finally:
+                    await driver.collector.close()
             await asyncio.to_thread(learners.export, folder / "export")
     finally:
         reservation.release()

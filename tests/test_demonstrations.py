@@ -41,9 +41,9 @@ def teach(template, tmp_path):
     return teach
 
 
-def laid(trajectory):
+def laid(trajectory, pad_id):
     """What the learner would see of it, the teacher's log-probabilities left out."""
-    seen = training_sample(trajectory, 1.0)
+    seen = training_sample(trajectory, 1.0, image_pad_id=pad_id, share_prompt=False)
     return seen.token_ids, seen.loss_mask, seen.image_keys
 
 
@@ -53,7 +53,7 @@ def test_a_demonstration_has_the_tokens_of_its_session(template, teach, tmp_path
     path = tmp_path / "demonstrations.parquet"
     write_demonstrations(path, [(sample, finished)])
     (read,), images = read_demonstrations([str(path)], template)
-    assert laid(read) == laid(finished.trajectory)
+    assert laid(read, template.image_pad_id) == laid(finished.trajectory, template.image_pad_id)
     assert [turn.token_ids for turn in read.turns] == [turn.token_ids for turn in finished.trajectory.turns]
     assert read.images == finished.trajectory.images
     assert {key: images[key] for key in images} == {info.key: finished.images[info.key] for info in read.images}
@@ -65,7 +65,8 @@ def test_many_demonstrations_share_their_images(template, teach, tmp_path):
     path = tmp_path / "new folder" / "demonstrations.parquet"
     write_demonstrations(path, taught)
     trajectories, images = read_demonstrations([str(path), str(path)], template)
-    assert [laid(one) for one in trajectories] == [laid(finished.trajectory) for _, finished in taught] * 2
+    pad_id = template.image_pad_id
+    assert [laid(one, pad_id) for one in trajectories] == [laid(finished.trajectory, pad_id) for _, finished in taught] * 2
     assert len(images) == 3
     assert len({one.group_id for one in trajectories[:3]}) == 3
 
@@ -78,7 +79,7 @@ def test_without_tools_and_with_a_system_message(template, teach, tmp_path):
     sample, finished = teach(ANSWER, tools=(), messages=messages)
     write_demonstrations(tmp_path / "d.parquet", [(sample, finished)])
     (read,), _ = read_demonstrations([str(tmp_path / "d.parquet")], template)
-    assert laid(read) == laid(finished.trajectory)
+    assert laid(read, template.image_pad_id) == laid(finished.trajectory, template.image_pad_id)
 
 
 def test_a_text_that_looks_like_an_image_is_refused(teach, tmp_path):

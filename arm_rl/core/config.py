@@ -135,7 +135,10 @@ class AlgorithmConfig:
     mini_batch_samples: int | None = None  # samples (groups) an optimizer step; by default all of the step's
     epochs_per_step: int = 1  # passes over a step's trajectories
     scale_by_std: bool = True  # divide advantages by the group's standard deviation
+    max_staleness: int = 0  # steps that rollouts may be ahead of the learners; 0: strictly in turns
     drop_flat_groups: bool = True  # leave out groups whose rewards are all equal
+    refill_flat: bool = False  # draw other samples in their place, until a step is full (DAPO's dynamic sampling)
+    mask_overlong: bool = False  # leave out trajectories that ran out of tokens
     max_empty_steps: int = 10  # tries before a step in which every group was dropped ends the run
     loss_aggregation: Literal["token_mean", "sequence_mean", "fixed_length"] = "token_mean"  # how token losses are averaged
     fixed_length: int = 8192  # divisor of a sequence's loss under fixed_length
@@ -157,6 +160,12 @@ class AlgorithmConfig:
             "algorithm.mini_batch_samples",
             f"a divisor of algorithm.samples_per_step ({self.samples_per_step}), not {mini}",
         )
+        _require(self.max_staleness >= 0, "algorithm.max_staleness", f"not negative, not {self.max_staleness}")
+        _require(
+            self.drop_flat_groups or not self.refill_flat,
+            "algorithm.refill_flat",
+            "only with algorithm.drop_flat_groups: it replaces these",
+        )
         _require(self.max_empty_steps >= 1, "algorithm.max_empty_steps", f"at least 1, not {self.max_empty_steps}")
         _require(self.fixed_length >= 1, "algorithm.fixed_length", f"at least 1, not {self.fixed_length}")
         _require(self.kl_coefficient >= 0, "algorithm.kl_coefficient", f"not negative, not {self.kl_coefficient}")
@@ -164,6 +173,11 @@ class AlgorithmConfig:
         _require(self.clip_high > 0, "algorithm.clip_high", f"above 0, not {self.clip_high}")
         _require(self.importance_cap > 0, "algorithm.importance_cap", f"above 0, not {self.importance_cap}")
         _require(self.epochs_per_step >= 1, "algorithm.epochs_per_step", "at least 1")
+
+    @property
+    def updates_per_step(self) -> int:
+        """Optimizer steps in a step of the driver."""
+        return self.samples_per_step // (self.mini_batch_samples or self.samples_per_step) * self.epochs_per_step
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -285,6 +299,11 @@ class TrainConfig:
             f"at most the trajectories of an optimizer step ({trajectories}), not {self.learner.num_ranks}",
         )
         _require_gpus(self.placement, self.learner.num_ranks, self.rollout)
+        _require(
+            not (self.placement.use_gpu and self.placement.kind == "shared" and algorithm.max_staleness),
+            "algorithm.max_staleness",
+            "0 where learners and engines take turns on the same GPUs (placement.kind=shared)",
+        )
 
 
 @dataclass(frozen=True, kw_only=True)

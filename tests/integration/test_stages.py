@@ -84,7 +84,7 @@ def grpo_config(folder: Path, model: Path, *overrides: str) -> TrainConfig:
         "algorithm.group_size=4",
         "algorithm.drop_flat_groups=false",  # an untrained judge earns nothing
         "learner.num_threads=1",
-        "learner.micro_batch_size=4",
+        "learner.micro_batch_tokens=512",
         "metrics.wandb=disabled",
         "metrics.trajectories_every=1",
         "evaluation.final=false",
