@@ -22,15 +22,22 @@ from omegaconf import OmegaConf
 
 from arm_rl.core.errors import UserError
 from tools.base import Execution, Tool
+from tools.documents import DocumentByIndexTool, DocumentByQueryTool
+from tools.formula import ExtractFormulaTool
 from tools.image_zoom import ImageZoomTool
 from tools.mcp_server import mcp_tools
+from tools.ocr import ExtractTextTool
 from tools.text_checks import CHECKS, CheckTool
 from tools.verl_tool import is_verl_class, verl_tool
 from tools.web_search import WebSearchTool
 
 TOOLS: dict[str, Callable[..., Tool]] = {
     "image_zoom_in_tool": ImageZoomTool,
+    "doc_page_retrieval_by_query": DocumentByQueryTool,
+    "doc_page_retrieval_by_index": DocumentByIndexTool,
     **{name: functools.partial(CheckTool, name) for name in CHECKS},
+    "extract_text": ExtractTextTool,
+    "extract_formula": ExtractFormulaTool,
     "web_search": WebSearchTool,
 }
 

@@ -96,7 +96,7 @@ class Tool(abc.ABC):
 
     name: str
     description: str
-    Arguments: type
+    Arguments: Any  # a dataclass
     schema: dict[str, Any]  # OpenAI's function schema
     execution: Execution = Execution()
     stateful: bool = False  # keeps something between the calls of a session, until `release`
