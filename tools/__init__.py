@@ -27,6 +27,7 @@ from tools.formula import ExtractFormulaTool
 from tools.image_zoom import ImageZoomTool
 from tools.mcp_server import mcp_tools
 from tools.ocr import ExtractTextTool
+from tools.python_executor import PythonExecutorTool
 from tools.text_checks import CHECKS, CheckTool
 from tools.verl_tool import is_verl_class, verl_tool
 from tools.web_search import WebSearchTool
@@ -38,6 +39,7 @@ TOOLS: dict[str, Callable[..., Tool]] = {
     **{name: functools.partial(CheckTool, name) for name in CHECKS},
     "extract_text": ExtractTextTool,
     "extract_formula": ExtractFormulaTool,
+    "python_code_executor": PythonExecutorTool,
     "web_search": WebSearchTool,
 }
 

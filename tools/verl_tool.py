@@ -37,7 +37,7 @@ def is_verl_class(cls: Any) -> bool:
     return isinstance(cls, type) and not issubclass(cls, Tool) and all(callable(getattr(cls, method, None)) for method in METHODS)
 
 
-def verl_tool(cls: type, config: dict[str, Any], tool_schema: dict[str, Any] | None) -> "VerlTool":
+def verl_tool(cls: Any, config: dict[str, Any], tool_schema: dict[str, Any] | None) -> "VerlTool":
     """A tool around the class; `tool_schema` is OpenAI's function schema, checked.
 
     The class is made in the process that runs its calls. Without a schema it is made here as well, once, to be asked for its own.

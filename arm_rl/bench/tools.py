@@ -121,7 +121,8 @@ async def _measure(tool: Tool, call: ToolCall, pool: ToolPool, seconds: float, r
 def _direct(tool: Tool, call: ToolCall, seconds: float) -> tuple[Speed, str]:
     memory = _memory()
     context = ToolContext(session=memory.session, images=memory.images, texts=memory.texts, image_names=list(memory.images))
-    taken, started, status = [], time.perf_counter(), ""
+    taken: list[float] = []
+    started, status = time.perf_counter(), ""
     while not taken or time.perf_counter() - started < seconds:
         begun = time.perf_counter()
         status = tool.call(call.arguments, context).status
