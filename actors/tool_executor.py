@@ -28,6 +28,7 @@ class ToolTraits:
 
     inline: frozenset[str]  # their calls travel in batches
     stateful: frozenset[str]  # the executor is told when a session that called them is over
+    seeing_all: frozenset[str]  # all of the session's images travel with their calls
 
 
 class ToolExecutor:
@@ -54,6 +55,7 @@ class ToolExecutor:
         return ToolTraits(
             inline=frozenset(name for name, tool in self._tools.items() if tool.execution.isolation == "inline"),
             stateful=frozenset(name for name, tool in self._tools.items() if tool.stateful),
+            seeing_all=frozenset(name for name, tool in self._tools.items() if tool.sees_all_images),
         )
 
 
@@ -86,7 +88,8 @@ class ToolPool:
         try:
             if call.name in self._traits.inline:
                 return await self._together(executor, call, context)
-            named = [name for name in dict.fromkeys(_strings(call.arguments)) if name in memory.images]
+            wanted = memory.images if call.name in self._traits.seeing_all else dict.fromkeys(_strings(call.arguments))
+            named = [name for name in wanted if name in memory.images]
             images = [self._store(memory.images[name], memory.session) for name in named]
             return await executor.call.remote(call, context, named, *images)
         except RayError as error:

@@ -14,6 +14,9 @@ hypothesis.settings.register_profile("arm_rl", deadline=None)  # a busy machine 
 hypothesis.settings.load_profile("arm_rl")
 
 
+ROOT = Path(__file__).parent.parent
+
+
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     if shutil.which("nvidia-smi") is None:
         for item in items:
@@ -38,3 +41,26 @@ def template(judge_folder) -> "Template":
 
     schemas = {name: tool.schema for name, tool in load_tools(["configs/tools/digits.yaml"]).items()}
     return Template.load(ModelConfig(path=str(judge_folder)), TemplateConfig(system_prompt="configs/prompts/digits.txt"), schemas)
+
+
+@pytest.fixture
+def shipped_place(monkeypatch, documents_index, tmp_path) -> Path:
+    """The working folder, with all that the shipped tool files want: an index of documents, and a key for the web search."""
+    (tmp_path / "configs").symlink_to(ROOT / "configs")
+    for path in ("data/documents", "runs/demo-tools/data/index"):
+        (tmp_path / path).parent.mkdir(parents=True, exist_ok=True)
+        (tmp_path / path).symlink_to(documents_index)
+    monkeypatch.setenv("SERPER_API_KEY", "a key")
+    monkeypatch.chdir(tmp_path)
+    return tmp_path
+
+
+@pytest.fixture(scope="session")
+def documents_index(tmp_path_factory) -> Path:
+    """An index of one document of two pages."""
+    from arm_rl.documents import build_index
+    from tests.page_files import write_pdf
+
+    folder = tmp_path_factory.mktemp("documents")
+    build_index([write_pdf(folder / "report.pdf", [["The first page."], ["The second page."]])], folder / "index", ocr="never")
+    return folder / "index"

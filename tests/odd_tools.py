@@ -210,7 +210,7 @@ class KeepingApartTool(KeepingTool):
     execution = Execution(isolation="process", concurrency=2)
 
 
-class AbsentTool(SlowTool):
+class AbsentTool(RaisingTool):
     """Cannot run on any machine."""
 
     name = "absent"

@@ -23,7 +23,14 @@ MAY_IMPORT = {
 HOMES = {
     "vllm": ("actors/engine.py", "actors/vllm_worker.py"),
     "deepspeed": ("actors/learner.py",),
-    "ray": ("actors/", "arm_rl/driver.py", "arm_rl/groups.py", "arm_rl/sft.py", "jobs/"),  # the drivers and what they share
+    "ray": (
+        "actors/",
+        "arm_rl/bench/",
+        "arm_rl/driver.py",
+        "arm_rl/groups.py",
+        "arm_rl/sft.py",
+        "jobs/",
+    ),  # the drivers and what they share
     "wandb": ("arm_rl/metrics_log.py",),
 }
 

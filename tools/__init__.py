@@ -12,6 +12,7 @@ or of `mcp`, an MCP server whose tools are offered (`tools/mcp_server.py`).
 
 import copy
 import dataclasses
+import functools
 import importlib
 from collections.abc import Callable, Sequence
 from typing import Any
@@ -21,13 +22,29 @@ from omegaconf import OmegaConf
 
 from arm_rl.core.errors import UserError
 from tools.base import Execution, Tool
+from tools.documents import DocumentByIndexTool, DocumentByQueryTool
+from tools.formula import ExtractFormulaTool
 from tools.image_zoom import ImageZoomTool
+from tools.mcp_server import mcp_tools
+from tools.ocr import ExtractTextTool
+from tools.python_executor import PythonExecutorTool
+from tools.text_checks import CHECKS, CheckTool
+from tools.verl_tool import is_verl_class, verl_tool
+from tools.web_search import WebSearchTool
 
 TOOLS: dict[str, Callable[..., Tool]] = {
     "image_zoom_in_tool": ImageZoomTool,
+    "doc_page_retrieval_by_query": DocumentByQueryTool,
+    "doc_page_retrieval_by_index": DocumentByIndexTool,
+    **{name: functools.partial(CheckTool, name) for name in CHECKS},
+    "extract_text": ExtractTextTool,
+    "extract_formula": ExtractFormulaTool,
+    "python_code_executor": PythonExecutorTool,
+    "web_search": WebSearchTool,
 }
 
 ENTRY_KEYS = ("class_name", "config", "tool_schema", "execution")
+MCP_KEYS = ("mcp", "tools", "execution")
 
 
 class ToolFileError(UserError):
@@ -45,10 +62,10 @@ def load_tools(files: Sequence[str]) -> dict[str, Tool]:
     for file in files:
         for number, entry in enumerate(_entries(file)):
             where = f"{file}: tools[{number}]"
-            tool = _make(entry, where)
-            if tool.name in tools:
-                raise ToolFileError(f"{where}: {tool.name!r} is listed twice")
-            tools[tool.name] = tool
+            for tool in _make(entry, where):
+                if tool.name in tools:
+                    raise ToolFileError(f"{where}: {tool.name!r} is listed twice")
+                tools[tool.name] = tool
     return tools
 
 
@@ -65,19 +82,30 @@ def _entries(file: str) -> list[dict[str, Any]]:
     return entries
 
 
-def _make(entry: dict[str, Any], where: str) -> Tool:
-    unknown = set(entry) - set(ENTRY_KEYS)
+def _make(entry: dict[str, Any], where: str) -> list[Tool]:
+    keys = MCP_KEYS if "mcp" in entry else ENTRY_KEYS
+    unknown = set(entry) - set(keys)
     if unknown:
-        raise ToolFileError(f"{where}: unknown key {sorted(unknown)[0]!r}; known: {', '.join(ENTRY_KEYS)}")
-    make = _class(str(entry.get("class_name", "")), where)
+        raise ToolFileError(f"{where}: unknown key {sorted(unknown)[0]!r}; known: {', '.join(keys)}")
+    made = mcp_tools(entry, where) if "mcp" in entry else [_of_class(entry, where)]
+    if entry.get("execution") is not None:
+        for tool in made:
+            tool.execution = _changed(tool.execution, entry["execution"], f"{where}.execution")
+    return made
+
+
+def _of_class(entry: dict[str, Any], where: str) -> Tool:
+    found = _class(str(entry.get("class_name", "")), where)
+    schema = None if entry.get("tool_schema") is None else _checked_schema(entry["tool_schema"], f"{where}.tool_schema")
+    config = entry.get("config") or {}
     try:
-        tool = make(**(entry.get("config") or {}))
+        if is_verl_class(found):
+            return verl_tool(found, config, schema)
+        tool = found(**config)
     except (TypeError, ValueError, UserError) as error:
         raise ToolFileError(f"{where}.config: {error}") from error
-    if entry.get("tool_schema") is not None:
-        tool.offered_as(_checked_schema(entry["tool_schema"], f"{where}.tool_schema"))
-    if entry.get("execution") is not None:
-        tool.execution = _changed(tool.execution, entry["execution"], f"{where}.execution")
+    if schema is not None:
+        tool.offered_as(schema)
     return tool
 
 
@@ -113,6 +141,6 @@ def _class(class_name: str, where: str) -> Callable[..., Tool]:
         found = getattr(importlib.import_module(module), name)
     except (ImportError, AttributeError, ValueError) as error:
         raise ToolFileError(f"{where}.class_name: {class_name!r} is neither one of {sorted(TOOLS)} nor a class that imports") from error
-    if not (isinstance(found, type) and issubclass(found, Tool)):
-        raise ToolFileError(f"{where}.class_name: {class_name!r} is not a tools.base.Tool")
+    if not (isinstance(found, type) and (issubclass(found, Tool) or is_verl_class(found))):
+        raise ToolFileError(f"{where}.class_name: {class_name!r} is neither a tools.base.Tool nor a class with verl's methods")
     return found

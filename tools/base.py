@@ -6,7 +6,7 @@ import json
 import logging
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Annotated, Any, ClassVar, Literal, get_args
+from typing import Annotated, Any, Literal, get_args
 
 import jsonschema
 from pydantic import Field, TypeAdapter, ValidationError
@@ -99,7 +99,8 @@ class Tool(abc.ABC):
     Arguments: Any  # a dataclass
     schema: dict[str, Any]  # OpenAI's function schema
     execution: Execution = Execution()
-    stateful: ClassVar[bool] = False  # keeps something between the calls of a session, until `release`
+    stateful: bool = False  # keeps something between the calls of a session, until `release`
+    sees_all_images: bool = False  # needs all of the session's images, not only those that its arguments name
 
     def __init_subclass__(cls, **options: Any) -> None:
         super().__init_subclass__(**options)

@@ -99,6 +99,11 @@ def parse_judgment(text: str) -> str | None:
     return match["answer"] or match["verdict"].lower()
 
 
+def without_tags(text: str) -> str:
+    """What a tool read or fetched cannot pose as a part of the conversation: its turn tags are broken by a space."""
+    return _TAG.sub(lambda tag: f"< {tag[0][1:]}", text)
+
+
 def turn_is_well_formed(text: str, tool_format: ToolFormat) -> bool:
     """One thought, then exactly one call that can be read or one answer, and nothing else."""
     if _TAG.findall(text) not in _TURNS:

@@ -254,8 +254,7 @@ def test_what_is_saved_loads_again(tmp_path, least, cls):
 
 
 @pytest.mark.parametrize("path", sorted((ROOT / "configs").glob("*.yaml")), ids=lambda path: path.name)
-def test_every_shipped_configuration_loads(path, monkeypatch):
-    monkeypatch.chdir(ROOT)
+def test_every_shipped_configuration_loads(path, shipped_place):
     config = load(SftConfig, path) if "sft" in path.name else load(TrainConfig, path)
     assert Path(config.template.system_prompt).read_text().strip()
     assert load_tools(config.tools.files), "a judge without tools"

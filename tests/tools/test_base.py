@@ -100,8 +100,9 @@ def test_a_schema_of_many_kinds():
     assert schema["properties"]["kind"] == {"enum": ["a", "b"], "type": "string"}
     assert "title" not in str(schema)
 
-    class ManyTool(CountWords):
+    class ManyTool(Tool):
         name = "many"
+        description = "Many."
         Arguments = Many
 
         def run(self, arguments, context):

@@ -1,0 +1,1 @@
+"""Benchmarks: what runs side by side in one run, as rates and ratios with their spread."""
