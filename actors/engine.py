@@ -22,6 +22,7 @@ from actors.engine_settings import engine_arguments
 from arm_rl.core.config import ModelConfig, RolloutConfig
 from arm_rl.core.images import Image
 from arm_rl.core.session import Completion
+from arm_rl.core.spans import recorded, span
 from arm_rl.core.types import FinishReason
 from arm_rl.core.view import ViewSize
 
@@ -140,6 +141,7 @@ class Engine:
         finally:
             self._running.discard(request_id)
 
+    @recorded("update", track="weights")
     async def update_weights(self, path: Path, version: int) -> None:
         """Replaces all weights by those of a safetensors file with Hugging Face's names.
 
@@ -156,23 +158,28 @@ class Engine:
             raise FileNotFoundError(path)
         async with self._submission:
             llm = self._open()
-            await llm.pause_generation(mode="keep", clear_cache=True)
+            with span("pause"):
+                await llm.pause_generation(mode="keep", clear_cache=True)
             try:
-                await llm.start_weight_update()
-                await llm.update_weights(WeightTransferUpdateRequest(update_info={"path": str(path)}))
-                await llm.finish_weight_update(weight_version=str(version))
+                with span("load"):
+                    await llm.start_weight_update()
+                    await llm.update_weights(WeightTransferUpdateRequest(update_info={"path": str(path)}))
+                    await llm.finish_weight_update(weight_version=str(version))
             except BaseException as error:
                 self._failure = error
                 await self._shut_down()
                 raise
             self._version = version
-            await llm.resume_generation()
+            with span("resume"):
+                await llm.resume_generation()
 
+    @recorded("sleep", track="weights")
     async def sleep(self) -> None:
         """Gives the GPU's memory to others, weights kept in the host's memory; waits for running requests. Nothing on CPU."""
         if self._can_sleep:
             await self._open().sleep(level=1, mode="wait")
 
+    @recorded("wake", track="weights")
     async def wake(self) -> None:
         """Takes the GPU's memory back. Nothing on CPU."""
         if self._can_sleep:

@@ -23,11 +23,13 @@ from transformers.core_model_loading import revert_weight_conversion
 from actors.image_inputs import ImagePreparer
 from actors.learner_settings import LearnerSpec, deepspeed_config
 from actors.policy_model import PolicyModel
-from actors.weight_sync import Published, read_bytes, remove_versions, write_weights
+from actors.weight_sync import Published, WeightWriter, read_bytes, remove_versions
+from arm_rl.core import spans
 from arm_rl.core.batching import MicroBatch, collate
 from arm_rl.core.images import Image
 from arm_rl.core.loss import GrpoObjective, Objective, TokenScores, TokenTargets, loss, token_weights
 from arm_rl.core.schedule import learning_rate
+from arm_rl.core.spans import Recorded, recorded, span
 from arm_rl.core.types import TrainingSample
 
 logger = logging.getLogger(__name__)
@@ -60,6 +62,7 @@ class Learner:
         self._num_ranks = spec.config.num_ranks
         self._step = 0  # optimizer steps done
         self._store: dist.TCPStore | None = None
+        self._writer: WeightWriter | None = None
 
     def open_rendezvous(self) -> tuple[str, int]:
         """Rank 0 alone: opens the place where the ranks meet; gives its address and port."""
@@ -93,6 +96,7 @@ class Learner:
         self._reference = self._load_reference(settings) if spec.with_reference else None
         self._images = ImagePreparer(AutoImageProcessor.from_pretrained(spec.model.path), spec.view)
 
+    @recorded("train")
     def train(self, batch: RankBatch, images: Mapping[str, ObjectRef], objective: Objective) -> dict[str, float]:
         """One optimizer step over all micro-batches of all ranks.
 
@@ -112,20 +116,25 @@ class Learner:
         for number, samples in enumerate(batch.micro_batches):
             self._engine.set_gradient_accumulation_boundary(number == len(batch.micro_batches) - 1)
             value, part = self._micro_batch_loss(collate(samples, share_prompts=batch.share_prompts), batch, found, objective)
-            self._engine.backward(value * self._num_ranks)  # DeepSpeed takes the mean over ranks: this makes it the sum
+            with span("backward"):
+                self._engine.backward(value * self._num_ranks)  # DeepSpeed takes the mean over ranks: this makes it the sum
             sums = {name: sums.get(name, 0.0) + part[name] for name in part}
-        self._require_finite(sums)
-        rate, norm = self._update()
+        with span("wait"):  # for the device, and for the other ranks
+            self._require_finite(sums)
+        with span("optimizer"):
+            rate, norm = self._update()
         return {name: float(value) for name, value in sums.items()} | {"grad_norm": norm, "learning_rate": rate}
 
+    @recorded("score")
     def score(self, batch: RankBatch, images: Mapping[str, ObjectRef], temperature: float) -> list[list[tuple[float, ...]]]:
         """Log-probabilities of this rank's samples under the weights as they are: [micro-batch][sample], T each, 0 without loss."""
         found = _resolve(images)
         scored = []
         for samples in batch.micro_batches:
             micro_batch = collate(samples, share_prompts=batch.share_prompts)
-            inputs = self._images.prepare(micro_batch.image_keys, found) if batch.has_images else None
-            with torch.no_grad():
+            with span("images"):
+                inputs = self._images.prepare(micro_batch.image_keys, found) if batch.has_images else None
+            with torch.no_grad(), span("forward"):
                 logprobs, _ = self._engine(micro_batch, inputs, temperature=temperature)
             rows = [row[kept].tolist() for row, kept in zip(logprobs.cpu(), micro_batch.attention_mask, strict=True)]
             scored.append([(0.0,) * (len(sample.token_ids) - len(row)) + tuple(row) for sample, row in zip(samples, rows, strict=False)])
@@ -134,15 +143,17 @@ class Learner:
     def _micro_batch_loss(
         self, micro_batch: MicroBatch, batch: RankBatch, images: Mapping[str, Image], objective: Objective
     ) -> tuple[Tensor, dict[str, Tensor]]:
-        inputs = self._images.prepare(micro_batch.image_keys, images) if batch.has_images else None
+        with span("images"):
+            inputs = self._images.prepare(micro_batch.image_keys, images) if batch.has_images else None
         grpo = objective if isinstance(objective, GrpoObjective) else None
         forward: dict[str, Any] = {"temperature": objective.temperature}
         reference = None
         if grpo is not None and grpo.kl_coefficient and self._reference is not None:
-            with torch.no_grad():
+            with torch.no_grad(), span("reference"):
                 reference, _ = self._reference(micro_batch, inputs, **forward)
         entropy_gradient = grpo is not None and grpo.entropy_coefficient != 0
-        logprobs, entropy = self._engine(micro_batch, inputs, **forward, entropy_gradient=entropy_gradient)
+        with span("forward"):
+            logprobs, entropy = self._engine(micro_batch, inputs, **forward, entropy_gradient=entropy_gradient)
         micro_batch = micro_batch.to(self._device)
         weights = token_weights(
             micro_batch.loss_mask,
@@ -189,6 +200,7 @@ class Learner:
         self._step += 1
         return rate, norm
 
+    @recorded("publish")
     def publish(self, folder: Path, version: int, node_ids: Sequence[str] = ()) -> Published | None:
         """Writes the weights as `version`, under the names of Hugging Face's files, and removes older versions; rank 0 tells where.
 
@@ -200,7 +212,9 @@ class Learner:
         if self._rank:
             return None
         folder.mkdir(parents=True, exist_ok=True)
-        file = write_weights(revert_weight_conversion(self._policy.hf, weights), folder, version)
+        if self._writer is None or self._writer.folder != folder:
+            self._writer = WeightWriter(folder)
+        file = self._writer.write(self._hugging_face_weights(weights), version)
         remove_versions(folder, below=version)
         own = str(ray.get_runtime_context().get_node_id())
         elsewhere = any(node_id != own for node_id in node_ids)
@@ -210,12 +224,18 @@ class Learner:
         """Removes what `publish` wrote: shared memory is not left to the next run."""
         shutil.rmtree(folder, ignore_errors=True)
 
+    @recorded("save")
     def save(self, folder: Path) -> None:
         """Writes weights, optimizer, step and random states; all ranks into one folder, which every node must see."""
         folder.mkdir(parents=True, exist_ok=True)
         self._engine.save_checkpoint(str(folder), tag=_TAG, client_state={"step": self._step}, save_latest=False)
         torch.save(_random_states(), folder / f"random_states_{self._rank}.pt")
 
+    def spans(self) -> Recorded:
+        """What this rank did since the last call, for the timeline."""
+        return spans.take()
+
+    @recorded("load")
     def load(self, folder: Path) -> int:
         """Goes back to what `save` wrote; gives the number of optimizer steps done by then.
 
@@ -240,9 +260,17 @@ class Learner:
                 shutil.copy(path, folder / path.name)
         self._policy.hf.save_pretrained(folder, state_dict=weights)
 
+    def _hugging_face_weights(self, weights: Mapping[str, Tensor]) -> dict[str, Tensor]:
+        """The same under the names of Hugging Face's files, in the model's order: what engines merge stands side by side there."""
+        order = {id(tensor): place for place, tensor in enumerate(weights.values())}
+        renamed = revert_weight_conversion(self._policy.hf, dict(weights))
+        return dict(sorted(renamed.items(), key=lambda item: order.get(id(item[1]), len(order))))
+
     def _full_weights(self) -> dict[str, Tensor]:
-        """All weights on the CPU, tied ones once, by the names of the model in memory; empty but on rank 0."""
+        """All weights, tied ones once, by the names of the model in memory; empty but on rank 0. ZeRO-3's come as copies on the CPU."""
         weights: dict[str, Tensor] = {}
+        if self._spec.config.zero_stage < 3:
+            return {name: parameter.detach() for name, parameter in self._policy.hf.named_parameters()} if self._rank == 0 else weights
         for piece in _pieces(self._policy.hf):
             with self._gathered([parameter for _, parameter in piece]):
                 if self._rank == 0:
@@ -315,6 +343,7 @@ def _do_not_compile_collectives() -> None:
     deepspeed.ops.__compatible_ops__["deepspeed_shm_comm"] = False
 
 
+@recorded("resolve")
 def _resolve(images: Mapping[str, ObjectRef]) -> dict[str, Image]:
     references = list(set(images.values()))
     bundles = dict(zip(references, ray.get(references), strict=True))

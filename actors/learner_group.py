@@ -81,6 +81,10 @@ class LearnerGroup:
         """Writes the weights as `version` on rank 0's node, for the engines on `node_ids`."""
         return self._call("publish", folder, version, node_ids)[0]
 
+    def spans(self) -> dict[str, ObjectRef]:
+        """What each rank did since the last call, by its name in the timeline."""
+        return {f"learner {rank}": actor.spans.remote() for rank, actor in enumerate(self._ranks)}
+
     def remove_published(self, folder: Path) -> None:
         """Removes what `publish` wrote, if rank 0 still lives."""
         with contextlib.suppress(RayError):

@@ -12,6 +12,7 @@ from torch.utils.checkpoint import checkpoint
 from transformers import AutoModelForImageTextToText
 
 from actors.image_inputs import ImageInputs
+from actors.vision_tower import speed_up
 from arm_rl.core.batching import MicroBatch
 from arm_rl.core.config import LearnerConfig, ModelConfig
 
@@ -25,6 +26,7 @@ class PolicyModel(nn.Module):
     def __init__(self, model: Any, *, never_sampled_ids: Sequence[int] = (), call_token_id: int | None = None) -> None:
         super().__init__()
         self.hf = model
+        speed_up(model.model.visual)
         self._features: OrderedDict[str, Tensor] | None = None  # of images by their keys, where the tower that makes them stays as it is
         self.scorer = TokenScorer(model.lm_head.weight, never_sampled_ids, call_token_id)
 

@@ -1,6 +1,7 @@
 """Rollouts: an actor around one engine in which many sessions interleave, and the group of these actors."""
 
 import asyncio
+import functools
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -14,11 +15,12 @@ from actors.engine_settings import engine_environment
 from actors.placement import Reservation
 from actors.tool_executor import ToolPool, ToolTraits
 from actors.weight_sync import Published, WeightFile, place, weights_folder
-from arm_rl.core import session
+from arm_rl.core import session, spans
 from arm_rl.core.config import ModelConfig, RolloutConfig, SessionConfig, TemplateConfig
 from arm_rl.core.images import Image
 from arm_rl.core.seeding import derive
-from arm_rl.core.session import Completion, PolicyRequest
+from arm_rl.core.session import Completion, PolicyRequest, Start
+from arm_rl.core.spans import Recorded, span
 from arm_rl.core.template import Template
 from arm_rl.core.types import Sample, Trajectory
 
@@ -36,6 +38,15 @@ class RolloutSpec:
     use_gpu: bool
     can_sleep: bool  # the engines share their GPUs with learners
     seed: int  # of the run
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Ran:
+    """A group whose sessions are over."""
+
+    trajectories: list[Trajectory]
+    reference: ray.ObjectRef  # of the same: who hands them on sends this, and nothing is packed again
+    images: ray.ObjectRef  # of a dict[key, Image], which stays where it is
 
 
 class RolloutActor:
@@ -62,28 +73,33 @@ class RolloutActor:
 
         async def policy(request: PolicyRequest) -> Completion:
             call_token = self._template.call_token_id
-            return await self._engine.generate(
-                request.prompt_ids,
-                request.images,
-                max_tokens=request.max_tokens,
-                temperature=temperature,
-                seed=request.seed,
-                stop_text=self._template.tool_format.call_end,
-                forbidden_ids=() if request.allow_call or call_token is None else (call_token,),
-            )
+            with span("turn", prompt_tokens=len(request.prompt_ids)):
+                return await self._engine.generate(
+                    request.prompt_ids,
+                    request.images,
+                    max_tokens=request.max_tokens,
+                    temperature=temperature,
+                    seed=request.seed,
+                    stop_text=self._template.tool_format.call_end,
+                    forbidden_ids=() if request.allow_call or call_token is None else (call_token,),
+                )
+
+        start = functools.cache(lambda: Start.of(sample, self._template))
 
         async def one(index: int) -> session.Session:
             async with self._slots:
-                return await session.run(
-                    sample,
-                    policy,
-                    self._pool,
-                    self._limits,
-                    template=self._template,
-                    seed=derive(seed, group_id, index),
-                    group_id=group_id,
-                    index=index,
-                )
+                with span("session", track="session", group=group_id, index=index):
+                    return await session.run(
+                        sample,
+                        policy,
+                        self._pool,
+                        self._limits,
+                        template=self._template,
+                        seed=derive(seed, group_id, index),
+                        group_id=group_id,
+                        index=index,
+                        start=start,
+                    )
 
         sessions = await asyncio.gather(*(one(index) for index in range(size)))
         images = {key: image for finished in sessions for key, image in finished.images.items()}
@@ -94,6 +110,10 @@ class RolloutActor:
         if data is not None:
             weights = place(data, weights_folder(weights.path.parent.name, len(data)), weights.version)
         await self._engine.update_weights(weights.path, weights.version)
+
+    async def spans(self) -> Recorded:
+        """What this actor did since the last call, for the timeline."""
+        return spans.take()
 
     async def sleep(self) -> None:
         """Frees the GPU for a learner that shares it."""
@@ -116,11 +136,13 @@ class RolloutGroup:
         self._running: Counter[int] = Counter()  # groups in each actor
 
     @classmethod
-    async def start(cls, spec: RolloutSpec, executors: Sequence[ActorHandle], reservation: Reservation) -> "RolloutGroup":
+    async def start(
+        cls, spec: RolloutSpec, executors: Sequence[ActorHandle], reservation: Reservation, actor_class: type[RolloutActor] = RolloutActor
+    ) -> "RolloutGroup":
         """Starts the engines, all at once."""
         environment = {"env_vars": engine_environment(spec.use_gpu)}
         actors = [
-            ray.remote(RolloutActor)
+            ray.remote(actor_class)
             .options(
                 max_concurrency=100_000,  # sessions are limited inside, by rollout.max_concurrent_sessions
                 runtime_env=environment,
@@ -131,17 +153,15 @@ class RolloutGroup:
         ]
         return cls(actors, await asyncio.gather(*(actor.start.remote() for actor in actors)))
 
-    async def run_group(
-        self, sample: Sample, *, group_id: str, size: int, temperature: float, seed: int
-    ) -> tuple[list[Trajectory], ray.ObjectRef]:
-        """Runs a group on the least busy engine: its trajectories, and a reference to its images, which stay where they are."""
+    async def run_group(self, sample: Sample, *, group_id: str, size: int, temperature: float, seed: int) -> Ran:
+        """Runs a group on the least busy engine."""
         number = min(range(len(self._actors)), key=lambda candidate: self._running[candidate])
         self._running[number] += 1
         try:
-            trajectories, images = self._actors[number].run_group.remote(
+            reference, images = self._actors[number].run_group.remote(
                 sample, group_id=group_id, size=size, temperature=temperature, seed=seed
             )
-            return await trajectories, images
+            return Ran(trajectories=await reference, reference=reference, images=images)
         finally:
             self._running[number] -= 1
 
@@ -158,6 +178,10 @@ class RolloutGroup:
                 for actor, node_id in zip(self._actors, self._node_ids, strict=True)
             )
         )
+
+    def spans(self) -> dict[str, ray.ObjectRef]:
+        """What each actor did since the last call, by its name in the timeline."""
+        return {f"rollout {number}": actor.spans.remote() for number, actor in enumerate(self._actors)}
 
     async def sleep(self) -> None:
         """Frees the GPUs."""

@@ -3,9 +3,12 @@
 import math
 import traceback
 from collections.abc import Sequence
+from typing import NamedTuple
 
+from arm_rl.core import spans
 from arm_rl.core.config import RewardConfig
 from arm_rl.core.parsing import TOOL_FORMATS, ToolFormat
+from arm_rl.core.spans import Recorded, recorded
 from arm_rl.core.types import Sample, Scored, Trajectory
 from rewards import REWARDS
 from rewards.outcome import Outcome
@@ -26,6 +29,20 @@ def score(trajectory: Trajectory, sample: Sample, values: RewardConfig, tool_for
     return Scored(trajectory=trajectory, reward=reward, parts=parts, correct=outcome.correct, format_ok=outcome.format_ok)
 
 
+class Score(NamedTuple):
+    """What `Scored` says beside the trajectory, which has not to travel back. A tuple, because there are many."""
+
+    reward: float | None
+    parts: dict[str, float]
+    correct: bool
+    format_ok: bool
+    error: str | None
+
+    def of(self, trajectory: Trajectory) -> Scored:
+        """With the trajectory that was scored."""
+        return Scored(trajectory=trajectory, **self._asdict())
+
+
 class Scorer:
     """Scores the trajectories of a sample."""
 
@@ -33,6 +50,12 @@ class Scorer:
         self._values = values
         self._tool_format = TOOL_FORMATS[tool_format]
 
-    def score(self, sample: Sample, trajectories: Sequence[Trajectory]) -> list[Scored]:
+    @recorded("score")
+    def score(self, sample: Sample, trajectories: Sequence[Trajectory]) -> list[Score]:
         """One result for each trajectory, in their order."""
-        return [score(trajectory, sample, self._values, self._tool_format) for trajectory in trajectories]
+        scored = (score(trajectory, sample, self._values, self._tool_format) for trajectory in trajectories)
+        return [Score(one.reward, one.parts, one.correct, one.format_ok, one.error) for one in scored]
+
+    def spans(self) -> Recorded:
+        """What this actor did since the last call, for the timeline."""
+        return spans.take()

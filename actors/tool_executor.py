@@ -11,9 +11,11 @@ import ray
 from ray.actor import ActorHandle
 from ray.exceptions import RayError
 
+from arm_rl.core import spans
 from arm_rl.core.config import ToolsConfig
 from arm_rl.core.images import Image
 from arm_rl.core.session import Memory, ToolResult
+from arm_rl.core.spans import Recorded, span
 from arm_rl.core.types import ToolCall
 from tools import load_tools
 from tools.base import ToolContext
@@ -40,11 +42,19 @@ class ToolExecutor:
 
     async def call(self, call: ToolCall, context: ToolContext, named: Sequence[str], *images: Image) -> ToolResult:
         """Runs one call. `images` are those that the arguments name, in the order of `named`; the context comes without them."""
-        return await self._runner.call(call, context.seeing(dict(zip(named, images, strict=True))))
+        return await self._call(call, context.seeing(dict(zip(named, images, strict=True))))
 
     async def call_inline(self, calls: Sequence[tuple[ToolCall, ToolContext]]) -> list[ToolResult]:
         """Runs calls of inline tools, one after the other."""
-        return [await self._runner.call(call, context) for call, context in calls]
+        return [await self._call(call, context) for call, context in calls]
+
+    async def _call(self, call: ToolCall, context: ToolContext) -> ToolResult:
+        with span("call", name=call.name, track="call"):
+            return await self._runner.call(call, context)
+
+    async def spans(self) -> Recorded:
+        """What this actor did since the last call, for the timeline."""
+        return spans.take()
 
     async def release(self, session: str) -> None:
         """Forgets a session that is over."""
@@ -86,12 +96,13 @@ class ToolPool:
         if call.name in self._traits.stateful:
             self._told.add(memory.session)
         try:
-            if call.name in self._traits.inline:
-                return await self._together(executor, call, context)
-            wanted = memory.images if call.name in self._traits.seeing_all else dict.fromkeys(_strings(call.arguments))
-            named = [name for name in wanted if name in memory.images]
-            images = [self._store(memory.images[name], memory.session) for name in named]
-            return await executor.call.remote(call, context, named, *images)
+            with span("tool", name=call.name):
+                if call.name in self._traits.inline:
+                    return await self._together(executor, call, context)
+                wanted = memory.images if call.name in self._traits.seeing_all else dict.fromkeys(_strings(call.arguments))
+                named = [name for name in wanted if name in memory.images]
+                images = [self._store(memory.images[name], memory.session) for name in named]
+                return await executor.call.remote(call, context, named, *images)
         except RayError as error:
             logger.warning("%s: the executor was lost: %s", call.name, error)
             return ToolResult(status="failed", text=f"Error: {call.name} crashed")

@@ -4,26 +4,38 @@ vLLM imports this module in its worker process because `WORKER_EXTENSION` names 
 knows no Ray and is imported by nothing else.
 """
 
+import contextlib
 import os
 import select
 import signal
 import threading
 from dataclasses import dataclass
+from pathlib import Path
 
 import torch
-from safetensors.torch import load_file
 from vllm.config import VllmConfig
 from vllm.config.weight_transfer import WeightTransferConfig
 from vllm.distributed.weight_transfer.base import WeightTransferEngine, WeightTransferInitInfo, WeightTransferUpdateInfo
 from vllm.distributed.weight_transfer.factory import WeightTransferEngineFactory
+from vllm.model_executor.layers.attention import is_deferred_attention_layer
+from vllm.model_executor.layers.linear import UnquantizedLinearMethod
 from vllm.model_executor.layers.utils import dispatch_cpu_unquantized_gemm
+from vllm.model_executor.layers.vocab_parallel_embedding import UnquantizedEmbeddingMethod
 from vllm.model_executor.model_loader.reload import finalize_layerwise_reload, initialize_layerwise_reload
 
+from actors.weight_file import MappedWeights, map_weights
+from actors.weight_plan import LoadPlan, Recorder
 from actors.weight_sync import BACKEND, OWNER_PID
 
 
 class WorkerExtension:
-    """Mixed into vLLM's worker class; empty, for what is needed here is the import."""
+    """Mixed into vLLM's worker class; what is needed most is the import."""
+
+    weight_transfer_engine: "WeightsFileTransfer"
+
+    def has_load_plan(self) -> bool:
+        """Whether the next file, if it is like the last one, is loaded as recorded."""
+        return self.weight_transfer_engine.plan is not None
 
 
 @dataclass
@@ -39,22 +51,28 @@ class FileInfo(WeightTransferUpdateInfo):
 
 
 class WeightsFileTransfer(WeightTransferEngine[NoInfo, FileInfo]):
-    """Replaces all weights by those of a file, layer by layer."""
+    """Replaces all weights by those of a file.
+
+    The first file goes through vLLM's own loading, layer by layer, which on CPU is recorded; a file with the same header is then loaded
+    as that record says.
+    """
 
     init_info_cls = NoInfo
     update_info_cls = FileInfo
 
     def __init__(self, config: WeightTransferConfig, vllm_config: VllmConfig, device: torch.device, model: torch.nn.Module) -> None:
         super().__init__(config, vllm_config, device, model)
-        _die_with(vllm_config.additional_config[OWNER_PID])
+        self._owner = vllm_config.additional_config[OWNER_PID]
+        self.plan: LoadPlan | None = None
+        self._recorder: Recorder | None = None
+        self._is_layerwise = False
+        _die_with(self._owner)
 
     def init_transfer_engine(self, init_info: NoInfo) -> None:
         """There is nothing to connect."""
 
     def start_weight_update(self) -> None:
-        """Remembers the parameters, so that none can be left out, and prepares the layers for loading."""
-        self._expected = {name for name, _ in self.model.named_parameters()}
-        initialize_layerwise_reload(self.model)
+        """There is nothing to prepare before the file is known."""
 
     def receive_weights(self, update_info: FileInfo) -> None:
         """Loads the file.
@@ -62,14 +80,30 @@ class WeightsFileTransfer(WeightTransferEngine[NoInfo, FileInfo]):
         Raises:
             ValueError: the file lacks weights of some parameter.
         """
-        loaded = self.model.load_weights(load_file(update_info.path).items())
-        missing = sorted(self._expected - loaded)
+        weights = map_weights(Path(update_info.path))
+        if self.plan is not None and self.plan.header == weights.header:
+            self.plan.load(weights, os.sched_getaffinity(self._owner))
+        else:
+            self._load_layers(weights, update_info.path)
+
+    def _load_layers(self, weights: MappedWeights, path: str) -> None:
+        expected = {name for name, _ in self.model.named_parameters()}
+        self._is_layerwise = True
+        initialize_layerwise_reload(self.model)
+        if self.device.type == "cpu" and all(map(_needs_loading_alone, self.model.modules())):
+            self._recorder = Recorder(self.model, weights, may_be_padded=_is_embedding)
+        with self._recorder or contextlib.nullcontext():
+            loaded = self.model.load_weights(weights.tensors.items())
+        missing = sorted(expected - loaded)
         if missing:
-            raise ValueError(f"{update_info.path}: no weights for {len(missing)} parameters, {missing[0]} among them")
+            raise ValueError(f"{path}: no weights for {len(missing)} parameters, {missing[0]} among them")
 
     def finish_weight_update(self) -> None:
         """Makes the kernels' copies of the weights anew."""
-        finalize_layerwise_reload(self.model, self.model_config)
+        if self._is_layerwise:
+            finalize_layerwise_reload(self.model, self.model_config)
+            self.plan = self._recorder.plan() if self._recorder is not None else None
+            self._recorder, self._is_layerwise = None, False
         _repack_tied_head(self.model)
 
     def shutdown(self) -> None:
@@ -91,6 +125,19 @@ def _die_with(owner_pid: int) -> None:
         os.kill(os.getpid(), signal.SIGKILL)
 
     threading.Thread(target=watch, name="owner-watch", daemon=True).start()
+
+
+def _needs_loading_alone(layer: torch.nn.Module) -> bool:
+    """Whether a layer's new weights have to be loaded and packed, and that is all."""
+    method = getattr(layer, "quant_method", None)
+    if is_deferred_attention_layer(layer):
+        return method is None and not list(layer.parameters())
+    return method is None or type(method) in (UnquantizedLinearMethod, UnquantizedEmbeddingMethod)
+
+
+def _is_embedding(layer: torch.nn.Module) -> bool:
+    """Whether its rows may be more than the vocabulary has."""
+    return isinstance(getattr(layer, "quant_method", None), UnquantizedEmbeddingMethod)
 
 
 def _repack_tied_head(model: torch.nn.Module) -> None:

@@ -1,6 +1,6 @@
 """How a version of the weights travels from the learners to the engines: one safetensors file in the node's shared memory.
 
-The learner's rank 0 calls `write_weights`; engines of the same node read the file. For other nodes `read_bytes` and `place` carry it
+The learner's rank 0 has a `WeightWriter`; engines of the same node read the file. For other nodes `read_bytes` and `place` carry it
 through Ray's object store. Names are Hugging Face's; vLLM maps them to its own parameters (`vllm_worker.py`).
 """
 
@@ -12,8 +12,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from safetensors.torch import save_file
 from torch import Tensor
+
+from actors.weight_file import WeightBuffer, header_of
 
 SHARED_MEMORY = Path("/dev/shm")
 BACKEND = "weights_file"  # name of this transfer in vLLM's registry
@@ -54,21 +55,71 @@ def weights_folder(run_id: str, num_bytes: int = 0, shared_memory: Path = SHARED
     return folder
 
 
-def write_weights(tensors: Mapping[str, Tensor], folder: Path, version: int) -> WeightFile:
-    """Writes a version; under its name it appears only when it is whole.
+class WeightWriter:
+    """Writes version after version into one folder, by turns into two files.
 
-    Tensors that are one in memory (a tied head) are written once, under the first name, as in a Hugging Face checkpoint.
+    A file that was replaced is written anew where nobody reads it any more: making new shared memory takes longer than filling it. A
+    reader that still has one keeps it as it is.
     """
+
+    def __init__(self, folder: Path) -> None:
+        self.folder = folder
+        self._current: WeightBuffer | None = None
+        self._spare: WeightBuffer | None = None
+
+    def write(self, tensors: Mapping[str, Tensor], version: int) -> WeightFile:
+        """Writes a version; under its name it appears only when it is whole, and the one written before it is gone.
+
+        Tensors that are one in memory (a tied head) are written once, under the first name, as in a Hugging Face checkpoint.
+        """
+        tensors = _in_order(_once(tensors))
+        header, num_bytes = header_of(tensors)
+        path = self.folder / f"{version}.safetensors"
+        buffer = self._empty_buffer(self.folder / f"{version}.partial", num_bytes)
+        buffer.write(header, tensors)
+        before, self._current = self._current, buffer.rename(path)
+        if before is not None and before.path != path:  # else it is gone already
+            self._spare = _renamed(before, self.folder / "spare")
+        return WeightFile(path=path, version=version, num_bytes=num_bytes)
+
+    def _empty_buffer(self, path: Path, num_bytes: int) -> WeightBuffer:
+        spare, self._spare = self._spare, None
+        if spare is not None:
+            if spare.num_bytes == num_bytes and not spare.is_read() and _renamed(spare, path):
+                return spare
+            spare.path.unlink(missing_ok=True)
+        return WeightBuffer(path, num_bytes)
+
+
+def write_weights(tensors: Mapping[str, Tensor], folder: Path, version: int) -> WeightFile:
+    """Writes a single version, as `WeightWriter` does."""
+    return WeightWriter(folder).write(tensors, version)
+
+
+def _once(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
     written: dict[str, Tensor] = {}
     places: set[tuple] = set()
     for name, tensor in tensors.items():
         place = (tensor.data_ptr(), tensor.shape, tensor.stride())
         if tensor.numel() == 0 or place not in places:
             places.add(place)
-            written[name] = tensor.detach().cpu().contiguous()
-    partial = folder / f"{version}.partial"
-    save_file(written, partial)
-    return _publish(partial, folder, version)
+            written[name] = tensor
+    return written
+
+
+def _in_order(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """Matrices of one block side by side, vectors after them: engines that merge matrices find them merged already."""
+    blocks: dict[str, int] = {}
+    keys = {name: (blocks.setdefault(".".join(name.split(".")[:-2]), len(blocks)), tensor.ndim < 2) for name, tensor in tensors.items()}
+    return {name: tensors[name] for name in sorted(tensors, key=keys.__getitem__)}
+
+
+def _renamed(buffer: WeightBuffer, path: Path) -> WeightBuffer | None:
+    """None where the file has been deleted."""
+    try:
+        return buffer.rename(path)
+    except FileNotFoundError:
+        return None
 
 
 def read_bytes(file: WeightFile) -> bytes:

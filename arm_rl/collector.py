@@ -8,6 +8,7 @@ are finished, while others run on, through updates of the weights too. A group t
 """
 
 import asyncio
+from collections import Counter
 from dataclasses import dataclass
 from typing import Any, Protocol
 
@@ -36,13 +37,18 @@ class Collected:
 
     def metrics(self, version: int) -> dict[str, float]:
         """In numbers; `version` is that of the weights that the step starts from."""
-        ages = [version - turn.policy_version for group in self.kept for turn in group.turns for _ in turn.token_ids]
+        tokens: Counter[int] = Counter()  # by their age
+        for group in self.kept:
+            for turn in group.turns:
+                if turn.token_ids:
+                    tokens[version - turn.policy_version] += len(turn.token_ids)
+        num_tokens = max(tokens.total(), 1)
         return {
             "rollout/groups_kept": len(self.kept) / len(self.groups),
             "rollout/groups_too_old": float(self.num_too_old),
-            "rollout/staleness": sum(ages) / max(len(ages), 1),
-            "rollout/staleness_max": float(max(ages, default=0)),
-            "rollout/stale_token_share": sum(age > 0 for age in ages) / max(len(ages), 1),
+            "rollout/staleness": sum(age * number for age, number in tokens.items()) / num_tokens,
+            "rollout/staleness_max": float(max(tokens, default=0)),
+            "rollout/stale_token_share": sum(number for age, number in tokens.items() if age > 0) / num_tokens,
         }
 
 

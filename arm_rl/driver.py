@@ -24,6 +24,7 @@ from arm_rl.core.batching import make_batch
 from arm_rl.core.config import TrainConfig
 from arm_rl.core.loss import GrpoObjective
 from arm_rl.core.seeding import derive
+from arm_rl.core.spans import recorded, span
 from arm_rl.core.training import training_sample
 from arm_rl.core.types import Batch, Sample, TrainingSample
 from arm_rl.data import Cursor
@@ -32,6 +33,7 @@ from arm_rl.groups import Group, GroupRunner
 from arm_rl.learners import published_folder
 from arm_rl.metrics import rollout_metrics
 from arm_rl.metrics_log import MetricsLog
+from arm_rl.timeline import Timeline
 
 logger = logging.getLogger(__name__)
 
@@ -52,13 +54,14 @@ class Driver:
         image_pad_id: int,
         num_steps: int,
         log: MetricsLog,
+        timeline: Timeline | None = None,
     ) -> None:
         self.config = config
         self.runner, self.learners = runner, learners
         self.held_out = held_out
         self.collector = Collector(config, runner, cursor)
         self.num_steps = num_steps
-        self.log = log
+        self.log, self.timeline = log, timeline
         self.steps_done = 0
         self._seconds: dict[str, float] = {}  # of the phases of this step
         self._image_pad_id = image_pad_id
@@ -94,6 +97,7 @@ class Driver:
                     learned = await self._learn(collected.kept)
             with self._timed("sync"):
                 await self._sync(self.steps_done + 1)
+        self._fetch_spans()
         every = self.config.metrics.trajectories_every
         groups = collected.groups
         if every and self.steps_done % every == 0:
@@ -105,6 +109,7 @@ class Driver:
             **{f"time/{name}": seconds for name, seconds in self._seconds.items()},
         }
 
+    @recorded("checkpoint")
     async def save(self) -> None:
         """Writes a checkpoint."""
         state = {"step": self.steps_done, "collector": self.collector.state()}
@@ -123,10 +128,22 @@ class Driver:
         self.collector.restore(found.state["collector"])
         logger.info("going on from step %d (%s)", found.step, found.folder)
 
+    async def close(self) -> None:
+        """Gives up the groups that still run, and ends the timeline."""
+        await self.collector.close()
+        self._fetch_spans()
+        if self.timeline is not None:
+            await self.timeline.close()
+
+    def _fetch_spans(self) -> None:
+        if self.timeline is not None:
+            self.timeline.fetch(self.runner.spans() | self.learners.spans())
+
     async def _learn(self, groups: Sequence[Group]) -> dict[str, float]:
         """All optimizer steps of this step; metrics are means over them."""
         images = {image.key: group.images for group in groups for one in group.scored for image in one.trajectory.images}
-        samples: GroupSamples = [self._training_samples(group) for group in groups]
+        with span("batch"):
+            samples: GroupSamples = [self._training_samples(group) for group in groups]
         if self._rescores:
             samples = await self._with_proximal_logprobs(samples, images)
         versions = {turn.policy_version for group in groups for turn in group.turns}
@@ -152,6 +169,7 @@ class Driver:
             for start in range(0, len(order), per_batch):
                 yield self._batch([sample for number in order[start : start + per_batch] for sample in samples[number]], versions)
 
+    @recorded("batch")
     def _batch(self, samples: Sequence[TrainingSample], versions: Iterable[int] = ()) -> Batch:
         learner = self.config.learner
         return make_batch(samples, num_ranks=learner.num_ranks, micro_batch_tokens=learner.micro_batch_tokens, policy_versions=versions)
@@ -171,6 +189,7 @@ class Driver:
         published = await asyncio.to_thread(self.learners.publish, published_folder(self.config), version, node_ids)
         await self.runner.rollouts.update_weights(published)
 
+    @recorded("evaluation")
     async def _evaluate(self) -> None:
         metrics = await evaluate(self.runner, self.held_out, self.config.evaluation, stage=self.config.run.name, step=self.steps_done)
         self.log.log(self.steps_done, {f"evaluation/{name}": value for name, value in metrics.items()})
@@ -187,5 +206,6 @@ class Driver:
     @contextmanager
     def _timed(self, name: str) -> Iterator[None]:
         started = time.perf_counter()
-        yield
+        with span(name):
+            yield
         self._seconds[name] = time.perf_counter() - started

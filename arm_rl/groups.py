@@ -11,13 +11,14 @@ import ray
 from ray.actor import ActorHandle
 
 from actors.placement import Reservation
-from actors.rollout import RolloutGroup, RolloutSpec
+from actors.rollout import RolloutActor, RolloutGroup, RolloutSpec
 from actors.scorer import Scorer
 from actors.tool_executor import ToolExecutor
 from arm_rl import trajectory_log
 from arm_rl.core.config import TrainConfig
 from arm_rl.core.errors import UserError
 from arm_rl.core.images import Image
+from arm_rl.core.spans import span
 from arm_rl.core.template import Template
 from arm_rl.core.types import Sample, Scored, Turn
 
@@ -52,8 +53,11 @@ class Group:
 class GroupRunner:
     """Runs and scores groups. A group is scored as soon as its last session ends, while others run."""
 
-    def __init__(self, config: TrainConfig, rollouts: RolloutGroup, scorers: Sequence[ActorHandle]) -> None:
+    def __init__(
+        self, config: TrainConfig, rollouts: RolloutGroup, scorers: Sequence[ActorHandle], executors: Sequence[ActorHandle] = ()
+    ) -> None:
         self.rollouts = rollouts
+        self._beside = {"scorer": scorers, "tools": executors}
         self._scorers = itertools.cycle(scorers)
         self._run = config.run
         self._writing: list[ray.ObjectRef] = []  # trajectories on their way to disk
@@ -80,11 +84,16 @@ class GroupRunner:
 
     async def group(self, sample: Sample, group_id: str, *, size: int, temperature: float) -> Group:
         """Runs one group of `size` sessions and scores it, while others run."""
-        trajectories, images = await self.rollouts.run_group(
-            sample, group_id=group_id, size=size, temperature=temperature, seed=self._run.seed
-        )
-        scored = await next(self._scorers).score.remote(sample, trajectories)
-        return Group(sample=sample, scored=tuple(scored), images=images)
+        with span("group", track="group", id=group_id):
+            ran = await self.rollouts.run_group(sample, group_id=group_id, size=size, temperature=temperature, seed=self._run.seed)
+            scores = await next(self._scorers).score.remote(sample, ran.reference)
+        scored = tuple(score.of(trajectory) for score, trajectory in zip(scores, ran.trajectories, strict=True))
+        return Group(sample=sample, scored=scored, images=ran.images)
+
+    def spans(self) -> dict[str, ray.ObjectRef]:
+        """What each actor did since the last call, by its name in the timeline."""
+        beside = {f"{kind} {number}": actor.spans.remote() for kind, actors in self._beside.items() for number, actor in enumerate(actors)}
+        return self.rollouts.spans() | beside
 
     def stop_if_broken(self, groups: Sequence[Group], name: str) -> None:
         """Ends the run where more sessions broke than the configuration allows.
@@ -102,7 +111,9 @@ class GroupRunner:
 
 
 @asynccontextmanager
-async def group_runner(config: TrainConfig, template: Template, reservation: Reservation) -> AsyncIterator[GroupRunner]:
+async def group_runner(
+    config: TrainConfig, template: Template, reservation: Reservation, actor_class: type[RolloutActor] = RolloutActor
+) -> AsyncIterator[GroupRunner]:
     """Starts engines, tool executors and scorers; ends them whatever happens."""
     light = {"num_cpus": 0, "max_restarts": -1}
     executors = [ray.remote(ToolExecutor).options(**light).remote(config.tools) for _ in range(config.tools.num_executors)]
@@ -122,8 +133,8 @@ async def group_runner(config: TrainConfig, template: Template, reservation: Res
             can_sleep=config.placement.kind == "shared",
             seed=config.run.seed,
         )
-        rollouts = await RolloutGroup.start(spec, executors, reservation)
-        runner = GroupRunner(config, rollouts, scorers)
+        rollouts = await RolloutGroup.start(spec, executors, reservation, actor_class)
+        runner = GroupRunner(config, rollouts, scorers, executors)
         yield runner
         await runner.written()
     finally:

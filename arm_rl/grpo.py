@@ -12,6 +12,7 @@ from arm_rl.inputs import read_inputs
 from arm_rl.learners import learner_group
 from arm_rl.metrics_log import MetricsLog
 from arm_rl.run_folder import finished, open_run
+from arm_rl.timeline import Timeline
 
 
 async def train_grpo(config: TrainConfig) -> None:
@@ -41,12 +42,13 @@ async def train_grpo(config: TrainConfig) -> None:
                     image_pad_id=inputs.template.image_pad_id,
                     num_steps=num_steps,
                     log=log,
+                    timeline=Timeline(folder) if config.metrics.timeline else None,
                 )
                 try:
                     await driver.resume()
                     await driver.run()
                 finally:
-                    await driver.collector.close()
+                    await driver.close()
             await asyncio.to_thread(learners.export, folder / "export")
     finally:
         reservation.release()

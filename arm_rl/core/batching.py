@@ -33,30 +33,72 @@ def make_batch(samples: Sequence[TrainingSample], *, num_ranks: int, micro_batch
         raise ValueError(f"none of {len(samples)} samples has a token that carries loss")
     if any(sample.loss_mask[0] for sample in kept):
         raise ValueError("a sample has loss on its first token, which has no context")
-    pieces = _filled([piece for bundle in _bundles(kept) for piece in _cut(bundle, micro_batch_tokens)], micro_batch_tokens)
-    pieces = _evened(pieces, num_ranks)
+    cut = [piece for number, bundle in enumerate(_bundles(kept)) for piece in _cut(bundle, number, micro_batch_tokens)]
+    pieces = _evened(_filled(cut, micro_batch_tokens), num_ranks)
     can_share = all(sample.num_prompt_tokens for sample in kept)
     ranks: list[list[MicroSamples]] = [[] for _ in range(num_ranks)]
     for turn, start in enumerate(range(0, len(pieces), num_ranks)):
         row = pieces[start : start + num_ranks]
         for rank, piece in enumerate(row if turn % 2 == 0 else reversed(row)):  # back and forth: no rank gets all the costlier ones
-            ranks[rank].append(piece)
+            ranks[rank].append(tuple(piece.samples))
     return Batch(
         micro_batches=tuple(map(tuple, ranks)),
         num_loss_tokens=sum(sample.num_loss_tokens for sample in kept),
         num_samples=len(kept),
-        share_prompts=can_share and any(len({_prompt(sample) for sample in piece}) < len(piece) for piece in pieces),
+        share_prompts=can_share and any(len(piece.prompts) < len(piece.samples) for piece in pieces),
         policy_versions=tuple(sorted(set(policy_versions))),
     )
 
 
 def cost(samples: Sequence[TrainingSample]) -> int:
     """Tokens of one forward pass, padding counted; those of each distinct image once more, for the vision tower."""
-    shared = all(sample.num_prompt_tokens for sample in samples) and len({_prompt(sample) for sample in samples}) < len(samples)
-    layout = _Layout.of(samples, shared)
-    rows = (layout.prompts, layout.branches)
-    images = {key: tokens for sample in samples for key, tokens in zip(sample.image_keys, sample.image_tokens, strict=False)}
-    return sum(len(part) * max(map(len, part), default=0) for part in rows) + sum(images.values())
+    return _Piece(samples, [_prompt(sample) for sample in samples]).cost
+
+
+class _Piece:
+    """Samples of one forward pass, and what decides on its cost: it grows without counting again what is in it."""
+
+    def __init__(self, samples: Sequence[TrainingSample], prompt_of: Sequence[Hashable]) -> None:
+        """`prompt_of` says which prompt each sample has: equal where they share it."""
+        self.samples, self.prompt_of = list(samples), list(prompt_of)
+        self.prompts = set(prompt_of)
+        self._images = {key: tokens for sample in samples for key, tokens in zip(sample.image_keys, sample.image_tokens, strict=False)}
+        self._image_tokens = sum(self._images.values())
+        self._can_share = all(sample.num_prompt_tokens for sample in samples)
+        self._longest = max((len(sample.token_ids) for sample in samples), default=0)
+        self._longest_prompt = max((sample.num_prompt_tokens for sample in samples), default=0)
+        self._longest_branch = max((len(sample.token_ids) - sample.num_prompt_tokens for sample in samples), default=0)
+        self.cost = 0
+        self.cost = self.cost_with(self)
+
+    def cost_with(self, other: "_Piece") -> int:
+        """Of both in one forward pass. With itself: its own."""
+        num_samples = len(self.samples) + (len(other.samples) if other is not self else 0)
+        num_prompts = len(self.prompts) + sum(prompt not in self.prompts for prompt in other.prompts)
+        image_tokens = self._image_tokens + sum(tokens for key, tokens in other._images.items() if key not in self._images)
+        if self._can_share and other._can_share and num_prompts < num_samples:
+            prompts = num_prompts * max(self._longest_prompt, other._longest_prompt)
+            return prompts + num_samples * max(self._longest_branch, other._longest_branch) + image_tokens
+        return num_samples * max(self._longest, other._longest) + image_tokens
+
+    def join(self, other: "_Piece") -> None:
+        """Takes all of another one."""
+        self.cost = self.cost_with(other)
+        self.samples += other.samples
+        self.prompt_of += other.prompt_of
+        self.prompts |= other.prompts
+        self._image_tokens += sum(tokens for key, tokens in other._images.items() if key not in self._images)
+        self._images |= other._images
+        self._can_share = self._can_share and other._can_share
+        self._longest = max(self._longest, other._longest)
+        self._longest_prompt = max(self._longest_prompt, other._longest_prompt)
+        self._longest_branch = max(self._longest_branch, other._longest_branch)
+
+    def parts(self, number: int) -> "list[_Piece]":
+        """Consecutive pieces whose sizes differ by one at most."""
+        size, larger = divmod(len(self.samples), number)
+        ends = [part * size + min(part, larger) for part in range(number + 1)]
+        return [_Piece(self.samples[start:end], self.prompt_of[start:end]) for start, end in itertools.pairwise(ends)]
 
 
 @dataclass(frozen=True, slots=True)
@@ -103,50 +145,45 @@ def _bundles(samples: Sequence[TrainingSample]) -> list[list[TrainingSample]]:
     return sorted(bundles.values(), key=_shape, reverse=True)
 
 
-def _cut(bundle: Sequence[TrainingSample], budget: int) -> list[MicroSamples]:
+def _cut(bundle: Sequence[TrainingSample], prompt: int, budget: int) -> list[_Piece]:
     """Pieces of one bundle within the budget, as even as can be."""
-    for num_pieces in range(1, len(bundle)):
-        pieces = _even_pieces(bundle, num_pieces)
-        if all(cost(piece) <= budget for piece in pieces):
+    whole = _Piece(bundle, [prompt] * len(bundle))
+    least = sum(len(sample.token_ids) - sample.num_prompt_tokens for sample in bundle) // budget  # fewer pieces cannot hold them
+    for num_pieces in range(max(least, 1), len(bundle)):
+        pieces = whole.parts(num_pieces)
+        if all(piece.cost <= budget for piece in pieces):
             return pieces
-    return [(sample,) for sample in bundle]
+    return whole.parts(len(bundle))
 
 
-def _filled(pieces: Sequence[MicroSamples], budget: int) -> list[MicroSamples]:
+def _filled(pieces: Sequence[_Piece], budget: int) -> list[_Piece]:
     """Neighbours joined as long as the budget lasts."""
-    filled: list[MicroSamples] = []
-    for piece in sorted(pieces, key=_shape, reverse=True):
-        if filled and cost((*filled[-1], *piece)) <= budget:
-            filled[-1] = (*filled[-1], *piece)
+    filled: list[_Piece] = []
+    for piece in sorted(pieces, key=lambda piece: _shape(piece.samples), reverse=True):
+        if filled and filled[-1].cost_with(piece) <= budget:
+            filled[-1].join(piece)
         else:
             filled.append(piece)
     return filled
 
 
-def _evened(pieces: Sequence[MicroSamples], num_ranks: int) -> list[MicroSamples]:
+def _evened(pieces: Sequence[_Piece], num_ranks: int) -> list[_Piece]:
     """As many as the ranks can share, the costliest ones cut in two for it; empty ones only where nothing can be cut any more."""
     even = list(pieces)
     while len(even) % num_ranks:
-        costliest = max((piece for piece in even if len(piece) > 1), key=cost, default=None)
+        costliest = max((piece for piece in even if len(piece.samples) > 1), key=lambda piece: piece.cost, default=None)
         if costliest is None:
-            even.append(())
+            even.append(_Piece((), ()))
             continue
         even.remove(costliest)
-        even += _even_pieces(costliest, 2)
-    return sorted(even, key=cost, reverse=True)
+        even += costliest.parts(2)
+    return sorted(even, key=lambda piece: piece.cost, reverse=True)
 
 
 def _shape(samples: Sequence[TrainingSample]) -> tuple[int, int, tuple[str, ...]]:
     """Longest branch and its prompt, which decide on padding, and images."""
     longest = max(samples, key=lambda sample: len(sample.token_ids) - sample.num_prompt_tokens)
     return len(longest.token_ids) - longest.num_prompt_tokens, longest.num_prompt_tokens, longest.image_keys
-
-
-def _even_pieces(samples: Sequence[TrainingSample], num_pieces: int) -> list[MicroSamples]:
-    """Consecutive pieces whose sizes differ by one at most."""
-    size, larger = divmod(len(samples), num_pieces)
-    ends = [piece * size + min(piece, larger) for piece in range(num_pieces + 1)]
-    return [tuple(samples[start:end]) for start, end in itertools.pairwise(ends)]
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)

@@ -254,6 +254,7 @@ class MetricsConfig:
     wandb: Literal["online", "offline", "disabled"] = "offline"  # Weights & Biases
     wandb_project: str = "arm_rl"  # its project
     trajectories_every: int = 10  # steps between writes of a step's trajectories; 0 for none
+    timeline: bool = True  # write timeline.json: who did what when, for Perfetto and for `python -m jobs.report RUN --time`
 
     def __post_init__(self) -> None:
         _require(self.trajectories_every >= 0, "metrics.trajectories_every", f"not negative, not {self.trajectories_every}")

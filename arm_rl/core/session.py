@@ -93,6 +93,21 @@ class Memory:
         return name
 
 
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Start:
+    """What the sessions of a sample begin with."""
+
+    memory: Memory  # to be copied
+    messages: tuple[Message, ...]  # of the prompt
+    prompt_ids: tuple[int, ...]  # the same, images expanded
+
+    @classmethod
+    def of(cls, sample: Sample, template: "Template") -> "Start":
+        """Reads the images and writes the prompt."""
+        memory = Memory.of(sample)
+        return cls(memory=memory, messages=template.conversation(sample), prompt_ids=template.prompt_ids(sample, memory.images))
+
+
 Policy = Callable[[PolicyRequest], Awaitable[Completion]]
 
 
@@ -127,13 +142,17 @@ async def run(
     seed: int = 0,
     group_id: str = "",
     index: int = 0,
+    start: Callable[[], Start] | None = None,
 ) -> Session:
     """Runs one session to its end.
 
     What the policy writes and what tools answer never raises. Anything else that goes wrong ends the session as `aborted`, with the
     traceback; it is the caller's to stop a run in which that happens too often.
+
+    Args:
+        start: gives what the session begins with, where many of the sample are run: read and written once. It may raise.
     """
-    loop = _Loop(sample, policy, tools, limits, template, seed)
+    loop = _Loop(sample, policy, tools, limits, template, seed, start or (lambda: Start.of(sample, template)))
     started = time.perf_counter()
     error = None
     try:
@@ -164,8 +183,18 @@ async def run(
 class _Loop:
     """The state of a running session."""
 
-    def __init__(self, sample: Sample, policy: Policy, tools: Tools, limits: SessionConfig, template: "Template", seed: int) -> None:
+    def __init__(
+        self,
+        sample: Sample,
+        policy: Policy,
+        tools: Tools,
+        limits: SessionConfig,
+        template: "Template",
+        seed: int,
+        start: Callable[[], Start],
+    ) -> None:
         self.sample, self.policy, self.tools, self.limits, self.template, self.seed = sample, policy, tools, limits, template, seed
+        self.start = start
         self.memory = Memory()
         self.prompt_ids: tuple[int, ...] = ()
         self.turns: list[Turn] = []
@@ -175,14 +204,15 @@ class _Loop:
         self.context: list[int] = []
 
     async def run(self) -> End:
-        self.memory = Memory.of(self.sample)
-        self.prompt_ids = self.template.prompt_ids(self.sample, self.memory.images)
+        start = self.start()
+        self.memory = Memory(images=dict(start.memory.images), texts=dict(start.memory.texts))
+        self.prompt_ids = start.prompt_ids
         if len(self.prompt_ids) > self.limits.max_prompt_tokens:
             raise ValueError(
                 f"sample {self.sample.id}: the prompt has {len(self.prompt_ids)} tokens, "
                 f"session.max_prompt_tokens is {self.limits.max_prompt_tokens}"
             )
-        self.messages = list(self.template.conversation(self.sample))
+        self.messages = list(start.messages)
         self.prompt_length = len(self.messages)
         self.shown = [name for message in self.messages for name in message.image_names]
         self.context = list(self.prompt_ids)

@@ -2,7 +2,7 @@
 
     run folder -> run_data.read -> table, curves, trajectories (each makes a piece of HTML) -> report.html
 
-Nothing in it is fetched from anywhere: style, script and images lie inside. `python -m arm_rl.report RUN_FOLDER` makes it anew.
+Nothing in it is fetched from anywhere: style, script and images lie inside. `python -m jobs.report RUN_FOLDER` makes it anew.
 """
 
 from html import escape

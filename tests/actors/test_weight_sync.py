@@ -4,9 +4,10 @@ from pathlib import Path
 
 import pytest
 import torch
-from safetensors.torch import load_file
+from safetensors.torch import load_file, save_file
 
-from actors.weight_sync import place, read_bytes, remove_versions, weights_folder, write_weights
+from actors.weight_file import map_weights
+from actors.weight_sync import WeightWriter, place, read_bytes, remove_versions, weights_folder, write_weights
 
 
 def test_a_version_reads_back_as_it_was(tmp_path: Path) -> None:
@@ -56,3 +57,64 @@ def test_shared_memory_is_left_alone_where_it_is_missing_or_too_small(tmp_path: 
     assert weights_folder("run", 2**62, shared).is_relative_to(temporary)
     assert weights_folder("run", 1, tmp_path / "missing").is_relative_to(temporary)
     assert weights_folder("run", 1, shared) != weights_folder("other", 1, shared)
+
+
+def test_a_writer_uses_a_file_anew_only_when_nobody_reads_it(tmp_path: Path) -> None:
+    writer = WeightWriter(tmp_path)
+
+    def write(version: int) -> int:
+        file = writer.write({"a": torch.full((3, 4), float(version))}, version)
+        assert file.path == tmp_path / f"{version}.safetensors"
+        assert torch.equal(load_file(file.path)["a"], torch.full((3, 4), float(version)))
+        assert [path.name for path in tmp_path.glob("*.safetensors")] == [file.path.name]
+        return file.path.stat().st_ino
+
+    files = [write(version) for version in (1, 2, 3, 4)]
+    assert files[0] == files[2]
+    assert files[1] == files[3]
+    assert files[0] != files[1]
+    read = map_weights(tmp_path / "4.safetensors").tensors["a"]
+    write(5)
+    assert write(6) not in files  # file 4 is being read
+    assert torch.equal(read, torch.full((3, 4), 4.0))
+    assert write(7) == files[0]
+
+
+def test_a_writer_goes_on_when_its_files_are_deleted_or_the_version_is_written_again(tmp_path: Path) -> None:
+    writer = WeightWriter(tmp_path)
+    for version in (1, 2, 3):
+        writer.write({"a": torch.zeros(2)}, version)
+    for path in tmp_path.iterdir():
+        path.unlink()
+    for value in (1.0, 2.0, 3.0):
+        file = writer.write({"a": torch.full((2,), value)}, 3)
+        assert load_file(file.path)["a"].tolist() == [value, value]
+    file = writer.write({"a": torch.ones(5)}, 4)  # of another size
+    assert load_file(file.path)["a"].tolist() == [1.0] * 5
+
+
+def test_matrices_that_engines_merge_lie_side_by_side(tmp_path: Path) -> None:
+    names = ["norm.weight", "0.attention.q.weight", "0.attention.q.bias", "0.attention.k.weight", "0.attention.k.bias", "1.up.weight"]
+    tensors = {name: torch.randn(2) if "bias" in name or "norm" in name else torch.randn(3, 2) for name in names}
+    weights = map_weights(write_weights(tensors, tmp_path, 0).path)
+    assert list(weights.tensors) == [names[0], names[1], names[3], names[2], names[4], names[5]]
+    merged = torch.cat([tensors["0.attention.q.weight"], tensors["0.attention.k.weight"]])
+    start = weights.tensors["0.attention.q.weight"].data_ptr() - weights.data.data_ptr()
+    assert torch.equal(weights.data[start : start + merged.nbytes].view(torch.float32).view(6, 2), merged)
+
+
+def test_types_of_all_sizes_are_read_wherever_they_lie(tmp_path: Path) -> None:
+    tensors = {
+        "flags": torch.tensor([True, False, True]),
+        "half": torch.randn(5, dtype=torch.bfloat16),
+        "double": torch.randn(3, dtype=torch.float64),
+        "none": torch.zeros(0, 4),
+        "one": torch.tensor(3),
+    }
+    path = write_weights(tensors, tmp_path, 0).path
+    for read in (map_weights(path).tensors, load_file(path)):
+        assert read.keys() == tensors.keys()
+        assert all(torch.equal(read[name], tensor) and read[name].dtype == tensor.dtype for name, tensor in tensors.items())
+    own = {"a": torch.randn(2, 3), "b": torch.randn(2)}
+    save_file(own, tmp_path / "other.safetensors", metadata={"format": "pt"})
+    assert all(torch.equal(tensor, own[name]) for name, tensor in map_weights(tmp_path / "other.safetensors").tensors.items())

@@ -8,6 +8,7 @@ import random
 import pytest
 import torch
 
+from arm_rl.core import batching
 from arm_rl.core.batching import collate, cost, make_batch
 from arm_rl.core.loss import token_weights
 from arm_rl.core.types import Batch, TrainingSample
@@ -120,6 +121,28 @@ def test_samples_that_share_an_image_stay_together():
     for rank in batch.micro_batches:
         for micro_batch in rank:
             assert len({item.image_keys for item in micro_batch}) == 1
+
+
+@pytest.mark.parametrize("budget", [400, 1_000_000])
+def test_work_grows_with_the_samples_and_no_faster(monkeypatch, budget):
+    """Thousands of trajectories a step: whatever the budget, a sample is looked at a few times."""
+    looked_at = 0
+
+    class Counting(batching._Piece):
+        def __init__(self, samples, prompt_of):
+            nonlocal looked_at
+            looked_at += len(samples)
+            super().__init__(samples, prompt_of)
+
+        def cost_with(self, other):
+            nonlocal looked_at
+            looked_at += len(other.prompts)
+            return super().cost_with(other)
+
+    monkeypatch.setattr(batching, "_Piece", Counting)
+    samples = [one for number in range(100) for one in group(10, [5, 9, 7, 6], images=(f"image {number}",), seed=number)]
+    make_batch(samples, num_ranks=3, micro_batch_tokens=budget)
+    assert looked_at < 8 * len(samples)
 
 
 def test_samples_without_loss_are_left_out():

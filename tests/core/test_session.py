@@ -1,6 +1,8 @@
 """Sessions with scripted policies: memory, limits, broken calls, and the tokens of the context."""
 
 import asyncio
+import dataclasses
+import functools
 import json
 
 import hypothesis
@@ -390,6 +392,37 @@ async def test_sessions_interleave(template, tools, sample):
     sessions = [session.run(sample, policy, tools, LIMITS, template=template) for policy in (waiting, releasing)]
     finished = await asyncio.wait_for(asyncio.gather(*sessions), timeout=30)
     assert [one.trajectory.end for one in finished] == ["answered", "answered"]
+
+
+async def test_sessions_share_a_start_and_nothing_else(play, template, sample):
+    started = []
+
+    def start():
+        started.append(1)
+        return session.Start.of(sample, template)
+
+    start = functools.cache(start)
+    turns = (call(), call(image="observation_1"), ANSWER)
+    first, _ = await play(*turns, start=start)
+    second, policy = await play(*turns, start=start)
+    alone, _ = await play(*turns)
+    assert len(started) == 1
+    assert list(start().memory.images) == ["original_image"], "what a session has seen stays with it"
+    assert policy.requests[0].images == tuple(start().memory.images.values())
+    without_time = [dataclasses.replace(one.trajectory, seconds=0, turns=()) for one in (first, second, alone)]
+    assert without_time[0] == without_time[1] == without_time[2]
+    assert list(contexts(first.trajectory)) == list(contexts(second.trajectory)) == list(contexts(alone.trajectory))
+    assert first.messages == alone.messages
+
+
+async def test_a_start_that_fails_breaks_the_session(play):
+    def start():
+        raise OSError("no such image")
+
+    finished, policy = await play(ANSWER, start=start)
+    assert finished.trajectory.end == "aborted"
+    assert "no such image" in finished.trajectory.error
+    assert policy.requests == []
 
 
 def test_the_memory_holds_images_and_texts_by_name(tmp_path):

@@ -2,12 +2,13 @@
 
 import asyncio
 import itertools
+from collections import defaultdict
 from pathlib import Path
 
 import pytest
 
 from actors.cluster import cluster
-from arm_rl import trajectory_log
+from arm_rl import timeline, trajectory_log
 from arm_rl.core.config import SftConfig, TrainConfig
 from arm_rl.core.config_file import load
 from arm_rl.core.template import Template
@@ -20,6 +21,7 @@ from arm_rl.learners import published_folder
 from arm_rl.metrics_log import read_lines
 from arm_rl.screening import screened_sessions
 from arm_rl.sft import train_sft
+from arm_rl.step_times import step_times
 from tools import load_tools
 from tools.local import LocalTools
 
@@ -97,6 +99,28 @@ def steps(run: Path) -> list[dict]:
     return [line for line in read_lines(run / "metrics.jsonl") if "learner/loss" in line]
 
 
+def assert_whole_timeline(run: Path, num_steps: int) -> None:
+    """All that actors do is there, and nothing overlaps in a lane but what lies in something else."""
+    events = timeline.read(run)
+    kinds = {(event.actor_kind, event.kind) for event in events}
+    assert kinds >= {("driver", kind) for kind in ("step", "rollout", "learner", "batch", "sync", "group", "evaluation", "checkpoint")}
+    assert kinds >= {("rollout", kind) for kind in ("session", "turn", "update", "pause", "load", "resume")}
+    assert kinds >= {("learner", kind) for kind in ("train", "images", "forward", "backward", "optimizer", "publish", "save")}
+    assert ("scorer", "score") in kinds
+    called = {("rollout", "tool"), ("tools", "call")}
+    assert kinds & called in (set(), called)  # a judge so young may call none
+    lanes = defaultdict(list)
+    for event in sorted(events, key=lambda event: (event.start, -event.end)):
+        lane = lanes[event.actor, event.lane]
+        while lane and lane[-1].end <= event.start:
+            lane.pop()
+        assert not lane or event.end <= lane[-1].end
+        lane.append(event)
+    times = step_times(events)
+    assert times.num_steps == num_steps
+    assert sum(row.seconds for row in times.waits if row.actor == "learner") == pytest.approx(times.phases[0].seconds, rel=1e-6)
+
+
 def test_stage_1_with_two_ranks_and_two_engines_trains_on_what_the_engine_sampled(folder, cold_start):
     config = grpo_config(
         folder,
@@ -113,6 +137,7 @@ def test_stage_1_with_two_ranks_and_two_engines_trains_on_what_the_engine_sample
     evaluated = [line for line in read_lines(config.run.folder / "metrics.jsonl") if "evaluation/accuracy" in line]
     assert [line["step"] for line in evaluated] == [0]
     assert evaluated[0]["evaluation/num_samples"] == 16
+    assert_whole_timeline(config.run.folder, num_steps=2)
     Template.load(config.model, config.template, {})  # the cold start's export is a whole model folder
 
 
@@ -134,4 +159,5 @@ def test_stage_2_goes_on_where_it_was(folder, cold_start):
     assert {turn.policy_version for one in first.scored for turn in one.trajectory.turns} == {0}
     assert {turn.policy_version for one in second.scored for turn in one.trajectory.turns} == {1}
     assert (run / "export" / "model.safetensors").is_file()
+    assert_whole_timeline(run, num_steps=2)  # of the first run and of the one that went on
     assert list(published_folder(config(2)).iterdir()) == []  # nothing is left in shared memory

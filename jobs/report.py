@@ -1,0 +1,77 @@
+"""The report of a run: `python -m jobs.report RUN`; with `--time`, only where the time of its steps went."""
+
+import argparse
+import contextlib
+import sys
+from pathlib import Path
+
+from rich.console import Console
+from rich.table import Table
+
+from arm_rl import timeline
+from arm_rl.core.errors import UserError
+from arm_rl.report import write_report
+from arm_rl.step_times import Row, StepTimes, step_times
+from jobs.command_line import guarded
+
+
+class NothingToReport(UserError):
+    """The folder holds nothing of a run."""
+
+
+def show_times(folder: Path, console: Console) -> str:
+    """Prints the table of a run, or of each stage in its folder; gives the last line.
+
+    Raises:
+        NothingToReport: there is no timeline, or no finished step in one.
+    """
+    runs = [one for one in (folder, *sorted(path for path in folder.iterdir() if path.is_dir())) if (one / timeline.FILE).exists()]
+    if not runs:
+        raise NothingToReport(f"{folder}: no {timeline.FILE}: runs write it as they go, but with metrics.timeline=false")
+    tables = []
+    for run in runs:
+        with contextlib.suppress(ValueError):  # a stage that has just begun
+            tables.append(_table(str(run), step_times(timeline.read(run))))
+    if not tables:
+        raise NothingToReport(f"{runs[-1] / timeline.FILE}: no step was finished")
+    console.print(*tables, sep="\n")
+    return f"done: Perfetto (https://ui.perfetto.dev) or chrome://tracing shows {runs[-1] / timeline.FILE} itself"
+
+
+def _table(title: str, times: StepTimes) -> Table:
+    table = Table("actor", "phase", "seconds a step", "share", "times a step", title=f"{title}: {times.num_steps} steps")
+    for column in table.columns[2:]:
+        column.justify = "right"
+    for rows in (times.phases, times.waits):
+        before = ""
+        for row in rows:
+            table.add_row("" if row.actor == before else row.actor, *_numbers(row))
+            before = row.actor
+        table.add_section()
+    table.add_row("overlap", "of the shorter of engines' and learners' work", "", f"{times.overlap:.1%}", "")
+    return table
+
+
+def _numbers(row: Row) -> tuple[str, ...]:
+    return row.phase, f"{row.seconds:.3f}", f"{row.share:.1%}", f"{row.count:.4g}" if row.count else ""
+
+
+def main() -> int:
+    """Writes the report, or prints the table."""
+    parser = argparse.ArgumentParser(prog="python -m jobs.report", description=__doc__)
+    parser.add_argument("run", type=Path, help="a run's folder, or one with a folder for each stage")
+    parser.add_argument("--time", action="store_true", help="print where the time of a step went, by actor and phase")
+    arguments = parser.parse_args()
+
+    def start() -> str:
+        if not arguments.run.is_dir():
+            raise NothingToReport(f"{arguments.run}: there is no such folder")
+        if arguments.time:
+            return show_times(arguments.run, Console(width=120, soft_wrap=True))
+        return f"done: the report is {write_report(arguments.run)}"
+
+    return guarded(start)
+
+
+if __name__ == "__main__":
+    sys.exit(main())
