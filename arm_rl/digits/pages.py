@@ -68,7 +68,7 @@ class PagesTask:
         tile = self._tile(place)
         choice = self.claims.index(tile.digit) + 1 if tile.digit in self.claims else None
         thought = phrases.seen(tile.digit)
-        return Look(tool=Pages.tool, arguments=arguments(place), view=draw_page(tile), thought=thought, choice=choice)
+        return Look(tool=Pages.tool, arguments=arguments(place), text=caption(place), view=draw_page(tile), thought=thought, choice=choice)
 
     def _tile(self, place: Place) -> scenes.Tile:
         """In pre-training every lesson has documents of its own, so that there is nothing to remember."""
@@ -104,14 +104,14 @@ class Pages:
         """Any page that a judge in training can know of."""
         place = int(rng.choice(DOCUMENTS["train"])), int(rng.integers(1, NUM_PAGES + 1))
         tile = _draw_tile(int(rng.choice(scenes.CLASSES)), "pretrain", rng)
-        return Look(tool=self.tool, arguments=arguments(place), view=draw_page(tile), thought=phrases.UNCLEAR)
+        return Look(tool=self.tool, arguments=arguments(place), text=caption(place), view=draw_page(tile), thought=phrases.UNCLEAR)
 
     def prepare(self, folder: Path, seed: int) -> None:
         """Writes the documents' pages and their index."""
         from arm_rl.documents import build_index  # brings a data base along, which the other tracks do without
 
         write_documents(folder / "documents", seed)
-        build_index([folder / "documents"], folder / "index", ocr=None)
+        build_index(sorted((folder / "documents").iterdir()), folder / "index", ocr="never")
 
     def requests(self) -> list[str]:
         """One: documents and pages are words."""
@@ -122,8 +122,8 @@ class Pages:
         return [phrases.call_turn(self.tool, arguments((1, 1)))]
 
     def observations(self) -> list[str]:
-        """None but the image."""
-        return []
+        """What stands below a page."""
+        return [caption((1, 1))]
 
     def words(self) -> Sequence[str]:
         """Documents, and digits."""
@@ -140,6 +140,12 @@ def arguments(place: Place) -> dict[str, object]:
     """Of a call that fetches a page."""
     document, page = place
     return {"filename": _file_name(document), "image_idx": page}
+
+
+def caption(place: Place) -> str:
+    """What the tool says of a page."""
+    document, page = place
+    return f"Page {page} of {NUM_PAGES} of {_file_name(document)}."
 
 
 @functools.cache

@@ -182,9 +182,7 @@ def train(
             on_step(name, done, total, loss)
 
 
-def _run(
-    phase: Phase, objective: Callable[[list[int]], Tensor], parameters: list[nn.Parameter], indices: Iterator[int]
-) -> Iterator[float]:
+def _run(phase: Phase, objective: Callable[[list[int]], Tensor], parameters: list[nn.Parameter], indices: Iterator[int]) -> Iterator[float]:
     """The losses of a phase's steps; `objective` is given the numbers of a batch's scenes or tasks."""
     optimizer = torch.optim.AdamW(parameters, lr=phase.learning_rate, betas=(0.9, 0.98), weight_decay=0.01, fused=True)
     for step in range(phase.steps):
@@ -202,4 +200,3 @@ def _schedule(phase: Phase, step: int) -> float:
     rise = min(1.0, (step + 1) / phase.warmup)
     fall = 0.5 * (1 + np.cos(np.pi * step / phase.steps))
     return rise * (phase.end_share + (1 - phase.end_share) * fall)
-

@@ -3,7 +3,7 @@
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, ClassVar, Protocol
+from typing import Any, Protocol
 
 import numpy as np
 from PIL import Image as PILImage
@@ -18,8 +18,8 @@ class Look:
 
     tool: str
     arguments: Mapping[str, Any]
-    text: str = ""  # what comes back: a text ...
-    view: np.ndarray | None = None  # ... or an image as the judge sees it, (VIEW, VIEW, 3), uint8
+    view: np.ndarray | None = None  # what comes back: an image as the judge sees it, (VIEW, VIEW, 3), uint8 ...
+    text: str = ""  # ... and a text
     thought: str  # of someone who has seen it
     choice: int | None = None  # the answer that it speaks for; None: it tells nothing
 
@@ -69,7 +69,7 @@ class Task(Protocol):
 class Misfit(Protocol):
     """A tool that does not fit the task at hand."""
 
-    tool: ClassVar[str]
+    tool: str
 
     def stray(self, rng: np.random.Generator) -> Look:
         """A call of it by someone whose task it does not fit: it tells nothing."""
@@ -81,8 +81,8 @@ class Misfit(Protocol):
 class Track(Misfit, Protocol):
     """A kind of task, and the tool that fits it. It fits no other track."""
 
-    name: ClassVar[str]
-    ability: ClassVar[str]  # what it asks of a judge
+    name: str
+    ability: str  # what it asks of a judge
 
     def task(self, seed: int, split: Split, index: int) -> Task:
         """The task at `index` of a split. Equal arguments give equal tasks; labels are balanced."""

@@ -1,6 +1,6 @@
 """The track `texts`: which of two texts has so many words. They lie in the session's memory and are not in the prompt: a checker counts.
 
-(They stand for texts that are too long to be counted in the head.) Either text may be asked about: one that does not fit speaks for the other.
+(They stand for texts that are too long to be counted in the head.) Either text may be asked about: where one does not fit, the other does.
 """
 
 from collections.abc import Sequence
@@ -17,10 +17,24 @@ WIDTH = 10  # from the lower to the upper bound
 NAMES = ("text_0", "text_1")  # in the session's memory
 SENTENCE = 7  # words, but for the last one
 _WORDS = (
-    "a after all and before bird blue boat by child cloud cold comes early every far field fire for from garden goes green harbour has high "
-    "house in into is it lamp late leaf light long many moon morning new night no of old on one over path quiet rain red river road sails "
-    "sea slow small snow song stands stone street the then to town tree under up wall water wide wind window winter with wood yellow"
-).split()
+    "a",
+    "and",
+    "bird",
+    "boat",
+    "cloud",
+    "far",
+    "field",
+    "green",
+    "house",
+    "lamp",
+    "moon",
+    "old",
+    "rain",
+    "river",
+    "sees",
+    "the",
+    "wind",
+)
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
