@@ -9,7 +9,7 @@ SOURCES = arm_rl actors rewards tools jobs tests
 
 help:
 	@echo "make demo     sets up .venv and trains a judge through all its stages (about 12 minutes on 2 cores)"
-	@echo "make demo-tools   the same on three tracks, each with a tool of its own to choose (about 15 minutes)"
+	@echo "make demo-tools   the same on three tracks, each with a tool of its own to choose (15 to 30 minutes)"
 	@echo "make bench-tools  how fast the tools are, directly and through an executor (about 6 minutes)"
 	@echo "make test     sets up .venv and runs the tests"
 	@echo "make lint     style, format and types"
