@@ -5,15 +5,17 @@ BIN = .venv/bin
 STAMP = .venv/installed
 SOURCES = arm_rl actors rewards tools jobs tests
 
-.PHONY: help install demo test lint format clean
+.PHONY: help install demo demo-tools bench-tools test lint format clean
 
 help:
 	@echo "make demo     sets up .venv and trains a judge through all its stages (about 12 minutes on 2 cores)"
+	@echo "make demo-tools   the same on three tracks, each with a tool of its own to choose (15 to 30 minutes)"
+	@echo "make bench-tools  how fast the tools are, directly and through an executor (about 6 minutes)"
 	@echo "make test     sets up .venv and runs the tests"
 	@echo "make lint     style, format and types"
 	@echo "make format   rewrites the sources in the house's format"
 	@echo "make install  only sets up .venv, for CPU or GPU by what the machine has"
-	@echo "make clean    removes .venv, caches and the demo's run"
+	@echo "make clean    removes .venv, caches and the demos' runs"
 	@echo ""
 	@echo "PYTHON=python3.12 chooses another interpreter (3.11 or newer), as in: make PYTHON=python3.12 demo"
 
@@ -25,6 +27,12 @@ $(STAMP): setup.cfg pyproject.toml install/install.py install/torchvision_ops.py
 
 demo: $(STAMP)
 	@$(BIN)/python -m jobs.demo
+
+demo-tools: $(STAMP)
+	@$(BIN)/python -m jobs.demo --tools
+
+bench-tools: $(STAMP)
+	@$(BIN)/python -m jobs.bench tools
 
 test: $(STAMP)
 	@$(BIN)/python -m pytest
@@ -39,5 +47,5 @@ format: $(STAMP)
 	@$(BIN)/ruff format $(SOURCES) install
 
 clean:
-	rm -rf .venv build *.egg-info .pytest_cache .mypy_cache .ruff_cache runs/demo
+	rm -rf .venv build *.egg-info .pytest_cache .mypy_cache .ruff_cache runs/demo runs/demo-tools
 	find . -name __pycache__ -type d -prune -exec rm -rf {} +

@@ -14,6 +14,7 @@ Box = tuple[float, float, float, float]  # x1, y1, x2, y2 in 0..1000
 ZOOM_TOOL = "image_zoom_in_tool"
 WHOLE_IMAGE = "original_image"
 HIT_IOU = 0.5  # a box hits from this overlap on
+NO_TOOL, OTHER_TOOL = "none", "other"  # in place of the name of a tool that was called first
 
 
 def rollout_metrics(scored: Sequence[Scored], samples: Mapping[str, Sample] | None = None) -> dict[str, float]:
@@ -56,15 +57,31 @@ def evaluation_metrics(samples: Mapping[str, Sample], scored: Sequence[Scored]) 
         scored: one or more trajectories of each.
 
     Returns:
-        `accuracy`, `tool_calls` (a sample), `tool_rate` (share of samples with a call), `box_hit` (see there), `format`, `num_samples`.
+        `accuracy`, `tool_calls` (a sample), `tool_rate` (share of samples with a call), `box_hit` (see there), `format`, `num_samples`,
+        and `first_tool/NAME`: shares of sessions by the tool that they called first.
     """
     judged = [one for one in scored if one.trajectory.end != "aborted" and one.reward is not None]
     metrics = _evaluation_of(samples, judged)
     metrics["broken_sessions"] = float(sum(one.trajectory.end == "aborted" for one in scored))
     metrics["scorer_failures"] = float(sum(one.trajectory.end != "aborted" and one.reward is None for one in scored))
+    chosen = first_tools(samples, judged)
+    metrics |= {f"first_tool/{name}": rate for name, rate in chosen.items()}
     for track, members in _by_track(judged).items():
         metrics |= {f"{name}/{track}": value for name, value in _evaluation_of(samples, members).items()}
+        metrics |= {f"first_tool/{name}/{track}": first_tools(samples, members).get(name, 0.0) for name in chosen}
     return metrics
+
+
+def first_tools(samples: Mapping[str, Sample], scored: Sequence[Scored]) -> dict[str, float]:
+    """Shares of sessions by the tool that they called first: each tool that was called or that a sample expects, and two names more.
+
+    `none`: no call. `other`: a tool that the sample does not offer, or a call that could not be read; what a policy makes up is no name
+    of a metric.
+    """
+    counts = Counter(_first_tool(samples[one.trajectory.sample_id], one.trajectory) for one in scored)
+    expected = {name for one in scored for name in samples[one.trajectory.sample_id].expected_tools}
+    names = dict.fromkeys((*sorted((expected | set(counts)) - {NO_TOOL, OTHER_TOOL}), NO_TOOL, OTHER_TOOL))
+    return {name: counts[name] / max(len(scored), 1) for name in names}
 
 
 def box_hit(samples: Mapping[str, Sample], scored: Iterable[Scored]) -> float:
@@ -166,6 +183,13 @@ def _evaluation_of(samples: Mapping[str, Sample], judged: Sequence[Scored]) -> d
         "format": share(one.format_ok for one in judged),
         "num_samples": float(len({one.trajectory.sample_id for one in judged})),
     }
+
+
+def _first_tool(sample: Sample, trajectory: Trajectory) -> str:
+    if not trajectory.tool_events:
+        return NO_TOOL
+    name = trajectory.tool_events[0].call.name
+    return name if name in sample.tools else OTHER_TOOL
 
 
 def _by_track(scored: Iterable[Scored]) -> dict[str, list[Scored]]:

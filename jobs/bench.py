@@ -15,7 +15,7 @@ from arm_rl.bench import tools as bench_tools
 from arm_rl.core.config import ToolsConfig
 from jobs.command_line import guarded
 
-TOOL_FILES = [f"configs/tools/{name}.yaml" for name in ("image_zoom", "text_checks", "ocr", "python_executor")]
+TOOL_FILES = [f"configs/tools/{name}.yaml" for name in ("image_zoom", "text_checks", "python_executor")]
 
 
 def tools(arguments: argparse.Namespace) -> str:
@@ -25,7 +25,9 @@ def tools(arguments: argparse.Namespace) -> str:
     with cluster():
         measured = list(
             track(
-                bench_tools.measure(arguments.files, given, seconds=arguments.seconds, repeats=arguments.repeats, config=config),
+                bench_tools.measure(
+                    given, num_sessions=arguments.sessions, seconds=arguments.seconds, repeats=arguments.repeats, config=config
+                ),
                 description="tools",
                 total=None,
             )
@@ -50,6 +52,7 @@ def main() -> int:
     command = commands.add_parser("tools", help=tools.__doc__, description=tools.__doc__)
     command.add_argument("files", nargs="*", default=TOOL_FILES, help="tool files")
     command.add_argument("--seconds", type=float, default=1.0, help="of each measurement")
+    command.add_argument("--sessions", type=int, default=64, help="that call at the same time")
     command.add_argument("--repeats", type=int, default=5, help="of each measurement")
     command.add_argument("--arguments", default="{}", help='JSON: arguments by tool, as in \'{"count_words": {"response": "text_0"}}\'')
     command.set_defaults(run=tools)

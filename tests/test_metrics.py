@@ -85,6 +85,9 @@ def test_evaluation_leaves_out_what_is_no_judgment(step):
             "num_samples": 1,
             "broken_sessions": 1,
             "scorer_failures": 1,
+            "first_tool/image_zoom_in_tool": 2 / 4,
+            "first_tool/none": 2 / 4,
+            "first_tool/other": 0.0,
         }
     )
 
@@ -94,6 +97,29 @@ def test_evaluation_by_track():
     metrics = evaluation_metrics(samples, [zooming(zoom_event(), track="a", correct=True), zooming(sample_id="s1", track="b")])
     assert (metrics["accuracy"], metrics["accuracy/a"], metrics["accuracy/b"]) == (0.5, 1.0, 0.0)
     assert (metrics["tool_rate/a"], metrics["tool_rate/b"], metrics["num_samples"]) == (1.0, 0.0, 2)
+
+
+def test_the_first_tool_of_each_track():
+    """Two tracks: what a session called first counts, whatever came of it; names that a policy makes up are one."""
+    offered = {"tools": ("image_zoom_in_tool", "read_page", "count"), "target_box": None}
+    samples = {
+        "a": make_sample("a", track="zoom", **offered, expected_tools=("image_zoom_in_tool",)),
+        "b": make_sample("b", track="pages", **offered, expected_tools=("read_page",)),
+    }
+    sessions = [
+        zooming(zoom_event(name="count", status="bad_arguments"), zoom_event(), sample_id="a"),
+        zooming(zoom_event(), sample_id="a"),
+        zooming(sample_id="b", track="pages"),
+        zooming(zoom_event(name="<made up/>", status="unknown_tool"), sample_id="b", track="pages"),
+        zooming(zoom_event(name=""), sample_id="b", track="pages"),
+        zooming(zoom_event(), sample_id="b", track="pages"),
+    ]
+    metrics = evaluation_metrics(samples, sessions)
+    chosen = {name.removeprefix("first_tool/"): value for name, value in metrics.items() if name.startswith("first_tool/")}
+    overall = {"count": 1 / 6, "image_zoom_in_tool": 2 / 6, "read_page": 0, "none": 1 / 6, "other": 2 / 6}
+    zoom = {"count/zoom": 1 / 2, "image_zoom_in_tool/zoom": 1 / 2, "read_page/zoom": 0, "none/zoom": 0, "other/zoom": 0}
+    pages = {"count/pages": 0, "image_zoom_in_tool/pages": 1 / 4, "read_page/pages": 0, "none/pages": 1 / 4, "other/pages": 2 / 4}
+    assert chosen == pytest.approx({**overall, **zoom, **pages})
 
 
 @pytest.mark.parametrize(

@@ -20,7 +20,6 @@ from arm_rl.core.types import ToolCall
 from tools import load_tools
 from tools.base import Tool, ToolContext
 
-NUM_SESSIONS = 64  # that call at the same time
 SIZE = (1024, 768)  # pixels of the image
 PARAGRAPHS = 6  # of the text
 PARAGRAPH = (
@@ -80,31 +79,32 @@ class ToolSpeed:
 
 
 def measure(
-    files: list[str], arguments: Mapping[str, Mapping[str, Any]], *, seconds: float, repeats: int, config: ToolsConfig
+    arguments: Mapping[str, Mapping[str, Any]], *, num_sessions: int, seconds: float, repeats: int, config: ToolsConfig
 ) -> Iterator[ToolSpeed]:
-    """Measures each tool of the files, both ways in turn, `repeats` times `seconds` seconds each.
+    """Measures each tool of the configuration, both ways in turn, `repeats` times `seconds` seconds each.
 
     Args:
         arguments: of tools that `ARGUMENTS` does not serve, by the tool's name.
-        config: of the one executor; its files are these.
+        num_sessions: that call at the same time; each of them at least once.
+        config: of the one executor.
     """
-    tools = load_tools(files)
+    tools = load_tools(config.files)
     executor = ray.remote(ToolExecutor).options(num_cpus=0).remote(config)
     pool = ToolPool([executor], ray.get(executor.traits.remote()))
     try:
         for name, tool in tools.items():
             given = dict(arguments.get(name) or _arguments(tool))
-            yield asyncio.run(_measure(tool, ToolCall(name=name, arguments=given), pool, seconds, repeats))
+            yield asyncio.run(_measure(tool, ToolCall(name=name, arguments=given), pool, num_sessions, seconds, repeats))
     finally:
         ray.kill(executor)
         for tool in tools.values():
             tool.close()
 
 
-async def _measure(tool: Tool, call: ToolCall, pool: ToolPool, seconds: float, repeats: int) -> ToolSpeed:
+async def _measure(tool: Tool, call: ToolCall, pool: ToolPool, num_sessions: int, seconds: float, repeats: int) -> ToolSpeed:
     statuses = {(await pool(call, _memory())).status, _direct(tool, call, 0)[1]}  # the first calls load what they need
-    await _through(pool, call, 0)
-    pairs = [(_direct(tool, call, seconds)[0], await _through(pool, call, seconds)) for _ in range(repeats)]
+    await _through(pool, call, num_sessions, 0)
+    pairs = [(_direct(tool, call, seconds)[0], await _through(pool, call, num_sessions, seconds)) for _ in range(repeats)]
     ratios = [through.rate / direct.rate for direct, through in pairs]
     return ToolSpeed(
         name=tool.name,
@@ -132,7 +132,7 @@ def _direct(tool: Tool, call: ToolCall, seconds: float) -> tuple[Speed, str]:
     return speed, status
 
 
-async def _through(pool: ToolPool, call: ToolCall, seconds: float) -> Speed:
+async def _through(pool: ToolPool, call: ToolCall, num_sessions: int, seconds: float) -> Speed:
     """Sessions that call again as soon as they are answered."""
     taken: list[float] = []
     started = time.perf_counter()
@@ -146,7 +146,7 @@ async def _through(pool: ToolPool, call: ToolCall, seconds: float) -> Speed:
             if time.perf_counter() - started >= seconds:
                 return await pool.release(memory)
 
-    await asyncio.gather(*(session() for _ in range(NUM_SESSIONS)))
+    await asyncio.gather(*(session() for _ in range(num_sessions)))
     return Speed.of(taken, time.perf_counter() - started)
 
 

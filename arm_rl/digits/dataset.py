@@ -1,17 +1,18 @@
-"""Writes the digits task as parquet files with verl's columns."""
+"""Writes the tracks' tasks as parquet files with verl's columns."""
 
 import re
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 import pyarrow as pa
 import pyarrow.parquet as pq
-from PIL import Image as PILImage
 
 from arm_rl.core.images import Image
-from arm_rl.digits import phrases, scenes
+from arm_rl.digits import scenes, tasks
+from arm_rl.digits.tasks import Task, Track
+from arm_rl.digits.tracks import TILES, TRACKS
 
-TRACK = "digits"
 ROW_GROUP = 128  # rows whose images are read together
 SCHEMA = pa.schema(
     [
@@ -39,53 +40,49 @@ SCHEMA = pa.schema(
 )
 
 
-def write(path: Path, *, seed: int, split: scenes.Split, num_samples: int) -> Path:
-    """Writes the first `num_samples` scenes of a split. Equal arguments give equal bytes."""
+def write(path: Path, *, seed: int, split: scenes.Split, num_samples: int, tracks: Sequence[Track] = TILES) -> Path:
+    """Writes the first `num_samples` tasks of a split; several tracks take turns. Equal arguments give equal bytes."""
     path.parent.mkdir(parents=True, exist_ok=True)
     with pq.ParquetWriter(path, SCHEMA) as writer:
         for start in range(0, num_samples, ROW_GROUP):
-            indices = range(start, min(start + ROW_GROUP, num_samples))
-            rows = [row(seed, split, index) for index in indices]
+            numbers = range(start, min(start + ROW_GROUP, num_samples))
+            rows = [row(tracks[number % len(tracks)], seed, split, number // len(tracks)) for number in numbers]
             writer.write_table(pa.Table.from_pylist(rows, schema=SCHEMA), row_group_size=ROW_GROUP)
     return path
 
 
-def row(seed: int, split: scenes.Split, index: int) -> dict[str, Any]:
-    """One sample as a row."""
-    scene = scenes.make_scene(seed, split, index)
-    image = Image.from_pil(PILImage.fromarray(scenes.draw(scene)))
+def row(track: Track, seed: int, split: scenes.Split, index: int) -> dict[str, Any]:
+    """One sample as a row. It offers all the tools of a run, whichever these are."""
+    task = track.task(seed, split, index)
+    image = task.image
+    box = task.target_box
     return {
-        "data_source": TRACK,
-        "prompt": [{"role": "user", "content": "<image>" + phrases.request(scene.question, scene.claims)}],
-        "images": [{"bytes": image.data, "path": None}],
-        "ability": "fine-grained perception",
-        "reward_model": {"style": "rule", "ground_truth": scene.label},
+        "data_source": track.name,
+        "prompt": [{"role": "user", "content": ("" if image is None else "<image>") + tasks.request(task)}],
+        "images": [] if image is None else [{"bytes": Image.from_pil(image).data, "path": None}],
+        "ability": track.ability,
+        "reward_model": {"style": "rule", "ground_truth": task.label},
         "extra_info": {
-            "id": sample_id(seed, split, index),
+            "id": f"{track.name}-{split}-{seed}-{index}",
             "split": split,
             "index": index,
-            "question": scene.question,
-            "texts": [str(claim) for claim in scene.claims],
-            "tools": [phrases.TOOL],
-            "expected_tools": [phrases.TOOL],
-            "target_box": [float(edge) for edge in scene.asked.box],
+            "question": task.question,
+            "texts": list(task.texts),
+            "tools": None,
+            "expected_tools": [track.tool],
+            "target_box": None if box is None else [float(edge) for edge in box],
         },
     }
 
 
-def sample_id(seed: int, split: scenes.Split, index: int) -> str:
-    """The id of a sample: it tells which scene it is."""
-    return f"{TRACK}-{split}-{seed}-{index}"
-
-
-def scene_of(identity: str) -> tuple[scenes.Scene, tuple[int, int]]:
-    """The scene of a sample, and its seed and index.
+def task_of(identity: str) -> tuple[Task, Track]:
+    """The task of a sample, and its track.
 
     Raises:
-        ValueError: not an id of this task.
+        ValueError: not an id of these tracks.
     """
-    match = re.fullmatch(rf"{TRACK}-(train|held_out|pretrain)-(\d+)-(\d+)", identity)
+    match = re.fullmatch(rf"({'|'.join(TRACKS)})-(train|held_out|pretrain)-(\d+)-(\d+)", identity)
     if match is None:
-        raise ValueError(f"{identity!r} is not the id of a sample of the digits task")
-    split, seed, index = match[1], int(match[2]), int(match[3])
-    return scenes.make_scene(seed, split, index), (seed, index)  # type: ignore[arg-type]
+        raise ValueError(f"{identity!r} is not the id of a sample of the demos' tracks ({', '.join(TRACKS)})")
+    track = TRACKS[match[1]]
+    return track.task(int(match[3]), match[2], int(match[4])), track  # type: ignore[arg-type]

@@ -1,8 +1,9 @@
 """Builds the small judge: a Qwen2.5-VL of 0.7 million parameters with its own tokenizer and processor, as a Hugging Face folder."""
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 
+import numpy as np
 import torch
 from tokenizers import AddedToken, Regex, Tokenizer, decoders, models, pre_tokenizers, trainers
 from torch import nn
@@ -17,7 +18,10 @@ from transformers import (
     Qwen2VLVideoProcessor,
 )
 
-from arm_rl.digits import phrases, scenes
+from arm_rl.digits import phrases
+from arm_rl.digits.pixels import MERGE, PATCH, VIEW
+from arm_rl.digits.tasks import Track
+from arm_rl.digits.tracks import TILES, misfits
 
 QWEN_TOKENS = (
     "<|endoftext|>",
@@ -30,31 +34,34 @@ QWEN_TOKENS = (
     "<|video_pad|>",
 )
 FORMAT_TOKENS = ("<think>", "</think>", "<tool_call>", "</tool_call>", "<tool_response>", "</tool_response>", "<answer>", "</answer>")
-ISOLATED_NUMBER = r"(?<!\w)\d+(?!\w)"  # a number that stands alone is a token of its own; the digits inside a name are not
-VOCABULARY = 1024  # entries at most; the merges run out before
-VIEW = 64  # pixels a side of what the judge sees
-PATCH = 8  # pixels a side of a patch
-MERGE = 2  # patches a side of an image token
+# A number that stands alone and the name of a document or a text are tokens of their own; the digits inside other names are not.
+ISOLATED = r"(?<!\w)(?:(?:doc|text)_)?\d+(?!\w)"
+VOCABULARY = 4096  # entries at most; the merges run out before
 HIDDEN = 128  # of the language model
 VISION_HIDDEN = 64
 
 
-def build(folder: Path, seed: int = 0) -> Path:
-    """Writes an untrained judge to `folder`; equal seeds give equal weights."""
+def build(folder: Path, seed: int = 0, tracks: Sequence[Track] = TILES, tools: Sequence[str] = ()) -> Path:
+    """Writes an untrained judge to `folder`; equal seeds give equal weights.
+
+    Args:
+        tracks: what its tokens are made for.
+        tools: all that samples offer; by default the tracks' own.
+    """
     folder.mkdir(parents=True, exist_ok=True)
-    tokenizer = build_tokenizer()
+    tokenizer = build_tokenizer(tracks, tools)
     build_processor(tokenizer).save_pretrained(folder)
     image_processor().save_pretrained(folder)
     build_model(tokenizer, seed).save_pretrained(folder)
     return folder
 
 
-def build_tokenizer() -> PreTrainedTokenizerFast:
-    """Byte-level BPE trained on the task's phrases, so that each constant part of a turn is one token."""
+def build_tokenizer(tracks: Sequence[Track] = TILES, tools: Sequence[str] = ()) -> PreTrainedTokenizerFast:
+    """Byte-level BPE trained on the tracks' phrases, so that each constant part of a turn is one token: the list of tools as well."""
     tokenizer = Tokenizer(models.BPE())
     tokenizer.pre_tokenizer = pre_tokenizers.Sequence(
         [
-            pre_tokenizers.Split(Regex(ISOLATED_NUMBER), behavior="isolated"),
+            pre_tokenizers.Split(Regex(ISOLATED), behavior="isolated"),
             pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False),
         ]
     )
@@ -65,7 +72,7 @@ def build_tokenizer() -> PreTrainedTokenizerFast:
         initial_alphabet=pre_tokenizers.ByteLevel.alphabet(),
         show_progress=False,
     )
-    tokenizer.train_from_iterator(_corpus(), trainer)
+    tokenizer.train_from_iterator(_corpus(tracks, tools or [track.tool for track in tracks]), trainer)
     tokenizer.add_special_tokens([AddedToken(token, special=True, normalized=False) for token in QWEN_TOKENS])
     tokenizer.add_tokens([AddedToken(token, normalized=False) for token in FORMAT_TOKENS])
     return PreTrainedTokenizerFast(
@@ -79,23 +86,24 @@ def build_tokenizer() -> PreTrainedTokenizerFast:
     )
 
 
-def _corpus() -> Iterator[str]:
+def _corpus(tracks: Sequence[Track], tools: Sequence[str]) -> Iterator[str]:
     """The constant parts between special tokens, each often enough for its merges to go all the way."""
-    numbers = [str(number) for number in sorted({*range(10), *range(0, 1001, scenes.CELL_SPAN)})]
-    pieces = ["system\n", "user\n", "assistant\n", "\n", phrases.SYSTEM_PROMPT, f"<tools>{phrases.TOOL}</tools>"]
-    pieces += [f"system\n{phrases.SYSTEM_PROMPT}", f"system\n{phrases.SYSTEM_PROMPT}\n<tools>{phrases.TOOL}</tools>"]
-    pieces += [phrases.request(scenes.question(color), (0, 1)) for color in scenes.COLORS]
+    listed = f"<tools>{', '.join(tools)}</tools>"
+    pieces = ["system\n", "user\n", "assistant\n", "\n", phrases.SYSTEM_PROMPT, listed]
+    pieces += [f"system\n{phrases.SYSTEM_PROMPT}", f"system\n{phrases.SYSTEM_PROMPT}\n{listed}"]
+    pieces += [text for track in tracks for text in track.requests()]
     pieces += [f"observation_{number}: " for number in (1, 2)]
     pieces += [phrases.NOTICE, phrases.LOOK, phrases.UNSURE, phrases.UNCLEAR, phrases.seen(0)]
-    pieces += [
-        piece
-        for name in ("original_image", "observation_1", "observation_2")
-        for piece in _between_tags(phrases.call_turn((0, 250, 500, 750), name))
-    ]
+    others = misfits(tracks)
+    observations = [text for track in tracks for text in track.observations()]
+    observations += [other.stray(np.random.default_rng(0)).text for other in others]
+    pieces += [f"{text}{notice}" for text in observations if text for notice in ("", f"\n{phrases.NOTICE}")]
+    pieces += [piece for track in (*tracks, *others) for turn in track.turns() for piece in _between_tags(turn)]
     pieces += _between_tags(phrases.answer_turn(1, phrases.UNSURE))
     for _ in range(2):
         yield from pieces
-        yield from numbers
+        for track in tracks:
+            yield from track.words()
 
 
 def _between_tags(text: str) -> list[str]:

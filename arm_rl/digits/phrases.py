@@ -1,25 +1,24 @@
-"""What is said in the digits task, word for word: the claims, the calls, the thoughts and the judgments."""
+"""What is said in the demos' tasks, word for word: the request, the calls, the thoughts and the judgments."""
 
 import json
-
-from arm_rl.digits.scenes import Box
+from collections.abc import Mapping
+from typing import Any
 
 SYSTEM_PROMPT = "Judge the answers."  # also in configs/prompts/digits.txt
-TOOL = "image_zoom_in_tool"
-NOTICE = "Answer now."  # session.last_turn_notice of the demo
+NOTICE = "Answer now."  # session.last_turn_notice of the demos
 LOOK = "look closer"  # the thought before a call
 UNSURE = "unsure"  # the thought before a guess without a call
 UNCLEAR = "unclear"  # the thought before a guess after a call that showed nothing
 
 
-def request(question: str, claims: tuple[int | str, int | str]) -> str:
+def request(question: str, claims: tuple[object, object]) -> str:
     """The user's text after the image: the question and the two claimed answers."""
     return f"{question} Answer 1: {claims[0]} Answer 2: {claims[1]}"
 
 
-def call_turn(box: Box, image: str = "original_image", thought: str = LOOK) -> str:
-    """A turn that zooms. It ends with the call: the engine stops there."""
-    call = json.dumps({"name": TOOL, "arguments": {"image": image, "bbox_2d": list(box)}})
+def call_turn(tool: str, arguments: Mapping[str, Any], thought: str = LOOK) -> str:
+    """A turn that calls. It ends with the call: the engine stops there."""
+    call = json.dumps({"name": tool, "arguments": dict(arguments)})
     return f"<think>{thought}</think><tool_call>{call}</tool_call>"
 
 
@@ -28,6 +27,6 @@ def answer_turn(choice: int | str, thought: str) -> str:
     return f"<think>{thought}</think><answer>Overall Judgment: Answer {choice} is better.</answer>"
 
 
-def seen(digit: int) -> str:
-    """The thought of someone who has read the digit."""
-    return f"it is {digit}"
+def seen(fact: object) -> str:
+    """The thought of someone who has found out."""
+    return f"it is {fact}"

@@ -10,8 +10,10 @@ from torch.nn import functional
 from transformers.models.qwen2_5_vl.modeling_qwen2_5_vl import Qwen2_5_VisionTransformerPretrainedModel, apply_rotary_pos_emb_vision
 
 from arm_rl.digits import scenes
-from arm_rl.digits.model import MERGE, PATCH, VIEW
 
+VIEW = 64  # pixels a side of what the judge sees
+PATCH = 8  # pixels a side of a patch
+MERGE = 2  # patches a side of an image token
 SIDE = VIEW // PATCH  # patches a side
 NUM_PATCHES = SIDE * SIDE
 NUM_TOKENS = NUM_PATCHES // MERGE**2  # image tokens of a view

@@ -1,10 +1,11 @@
-"""Trains the base model of the digits task, from fresh weights to a judge that could look but does not: plain torch, no actors.
+"""Trains the base model of a demo, from fresh weights to a judge that could look but does not: plain torch, no actors.
 
 warm-up   auxiliary targets: what an image token shows (colour, place), what a crop says, where the tile of a question is
-matching  the language model learns that the better answer is the one that claims the digit in the thought
-joint     whole lessons: point at the right tile, read the crop, answer; or answer at once
+matching  the language model learns that the better answer is the one that claims what the thought says
+joint     whole lessons: call with the right arguments, read what comes back, answer; or answer at once
 """
 
+import itertools
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 
@@ -18,6 +19,8 @@ from arm_rl.core.template import Template
 from arm_rl.digits import model as small_judge
 from arm_rl.digits import pixels, scenes
 from arm_rl.digits.lessons import Lesson, Teacher
+from arm_rl.digits.tasks import Track
+from arm_rl.digits.tracks import TILES
 
 COLOR_NAMES = list(scenes.COLORS)
 
@@ -137,49 +140,55 @@ def _by_length(lessons: Sequence[Lesson]) -> list[list[int]]:
 
 
 def train(
-    model: Qwen2_5_VLForConditionalGeneration, template: Template, *, plan: Plan, seed: int, on_step: Callable[[str, int, int, float], None]
+    model: Qwen2_5_VLForConditionalGeneration,
+    template: Template,
+    *,
+    plan: Plan,
+    seed: int,
+    on_step: Callable[[str, int, int, float], None],
+    tracks: Sequence[Track] = TILES,
 ) -> None:
     """Trains in place. `on_step` gets the phase, the steps done and planned in all phases, and the loss."""
     torch.set_num_threads(plan.num_threads)
     torch.manual_seed(seed)
     rng = np.random.default_rng([seed, 7])
-    stream = _scenes(seed)
-    teacher, probe = Teacher(template), Probe()
+    indices = itertools.count()
+    teacher, probe = Teacher(template, tracks), Probe()
     total = plan.warm_up.steps + plan.matching.steps + plan.joint.steps
     done = 0
 
-    def warm_up(batch: list[scenes.Scene]) -> Tensor:
-        views = [pixels.scene_view(scene) for scene in batch]
-        views += [scenes.draw_cell(scene, scene.asked.row, scene.asked.column) for scene in batch]
-        shown, read = pixels.encode(model.model.visual, pixels.patches(np.stack(views))).split(len(batch))
-        ids = torch.tensor(teacher.questions()).expand(len(batch), -1)
+    def warm_up(batch: list[int]) -> Tensor:
+        drawn = [scenes.make_scene(seed, "pretrain", index) for index in batch]
+        views = [pixels.scene_view(scene) for scene in drawn]
+        views += [scenes.draw_cell(scene, scene.asked.row, scene.asked.column) for scene in drawn]
+        shown, read = pixels.encode(model.model.visual, pixels.patches(np.stack(views))).split(len(drawn))
+        ids = torch.tensor(teacher.questions()).expand(len(drawn), -1)
         hidden = hidden_states(model, ids, shown.flatten(0, 1))[:, -len(COLOR_NAMES) :]
-        return probe.loss(shown, read, hidden, batch)
+        return probe.loss(shown, read, hidden, drawn)
 
-    def matching(batch: list[scenes.Scene]) -> Tensor:
-        return lessons_loss(model, [teacher.matching(scene, rng) for scene in batch])[0]
+    def matching(batch: list[int]) -> Tensor:
+        return lessons_loss(model, [teacher.matching(*teacher.task(seed, index), rng) for index in batch])[0]
 
-    def joint(batch: list[scenes.Scene]) -> Tensor:
-        return lessons_loss(model, [teacher.joint(scene, rng) for scene in batch])[0]
+    def joint(batch: list[int]) -> Tensor:
+        return lessons_loss(model, [teacher.joint(*teacher.task(seed, index), rng) for index in batch])[0]
 
     for name, phase, objective, parameters in (
         ("warm-up", plan.warm_up, warm_up, [*model.parameters(), *probe.parameters()]),
         ("matching", plan.matching, matching, list(model.parameters())),
         ("joint", plan.joint, joint, list(model.parameters())),
     ):
-        for loss in _run(phase, objective, parameters, stream):
+        for loss in _run(phase, objective, parameters, indices):
             done += 1
             on_step(name, done, total, loss)
 
 
-def _run(
-    phase: Phase, objective: Callable[[list[scenes.Scene]], Tensor], parameters: list[nn.Parameter], stream: Iterator[scenes.Scene]
-) -> Iterator[float]:
+def _run(phase: Phase, objective: Callable[[list[int]], Tensor], parameters: list[nn.Parameter], indices: Iterator[int]) -> Iterator[float]:
+    """The losses of a phase's steps; `objective` is given the numbers of a batch's scenes or tasks."""
     optimizer = torch.optim.AdamW(parameters, lr=phase.learning_rate, betas=(0.9, 0.98), weight_decay=0.01, fused=True)
     for step in range(phase.steps):
         for group in optimizer.param_groups:
             group["lr"] = phase.learning_rate * _schedule(phase, step)
-        loss = objective([next(stream) for _ in range(phase.batch)])
+        loss = objective(list(itertools.islice(indices, phase.batch)))
         optimizer.zero_grad(set_to_none=True)
         loss.backward()
         nn.utils.clip_grad_norm_(parameters, 1.0)
@@ -191,10 +200,3 @@ def _schedule(phase: Phase, step: int) -> float:
     rise = min(1.0, (step + 1) / phase.warmup)
     fall = 0.5 * (1 + np.cos(np.pi * step / phase.steps))
     return rise * (phase.end_share + (1 - phase.end_share) * fall)
-
-
-def _scenes(seed: int) -> Iterator[scenes.Scene]:
-    index = 0
-    while True:
-        yield scenes.make_scene(seed, "pretrain", index)
-        index += 1

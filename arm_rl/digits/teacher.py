@@ -1,7 +1,7 @@
 """The scripted teacher of the cold start: it shows how a session goes, and is noisy on purpose.
 
-It often guesses without looking and often looks at the wrong place, so that reinforcement learning has something left to find out. It
-knows the scene, not the future: what it answers after a wrong box is a guess as well.
+It often guesses without looking, often takes another track's tool and often looks at the wrong place, so that reinforcement learning has
+something left to find out. It knows the task, not the future: what it answers after a call that shows nothing is a guess as well.
 """
 
 from collections.abc import Sequence
@@ -12,35 +12,44 @@ import numpy as np
 from arm_rl.core.session import Completion, Policy, PolicyRequest
 from arm_rl.core.template import Template
 from arm_rl.core.types import Sample
-from arm_rl.digits import phrases, scenes
-from arm_rl.digits.dataset import scene_of
+from arm_rl.digits import phrases
+from arm_rl.digits.dataset import task_of
+from arm_rl.digits.tasks import Look, Task, Track
+from arm_rl.digits.tracks import TILES, misfits
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class ScriptedTeacher:
-    """Shares before screening. Of the sessions with a right judgment, 39% have a call, and two thirds of their boxes are right."""
+    """Shares before screening. Of one track's sessions with a right judgment, 39% have a call, and two thirds of their boxes are right."""
 
     seed: int = 0
+    tracks: Sequence[Track] = TILES  # with only one there is no wrong tool
     call_share: float = 0.3  # sessions with a call
-    right_box_share: float = 1 / 2  # of the calls: the asked tile
-    other_tile_share: float = 1 / 4  # of the calls: another tile; the rest goes to any other cell
+    stray_share: float = 0.5  # of the calls: another track's tool
+    right_place_share: float = 1 / 2  # of the calls of the right tool: as asked
+    near_place_share: float = 1 / 4  # of the calls of the right tool: a place that resembles it; the rest goes anywhere else
 
-    def script(self, scene: scenes.Scene, scene_key: Sequence[int], *, tools: bool) -> tuple[str, ...]:
-        """The turns of one session, tags and all. Equal `scene_key`s give equal scripts."""
-        rng = np.random.default_rng([self.seed, 11, *scene_key])
+    def script(self, task: Task, track: Track, *, tools: bool) -> tuple[str, ...]:
+        """The turns of one session, tags and all. Equal tasks give equal scripts."""
+        rng = np.random.default_rng([self.seed, 11, *task.key])
         guess = int(rng.integers(1, 3))
         if not tools or rng.random() >= self.call_share:
             return (phrases.answer_turn(guess, phrases.UNSURE),)
+        look = self._look(task, track, rng)
+        return (phrases.call_turn(look.tool, look.arguments), phrases.answer_turn(look.choice or guess, look.thought))
+
+    def _look(self, task: Task, track: Track, rng: np.random.Generator) -> Look:
+        others = misfits(self.tracks, track)
+        if others and rng.random() < self.stray_share:
+            return others[rng.integers(len(others))].stray(rng)
         draw = rng.random()
-        if draw < self.right_box_share:
-            return (phrases.call_turn(scene.asked.box), phrases.answer_turn(scene.label, phrases.seen(scene.asked.digit)))
-        wrong = scenes.other_tile(scene, rng) if draw < self.right_box_share + self.other_tile_share else scenes.any_other_cell(scene, rng)
-        return (phrases.call_turn(scenes.cell_box(*wrong)), phrases.answer_turn(guess, phrases.UNCLEAR))
+        if draw < self.right_place_share:
+            return task.right(rng)
+        return task.wrong(rng, near=draw < self.right_place_share + self.near_place_share)
 
     def policy(self, sample: Sample, template: Template) -> Policy:
         """The teacher as the policy of a session about `sample`."""
-        scene, key = scene_of(sample.id)
-        turns = self.script(scene, key, tools=bool(sample.tools))
+        turns = self.script(*task_of(sample.id), tools=bool(sample.tools))
 
         async def speak(request: PolicyRequest) -> Completion:
             text = turns[sum(message.role == "assistant" for message in request.messages)]

@@ -27,6 +27,7 @@ def write_report(folder: Path) -> Path:
         name=escape(run.name),
         headline=table.headline(run),
         table=table.stages(run),
+        tracks=table.tracks(run),
         seconds=table.seconds(run),
         curves=curves.draw(run),
         trajectories=trajectories.show(run),

@@ -78,8 +78,18 @@ class Scale:
 
 def draw(run: RunData) -> str:
     """All charts that have data."""
-    charts = "".join(_draw_chart(run, chart) for chart in CHARTS)
+    charts = "".join(_draw_chart(run, chart) for chart in (*CHARTS, *_track_charts(run)))
     return f'<div class="charts">{charts}</div>' if charts else '<p class="empty">No steps have been logged yet.</p>'
+
+
+def _track_charts(run: RunData) -> list[Chart]:
+    """The accuracy of each track, where there are several."""
+    prefix = "rollout/accuracy/"
+    tracks = sorted({key.removeprefix(prefix) for line in run.lines for key in line if key.startswith(prefix)})
+    return [
+        Chart(title=f"Accuracy: {escape(track)}", key=f"{prefix}{track}", held_out=f"evaluation/accuracy/{track}", low=0, high=1)
+        for track in tracks
+    ]
 
 
 def _draw_chart(run: RunData, chart: Chart) -> str:

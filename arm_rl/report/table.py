@@ -41,6 +41,28 @@ def stages(run: RunData) -> str:
     return f'<div class="scroll"><table><thead><tr><th scope="col">stage</th>{head}</tr></thead><tbody>{rows}</tbody></table></div>'
 
 
+def tracks(run: RunData) -> str:
+    """Where there are several tracks: a column a stage, and for each track its accuracy and the share of its samples by the first tool."""
+    keys = list(dict.fromkeys(key for values in run.stages.values() for key in values))
+    names = [key.removeprefix("accuracy/") for key in keys if key.startswith("accuracy/")]
+    if not names:
+        return ""
+    head = "".join(f'<th scope="col">{escape(stage)}</th>' for stage in run.stages)
+    rows = ""
+    for track in names:
+        rows += f'<tr><th scope="row">{escape(track)}</th>{_row(run, f"accuracy/{track}")}</tr>'
+        for key in keys:
+            tool = key.removeprefix("first_tool/").removesuffix(f"/{track}")
+            if key == f"first_tool/{tool}/{track}" and any(values.get(key) for values in run.stages.values()):
+                rows += f'<tr><td class="first">first call: {escape(tool)}</td>{_row(run, key)}</tr>'
+    title = "<h2>Track by track <small>accuracy on held-out samples, and the tool that was called first</small></h2>"
+    return f'{title}<div class="scroll"><table><thead><tr><th scope="col">track</th>{head}</tr></thead><tbody>{rows}</tbody></table></div>'
+
+
+def _row(run: RunData, key: str) -> str:
+    return "".join(_cell(values.get(key), SHARE) for values in run.stages.values())
+
+
 def seconds(run: RunData) -> str:
     """A bar a phase."""
     if not run.seconds:

@@ -136,6 +136,7 @@ async def test_inline_calls_that_come_together_travel_together(start):
     assert [result.text.split(" ", 1)[1] for result in results] == [f"{session.session} ['text_0']" for session in sessions]
     assert sorted(int(result.text.split()[0]) for result in results) == sorted([*range(1, 101)] * 2)
     assert not pool._waiting
+    await asyncio.sleep(0)
     assert not pool._sending
 
 

@@ -6,7 +6,12 @@ import torch
 from PIL import Image as PILImage
 from transformers import AutoProcessor, AutoTokenizer
 
-from arm_rl.digits import model, phrases, pixels, pretrain, scenes
+from arm_rl.digits import model, phrases, pixels, pretrain, scenes, tiles
+from arm_rl.digits.tiles import Tiles
+
+
+def zoom(box: scenes.Box) -> str:
+    return phrases.call_turn(Tiles.tool, tiles.arguments(box))
 
 
 @pytest.fixture(scope="module")
@@ -49,7 +54,7 @@ def test_each_tag_and_number_is_one_token(judge_folder, token):
 
 def test_turns_are_short_and_survive_a_round_trip(judge_folder):
     tokenizer = AutoTokenizer.from_pretrained(judge_folder)
-    turns = (phrases.call_turn((250, 500, 500, 750)), phrases.answer_turn(2, phrases.seen(4)), "größer als 137 <b>\n")
+    turns = (zoom((250, 500, 500, 750)), phrases.answer_turn(2, phrases.seen(4)), "größer als 137 <b>\n")
     lengths = []
     for text in turns:
         ids = tokenizer.encode(text, add_special_tokens=False)
@@ -61,7 +66,7 @@ def test_turns_are_short_and_survive_a_round_trip(judge_folder):
 
 def test_chat_template_names_tools_and_wraps_their_responses(judge_folder):
     tokenizer = AutoTokenizer.from_pretrained(judge_folder)
-    schema = {"type": "function", "function": {"name": phrases.TOOL, "parameters": {}}}
+    schema = {"type": "function", "function": {"name": Tiles.tool, "parameters": {}}}
     messages = [
         {"role": "system", "content": "Judge."},
         {"role": "user", "content": [{"type": "image"}, {"type": "text", "text": "Q"}]},
@@ -70,7 +75,7 @@ def test_chat_template_names_tools_and_wraps_their_responses(judge_folder):
     ]
     image = "<|vision_start|><|image_pad|><|vision_end|>"
     assert tokenizer.apply_chat_template(messages, tools=[schema], add_generation_prompt=True, tokenize=False) == (
-        f"<|im_start|>system\nJudge.\n<tools>{phrases.TOOL}</tools><|im_end|>\n"
+        f"<|im_start|>system\nJudge.\n<tools>{Tiles.tool}</tools><|im_end|>\n"
         f"<|im_start|>user\n{image}Q<|im_end|>\n<|im_start|>assistant\nA<|im_end|>\n"
         f"<|im_start|>user\n<tool_response>observation_1: {image}</tool_response><|im_end|>\n<|im_start|>assistant\n"
     )
@@ -80,11 +85,11 @@ def test_chat_template_names_tools_and_wraps_their_responses(judge_folder):
 def test_chat_template_writes_calls_given_as_fields(judge_folder):
     tokenizer = AutoTokenizer.from_pretrained(judge_folder)
     arguments = {"image": "original_image", "bbox_2d": [0, 0, 250, 250]}
-    call = {"type": "function", "function": {"name": phrases.TOOL, "arguments": arguments}}
+    call = {"type": "function", "function": {"name": Tiles.tool, "arguments": arguments}}
     text = tokenizer.apply_chat_template(
         [{"role": "assistant", "content": f"<think>{phrases.LOOK}</think>", "tool_calls": [call]}], tokenize=False
     )
-    assert phrases.call_turn((0, 0, 250, 250)) in text
+    assert zoom((0, 0, 250, 250)) in text
 
 
 def test_patches_and_encoding_are_the_library_s_own(judge_folder, loaded):

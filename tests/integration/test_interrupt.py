@@ -38,7 +38,13 @@ def test_ctrl_c_leaves_nothing_behind(tmp_path, judge_folder):
     command += ["algorithm.group_size=2", "algorithm.drop_flat_groups=false", "checkpoint.every=1", "metrics.wandb=disabled"]
     mark = uuid.uuid4().hex
     run = subprocess.Popen(
-        command, env={**os.environ, MARK: mark}, start_new_session=True, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
+        command,
+        env={**os.environ, MARK: mark},
+        start_new_session=True,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),  # a shell lets its background jobs ignore it
     )
     wait_for_steps(tmp_path / "stage2" / "metrics.jsonl", run, 2)
     os.killpg(run.pid, signal.SIGINT)  # a terminal sends it to the whole group
