@@ -61,6 +61,8 @@ class Engine:
         """
         self._use_gpu, self._can_sleep = use_gpu, can_sleep and use_gpu
         self._arguments = engine_arguments(model, rollout, view, seed=seed, use_gpu=use_gpu, can_sleep=can_sleep)
+        # Running requests are kept; those of tensor parallel workers, which lack cached images (`vllm_worker`), are waited for.
+        self._pause_mode: "PauseMode" = "keep" if rollout.tensor_parallel_size == 1 else "wait"
         config = AutoConfig.from_pretrained(model.path)
         self._image_pad_id: int = config.image_token_id
         self._vision_ids = {config.image_token_id, config.video_token_id, config.vision_start_token_id, config.vision_end_token_id}
@@ -159,7 +161,7 @@ class Engine:
         async with self._submission:
             llm = self._open()
             with span("pause"):
-                await llm.pause_generation(mode="keep", clear_cache=True)
+                await llm.pause_generation(mode=self._pause_mode, clear_cache=True)
             try:
                 with span("load"):
                     await llm.start_weight_update()

@@ -22,6 +22,7 @@ from vllm.model_executor.layers.linear import UnquantizedLinearMethod
 from vllm.model_executor.layers.utils import dispatch_cpu_unquantized_gemm
 from vllm.model_executor.layers.vocab_parallel_embedding import UnquantizedEmbeddingMethod
 from vllm.model_executor.model_loader.reload import finalize_layerwise_reload, initialize_layerwise_reload
+from vllm.v1.core.sched import output
 
 from actors.weight_file import MappedWeights, map_weights
 from actors.weight_plan import LoadPlan, Recorder
@@ -151,4 +152,16 @@ def _repack_tied_head(model: torch.nn.Module) -> None:
         dispatch_cpu_unquantized_gemm(head, remove_weight=False)
 
 
+def _send_all_images() -> None:
+    """Lets the scheduler hand every image of a request to the worker.
+
+    vLLM 0.32 leaves out those that the prefix cache covers when the request starts. Where the caches are emptied under a running request,
+    by an update of the weights, its context is computed anew without them, and the engine dies. The images go from one object to another
+    of the same process, so that nothing is lost; where tensor parallel workers have processes of their own, the scheduler's is not this
+    one, and an update has to wait for running requests. Goes when vLLM sends them: test_engine.py empties the cache under such requests.
+    """
+    output.strip_covered_mm_data = lambda mm_features, *_, **__: mm_features
+
+
+_send_all_images()
 WeightTransferEngineFactory.register_engine(BACKEND, WeightsFileTransfer)

@@ -336,6 +336,31 @@ async def test_requests_that_run_live_through_an_update(engine: Engine, judge: J
         assert all(new[change:]), "after the update the whole context belongs to the new weights"
 
 
+async def test_cached_images_of_running_requests_are_encoded_anew_after_an_update(
+    engine: Engine, judge: Judge, new_weights: Callable[[int], WeightFile]
+) -> None:
+    """The prefix cache covers their images when they start, so that vLLM would not send these to its worker; then the cache is emptied."""
+    image = noise(80)
+    prompt = judge.ids("Look: {} " + "well " * 40, image)
+    endless = judge.all_but(*"abcdefgh")
+
+    async def sample(max_tokens: int, seed: int) -> Completion:
+        return await engine.generate(prompt, [image], max_tokens=max_tokens, temperature=1.0, seed=seed, forbidden_ids=endless)
+
+    await sample(2, 0)
+    long = [asyncio.create_task(sample(400, seed)) for seed in range(3)]
+    await sample(30, 0)
+    assert engine.num_running == 3
+    file = new_weights(engine.version + 1)
+    await engine.update_weights(file.path, file.version)
+    assert engine.num_running == 3
+    completions = await asyncio.gather(*long)
+    assert [len(completion.token_ids) for completion in completions] == [400] * 3
+    later = await sample(5, 9)
+    expected = judge.logprobs(prompt, [image], later.token_ids, forbidden=endless)
+    assert difference(later, expected) < TOLERANCE
+
+
 async def test_a_missing_file_changes_nothing(engine: Engine, judge: Judge, tmp_path: Path) -> None:
     version = engine.version
     with pytest.raises(FileNotFoundError):
