@@ -29,6 +29,7 @@ from arm_rl.core.view import ViewSize
 if TYPE_CHECKING:
     from vllm import SamplingParams
     from vllm.outputs import RequestOutput
+    from vllm.v1.engine import PauseMode
     from vllm.v1.engine.async_llm import AsyncLLM
     from vllm.v1.engine.output_processor import RequestOutputCollector
 
@@ -62,7 +63,7 @@ class Engine:
         self._use_gpu, self._can_sleep = use_gpu, can_sleep and use_gpu
         self._arguments = engine_arguments(model, rollout, view, seed=seed, use_gpu=use_gpu, can_sleep=can_sleep)
         # Running requests are kept; those of tensor parallel workers, which lack cached images (`vllm_worker`), are waited for.
-        self._pause_mode: "PauseMode" = "keep" if rollout.tensor_parallel_size == 1 else "wait"
+        self._pause_mode: PauseMode = "keep" if rollout.tensor_parallel_size == 1 else "wait"
         config = AutoConfig.from_pretrained(model.path)
         self._image_pad_id: int = config.image_token_id
         self._vision_ids = {config.image_token_id, config.video_token_id, config.vision_start_token_id, config.vision_end_token_id}
