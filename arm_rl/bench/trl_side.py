@@ -147,6 +147,7 @@ class Paced(TrainerCallback):
             trajectories = self._number * self._work.num_trajectories
             phases = {name: value / self._number for name, value in self._trainer.clocks.items()}
             means = {name: value / trajectories for name, value in self._trainer.counts.items()}
+            phases["cpu"] = (time.process_time() - self._cpu_started) / self._number
             self._answer({"seconds": seconds, "trajectories": trajectories, "phases": phases, "means": means})
             self._next(control)
 
@@ -156,7 +157,7 @@ class Paced(TrainerCallback):
         if not self._left:
             control.should_training_stop = True
         self._trainer.start_counting()
-        self._started = time.perf_counter()
+        self._started, self._cpu_started = time.perf_counter(), time.process_time()
 
     def _answer(self, values: dict[str, Any]) -> None:
         self._answers.write(json.dumps(values) + "\n")

@@ -214,8 +214,10 @@ def test_a_prestarted_sandbox_serves_one_program(make):
     tool, mark = marked(make(prestarted=2))
     for number in range(5):
         assert run(tool, "import os\nprint(os.listdir('/tmp'), 'x' in globals())\nx = open('/tmp/x', 'w')")[1] == "[] False", number
-    for process in processes(mark):
+    killed = processes(mark)
+    for process in killed:
         process.kill()
+    psutil.wait_procs(killed, timeout=20)
     assert run(tool, "6 * 7") == ("ok", "42"), "sandboxes that died while they stood ready are replaced"
     tool.close()
     assert gone(mark)
