@@ -12,7 +12,7 @@ import io
 import time
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from tempfile import TemporaryDirectory
 
@@ -48,10 +48,9 @@ class Settings:
     repeats: int = 5
     overrides: tuple[str, ...] = ()  # of the demo's configuration
 
-    @classmethod
-    def quick(cls, model: str) -> "Settings":
+    def quick(self) -> "Settings":
         """To try it."""
-        return cls(model=model, steps=3, repeats=2)
+        return replace(self, steps=3, repeats=2)
 
 
 def measure(settings: Settings) -> Result:
