@@ -4,7 +4,6 @@ import argparse
 import dataclasses
 import json
 import sys
-from collections.abc import Sequence
 from pathlib import Path
 
 from rich.console import Console
@@ -12,11 +11,7 @@ from rich.progress import track
 from rich.table import Table
 
 from actors.cluster import cluster
-from arm_rl.bench import learner as bench_learner
-from arm_rl.bench import summary
-from arm_rl.bench import sync as bench_sync
 from arm_rl.bench import tools as bench_tools
-from arm_rl.bench.result import Result
 from arm_rl.core.config import ToolsConfig
 from jobs.command_line import guarded
 
@@ -49,36 +44,6 @@ def tools(arguments: argparse.Namespace) -> str:
     return f"done: the numbers are in {path}"
 
 
-def learner_efficiency(arguments: argparse.Namespace) -> str:
-    """Loss tokens a second of one learner rank over a bare torch loop: nothing shared, groups of 8 and 16, a large image."""
-    with cluster():
-        results = [bench_learner.measure(case.quick() if arguments.quick else case) for case in bench_learner.CASES]
-    return _report("learner_efficiency", results, arguments)
-
-
-def ranks(arguments: argparse.Namespace) -> str:
-    """Loss tokens a second of two learner ranks over one, ZeRO stages 0 and 2."""
-    with cluster():
-        results = [bench_learner.measure_ranks(case.quick() if arguments.quick else case) for case in bench_learner.RANK_CASES]
-    return _report("ranks", results, arguments)
-
-
-def sync_over_copy(arguments: argparse.Namespace) -> str:
-    """Seconds from learner done to every engine serving the new version, over copying the same bytes in memory."""
-    settings = bench_sync.Settings()
-    with cluster():
-        results = [bench_sync.measure(settings.quick() if arguments.quick else settings)]
-    return _report("sync_over_copy", results, arguments)
-
-
-def _report(name: str, results: Sequence[Result], arguments: argparse.Namespace) -> str:
-    """Prints a benchmark's results and keeps them."""
-    Console(width=200).print(summary.table(results))
-    path = arguments.out / f"{name}.json"
-    summary.save(path, results)
-    return f"done: the numbers are in {path}"
-
-
 def main() -> int:
     """Runs the benchmark that the command line names."""
     parser = argparse.ArgumentParser(prog="python -m jobs.bench", description=__doc__)
@@ -91,10 +56,6 @@ def main() -> int:
     command.add_argument("--repeats", type=int, default=5, help="of each measurement")
     command.add_argument("--arguments", default="{}", help='JSON: arguments by tool, as in \'{"count_words": {"response": "text_0"}}\'')
     command.set_defaults(run=tools)
-    for run in (learner_efficiency, ranks, sync_over_copy):
-        command = commands.add_parser(run.__name__, help=run.__doc__, description=run.__doc__)
-        command.add_argument("--quick", action="store_true", help="small sizes, to try it")
-        command.set_defaults(run=run)
     arguments = parser.parse_args()
     return guarded(lambda: arguments.run(arguments))
 

@@ -58,9 +58,10 @@ class Settings:
     trajectories: int = 4096  # of one measurement, at least
     repeats: int = 5
 
-    def quick(self) -> "Settings":
+    @classmethod
+    def quick(cls) -> "Settings":
         """To try it."""
-        return replace(self, sessions=(64, 256), trajectories=512, repeats=2)
+        return cls(sessions=(64, 256), trajectories=512, repeats=2)
 
 
 def measure(settings: Settings) -> Result:

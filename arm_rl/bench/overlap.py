@@ -12,7 +12,7 @@ import io
 import time
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 from tempfile import TemporaryDirectory
 
@@ -48,9 +48,10 @@ class Settings:
     repeats: int = 5
     overrides: tuple[str, ...] = ()  # of the demo's configuration
 
-    def quick(self) -> "Settings":
+    @classmethod
+    def quick(cls, model: str) -> "Settings":
         """To try it."""
-        return replace(self, steps=3, repeats=2)
+        return cls(model=model, steps=3, repeats=2)
 
 
 def measure(settings: Settings) -> Result:

@@ -12,7 +12,7 @@ import itertools
 import time
 from collections.abc import AsyncIterator, Iterator, Mapping, Sequence
 from contextlib import asynccontextmanager
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any, Literal
@@ -47,9 +47,10 @@ class Settings:
     repeats: int = 5
     overrides: tuple[str, ...] = ()  # of the demo's configuration
 
-    def quick(self) -> "Settings":
+    @classmethod
+    def quick(cls, model: str) -> "Settings":
         """To try it."""
-        return replace(self, groups=8, repeats=2)
+        return cls(model=model, groups=8, repeats=2)
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
