@@ -15,6 +15,7 @@ import platform
 import random
 import re
 import select
+import signal
 import subprocess
 import time
 from collections.abc import Sequence
@@ -95,6 +96,7 @@ class Sandbox:
             env={},
             cwd="/",
             pass_fds=(filter_end,),
+            start_new_session=True,
         )
         os.close(filter_end)
         assert self._process.stdin is not None
@@ -109,7 +111,7 @@ class Sandbox:
 
     def alive(self) -> bool:
         """False once it has ended, by whatever."""
-        return self._process.poll() is None
+        return not self._has_ended()
 
     def run(self, code: str, timeout: float) -> Outcome:
         """Runs a program for at most that many seconds. After any end but `ok` and `error` the sandbox can only be closed."""
@@ -126,10 +128,13 @@ class Sandbox:
         """Ends all that runs in it, and returns when it is gone."""
         if self._process.stdin is not None and not self._process.stdin.closed:
             self._process.stdin.close()  # the init ends at that, and with it the kernel ends the others
-        if not self._ended():
-            self._process.kill()
-            if not self._ended():  # the kernel keeps it, in a call that does not return: nothing more can be done, and nothing more runs
-                logger.warning("sandbox %d has not ended %g seconds after it was killed", self.pid, GRACE_SECONDS)
+        ended = self._wait_for_end()
+        if self._process.returncode is None:
+            with contextlib.suppress(ProcessLookupError):
+                os.killpg(self.pid, signal.SIGKILL)  # whether it ended or not: bubblewrap, killed as it starts, leaves a process behind
+        if not ended and not self._wait_for_end():  # the kernel keeps it, in a call that does not return: nothing more can be done
+            logger.warning("sandbox %d has not ended %g seconds after it was killed", self.pid, GRACE_SECONDS)
+        self._process.poll()
         for stream in (self._process.stdout, self._process.stderr):
             if stream is not None:
                 stream.close()
@@ -140,16 +145,25 @@ class Sandbox:
         assert self._process.stderr is not None
         return self._process.stderr.read().decode("utf-8", "replace").strip()
 
-    def _ended(self) -> bool:
+    def _wait_for_end(self) -> bool:
         """Waits for the end, for some seconds."""
-        if self._process.poll() is None:
+        if not self._has_ended():
             with contextlib.suppress(ProcessLookupError, TimeoutError):
                 pidfd = os.pidfd_open(self.pid)  # to be woken at once, where Popen.wait looks now and then
                 try:
                     _wait(pidfd, select.POLLIN, GRACE_SECONDS)
                 finally:
                     os.close(pidfd)
-        return self._process.poll() is not None
+        return self._has_ended()
+
+    def _has_ended(self) -> bool:
+        """Leaves the process to be waited for, so that nothing else takes its id before the sandbox is closed."""
+        if self._process.returncode is not None:
+            return True
+        try:
+            return os.waitid(os.P_PID, self.pid, os.WEXITED | os.WNOHANG | os.WNOWAIT) is not None
+        except ChildProcessError:  # something else has waited for it
+            return True
 
     def _send(self, data: bytes, deadline: float) -> None:
         while data:

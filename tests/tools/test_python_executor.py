@@ -356,7 +356,10 @@ def test_sandboxes_end_with_the_process_that_made_them(how):
     holder = subprocess.Popen([sys.executable, "-c", HOLDER], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
     mark = holder.stdout.readline().strip()
     assert len(mark) == 32
-    assert len(processes(mark)) >= 6
+    give_up = time.monotonic() + 20
+    while len(processes(mark)) < 6:  # two sandboxes; the second may still be starting
+        assert time.monotonic() < give_up
+        time.sleep(0.01)
     if how is None:
         holder.stdin.close()
     else:
