@@ -5,11 +5,12 @@ BIN = .venv/bin
 STAMP = .venv/installed
 SOURCES = arm_rl actors rewards tools jobs tests
 
-.PHONY: help install demo demo-tools bench-tools test lint format clean
+.PHONY: help install demo demo-tools bench bench-tools test lint format clean
 
 help:
 	@echo "make demo     sets up .venv and trains a judge through all its stages (about 12 minutes on 2 cores)"
 	@echo "make demo-tools   the same on three tracks, each with a tool of its own to choose (15 to 30 minutes)"
+	@echo "make bench    measures speed side by side with other ways, and with TRL (about 30 minutes; leave the machine alone)"
 	@echo "make bench-tools  how fast the tools are, directly and through an executor (about 6 minutes)"
 	@echo "make test     sets up .venv and runs the tests"
 	@echo "make lint     style, format and types"
@@ -30,6 +31,9 @@ demo: $(STAMP)
 
 demo-tools: $(STAMP)
 	@$(BIN)/python -m jobs.demo --tools
+
+bench: $(STAMP)
+	@$(BIN)/python -m jobs.bench all
 
 bench-tools: $(STAMP)
 	@$(BIN)/python -m jobs.bench tools

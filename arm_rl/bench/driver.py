@@ -58,10 +58,9 @@ class Settings:
     trajectories: int = 4096  # of one measurement, at least
     repeats: int = 5
 
-    @classmethod
-    def quick(cls) -> "Settings":
+    def quick(self) -> "Settings":
         """To try it."""
-        return cls(sessions=(64, 256), trajectories=512, repeats=2)
+        return replace(self, sessions=(64, 256), trajectories=512, repeats=2)
 
 
 def measure(settings: Settings) -> Result:

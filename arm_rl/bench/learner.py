@@ -100,6 +100,9 @@ class RankSettings:
         return replace(self, work=replace(self.work, num_groups=4), repeats=2)
 
 
+RANK_CASES = (RankSettings(), RankSettings(zero_stage=2))
+
+
 def measure(settings: Settings) -> Result:
     """One rank against the bare loop. Wants a Ray cluster."""
     with tempfile.TemporaryDirectory() as name:

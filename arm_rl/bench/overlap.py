@@ -12,7 +12,7 @@ import io
 import time
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from tempfile import TemporaryDirectory
 
@@ -42,16 +42,15 @@ NUM_SAMPLES = 1024  # so that no prompt comes again soon
 class Settings:
     """How much is measured, and with which model."""
 
-    model: str = "runs/demo/stage1/export"  # a judge that calls its tool
+    model: str  # folder of a judge that calls its tool
     max_staleness: int = 1
     steps: int = 8  # of one measurement
     repeats: int = 5
     overrides: tuple[str, ...] = ()  # of the demo's configuration
 
-    @classmethod
-    def quick(cls, model: str) -> "Settings":
+    def quick(self) -> "Settings":
         """To try it."""
-        return cls(model=model, steps=3, repeats=2)
+        return replace(self, steps=3, repeats=2)
 
 
 def measure(settings: Settings) -> Result:

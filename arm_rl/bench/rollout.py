@@ -12,7 +12,7 @@ import itertools
 import time
 from collections.abc import AsyncIterator, Iterator, Mapping, Sequence
 from contextlib import asynccontextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any, Literal
@@ -42,15 +42,14 @@ Way = Literal["vllm", "adapter"]
 class Settings:
     """How much is measured, and with which model."""
 
-    model: str = "runs/demo/stage1/export"  # a judge that calls its tool
+    model: str  # folder of a judge that calls its tool
     groups: int = 64  # of one measurement, all at once
     repeats: int = 5
     overrides: tuple[str, ...] = ()  # of the demo's configuration
 
-    @classmethod
-    def quick(cls, model: str) -> "Settings":
+    def quick(self) -> "Settings":
         """To try it."""
-        return cls(model=model, groups=8, repeats=2)
+        return replace(self, groups=8, repeats=2)
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)

@@ -7,86 +7,36 @@
 
 import asyncio
 import contextlib
-import io
-import json
 import logging
 import os
-import random
 import statistics
-import subprocess
 import time
 from collections.abc import AsyncIterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
-from types import TracebackType
 from typing import Any
 
 from rich.console import Console
 
-from actors.cluster import cluster
 from actors.learner_group import LearnerGroup
 from actors.placement import Reservation, plan
-from arm_rl.bench import trl_environment
+from arm_rl.bench import sessions, trl_environment
 from arm_rl.bench.result import Result
-from arm_rl.bench.trl_work import TOOL, Work, copy_judge, enlarge_images
-from arm_rl.core import session
-from arm_rl.core.config import SessionConfig, SftConfig, TrainConfig
+from arm_rl.bench.sessions import CONFIG, SESSIONS, Size
+from arm_rl.bench.trl_process import TrlProcess
+from arm_rl.bench.trl_work import Work
+from arm_rl.core.config import TrainConfig
 from arm_rl.core.config_file import load
-from arm_rl.core.errors import UserError
-from arm_rl.core.session import Completion, Policy, PolicyRequest
-from arm_rl.core.template import Template
-from arm_rl.core.types import Sample
-from arm_rl.data import Cursor, read_samples
-from arm_rl.demonstrations import write_demonstrations
-from arm_rl.digits import dataset, model, scenes
+from arm_rl.data import Cursor
 from arm_rl.driver import Driver
 from arm_rl.groups import GroupRunner, group_runner
-from arm_rl.inputs import Inputs, read_inputs, read_template
+from arm_rl.inputs import Inputs, read_inputs
 from arm_rl.learners import learner_group, published_folder
 from arm_rl.metrics_log import MetricsLog
-from arm_rl.sft import train_sft
-from tools import load_tools
-from tools.local import LocalTools
 
 logger = logging.getLogger(__name__)
 
-ROOT = Path(__file__).parents[2]
-CONFIG, SFT_CONFIG = "configs/demo.yaml", "configs/demo_sft.yaml"
-TURN_TOKENS = 32  # a call has 15, an answer 8
-SURE_OF = tuple(scenes.COLORS)[:2]  # questions that the judge always answers alike: half of the groups are flat
 SLACK_SECONDS = 60.0  # for what runs ahead to end
-
-
-@dataclass(frozen=True, kw_only=True)
-class Size:
-    """What a benchmark's steps are made of."""
-
-    key: str
-    what: str
-    goal: float
-    num_samples: int = 16  # of a step
-    group_size: int = 8
-    image_side: int | None = None  # pixels of the prompts' images; None: as the demo has them, shown with 16 tokens
-    prompt_tokens: int = 64  # at most
-    observation_tokens: int = 32  # at most
-    trl_micro_batch: int = 128  # trajectories
-    micro_batch_tokens: int = 16384
-    num_rows: int = 160  # of the data
-
-
-SESSIONS = Size(key="vs_trl", what="trajectories a second of whole GRPO steps on the demo's sessions, against TRL's GRPOTrainer", goal=2.0)
-IMAGES = Size(
-    key="vs_trl_images",
-    what="the same on groups of 16 that share a prompt image of 1,024 tokens",
-    goal=5.0,
-    num_samples=2,
-    group_size=16,
-    image_side=512,
-    prompt_tokens=1088,
-    observation_tokens=80,
-    trl_micro_batch=32,
-    num_rows=16,
-)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -94,11 +44,15 @@ class Settings:
     """How long, and where."""
 
     size: Size = SESSIONS
-    folder: Path = Path("runs/bench/trl")  # of the judges, TRL's environment and the logs
+    folder: Path  # of the judges, TRL's environment and the logs
     repeats: int = 5
     steps: int = 6  # of ours, in each repeat and way to run
     other_steps: int = 4  # of TRL's, in each repeat
     seed: int = 0
+
+    def quick(self) -> "Settings":
+        """To try it."""
+        return replace(self, repeats=2, steps=2, other_steps=1)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -151,19 +105,18 @@ class Measured:
 
 
 def measure(settings: Settings) -> Result:
-    """Runs both sides in turn.
+    """Runs both sides in turn. Wants a Ray cluster.
 
     Raises:
         UserError: TRL's environment could not be made, or its process ended.
     """
     size = settings.size
     python = trl_environment.make(settings.folder / "environment")
-    with cluster():
-        work = asyncio.run(make_work(settings))
-        file = work.write(settings.folder / f"{size.key}.json")
-        command = [str(python.absolute()), "-m", "arm_rl.bench.trl_side", str(file.absolute())]
-        with TrlProcess(command, settings.folder / f"{size.key}.log", work.num_threads) as other:
-            trl, ours = asyncio.run(_in_turn(settings, work, other))
+    work = asyncio.run(make_work(settings))
+    file = work.write(settings.folder / f"{size.key}.json")
+    command = [str(python.absolute()), "-m", "arm_rl.bench.trl_side", str(file.absolute())]
+    with TrlProcess(command, settings.folder / f"{size.key}.log", work.num_threads) as other:
+        trl, ours = asyncio.run(_in_turn(settings, work, other))
     first = ours[WAYS[0].name]
     return Result.of(
         key=size.key,
@@ -185,179 +138,25 @@ def measure(settings: Settings) -> Result:
     )
 
 
-# --- the work ------------------------------------------------------------------------------------------------------------------------
-
-
 async def make_work(settings: Settings) -> Work:
-    """A judge that calls its tool in the first turn and answers in the second, the data, and the limits. Made once."""
+    """The judge, the data and the limits, for both sides."""
     size, folder = settings.size, settings.folder
-    observation = size.observation_tokens
-    judge = await _judge(settings)
-    data = folder / f"{size.key}.parquet"
-    _write_data(data, size, seed=settings.seed, number=size.num_rows)
+    judge = await sessions.judge(size, folder / "judges", settings.seed)
+    data = sessions.write_data(folder / f"{size.key}.parquet", size, seed=settings.seed, number=size.num_rows)
+    limits = sessions.limits(size)
     return Work(
         model=str(judge),
         data=str(data),
         system_prompt=Path("configs/prompts/digits.txt").read_text().strip(),
-        notice=load(TrainConfig, CONFIG).session.last_turn_notice,
+        notice=limits.last_turn_notice,
         num_samples=size.num_samples,
         group_size=size.group_size,
-        turn_tokens=TURN_TOKENS,
-        response_tokens=2 * TURN_TOKENS + observation,
+        turn_tokens=sessions.TURN_TOKENS,
+        response_tokens=limits.max_response_tokens,
         num_threads=os.cpu_count() or 1,
         micro_batch=size.trl_micro_batch,
         seed=settings.seed,
     )
-
-
-def _write_data(path: Path, size: Size, *, seed: int, number: int) -> Path:
-    dataset.write(path, seed=seed, split="train", num_samples=number)
-    if size.image_side is not None:
-        enlarge_images(path, size.image_side)
-    return path
-
-
-async def _judge(settings: Settings) -> Path:
-    """Taught from fresh weights on the demo's sessions; where images are large, taught on these as well."""
-    small = await _taught(settings, SESSIONS, lambda folder: model.build(folder, settings.seed), number=768, epochs=5, batch=32)
-    size = settings.size
-    if size.image_side is None:
-        return small
-    view = (model.VIEW**2, size.image_side**2)
-    return await _taught(settings, size, lambda folder: copy_judge(small, folder, view=view), number=24, epochs=10, batch=8)
-
-
-async def _taught(settings: Settings, size: Size, make: Any, *, number: int, epochs: int, batch: int) -> Path:
-    """The export of a short cold start on sessions that all zoom once: what both sides sample then has the same length."""
-    root = settings.folder / "judges" / size.key
-    export = root / "sft" / "export"
-    if (export / "config.json").is_file():
-        return export
-    logger.info("teaching the judge of %s to call its tool (about a minute, once)", size.key)
-    base = make(root / "base")
-    data = _write_data(root / "lessons.parquet", size, seed=settings.seed + 1, number=number)
-    config = load(
-        SftConfig,
-        SFT_CONFIG,
-        [
-            f"run.root={root}",
-            f"run.seed={settings.seed}",
-            f"model.path={base}",
-            f"data.train=[{root / 'demonstrations.parquet'}]",
-            f"num_epochs={epochs}",
-            f"batch_size={batch}",
-            f"learner.micro_batch_tokens={size.micro_batch_tokens}",
-            "learner.learning_rate=1.0e-3",
-            "learner.schedule=cosine",
-            "learner.freeze_vision=true",
-            "learner.freeze_projector=true",
-            "metrics.wandb=disabled",
-        ],
-    )
-    template = read_template(config)
-    tools = LocalTools(load_tools(config.tools.files))
-    limits = _limits(size, notice=load(TrainConfig, CONFIG).session.last_turn_notice)
-    rng = random.Random(settings.seed)
-    samples = read_samples([str(data)], [TOOL])
-    sessions = [(one, await session.run(one, _says(_turns(one, rng), template), tools, limits, template=template)) for one in samples]
-    write_demonstrations(Path(config.data.train[0]), sessions)
-    with contextlib.redirect_stdout(io.StringIO()):  # a line a step is no news here
-        await train_sft(config)
-    return export
-
-
-def _turns(sample: Sample, rng: random.Random) -> tuple[str, str]:
-    """A zoom into any cell; then an answer at random, but for the questions about half of the colours."""
-    box = list(scenes.cell_box(rng.randrange(scenes.GRID), rng.randrange(scenes.GRID)))
-    call = json.dumps({"name": TOOL, "arguments": {"image": "original_image", "bbox_2d": box}})
-    sure = any(color in sample.messages[-1].text for color in SURE_OF)
-    answer = 1 if sure else rng.randint(1, 2)
-    return (
-        f"<think>look closer</think><tool_call>{call}</tool_call>",
-        f"<think>unclear</think><answer>Overall Judgment: Answer {answer} is better.</answer>",
-    )
-
-
-def _says(turns: Sequence[str], template: Template) -> Policy:
-    """A policy that says these turns, the last one with its end token."""
-
-    async def speak(request: PolicyRequest) -> Completion:
-        number = sum(message.role == "assistant" for message in request.messages)
-        ids = template.turn_ids(turns[number], ended=number == len(turns) - 1)
-        return Completion(token_ids=ids, logprobs=(), text=turns[number], finish_reason="stop")
-
-    return speak
-
-
-def _limits(size: Size, *, notice: str) -> SessionConfig:
-    return SessionConfig(
-        max_turns=2,
-        max_prompt_tokens=size.prompt_tokens,
-        max_response_tokens=2 * TURN_TOKENS + size.observation_tokens,
-        last_turn_notice=notice,
-    )
-
-
-# --- TRL's side ----------------------------------------------------------------------------------------------------------------------
-
-
-class TrlProcess:
-    """`trl_side` in TRL's environment; a context manager. It starts with it, and does steps when it is told to."""
-
-    def __init__(self, command: Sequence[str], log: Path, num_threads: int) -> None:
-        self._log = log
-        with log.open("w") as file:
-            self._process = subprocess.Popen(
-                command,
-                stdin=subprocess.PIPE,
-                stdout=subprocess.PIPE,
-                stderr=file,
-                text=True,
-                cwd=ROOT,
-                env=_trl_environment(os.environ, num_threads),
-            )
-        self.started: dict[str, Any] = {}
-
-    def ready(self) -> None:
-        """Waits until the trainer is there."""
-        self.started = self._answer()
-
-    def steps(self, number: int) -> dict[str, Any]:
-        """Does so many steps: their seconds, their trajectories, the phases and the means that `trl_side` tells."""
-        assert self._process.stdin is not None
-        self._process.stdin.write(f"{number}\n")
-        self._process.stdin.flush()
-        return self._answer()
-
-    def _answer(self) -> dict[str, Any]:
-        assert self._process.stdout is not None
-        line = self._process.stdout.readline()
-        if not line:
-            end = "".join(f"    {one}\n" for one in self._log.read_text().splitlines()[-12:])
-            raise UserError(f"TRL's process ended; the end of {self._log}:\n{end}")
-        return json.loads(line)
-
-    def __enter__(self) -> "TrlProcess":
-        return self
-
-    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None) -> None:
-        self._process.kill()
-        self._process.wait()
-
-
-def _trl_environment(environment: Mapping[str, str], num_threads: int) -> dict[str, str]:
-    kept = {name: value for name, value in environment.items() if not name.startswith(("RAY_", "VLLM_", "DS_", "OMP_"))}
-    return kept | {
-        "PYTHONPATH": str(ROOT),
-        "OMP_NUM_THREADS": str(num_threads),
-        "CUDA_VISIBLE_DEVICES": "",
-        "HF_HUB_OFFLINE": "1",
-        "TRL_EXPERIMENTAL_SILENCE": "1",
-        "TOKENIZERS_PARALLELISM": "false",
-    }
-
-
-# --- our side ------------------------------------------------------------------------------------------------------------------------
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -437,7 +236,7 @@ async def our_side(settings: Settings, work: Work, ways: Sequence[Way]) -> Async
 
 def _config(settings: Settings, work: Work, way: Way) -> TrainConfig:
     size = settings.size
-    limits = _limits(size, notice=work.notice)
+    limits = sessions.limits(size)
     flags = {True: "true", False: "false"}
     return load(
         TrainConfig,

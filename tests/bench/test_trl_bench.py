@@ -9,7 +9,8 @@ import pyarrow.parquet as pq
 import pytest
 from PIL import Image as PILImage
 
-from arm_rl.bench import trl, trl_environment
+from arm_rl.bench import sessions, trl, trl_environment
+from arm_rl.bench.trl_process import TrlProcess
 from arm_rl.bench.trl_work import TOOL, Work, copy_judge, crop_box, enlarge_images, reward
 from arm_rl.core import session
 from arm_rl.core.config import ModelConfig, TemplateConfig
@@ -100,29 +101,31 @@ def test_the_reward_is_that_of_our_side(content, expected):
 
 
 async def test_taught_sessions_zoom_once_and_then_answer(samples, template):
-    limits, rng = trl._limits(trl.SESSIONS, notice="Answer now."), random.Random(0)
+    limits, rng = sessions.limits(sessions.SESSIONS), random.Random(0)
     tools = LocalTools(load_tools(["configs/tools/digits.yaml"]))
-    finished = [await session.run(one, trl._says(trl._turns(one, rng), template), tools, limits, template=template) for one in samples]
+    finished = [
+        await session.run(one, sessions._says(sessions._turns(one, rng), template), tools, limits, template=template) for one in samples
+    ]
     trajectories = [one.trajectory for one in finished]
     assert {one.end for one in trajectories} == {"answered"}
     assert {len(one.turns) for one in trajectories} == {2}
     assert {event.status for one in trajectories for event in one.tool_events} == {"ok"}
     assert len({(len(one.prompt_ids), one.num_sampled_tokens, len(one.turns[0].observation_ids)) for one in trajectories}) == 1
-    assert max(len(turn.token_ids) for one in trajectories for turn in one.turns) <= trl.TURN_TOKENS
-    assert max(len(one.turns[0].observation_ids) for one in trajectories) <= trl.SESSIONS.observation_tokens
+    assert max(len(turn.token_ids) for one in trajectories for turn in one.turns) <= sessions.TURN_TOKENS
+    assert max(len(one.turns[0].observation_ids) for one in trajectories) <= sessions.SESSIONS.observation_tokens
 
 
 def test_half_of_the_questions_are_always_answered_alike(samples):
     def answers(sample: Sample) -> int:
         rng = random.Random(1)
-        return len({trl._turns(sample, rng)[1] for _ in range(16)})
+        return len({sessions._turns(sample, rng)[1] for _ in range(16)})
 
-    sure = [any(color in sample.messages[-1].text for color in trl.SURE_OF) for sample in samples]
+    sure = [any(color in sample.messages[-1].text for color in sessions.SURE_OF) for sample in samples]
     assert set(sure) == {True, False}
     assert [answers(sample) for sample in samples] == [1 if one else 2 for one in sure]
 
 
-@pytest.mark.parametrize("size", [trl.SESSIONS, trl.IMAGES], ids=lambda size: size.key)
+@pytest.mark.parametrize("size", [sessions.SESSIONS, sessions.IMAGES], ids=lambda size: size.key)
 def test_all_ways_have_a_configuration(size, tmp_path):
     settings = trl.Settings(size=size, folder=tmp_path)
     configs = [trl._config(settings, WORK, way) for way in trl.WAYS]
@@ -148,7 +151,7 @@ def stand_in(tmp_path, monkeypatch):
     """A process that speaks as `trl_side` does."""
     monkeypatch.setenv("RAY_ADDRESS", "somewhere")
     (tmp_path / "side.py").write_text(STAND_IN)
-    with trl.TrlProcess([sys.executable, str(tmp_path / "side.py")], tmp_path / "log", 2) as process:
+    with TrlProcess([sys.executable, str(tmp_path / "side.py")], tmp_path / "log", 2) as process:
         yield process
 
 
