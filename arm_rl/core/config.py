@@ -60,6 +60,8 @@ class TemplateConfig:
 class DataConfig:
     train: tuple[str, ...] = ()  # parquet files
     held_out: tuple[str, ...] = ()  # parquet files for evaluation
+    broken_rows: Literal["stop", "skip"] = "stop"  # a row that cannot be used ends the run before it starts, or is left out and counted
+    image_root: str | None = None  # folder that image files of rows may not leave, links followed; by default that of the row's file
 
 
 @dataclass(frozen=True, kw_only=True)
