@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING, Protocol
 from arm_rl.core import images
 from arm_rl.core.config import SessionConfig
 from arm_rl.core.images import Image, ImageError
-from arm_rl.core.parsing import without_tags
+from arm_rl.core.parsing import whole_characters, without_tags
 from arm_rl.core.types import (
     End,
     FinishReason,
@@ -269,7 +269,7 @@ class _Loop:
         event = ToolEvent(
             call=call,
             status=result.status,
-            text=_cut_middle(without_tags(result.text), self.limits.max_tool_response_chars),
+            text=_cut_middle(without_tags(whole_characters(result.text)), self.limits.max_tool_response_chars),
             image_names=names,
             seconds=time.perf_counter() - started,
         )
