@@ -17,14 +17,17 @@ class ModelFolderError(UserError):
     """A model's folder that cannot be used; the message names the file."""
 
 
-def check_files(path: str) -> None:
+def check_files(path: str, *, a_folder: bool = False) -> None:
     """Reads the JSON files and the headers of the weights' files, which tell whether one is cut short. A name on the hub is left alone.
+
+    Args:
+        a_folder: the path is no name on the hub.
 
     Raises:
         ModelFolderError: a file that is missing or broken.
     """
     folder = Path(path)
-    if not folder.is_dir():
+    if not folder.is_dir() and not a_folder:
         return
     for file in ("config.json", *sorted(one.name for one in folder.glob("*.json") if one.name != "config.json")):
         _read_json(folder / file)

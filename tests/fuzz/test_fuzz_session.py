@@ -27,9 +27,9 @@ from tests.scripted import ZOOM, make_sample, noise
 from tools import load_tools
 from tools.base import ToolContext
 
-PICTURES = [Image.from_pil(noise(*size)) for size in ((32, 32), (1, 300), (1, 1), (90, 30))] + [
-    Image.from_bytes(data) for data in (b"", b"no image", Image.from_pil(noise(64, 64)).data[:-2000])
-]
+SIZES = [(32, 32), (1, 300), (1, 1), (90, 30)]
+BROKEN = [b"", b"no image", Image.from_pil(noise(64, 64)).data[:-2000]]
+PICTURES = [*(Image.from_pil(noise(*size)) for size in SIZES), *(Image.from_bytes(data) for data in BROKEN)]
 RESULTS = strategies.builds(
     ToolResult,
     status=strategies.sampled_from(["ok", "failed", "timeout"]),
@@ -57,11 +57,12 @@ class Engine:
         end = text.find("</tool_call>")
         text = text if end < 0 else text[: end + len("</tool_call>")]
         forbidden = {*self.template.never_sampled_ids, *(() if request.allow_call else (self.template.call_token_id,))}
-        ids = [number for number in self.template.tokenizer.encode(text, add_special_tokens=False) if number not in forbidden]
+        written = self.template.tokenizer.encode(text, add_special_tokens=False)
+        ids = tuple(number for number in written if number not in forbidden)
         if not next(self.cuts, False) and (not ids or ids[-1] != self.template.end_token_id) and end < 0:
-            ids.append(self.template.end_token_id)
+            ids += (self.template.end_token_id,)
         reason = "length" if len(ids) > request.max_tokens else "stop"
-        ids = tuple(ids[: request.max_tokens])
+        ids = ids[: request.max_tokens]
         done = Completion(
             token_ids=ids, logprobs=(-0.5,) * len(ids), text=self.template.decode(ids), finish_reason=reason, policy_version=len(self.asked)
         )
