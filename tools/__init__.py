@@ -14,9 +14,11 @@ import copy
 import dataclasses
 import functools
 import importlib
+import os
 import re
 import typing
 from collections.abc import Callable, Sequence
+from pathlib import Path
 from typing import Any
 
 import jsonschema
@@ -63,13 +65,26 @@ def load_tools(files: Sequence[str]) -> dict[str, Tool]:
     """
     tools: dict[str, Tool] = {}
     for file in files:
-        for number, entry in enumerate(_entries(file)):
-            where = f"{file}: tools[{number}]"
-            for tool in _make(entry, where):
-                if tool.name in tools:
-                    raise ToolFileError(f"{where}: {tool.name!r} is listed twice")
-                tools[tool.name] = tool
+        try:
+            for number, entry in enumerate(_entries(file)):
+                where = f"{file}: tools[{number}]"
+                for tool in _make(entry, where):
+                    if tool.name in tools:
+                        raise ToolFileError(f"{where}: {tool.name!r} is listed twice")
+                    tools[tool.name] = tool
+        except UserError as error:
+            raise ToolFileError(_without_secrets(str(error), file)) from None
     return tools
+
+
+def _without_secrets(message: str, file: str) -> str:
+    """A message without the values of the environment variables that a file's `${oc.env:NAME}` lead to."""
+    if not os.path.isfile(file):
+        return message
+    for name in re.findall(r"oc\.env:\s*(\w+)", Path(file).read_text(errors="replace")):
+        value = os.environ.get(name)
+        message = message.replace(value, "***") if value else message
+    return message
 
 
 def _entries(file: str) -> list[dict[str, Any]]:

@@ -2,6 +2,7 @@
 
 import asyncio
 import collections
+import copy
 import math
 import operator
 
@@ -100,8 +101,8 @@ def sample(tmp_path_factory):
 @pytest.fixture(scope="module")
 def play(template, sample):
     """Runs a session and checks all that must hold of it."""
-    schemas = {**template.schemas, "echo": template.schemas[ZOOM]}
-    template.schemas = schemas
+    template = copy.copy(template)
+    template.schemas = {**template.schemas, "echo": template.schemas[ZOOM]}
     start = Start.of(sample, template)
     special = {number for number, token in template.tokenizer.added_tokens_decoder.items() if token.special}
 
