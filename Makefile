@@ -5,7 +5,7 @@ BIN = .venv/bin
 STAMP = .venv/installed
 SOURCES = arm_rl actors rewards tools jobs tests
 
-.PHONY: help install demo demo-tools bench bench-tools test lint format clean
+.PHONY: help install demo demo-tools bench bench-tools test fuzz lint format clean
 
 help:
 	@echo "make demo     sets up .venv and trains a judge through all its stages (about 12 minutes on 2 cores)"
@@ -13,6 +13,7 @@ help:
 	@echo "make bench    measures speed side by side with other ways, and with TRL (about 30 minutes; leave the machine alone)"
 	@echo "make bench-tools  how fast the tools are, directly and through an executor (about 6 minutes)"
 	@echo "make test     sets up .venv and runs the tests"
+	@echo "make fuzz     more than 100,000 examples of what a model may write (about an hour)"
 	@echo "make lint     style, format and types"
 	@echo "make format   rewrites the sources in the house's format"
 	@echo "make install  only sets up .venv, for CPU or GPU by what the machine has"
@@ -40,6 +41,9 @@ bench-tools: $(STAMP)
 
 test: $(STAMP)
 	@$(BIN)/python -m pytest
+
+fuzz: $(STAMP)
+	@$(BIN)/python -m pytest tests/fuzz --fuzz --timeout 0 --hypothesis-show-statistics
 
 lint: $(STAMP)
 	@$(BIN)/ruff check $(SOURCES) install

@@ -2,7 +2,7 @@
 
 Columns: `data_source` (the track), `prompt` (messages; `<image>` where an image stands), `images` (structs of `bytes` or `path`),
 `reward_model.ground_truth` (the label), and `extra_info` with what else is known: `id`, `texts` (candidate answers), `tools` (offered; by
-default all), `expected_tools`, `target_box`. Image bytes are not read here: a sample only says where they lie.
+default all), `expected_tools`, `target_box`. Images are checked here and not kept: a sample only says where they lie.
 """
 
 import re
@@ -12,87 +12,110 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import pyarrow as pa
-import pyarrow.parquet as pq
 
+from arm_rl.core import images
+from arm_rl.core.config import DataConfig
 from arm_rl.core.errors import UserError
+from arm_rl.core.images import ImageError
 from arm_rl.core.seeding import derive
 from arm_rl.core.types import ImagePart, ImageRef, Message, Role, Sample
+from arm_rl.rows import BrokenRows, DataError, read_rows
 
 REQUIRED = ("data_source", "prompt", "reward_model")
+OPTIONAL = ("images", "extra_info")
 ROLES: tuple[Role, ...] = ("system", "user", "assistant", "tool")
 _PLACEHOLDER = re.compile("(<image>)")
 
 
-class DataError(UserError):
-    """Data that cannot be used; the message names the file and the row."""
-
-
-def read_samples(files: Sequence[str], all_tools: Sequence[str]) -> list[Sample]:
-    """All samples of the files, in order.
+def read_samples(files: Sequence[str], all_tools: Sequence[str], config: DataConfig | None = None) -> list[Sample]:
+    """All samples of the files, in order. Every image is looked at, and none is kept.
 
     Args:
         files: parquet files.
-        all_tools: offered by a row that does not say which.
+        all_tools: those that there are; offered by a row that does not say which.
+        config: what becomes of broken rows, and where images may lie; its `train` and `held_out` are not read here.
 
     Raises:
         DataError: a file or a row that cannot be used.
     """
-    samples = [sample for file in files for sample in _read_file(file, tuple(all_tools))]
-    seen: set[str] = set()
-    for sample in samples:
-        if sample.id in seen:
-            raise DataError(f"{', '.join(files)}: the id {sample.id!r} stands twice (extra_info.id must be unique)")
-        seen.add(sample.id)
-    return samples
+    config = config or DataConfig()
+    broken, tools = BrokenRows.of(config), tuple(all_tools)
+    root = None if config.image_root is None else Path(config.image_root)
+    samples: dict[str, Sample] = {}
+    places: dict[str, str] = {}  # of the ids
+    for path in files:
+        for number, row in read_rows(path, REQUIRED, OPTIONAL, broken):
+            where = f"{path}: row {number}"
+            try:
+                sample = _sample(path, number, row, tools, root, where)
+                if sample.id in samples:
+                    raise DataError(
+                        f"{where}: the id {sample.id!r} stands twice, first in {places[sample.id]} (extra_info.id must be unique)"
+                    )
+            except UserError as error:
+                broken.leave_out(error)
+            else:
+                samples[sample.id], places[sample.id] = sample, where
+    broken.report(len(samples))
+    return list(samples.values())
 
 
-def _read_file(path: str, all_tools: tuple[str, ...]) -> list[Sample]:
-    try:
-        file = pq.ParquetFile(path)
-    except (OSError, pa.ArrowInvalid) as error:
-        raise DataError(f"{path}: not a readable parquet file: {error}") from error
-    missing = [column for column in REQUIRED if column not in file.schema_arrow.names]
-    if missing:
-        raise DataError(f"{path}: the column {missing[0]!r} is missing; found: {', '.join(file.schema_arrow.names)}")
-    leaves = [file.schema.column(number).path for number in range(len(file.schema))]
-    image_bytes = [leaf for leaf in leaves if leaf.startswith("images.") and leaf.endswith(".bytes")]
-    if any(leaf.startswith("images.") and leaf not in image_bytes for leaf in leaves):  # else nothing would tell how many there are
-        leaves = [leaf for leaf in leaves if leaf not in image_bytes]  # image bytes stay in the file
-    rows = file.read(columns=leaves).to_pylist()
-    if not rows:
-        raise DataError(f"{path}: there are no rows")
-    return [_sample(path, number, row, all_tools) for number, row in enumerate(rows)]
-
-
-def _sample(path: str, number: int, row: dict[str, Any], all_tools: tuple[str, ...]) -> Sample:
-    where = f"{path}: row {number}"
+def _sample(path: str, number: int, row: dict[str, Any], all_tools: tuple[str, ...], root: Path | None, where: str) -> Sample:
     extra = _struct(row, "extra_info", where)
-    num_images = len(row.get("images") or ())
+    track = row["data_source"]
+    if not isinstance(track, str) or not re.fullmatch(r"\S+", track):
+        raise DataError(
+            f"{where}: data_source is {track!r:.80}; the track's name, a text without blanks, is needed: metrics are named by it"
+        )
+    shown = read_images(row.get("images"), path, root, where)
     messages, num_placeholders = parse_messages(row["prompt"], where)
-    if num_placeholders != num_images:
-        raise DataError(f"{where}: prompt has {num_placeholders} <image> for {num_images} images")
+    if num_placeholders != len(shown):
+        raise DataError(f"{where}: prompt has {num_placeholders} <image> for {len(shown)} images")
+    texts, tools, expected = (_names(extra, name, where) for name in ("texts", "tools", "expected_tools"))
+    unknown = [name for name in tools or () if name not in all_tools]
+    if unknown:
+        raise DataError(
+            f"{where}: extra_info.tools has {unknown[0]!r}, which no file of tools.files lists ({', '.join(all_tools) or 'none'})"
+        )
     label = str(_struct(row, "reward_model", where).get("ground_truth", "")).strip().lower()
     if label not in ("true", "false") and not re.fullmatch("[1-9][0-9]?", label):
         raise DataError(f"{where}: reward_model.ground_truth is {label!r}; the number of the better answer, or true or false, is needed")
-    tools = extra.get("tools")
-    box = extra.get("target_box")
-    if box is not None and len(box) != 4:
-        raise DataError(f"{where}: extra_info.target_box has {len(box)} numbers instead of 4")
-    for name in ("texts", "tools", "expected_tools"):
-        if not isinstance(extra.get(name) or [], list):
-            raise DataError(f"{where}: extra_info.{name} is {extra[name]!r}; a list is needed")
+    if texts and label.isdecimal() and int(label) > len(texts):
+        raise DataError(f"{where}: reward_model.ground_truth is {label}, and extra_info.texts has {len(texts)} answers")
     return Sample(
         id=f"{Path(path).stem}-{number}" if extra.get("id") is None else str(extra["id"]),
-        track=str(row["data_source"]),
+        track=track,
         messages=messages,
-        images=tuple(ImageRef(path=path, row=number, index=index) for index in range(num_images)),
-        texts=tuple(extra.get("texts") or ()),
+        images=tuple(
+            ImageRef(path=path, row=number, index=index) if file is None else ImageRef(path=str(file))
+            for index, (_, file) in enumerate(shown)
+        ),
+        texts=texts or (),
         label=label,
-        tools=all_tools if tools is None else tuple(tools),
-        expected_tools=tuple(extra.get("expected_tools") or ()),
-        target_box=None if box is None else (box[0], box[1], box[2], box[3]),
+        tools=all_tools if tools is None else tools,
+        expected_tools=expected or (),
+        target_box=_box(extra.get("target_box"), where),
     )
+
+
+def read_images(entries: Any, path: str, root: Path | None, where: str) -> list[tuple[bytes, Path | None]]:
+    """The images of a row, checked; with the file of each that has one of its own.
+
+    Raises:
+        DataError: one is broken, is missing, or lies where it may not.
+    """
+    if not isinstance(entries or [], list):
+        raise DataError(f"{where}: images is {entries!r:.80}; a list of structs of bytes or path is needed")
+    folder, found = Path(path).parent, []
+    for index, entry in enumerate(entries or ()):
+        try:
+            data, file = images.read_entry(entry, folder, root)
+            images.check(data)
+            found.append((data, file))
+        except ImageError as error:
+            named = f" ({entry['path']})" if isinstance(entry, dict) and entry.get("path") and not entry.get("bytes") else ""
+            raise DataError(f"{where}: images[{index}]{named}: {error}") from error
+    return found
 
 
 def _struct(row: dict[str, Any], name: str, where: str) -> dict[str, Any]:
@@ -100,6 +123,21 @@ def _struct(row: dict[str, Any], name: str, where: str) -> dict[str, Any]:
     if not isinstance(value, dict):
         raise DataError(f"{where}: {name} is {value!r:.80}; a struct with named fields is needed")
     return value
+
+
+def _names(extra: dict[str, Any], name: str, where: str) -> tuple[str, ...] | None:
+    value = extra.get(name)
+    if value is not None and not (isinstance(value, list) and all(isinstance(one, str) for one in value)):
+        raise DataError(f"{where}: extra_info.{name} is {value!r:.80}; a list of texts is needed")
+    return None if value is None else tuple(value)
+
+
+def _box(value: Any, where: str) -> tuple[float, float, float, float] | None:
+    if value is None:
+        return None
+    if not (isinstance(value, list) and len(value) == 4 and all(isinstance(edge, int | float) and 0 <= edge <= 1000 for edge in value)):
+        raise DataError(f"{where}: extra_info.target_box is {value!r:.80}; x1, y1, x2, y2 from 0 to 1000 are needed")
+    return (value[0], value[1], value[2], value[3])
 
 
 def parse_messages(written: Any, where: str) -> tuple[tuple[Message, ...], int]:

@@ -7,15 +7,19 @@ rollouts.
 
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from arm_rl.core.images import Image, ImageError, from_entry
+from arm_rl.core.config import DataConfig
+from arm_rl.core.errors import UserError
+from arm_rl.core.images import Image
 from arm_rl.core.session import Session
-from arm_rl.core.template import Template
+from arm_rl.core.template import Template, TemplateError
 from arm_rl.core.types import ImageInfo, ImagePart, Message, Sample, Trajectory, Turn
-from arm_rl.data import DataError, parse_messages
+from arm_rl.data import parse_messages, read_images
+from arm_rl.rows import BrokenRows, DataError, read_rows
 
 _SCHEMA = pa.schema(
     [
@@ -54,28 +58,39 @@ def write_demonstrations(path: Path, demonstrations: Sequence[tuple[Sample, Sess
     pq.write_table(pa.Table.from_pylist(rows, schema=_SCHEMA), path, row_group_size=256)
 
 
-def read_demonstrations(files: Sequence[str], template: Template) -> tuple[list[Trajectory], dict[str, Image]]:
-    """All demonstrations as trajectories, and their images by key.
+def read_demonstrations(
+    files: Sequence[str], template: Template, config: DataConfig | None = None
+) -> tuple[list[Trajectory], dict[str, Image]]:
+    """All demonstrations as trajectories, and their images by key. `config` is as for `data.read_samples`.
 
     Raises:
         DataError: a file or a row that cannot be used.
     """
+    config = config or DataConfig()
+    broken = BrokenRows.of(config)
+    root = None if config.image_root is None else Path(config.image_root)
     trajectories: list[Trajectory] = []
     images: dict[str, Image] = {}
-    for file in files:
-        try:
-            rows = pq.read_table(file, columns=["messages", "images", "tools"]).to_pylist()
-        except (OSError, pa.ArrowInvalid, KeyError) as error:
-            raise DataError(f"{file}: not a parquet file of demonstrations (messages, images, tools): {error}") from error
-        for number, row in enumerate(rows):
-            where = f"{file}: row {number}"
+    for path in files:
+        for number, row in read_rows(path, ("messages", "images", "tools"), (), broken):
+            where = f"{path}: row {number}"
             try:
-                shown = [from_entry(entry, Path(file).parent) for entry in row["images"] or ()]
-            except ImageError as error:
-                raise DataError(f"{where}: {error}") from error
-            images.update((image.key, image) for image in shown)
-            trajectories.append(_trajectory(where, row["messages"], shown, tuple(row["tools"] or ()), template))
+                shown = [Image.from_bytes(data) for data, _ in read_images(row["images"], path, root, where)]
+                trajectories.append(_trajectory(where, row["messages"], shown, _tools(row["tools"], where), template))
+            except TemplateError as error:  # knows no rows
+                broken.leave_out(DataError(f"{where}: {error}"))
+            except UserError as error:
+                broken.leave_out(error)
+            else:
+                images.update((image.key, image) for image in shown)
+    broken.report(len(trajectories))
     return trajectories, images
+
+
+def _tools(written: Any, where: str) -> tuple[str, ...]:
+    if not isinstance(written or [], list):
+        raise DataError(f"{where}: tools is {written!r:.80}; a list of names is needed")
+    return tuple(written or ())
 
 
 def _trajectory(where: str, written: list[dict], shown: Sequence[Image], tools: tuple[str, ...], template: Template) -> Trajectory:

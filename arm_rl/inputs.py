@@ -2,6 +2,7 @@
 
 from dataclasses import dataclass
 
+from arm_rl import model_folder
 from arm_rl.core.config import ConfigError, SftConfig, TrainConfig
 from arm_rl.core.template import Template
 from arm_rl.core.types import Sample
@@ -26,7 +27,10 @@ def read_template(config: TrainConfig | SftConfig) -> Template:
         UserError: a tool file or the model's folder cannot be used.
     """
     schemas = {name: tool.schema for name, tool in load_tools(config.tools.files).items()}
-    return Template.load(config.model, config.template, schemas)
+    model_folder.check_files(config.model.path)
+    template = Template.load(config.model, config.template, schemas)
+    model_folder.check_weights(config.model.path)
+    return template
 
 
 def read_inputs(config: TrainConfig) -> Inputs:
@@ -38,8 +42,7 @@ def read_inputs(config: TrainConfig) -> Inputs:
     if config.reward.name not in REWARDS:
         raise ConfigError(f"reward.name: one of {sorted(REWARDS)}, not {config.reward.name!r}")
     template = read_template(config)
-    samples = read_samples(config.data.train, list(template.schemas))
-    held_out = read_samples(config.data.held_out, list(template.schemas)) if config.data.held_out else []
-    for sample in (*samples, *held_out):
-        template.offered(sample)
+    samples, held_out = (
+        read_samples(files, list(template.schemas), config.data) if files else [] for files in (config.data.train, config.data.held_out)
+    )
     return Inputs(samples=samples, held_out=held_out, template=template)

@@ -8,6 +8,7 @@ from typing import Any
 import httpx
 
 from arm_rl.core.images import Image
+from arm_rl.core.parsing import whole_characters
 from arm_rl.core.session import Completion, PolicyRequest
 from arm_rl.core.template import Template
 from arm_rl.core.types import ImagePart, Message
@@ -67,7 +68,7 @@ class ServerPolicy:
             text, cut = self._turn(choice["message"]), choice["finish_reason"] == "length"
         except (ValueError, KeyError, IndexError, TypeError, AttributeError) as error:
             raise ServerError(f"{response.request.url}: not a chat completion ({error!r}): {response.text[:2000]}") from error
-        return Completion(token_ids=(), logprobs=(), text=text, finish_reason="length" if cut else "stop")
+        return Completion(token_ids=(), logprobs=(), text=whole_characters(text), finish_reason="length" if cut else "stop")
 
     async def close(self) -> None:
         """Closes the connections."""

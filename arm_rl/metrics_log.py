@@ -17,6 +17,7 @@ from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn
 
 from arm_rl.core.config import MetricsConfig
+from arm_rl.core.errors import UserError
 
 PARTS = ("rollout", "reward", "learner", "tools", "time", "evaluation")
 _NAME = re.compile(rf"(?:{'|'.join(PARTS)})/\S+")
@@ -127,9 +128,21 @@ class MetricsLog:
 
 
 def read_lines(path: Path) -> list[dict[str, Any]]:
-    """The lines of a `metrics.jsonl`. One that a crash cut short is left out: only the last can be."""
-    lines = path.read_text().splitlines(keepends=True) if path.exists() else []
-    return [json.loads(line) for line in lines if line.endswith("\n") and line.strip()]
+    """The lines of a `metrics.jsonl`. One that a crash cut short is left out: only the last can be.
+
+    Raises:
+        UserError: another line is broken; the message names it.
+    """
+    read: list[dict[str, Any]] = []
+    lines = path.read_text(errors="replace").splitlines(keepends=True) if path.exists() else []
+    for number, line in enumerate(lines, start=1):
+        if line.endswith("\n") and line.strip():
+            try:
+                read.append(json.loads(line))
+                read[-1]["stage"], read[-1]["step"]
+            except (ValueError, KeyError, TypeError) as error:
+                raise UserError(f"{path}: line {number} is no step's metrics ({error!r}): remove it") from error
+    return read
 
 
 def _drop_lines(path: Path, stage: str, first_step: int) -> None:

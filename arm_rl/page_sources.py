@@ -84,7 +84,8 @@ class _FolderSource:
 
     def __init__(self, path: Path, name: str) -> None:
         self.path, self.name = path, name
-        entries = [entry.name for entry in path.iterdir() if entry.is_file() and not entry.name.startswith(".")]
+        present = (entry for entry in path.iterdir() if entry.is_file() or not entry.exists())  # a link that leads nowhere is a page too
+        entries = [entry.name for entry in present if not entry.name.startswith(".")]
         images = [entry for entry in entries if Path(entry).suffix.lower() in IMAGE_SUFFIXES]
         if not images:
             num_pdfs = sum(entry.lower().endswith(".pdf") for entry in entries)

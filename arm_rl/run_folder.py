@@ -3,11 +3,9 @@
 import dataclasses
 from pathlib import Path
 
-from omegaconf import OmegaConf
-
 from arm_rl import checkpoint
 from arm_rl.core.config import ConfigError, SftConfig, TrainConfig
-from arm_rl.core.config_file import save
+from arm_rl.core.config_file import read_saved, save
 
 # What may differ when a run is started again: how long it goes on and what is written, not what is learned from.
 _MAY_CHANGE = ("num_steps", "num_epochs", "checkpoint", "metrics", "evaluation")
@@ -22,7 +20,7 @@ def open_run(config: TrainConfig | SftConfig) -> Path:
     folder = config.run.folder
     file = folder / "config.yaml"
     if file.exists():
-        difference = _difference(OmegaConf.to_container(OmegaConf.load(file)), dataclasses.asdict(config))
+        difference = _difference(read_saved(file), dataclasses.asdict(config))
         if difference is not None:
             raise ConfigError(f"{difference}; {folder} holds a run with it: choose another run.name, or remove that folder")
     folder.mkdir(parents=True, exist_ok=True)

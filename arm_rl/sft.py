@@ -28,7 +28,7 @@ async def train_sft(config: SftConfig) -> None:
     A run started again goes on from its last checkpoint; one that is finished is left as it is.
     """
     template = read_template(config)
-    trajectories, images = read_demonstrations(config.data.train, template)
+    trajectories, images = read_demonstrations(config.data.train, template, config.data)
     samples = [training_sample(one, 1.0, image_pad_id=template.image_pad_id, share_prompt=False) for one in trajectories]
     steps_per_epoch = math.ceil(len(samples) / config.batch_size)
     num_steps = steps_per_epoch * config.num_epochs

@@ -10,6 +10,7 @@ from typing import TypeVar
 import transformers
 
 from actors.cluster import cluster
+from arm_rl import rows
 from arm_rl.core.config import SftConfig, TrainConfig
 from arm_rl.core.config_file import describe, load
 from arm_rl.core.errors import UserError
@@ -49,15 +50,30 @@ def guarded(start: Callable[[], str]) -> int:
     logging.getLogger("httpx").setLevel(logging.WARNING)
     transformers.utils.logging.set_verbosity_error()
     transformers.utils.logging.disable_progress_bar()
+    skipped = _Skipped()
+    logging.getLogger(rows.__name__).addHandler(skipped)
     try:
-        sys.stdout.write(start() + "\n")
+        sys.stdout.write("; ".join([start(), *skipped.said]) + "\n")
     except UserError as error:
         sys.stderr.write(f"error: {error}\n")
         return 1
     except KeyboardInterrupt:
         sys.stderr.write("interrupted; started again with the same command, the run goes on from its last checkpoint\n")
         return INTERRUPTED
+    finally:
+        logging.getLogger(rows.__name__).removeHandler(skipped)
     return 0
+
+
+class _Skipped(logging.Handler):
+    """Keeps what was said of broken rows, to be said again at the end: between the two may lie days."""
+
+    def __init__(self) -> None:
+        super().__init__(logging.WARNING)
+        self.said: list[str] = []
+
+    def emit(self, record: logging.LogRecord) -> None:
+        self.said.append(record.getMessage().splitlines()[0].rstrip(":"))
 
 
 async def _awaited(job: Awaitable[str]) -> str:

@@ -5,11 +5,9 @@ import asyncio
 import sys
 from pathlib import Path
 
-from omegaconf import OmegaConf
-
 from actors.cluster import cluster
-from arm_rl.core.config import ConfigError, SftConfig, TrainConfig
-from arm_rl.core.config_file import load
+from arm_rl.core.config import ConfigError
+from arm_rl.core.config_file import load_saved
 from arm_rl.export import export_checkpoint
 from jobs.command_line import guarded
 
@@ -26,7 +24,7 @@ def main() -> int:
         file = arguments.run / "config.yaml"
         if not file.is_file():
             raise ConfigError(f"{arguments.run}: not a run's folder: it has no config.yaml")
-        config = load(TrainConfig, file) if "algorithm" in OmegaConf.load(file) else load(SftConfig, file)
+        config = load_saved(file)
         with cluster():
             step = asyncio.run(export_checkpoint(config, arguments.run, out))
         return f"done: the model of step {step} is in {out}"

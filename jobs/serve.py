@@ -7,6 +7,7 @@ import time
 from pathlib import Path
 
 from actors.model_server import ModelServer
+from arm_rl.model_folder import check_files
 from jobs.command_line import guarded
 
 
@@ -19,6 +20,7 @@ def main() -> int:
     arguments = parser.parse_args()
 
     def serve() -> str:
+        check_files(str(arguments.folder), a_folder=True)
         with tempfile.TemporaryDirectory() as folder:
             log = Path(folder) / "server.log"
             with ModelServer(arguments.folder, log, use_gpu=arguments.gpu, port=arguments.port) as server:

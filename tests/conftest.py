@@ -1,4 +1,4 @@
-"""What holds for all tests: no deadlines, no GPU tests where there is none, and the demo's small judge, built once."""
+"""What holds for all tests: their examples and deadlines, no GPU tests where there is none, and the demo's small judge, built once."""
 
 import shutil
 from pathlib import Path
@@ -10,11 +10,21 @@ import pytest
 if TYPE_CHECKING:
     from arm_rl.core.template import Template
 
-hypothesis.settings.register_profile("arm_rl", deadline=None)  # a busy machine is no failure
-hypothesis.settings.load_profile("arm_rl")
-
+# No deadlines: a busy machine is no failure. The same examples in every run, but in a long one (`make fuzz`).
+hypothesis.settings.register_profile("arm_rl", deadline=None, derandomize=True)
+hypothesis.settings.register_profile(
+    "fuzz", deadline=None, max_examples=6_000, print_blob=True, suppress_health_check=list(hypothesis.HealthCheck)
+)
 
 ROOT = Path(__file__).parent.parent
+
+
+def pytest_addoption(parser: pytest.Parser) -> None:
+    parser.addoption("--fuzz", action="store_true", help="many more examples of what a model may write, others in every run")
+
+
+def pytest_configure(config: pytest.Config) -> None:
+    hypothesis.settings.load_profile("fuzz" if config.getoption("--fuzz") else "arm_rl")
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:

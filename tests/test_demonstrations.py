@@ -11,8 +11,8 @@ from arm_rl.core.config import SessionConfig
 from arm_rl.core.images import Image
 from arm_rl.core.training import training_sample
 from arm_rl.core.types import ImagePart, Message
-from arm_rl.data import DataError
 from arm_rl.demonstrations import read_demonstrations, write_demonstrations
+from arm_rl.rows import DataError
 from tests.scripted import ANSWER, ZOOM, Scripted, call, make_sample, noise, raw_call
 from tools import load_tools
 from tools.local import LocalTools
@@ -128,5 +128,5 @@ def test_an_image_that_is_missing_is_named(template, tmp_path):
 def test_a_file_of_something_else_is_named(template, tmp_path):
     pq.write_table(pa.Table.from_pylist([{"prompt": "?"}]), tmp_path / "d.parquet")
     for path in (tmp_path / "d.parquet", tmp_path / "none.parquet"):
-        with pytest.raises(DataError, match=f"{path.name}: not a parquet file of demonstrations"):
+        with pytest.raises(DataError, match=f"{path.name}: (the column 'messages' is missing|not a readable parquet file)"):
             read_demonstrations([str(path)], template)

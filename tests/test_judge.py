@@ -138,6 +138,11 @@ async def test_a_whole_session(server, policy, template, tmp_path):
     assert observation["tool_call_id"]
 
 
+async def test_half_a_character_of_a_server_is_a_question_mark(server, policy, template, tmp_path):
+    server.says("a\ud83db")
+    assert [turn.text for turn in (await play(make_sample(tmp_path), policy, template)).trajectory.turns] == ["a?b"]
+
+
 async def test_images_are_sent_as_the_model_sees_them(server, policy, template, tmp_path):
     server.says(ANSWER)
     await play(make_sample(tmp_path), policy, template)

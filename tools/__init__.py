@@ -14,14 +14,19 @@ import copy
 import dataclasses
 import functools
 import importlib
+import os
+import re
+import typing
 from collections.abc import Callable, Sequence
+from pathlib import Path
 from typing import Any
 
 import jsonschema
 from omegaconf import OmegaConf
+from pydantic import TypeAdapter, ValidationError
 
 from arm_rl.core.errors import UserError
-from tools.base import Execution, Tool
+from tools.base import Execution, Tool, refers_elsewhere
 from tools.documents import DocumentByIndexTool, DocumentByQueryTool
 from tools.formula import ExtractFormulaTool
 from tools.image_zoom import ImageZoomTool
@@ -60,13 +65,26 @@ def load_tools(files: Sequence[str]) -> dict[str, Tool]:
     """
     tools: dict[str, Tool] = {}
     for file in files:
-        for number, entry in enumerate(_entries(file)):
-            where = f"{file}: tools[{number}]"
-            for tool in _make(entry, where):
-                if tool.name in tools:
-                    raise ToolFileError(f"{where}: {tool.name!r} is listed twice")
-                tools[tool.name] = tool
+        try:
+            for number, entry in enumerate(_entries(file)):
+                where = f"{file}: tools[{number}]"
+                for tool in _make(entry, where):
+                    if tool.name in tools:
+                        raise ToolFileError(f"{where}: {tool.name!r} is listed twice")
+                    tools[tool.name] = tool
+        except UserError as error:
+            raise ToolFileError(_without_secrets(str(error), file)) from None
     return tools
+
+
+def _without_secrets(message: str, file: str) -> str:
+    """A message without the values of the environment variables that a file's `${oc.env:NAME}` lead to."""
+    if not os.path.isfile(file):
+        return message
+    for name in re.findall(r"oc\.env:\s*(\w+)", Path(file).read_text(errors="replace")):
+        value = os.environ.get(name)
+        message = message.replace(value, "***") if value else message
+    return message
 
 
 def _entries(file: str) -> list[dict[str, Any]]:
@@ -86,7 +104,7 @@ def _make(entry: dict[str, Any], where: str) -> list[Tool]:
     keys = MCP_KEYS if "mcp" in entry else ENTRY_KEYS
     unknown = set(entry) - set(keys)
     if unknown:
-        raise ToolFileError(f"{where}: unknown key {sorted(unknown)[0]!r}; known: {', '.join(keys)}")
+        raise ToolFileError(f"{where}: unknown key {sorted(unknown, key=str)[0]!r}; known: {', '.join(keys)}")
     made = mcp_tools(entry, where) if "mcp" in entry else [_of_class(entry, where)]
     if entry.get("execution") is not None:
         for tool in made:
@@ -101,12 +119,25 @@ def _of_class(entry: dict[str, Any], where: str) -> Tool:
     try:
         if is_verl_class(found):
             return verl_tool(found, config, schema)
+        _check_types(found, config)
         tool = found(**config)
     except (TypeError, ValueError, UserError) as error:
         raise ToolFileError(f"{where}.config: {error}") from error
     if schema is not None:
         tool.offered_as(schema)
     return tool
+
+
+def _check_types(found: Callable[..., Tool], config: Any) -> None:
+    """Values of the types that the class is written for."""
+    if not (isinstance(found, type) and isinstance(config, dict)):
+        return
+    for name, kind in typing.get_type_hints(found.__init__).items():  # type: ignore[misc]
+        if name in config and name != "return":
+            try:
+                TypeAdapter(kind).validate_python(config[name], strict=not isinstance(config[name], list))
+            except ValidationError as error:
+                raise UserError(f"{name}: {error.errors()[0]['msg']}") from error
 
 
 def _changed(execution: Execution, fields: Any, where: str) -> Execution:
@@ -128,8 +159,10 @@ def _checked_schema(schema: Any, where: str) -> dict[str, Any]:
         raise ToolFileError(f"{where}: needs function.name and function.parameters.properties: {error!r}") from error
     except jsonschema.SchemaError as error:
         raise ToolFileError(f"{where}: {error.message}") from error
-    if not isinstance(name, str) or not name:
-        raise ToolFileError(f"{where}: function.name is {name!r}; a text is needed")
+    if not isinstance(name, str) or not re.fullmatch(r"[\w.:/-]+", name):
+        raise ToolFileError(f"{where}: function.name is {name!r}; a name without blanks is needed")
+    if refers_elsewhere(parameters):
+        raise ToolFileError(f"{where}: a $ref leads to another document, and nothing is fetched: write out what it means")
     return copy.deepcopy(schema)
 
 
@@ -139,8 +172,11 @@ def _class(class_name: str, where: str) -> Callable[..., Tool]:
     module, _, name = class_name.rpartition(".")
     try:
         found = getattr(importlib.import_module(module), name)
-    except (ImportError, AttributeError, ValueError) as error:
-        raise ToolFileError(f"{where}.class_name: {class_name!r} is neither one of {sorted(TOOLS)} nor a class that imports") from error
+    except Exception as error:  # a module may raise anything while it is imported
+        reason = f"{type(error).__name__}: {error}"
+        raise ToolFileError(
+            f"{where}.class_name: {class_name!r} is neither one of {sorted(TOOLS)} nor a class that imports ({reason})"
+        ) from error
     if not (isinstance(found, type) and (issubclass(found, Tool) or is_verl_class(found))):
         raise ToolFileError(f"{where}.class_name: {class_name!r} is neither a tools.base.Tool nor a class with verl's methods")
     return found

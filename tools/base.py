@@ -4,6 +4,8 @@ import abc
 import dataclasses
 import json
 import logging
+import math
+import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Annotated, Any, Literal, get_args
@@ -80,9 +82,11 @@ class Execution:
             raise ValueError(f"isolation: one of {', '.join(get_args(Isolation))}, not {self.isolation!r}")
         for name, least in (("concurrency", 1), ("timeout_seconds", 0.001), ("memory_mb", 64)):
             value = getattr(self, name)
-            if value is not None and not isinstance(value, int | float):
+            if value is not None and (isinstance(value, bool) or not isinstance(value, int | float)):
                 raise ValueError(f"{name}: a number, not {value!r}")
-            if value is not None and not value >= least:
+            if value is not None and name != "timeout_seconds" and not isinstance(value, int):
+                raise ValueError(f"{name}: a whole number, not {value!r}")
+            if value is not None and not least <= value < math.inf:
                 raise ValueError(f"{name}: at least {least}, not {value}")
 
 
@@ -186,3 +190,8 @@ def function_schema(name: str, description: str, parameters: dict[str, Any]) -> 
     """OpenAI's function schema."""
     json.dumps(parameters)  # a schema travels as JSON
     return {"type": "function", "function": {"name": name, "description": description, "parameters": parameters}}
+
+
+def refers_elsewhere(parameters: dict[str, Any]) -> bool:
+    """Whether a schema needs another document, which a validator would fetch."""
+    return re.search(r'"\$(?:dynamicR|r)ef": "(?!#)', json.dumps(parameters)) is not None

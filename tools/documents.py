@@ -98,7 +98,7 @@ class DocumentByIndexTool(Tool):
         document = _find(self._index, arguments.filename)
         number = arguments.image_idx
         if not 1 <= number <= document.num_pages:
-            raise ArgumentError(f"image_idx: {document.name} has pages 1 to {document.num_pages}, and no page {number:.15g}")
+            raise ArgumentError(f"image_idx: {document.name} has pages 1 to {document.num_pages}, and no page {number!s:.20}")
         (page,) = self._index.get().pages(document, [number])
         if self.long_side and max(page.size) > self.long_side:
             page = _encoded(_shrunk(page.pil(), self.long_side))

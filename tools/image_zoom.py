@@ -9,6 +9,7 @@ from typing import Annotated
 from PIL import Image as PILImage
 from pydantic import Field
 
+from arm_rl.core.errors import UserError
 from arm_rl.core.images import Image
 from arm_rl.core.session import ToolResult
 from tools.base import ArgumentError, Execution, ImageName, Tool, ToolContext
@@ -41,6 +42,8 @@ class ImageZoomTool(Tool):
         ]
 
     def __init__(self, *, min_side: int = 28, max_aspect: float = 100.0, enlarge_below: int = 224, max_megapixels: float = 100.0) -> None:
+        if not (min_side >= 1 and max_aspect >= 1 and enlarge_below >= 0 and max_megapixels > 0):
+            raise UserError("min_side and max_aspect are at least 1, enlarge_below at least 0, max_megapixels above 0")
         self.min_side = min_side  # pixels that each side of a crop has at least, as far as the image has them
         self.max_aspect = max_aspect  # longer side over shorter side, at most
         self.enlarge_below = enlarge_below  # a crop whose short side has fewer pixels is enlarged 2x

@@ -11,7 +11,6 @@ server sees nothing else of the environment but PATH, HOME and the like; `python
 to a server, made with the first call, and made again after the server died. A call is sent once: one whose server died in it has failed.
 """
 
-import json
 import logging
 import os
 import re
@@ -23,7 +22,7 @@ import jsonschema
 
 from arm_rl.core.errors import UserError
 from arm_rl.core.session import ToolResult
-from tools.base import Execution, Tool, ToolContext, function_schema
+from tools.base import Execution, Tool, ToolContext, function_schema, refers_elsewhere
 from tools.event_loop import wait_for
 from tools.mcp_connection import START_SECONDS, Connection, McpError, McpServer, list_tools
 
@@ -96,7 +95,7 @@ def _schema(tool: Any, where: str) -> dict[str, Any]:
     parameters = {"type": "object", "properties": {}, **tool.input_schema}
     try:
         jsonschema.Draft202012Validator.check_schema(parameters)
-        if "$ref" in (text := json.dumps(parameters)) and re.search(r'"\$(?:dynamicR|r)ef": "(?!#)', text):
+        if refers_elsewhere(parameters):
             raise UserError(f"{where}: its inputSchema refers to another document")
     except jsonschema.SchemaError as error:
         raise UserError(f"{where}: its inputSchema is not a JSON schema: {error.message}") from error

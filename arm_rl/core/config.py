@@ -27,7 +27,8 @@ class RunConfig:
     max_broken_sessions: float = 0.1  # the run ends when more than this share of a step's sessions is broken (0..1)
 
     def __post_init__(self) -> None:
-        _require(Path(self.name).name == self.name and self.name.strip(".") != "", "run.name", f"a name for a folder, not {self.name!r}")
+        fits = Path(self.name).name == self.name == self.name.strip() and self.name.strip(".") != "" and self.name.isprintable()
+        _require(fits and len(self.name) <= 200 and self.name[0] not in "=-", "run.name", f"a name for a folder, not {self.name!r:.80}")
         _require(0 <= self.max_broken_sessions <= 1, "run.max_broken_sessions", f"between 0 and 1, not {self.max_broken_sessions}")
 
     @property
@@ -60,6 +61,15 @@ class TemplateConfig:
 class DataConfig:
     train: tuple[str, ...] = ()  # parquet files
     held_out: tuple[str, ...] = ()  # parquet files for evaluation
+    broken_rows: Literal["stop", "skip"] = "stop"  # a row that cannot be used ends the run before it starts, or is left out and counted
+    image_root: str | None = None  # folder that image files of rows may not leave, links followed; by default that of the row's file
+
+    def __post_init__(self) -> None:
+        for key in ("train", "held_out"):
+            files = getattr(self, key)
+            _require(all(file.strip() for file in files), f"data.{key}", f"names of files, not {list(files)}")
+            _require(len({*files}) == len(files), f"data.{key}", f"each file once, not {list(files)}")
+        _require(self.image_root is None or Path(self.image_root).is_dir(), "data.image_root", f"there is no folder {self.image_root!r}")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -87,7 +97,7 @@ class ToolsConfig:
     def __post_init__(self) -> None:
         _require(self.num_executors >= 1, "tools.num_executors", f"at least 1, not {self.num_executors}")
         _require(self.concurrency >= 1, "tools.concurrency", f"at least 1, not {self.concurrency}")
-        _require(self.timeout_seconds > 0, "tools.timeout_seconds", f"above 0, not {self.timeout_seconds}")
+        _require(0 < self.timeout_seconds < math.inf, "tools.timeout_seconds", f"above 0, not {self.timeout_seconds}")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -108,6 +118,7 @@ class RolloutConfig:
         for name in ("num_actors", "tensor_parallel_size", "max_concurrent_sessions", "max_num_seqs", "max_images", "cpu_kv_cache_gib"):
             _require(getattr(self, name) >= 1, f"rollout.{name}", f"at least 1, not {getattr(self, name)}")
         _require(0 <= self.temperature <= 2, "rollout.temperature", f"from 0 to 2 (what vLLM samples at), not {self.temperature}")
+        _require(self.block_size is None or self.block_size >= 1, "rollout.block_size", f"at least 1, not {self.block_size}")
         share = self.gpu_memory_utilization
         _require(0 < share <= 1, "rollout.gpu_memory_utilization", f"above 0 and at most 1, not {share}")
 
@@ -168,9 +179,12 @@ class AlgorithmConfig:
         )
         _require(self.max_empty_steps >= 1, "algorithm.max_empty_steps", f"at least 1, not {self.max_empty_steps}")
         _require(self.fixed_length >= 1, "algorithm.fixed_length", f"at least 1, not {self.fixed_length}")
-        _require(self.kl_coefficient >= 0, "algorithm.kl_coefficient", f"not negative, not {self.kl_coefficient}")
+        _require(0 <= self.kl_coefficient < math.inf, "algorithm.kl_coefficient", f"not negative and finite, not {self.kl_coefficient}")
+        _require(
+            math.isfinite(self.entropy_coefficient), "algorithm.entropy_coefficient", f"a finite number, not {self.entropy_coefficient}"
+        )
         _require(0 < self.clip_low < 1, "algorithm.clip_low", f"between 0 and 1, not {self.clip_low}")
-        _require(self.clip_high > 0, "algorithm.clip_high", f"above 0, not {self.clip_high}")
+        _require(0 < self.clip_high < math.inf, "algorithm.clip_high", f"above 0, not {self.clip_high}")
         _require(self.importance_cap > 0, "algorithm.importance_cap", f"above 0, not {self.importance_cap}")
         _require(self.epochs_per_step >= 1, "algorithm.epochs_per_step", "at least 1")
 
@@ -204,7 +218,9 @@ class LearnerConfig:
         _require(0 <= self.learning_rate < math.inf, "learner.learning_rate", f"not negative and finite, not {self.learning_rate}")
         _require(self.num_threads >= 1, "learner.num_threads", f"at least 1, not {self.num_threads}")
         _require(all(0 <= beta < 1 for beta in self.betas), "learner.betas", f"each from 0 to below 1, not {self.betas}")
-        _require(self.weight_decay >= 0, "learner.weight_decay", f"not negative, not {self.weight_decay}")
+        _require(0 <= self.weight_decay < math.inf, "learner.weight_decay", f"not negative and finite, not {self.weight_decay}")
+        seconds = self.collective_timeout_seconds
+        _require(0 < seconds < math.inf, "learner.collective_timeout_seconds", f"above 0, not {seconds}")
         _require(0 <= self.warmup_ratio <= 1, "learner.warmup_ratio", f"between 0 and 1, not {self.warmup_ratio}")
         _require(self.max_grad_norm > 0, "learner.max_grad_norm", f"above 0, not {self.max_grad_norm}")
 
@@ -300,6 +316,8 @@ class TrainConfig:
             f"at most the trajectories of an optimizer step ({trajectories}), not {self.learner.num_ranks}",
         )
         _require_gpus(self.placement, self.learner.num_ranks, self.rollout)
+        size = self.rollout.block_size
+        _require(self.placement.use_gpu or size is None or size % 32 == 0, "rollout.block_size", f"a multiple of 32 on CPU, not {size}")
         _require(
             not (self.placement.use_gpu and self.placement.kind == "shared" and algorithm.max_staleness),
             "algorithm.max_staleness",

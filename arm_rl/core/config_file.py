@@ -28,6 +28,24 @@ def load(cls: type[ConfigT], path: str | os.PathLike, overrides: Sequence[str] =
     Raises:
         ConfigError: an unknown key, a wrong type, a missing value or numbers that cannot work together.
     """
+    written = _read(path)
+    for override in overrides:
+        written = _overridden(written, override)
+    return build(cls, written, source=str(path))
+
+
+def load_saved(path: str | os.PathLike) -> TrainConfig | SftConfig:
+    """Reads the configuration of a run, of whichever kind it is. Raises as `load`."""
+    written = _read(path)
+    return build(TrainConfig, written, str(path)) if "algorithm" in written else build(SftConfig, written, str(path))
+
+
+def read_saved(path: str | os.PathLike) -> dict[str, Any]:
+    """The values of a configuration that was saved, unchecked: it may be of another version. Raises as `load`."""
+    return typing.cast(dict[str, Any], OmegaConf.to_container(_read(path)))
+
+
+def _read(path: str | os.PathLike) -> DictConfig:
     try:
         written = OmegaConf.load(path)
     except OSError as error:
@@ -36,9 +54,7 @@ def load(cls: type[ConfigT], path: str | os.PathLike, overrides: Sequence[str] =
         raise ConfigError(f"{path}: not a YAML file: {error}") from error
     if not isinstance(written, DictConfig):
         raise ConfigError(f"{path}: a mapping of keys is needed")
-    for override in overrides:
-        written = _overridden(written, override)
-    return build(cls, written, source=str(path))
+    return written
 
 
 def _overridden(written: DictConfig, override: str) -> DictConfig:

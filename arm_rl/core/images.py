@@ -5,8 +5,10 @@ import hashlib
 import io
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
+import PIL
 import pyarrow as pa
 import pyarrow.parquet as pq
 from PIL import ExifTags, ImageOps
@@ -14,6 +16,8 @@ from PIL import Image as PILImage
 
 from arm_rl.core.errors import UserError
 from arm_rl.core.types import ImageRef
+
+MAX_ASPECT = 200  # of an image's longer side to its shorter one: models of Qwen's kind are shown none beyond
 
 
 class ImageError(UserError):
@@ -58,7 +62,7 @@ class Image:
             image = PILImage.open(io.BytesIO(self.data))
             return _rgb(image if _orientation(image) == 1 else ImageOps.exif_transpose(image))
         except Exception as error:
-            raise ImageError(f"not a readable image ({len(self.data)} bytes): {error}") from error
+            raise _unreadable(self.data, error) from error
 
 
 @functools.lru_cache(maxsize=64)  # a group's sessions ask for the same image
@@ -67,7 +71,7 @@ def _size(image: Image) -> tuple[int, int]:
         opened = PILImage.open(io.BytesIO(image.data))
         sideways = _orientation(opened) >= 5  # 5 to 8 are quarter turns
     except Exception as error:
-        raise ImageError(f"not a readable image ({len(image.data)} bytes): {error}") from error
+        raise _unreadable(image.data, error) from error
     return opened.size[::-1] if sideways else opened.size
 
 
@@ -93,7 +97,7 @@ def _orientation(image: PILImage.Image) -> int:
 
 @functools.lru_cache(maxsize=8)
 def _parquet(path: str) -> pq.ParquetFile:
-    return pq.ParquetFile(path, memory_map=True)
+    return pq.ParquetFile(path)  # not mapped into memory: a file that is cut short under a reader would kill the process
 
 
 @functools.lru_cache(maxsize=16)
@@ -108,14 +112,14 @@ def load(ref: ImageRef) -> Image:
         ImageError: there is no such file, row or image; the message names it.
     """
     if ref.row is None:
-        return _read(Path(ref.path))
+        return Image.from_bytes(_read(Path(ref.path)))
     try:
         entries = _images_of_row(ref.path, ref.row)
-    except (OSError, KeyError, pa.ArrowInvalid) as error:
+    except (OSError, KeyError, pa.ArrowException) as error:
         raise ImageError(f"{ref.path}: not a readable parquet file with images: {error}") from error
     if ref.index >= len(entries):
         raise ImageError(f"{ref.path}: row {ref.row} has {len(entries)} images, and no number {ref.index}")
-    return from_entry(entries[ref.index], Path(ref.path).parent)
+    return Image.from_bytes(read_entry(entries[ref.index], Path(ref.path).parent)[0])
 
 
 def _images_of_row(path: str, row: int) -> list[dict]:
@@ -129,21 +133,66 @@ def _images_of_row(path: str, row: int) -> list[dict]:
     raise ImageError(f"{path}: there is no row {row}")
 
 
-def from_entry(entry: dict, folder: Path) -> Image:
-    """The image of a struct of `bytes` or `path`, as data files hold it; paths are relative to `folder`.
+def read_entry(entry: Any, folder: Path, root: Path | None = None) -> tuple[bytes, Path | None]:
+    """An image of a struct of `bytes` or `path`, as data files hold it: encoded, and its file where it has one of its own.
+
+    Args:
+        folder: of the data file; paths are relative to it.
+        root: the folder that no path may leave, symbolic links followed; by default `folder`.
 
     Raises:
-        ImageError: it has neither, or there is no such file.
+        ImageError: it has neither, there is no such file, or the file lies elsewhere.
     """
+    if not isinstance(entry, dict) or not (entry.get("bytes") or entry.get("path")):
+        raise ImageError(f"an image needs bytes or a path, not {entry!r:.80}")
     if entry.get("bytes"):
-        return Image.from_bytes(entry["bytes"])
-    if entry.get("path"):
-        return _read(folder / entry["path"])
-    raise ImageError("an image needs bytes or a path")
-
-
-def _read(path: Path) -> Image:
+        if not isinstance(entry["bytes"], bytes):
+            raise ImageError(f"bytes of an image are {entry['bytes']!r:.80}; a binary column is needed")
+        return entry["bytes"], None
+    root = folder if root is None else root
     try:
-        return Image.from_bytes(path.read_bytes())
+        place = (folder / entry["path"]).resolve()
+        inside = place.is_relative_to(root.resolve())
+        odd = inside and place.exists() and not place.is_file()
+    except (OSError, ValueError, TypeError, RuntimeError) as error:  # a name too long, a null, no text, links in a circle
+        raise ImageError(f"the path {entry['path']!r:.200} cannot be used: {error}") from error
+    if odd:  # such as a pipe, which would be waited for
+        raise ImageError(f"the path {entry['path']!r} is not a file's")
+    if not inside:
+        raise ImageError(f"the path {entry['path']!r} leads out of {root}, which images may not leave (data.image_root)")
+    return _read(place), place
+
+
+def check(data: bytes) -> tuple[int, int]:
+    """Whether an image will decode, told by its header and by its end; it is decoded only where the format does not tell.
+
+    Returns:
+        Width and height as they are stored.
+
+    Raises:
+        ImageError: it is broken, cut short, too large or too narrow.
+    """
+    try:
+        opened = PILImage.open(io.BytesIO(data))
+        width, height = opened.size
+        if opened.format == "PNG":
+            opened.verify()  # checksums
+        elif not (opened.format == "JPEG" and b"\xff\xd9" in data[-64:]):
+            opened.load()
+    except Exception as error:
+        raise _unreadable(data, error) from error
+    if max(width, height) > MAX_ASPECT * min(width, height):
+        raise ImageError(f"an image of {width} x {height} px: one side may be at most {MAX_ASPECT} times the other")
+    return width, height
+
+
+def _unreadable(data: bytes, error: Exception) -> ImageError:
+    reason = "none of the formats that are known" if isinstance(error, PIL.UnidentifiedImageError) else str(error)
+    return ImageError(f"not a readable image ({len(data)} bytes): {reason}")
+
+
+def _read(path: Path) -> bytes:
+    try:
+        return path.read_bytes()
     except OSError as error:
         raise ImageError(f"{path}: {error.strerror}") from error

@@ -104,6 +104,11 @@ def without_tags(text: str) -> str:
     return _TAG.sub(lambda tag: f"< {tag[0][1:]}", text)
 
 
+def whole_characters(text: str) -> str:
+    """With a question mark for each half of a character (a lone surrogate): JSON can hold one, and no tokenizer or file takes it."""
+    return text.encode("utf-8", "replace").decode()
+
+
 def turn_is_well_formed(text: str, tool_format: ToolFormat) -> bool:
     """One thought, then exactly one call that can be read or one answer, and nothing else."""
     if _TAG.findall(text) not in _TURNS:

@@ -16,8 +16,8 @@ from typing import TYPE_CHECKING, Protocol
 
 from arm_rl.core import images
 from arm_rl.core.config import SessionConfig
-from arm_rl.core.images import Image
-from arm_rl.core.parsing import without_tags
+from arm_rl.core.images import Image, ImageError
+from arm_rl.core.parsing import whole_characters, without_tags
 from arm_rl.core.types import (
     End,
     FinishReason,
@@ -157,8 +157,10 @@ async def run(
     error = None
     try:
         end = await loop.run()
-    except Exception:  # the session's catch point: recorded, counted, and stopped by the driver past a limit
+    except Exception as raised:  # the session's catch point: recorded, counted, and stopped by the driver past a limit
         end, error = "aborted", traceback.format_exc()
+        if isinstance(raised, ImageError):
+            error = f"an image of the sample {sample.id}: {', '.join(map(str, sample.images))}\n{error}"
     finally:  # where the session is cancelled too
         await tools.release(loop.memory)
     trajectory = Trajectory(
@@ -262,12 +264,12 @@ class _Loop:
                 status="unknown_tool", text=f"Error: there is no tool {call.name!r}; offered: {', '.join(self.sample.tools)}"
             )
         else:
-            result = await self.tools(call, self.memory)
+            result = self._shown(await self.tools(call, self.memory))
         names = tuple(self.memory.add_observation(image) for image in result.images)
         event = ToolEvent(
             call=call,
             status=result.status,
-            text=_cut_middle(without_tags(result.text), self.limits.max_tool_response_chars),
+            text=_cut_middle(without_tags(whole_characters(result.text)), self.limits.max_tool_response_chars),
             image_names=names,
             seconds=time.perf_counter() - started,
         )
@@ -278,6 +280,15 @@ class _Loop:
         if not self._call_allowed(len(self.turns) + 1):
             lines.append(self.limits.last_turn_notice)
         return event, Message(role="tool", parts=(*parts, "\n".join(lines)))
+
+    def _shown(self, result: ToolResult) -> ToolResult:
+        """The result, or a failed one where the policy cannot be shown its images."""
+        try:
+            for image in result.images:
+                images.check(image.data)
+        except ImageError as error:
+            return ToolResult(status="failed", text=f"Error: the tool gave an image that cannot be shown: {error}")
+        return result
 
     def _observation_ids(self, completion: Completion, observation: Message) -> tuple[int, ...]:
         ended = bool(completion.token_ids) and completion.token_ids[-1] == self.template.end_token_id

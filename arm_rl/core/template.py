@@ -7,6 +7,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+import jinja2
 from transformers import AutoConfig, AutoProcessor, PreTrainedTokenizerBase
 
 from arm_rl.core.config import ModelConfig, TemplateConfig
@@ -16,6 +17,7 @@ from arm_rl.core.parsing import TOOL_FORMATS, ToolFormat
 from arm_rl.core.types import ImagePart, Message, Sample
 from arm_rl.core.view import ViewSize
 
+_VISION_IDS = ("image_token_id", "video_token_id", "vision_start_token_id", "vision_end_token_id")  # in config.json
 _TURN_MARK = "ASSISTANT_TURN"  # stands for the policy's own tokens while what follows them is rendered
 
 
@@ -67,30 +69,40 @@ class Template:
             system_prompt = Path(template.system_prompt).read_text().strip()
         except OSError as error:
             raise TemplateError(f"template.system_prompt: {template.system_prompt}: {error.strerror}") from error
-        try:
-            processor = AutoProcessor.from_pretrained(model.path)
-            config = AutoConfig.from_pretrained(model.path)
-        except (OSError, ValueError) as error:
-            raise TemplateError(f"model.path: {model.path} has no usable processor or config: {error}") from error
+        processor, config = _read_folder(model.path)
         chat_template = processor.chat_template or processor.tokenizer.chat_template
         if not chat_template:
             raise TemplateError(f"model.path: {model.path} has no chat template")
         sizes = processor.image_processor
-        vision_ids = (config.image_token_id, config.video_token_id, config.vision_start_token_id, config.vision_end_token_id)
-        return cls(
-            tokenizer=processor.tokenizer,
-            chat_template=chat_template,
-            view=ViewSize(
-                factor=sizes.patch_size * sizes.merge_size,
-                min_pixels=model.min_pixels or sizes.size["shortest_edge"],
-                max_pixels=model.max_pixels or sizes.size["longest_edge"],
-            ),
-            image_pad_id=config.image_token_id,
-            never_sampled_ids=vision_ids,
-            tool_format=TOOL_FORMATS[template.tool_format],
-            system_prompt=system_prompt,
-            schemas=schemas,
-        )
+        try:
+            loaded = cls(
+                tokenizer=processor.tokenizer,
+                chat_template=chat_template,
+                view=ViewSize(
+                    factor=sizes.patch_size * sizes.merge_size,
+                    min_pixels=model.min_pixels or sizes.size["shortest_edge"],
+                    max_pixels=model.max_pixels or sizes.size["longest_edge"],
+                ),
+                image_pad_id=config.image_token_id,
+                never_sampled_ids=[getattr(config, name) for name in _VISION_IDS],
+                tool_format=TOOL_FORMATS[template.tool_format],
+                system_prompt=system_prompt,
+                schemas=schemas,
+            )
+            loaded._check_chat_template()
+        except TemplateError as error:
+            raise TemplateError(f"model.path: {model.path}: {error}") from error
+        return loaded
+
+    def _check_chat_template(self) -> None:
+        """Whether it shows images and ends turns with the tokens that the rest of this class counts on."""
+        shown = self._render([{"role": "user", "content": [{"type": "image"}]}], None, True)
+        if self.tokenizer.encode(shown, add_special_tokens=False).count(self.image_pad_id) != 1:
+            pad = self.tokenizer.convert_ids_to_tokens(self.image_pad_id)
+            raise TemplateError(f"the chat template does not write an image as one {pad!r}")
+        said = self._render([{"role": "user", "content": "?"}, {"role": "assistant", "content": _TURN_MARK}], None, False)
+        if not said.partition(_TURN_MARK)[2].startswith(self.end_token):
+            raise TemplateError(f"the chat template does not end a turn with {self.end_token!r}, the tokenizer's eos_token")
 
     @functools.cached_property
     def call_token_id(self) -> int | None:
@@ -160,11 +172,13 @@ class Template:
         return self.tokenizer.decode(token_ids, skip_special_tokens=False).removesuffix(self.end_token)
 
     def _render(self, messages: list[dict[str, Any]], schemas: list[dict[str, Any]] | None, open_turn: bool) -> str:
-        return str(
-            self.tokenizer.apply_chat_template(
+        try:
+            text = self.tokenizer.apply_chat_template(
                 messages, tools=schemas, chat_template=self._chat_template, add_generation_prompt=open_turn, tokenize=False
             )
-        )
+        except jinja2.TemplateError as error:  # broken itself, or it refuses the conversation
+            raise TemplateError(f"the chat template fails with messages of {_roles(messages)}: {error}") from error
+        return str(text)
 
     def _as_dict(self, message: Message) -> dict[str, Any]:
         role, parts = message.role, message.parts
@@ -190,3 +204,41 @@ class Template:
                 itertools.repeat(id_, self.view.num_tokens(*next(sizes).size)) if id_ == self.image_pad_id else (id_,) for id_ in ids
             )
         )
+
+
+def _roles(messages: Sequence[Mapping[str, Any]]) -> str:
+    return ", ".join(message["role"] for message in messages)
+
+
+def _read_folder(path: str) -> tuple[Any, Any]:
+    """A model's processor and config, which must belong together.
+
+    Raises:
+        TemplateError: one of them is missing or broken, or they are of two models.
+    """
+    try:
+        config = AutoConfig.from_pretrained(path, trust_remote_code=False)  # of a model folder nothing is run
+        processor = AutoProcessor.from_pretrained(path, trust_remote_code=False)
+    except Exception as error:  # what these raise for a broken file is not told
+        reason = f"{type(error).__name__}: {error}".splitlines()[0]
+        raise TemplateError(f"model.path: {path} has no usable processor or config: {reason}") from error
+    tokenizer, sizes = getattr(processor, "tokenizer", None), getattr(processor, "image_processor", None)
+    if tokenizer is None or not all(hasattr(sizes, name) for name in ("patch_size", "merge_size", "size")):
+        raise TemplateError(
+            f"model.path: {path} has a {type(processor).__name__}, which is no processor of tokenizer and images as Qwen2.5-VL has it"
+        )
+    special = {id_ for id_, token in tokenizer.added_tokens_decoder.items() if token.special}
+    for name in _VISION_IDS:
+        if getattr(config, name, None) not in special:
+            raise TemplateError(
+                f"model.path: {path}: {name} of config.json is {getattr(config, name, None)}, which is no special token of the tokenizer: "
+                "config and tokenizer must be those of one vision-language model"
+            )
+    if tokenizer.eos_token_id not in special:
+        raise TemplateError(
+            f"model.path: {path}: the tokenizer's eos_token is {tokenizer.eos_token!r}; the special token that ends a turn is needed"
+        )
+    size = config.get_text_config().vocab_size
+    if len(tokenizer) > size:
+        raise TemplateError(f"model.path: {path}: the tokenizer has {len(tokenizer)} tokens, and the model of config.json has {size}")
+    return processor, config

@@ -5,7 +5,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import pyarrow as pa
+
 from arm_rl import trajectory_log
+from arm_rl.core.errors import UserError
 from arm_rl.metrics_log import read_lines
 from arm_rl.trajectory_log import TrajectoryLog
 
@@ -50,7 +53,13 @@ def stage_of(log: TrajectoryLog) -> str:
 
 
 def _read_json(path: Path) -> dict[str, Any]:
-    return json.loads(path.read_text()) if path.exists() else {}
+    try:
+        content = json.loads(path.read_text()) if path.exists() else {}
+    except ValueError as error:
+        raise UserError(f"{path}: not a JSON file: {error}") from error
+    if not isinstance(content, dict):
+        raise UserError(f"{path}: a JSON object is needed")
+    return content
 
 
 def _files(folder: Path, pattern: str) -> list[Path]:
@@ -66,9 +75,16 @@ def _by_step(lines: list[dict[str, Any]]) -> list[dict[str, Any]]:
     return list(joined.values())
 
 
+def _read_log(path: Path) -> TrajectoryLog:
+    try:
+        return trajectory_log.read(path)
+    except (OSError, pa.ArrowException, KeyError) as error:
+        raise UserError(f"{path}: not a file of trajectories: {error}; without it, the report is made of the others") from error
+
+
 def _newest_logs(folder: Path, order: list[str]) -> list[TrajectoryLog]:
     """The last log of each stage; what was written while training only where nothing was evaluated."""
     newest = {path.stem.rpartition("-")[0]: path for path in _files(folder, "trajectories/*.parquet")}  # files of a stage sort by step
     evaluations = {stage: path for stage, path in newest.items() if stage.endswith(EVALUATION)}
-    logs = [trajectory_log.read(path) for path in (evaluations or newest).values()]
+    logs = [_read_log(path) for path in (evaluations or newest).values()]
     return sorted(logs, key=lambda log: order.index(stage_of(log)) if stage_of(log) in order else len(order))

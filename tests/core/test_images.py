@@ -11,7 +11,7 @@ from PIL import ExifTags
 from PIL import Image as PILImage
 from transformers import Qwen2VLImageProcessor
 
-from arm_rl.core.images import Image, ImageError, from_entry, load
+from arm_rl.core.images import Image, ImageError, load, read_entry
 from arm_rl.core.types import ImageRef
 from arm_rl.core.view import ViewSize
 from tests.scripted import noise
@@ -169,9 +169,9 @@ def test_what_cannot_be_read_is_named(tmp_path, file, row, index, message):
 
 def test_an_entry_needs_bytes_or_a_path(tmp_path):
     with pytest.raises(ImageError, match="bytes or a path"):
-        from_entry({"bytes": None, "path": None}, tmp_path)
+        read_entry({"bytes": None, "path": None}, tmp_path)
     with pytest.raises(ImageError, match=r"gone\.png: No such file"):
-        from_entry({"path": "gone.png"}, tmp_path)
+        read_entry({"path": "gone.png"}, tmp_path)
 
 
 PROCESSORS = {  # patch size, merge size, fewest and most pixels: the demo's, and the released models' own

@@ -11,7 +11,7 @@ from hypothesis import strategies
 
 from arm_rl.core import session
 from arm_rl.core.config import SessionConfig
-from arm_rl.core.images import Image
+from arm_rl.core.images import Image, ImageError
 from arm_rl.core.session import Completion, Memory, ToolResult
 from arm_rl.core.types import ImagePart, ImageRef
 from tests.scripted import ANSWER, ZOOM, FunctionTools, Scripted, call, completion, make_sample, noise, raw_call
@@ -147,6 +147,31 @@ async def test_a_tool_that_is_not_offered_is_never_run(play):
     assert finished.trajectory.end == "answered"
     assert statuses(finished) == ["unknown_tool"]
     assert "offered: image_zoom_in_tool" in finished.trajectory.tool_events[0].text
+
+
+@pytest.mark.parametrize("data", [b"", b"no image", Image.from_pil(noise(64, 64)).data[:-900], Image.from_pil(noise(1, 300)).data])
+async def test_an_image_that_cannot_be_shown_is_a_failed_call(play, data):
+    tools = FunctionTools(lambda call, memory: ToolResult(status="ok", text="see", images=(Image.from_bytes(data),)))
+    finished, _ = await play(call(), ANSWER, tools=tools)
+    assert finished.trajectory.end == "answered"
+    (event,) = finished.trajectory.tool_events
+    assert (event.status, event.image_names) == ("failed", ())
+    assert "an image that cannot be shown" in event.text
+
+
+async def test_half_a_character_in_a_tools_text_is_a_question_mark(play):
+    tools = FunctionTools(lambda call, memory: ToolResult(status="ok", text="a\ud83db"))
+    finished, _ = await play(call(), ANSWER, tools=tools)
+    assert finished.trajectory.end == "answered"
+    assert finished.trajectory.tool_events[0].text == "a?b"
+
+
+async def test_an_image_that_breaks_when_it_is_decoded_names_its_sample(play, sample):
+    finished, _ = await play(ImageError("not a readable image"))
+    assert finished.trajectory.end == "aborted"
+    first = finished.trajectory.error.splitlines()[0]
+    assert first.startswith("an image of the sample s: ImageRef(path=")
+    assert sample.images[0].path in first
 
 
 JSON = strategies.recursive(

@@ -1,0 +1,103 @@
+"""Rows of parquet files, a few at a time, and what becomes of those that cannot be used."""
+
+import logging
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from arm_rl.core.config import DataConfig
+from arm_rl.core.errors import UserError
+
+logger = logging.getLogger(__name__)
+
+_ROWS_AT_A_TIME = 64  # in memory, with their images
+_READ_BYTES = 1 << 20  # from disk
+_SHOWN = 5  # reasons in the warning
+
+
+class DataError(UserError):
+    """Data that cannot be used; the message names the file and the row."""
+
+
+@dataclass(slots=True)
+class BrokenRows:
+    """Rows that cannot be used: the first one ends the reading, or all of them are left out and counted."""
+
+    skip: bool = False
+    number: int = 0  # left out
+    _reasons: list[str] = field(default_factory=list)
+
+    @classmethod
+    def of(cls, config: DataConfig) -> "BrokenRows":
+        """As `data.broken_rows` says."""
+        return cls(skip=config.broken_rows == "skip")
+
+    def leave_out(self, error: UserError, number: int = 1) -> None:
+        """Counts a row, or `number` of them that share a reason; raises `error` where none may be left out."""
+        if not self.skip:
+            raise error
+        self.number += number
+        if len(self._reasons) < _SHOWN:
+            self._reasons.append(str(error))
+
+    def report(self, num_used: int) -> None:
+        """Says what was left out beside `num_used` rows, once everything was read.
+
+        Raises:
+            DataError: it was everything.
+        """
+        if not self.number:
+            return
+        reasons = "\n".join(f"  {reason}" for reason in self._reasons) + ("\n  ..." if self.number > len(self._reasons) else "")
+        if not num_used:
+            raise DataError(f"none of the {self.number} rows can be used:\n{reasons}")
+        logger.warning("skipped %d of %d rows (data.broken_rows=skip):\n%s", self.number, self.number + num_used, reasons)
+
+
+def read_rows(path: str, required: Sequence[str], optional: Sequence[str], broken: BrokenRows) -> Iterator[tuple[int, dict[str, Any]]]:
+    """The rows of a file with their numbers. Rows that cannot be read are broken ones; a part of a file can be.
+
+    Raises:
+        DataError: a file that cannot be read, that lacks a column that is required, or that has no rows.
+    """
+    try:
+        file = pq.ParquetFile(path, buffer_size=_READ_BYTES, page_checksum_verification=True)
+    except (OSError, pa.ArrowException) as error:
+        raise DataError(f"{path}: not a readable parquet file: {error}") from error
+    with file:
+        names = file.schema_arrow.names
+        missing = [column for column in required if column not in names]
+        if missing:
+            raise DataError(f"{path}: the column {missing[0]!r} is missing; found: {', '.join(names)}")
+        columns = [name for name in (*required, *optional) if name in names]
+        if not file.metadata.num_rows:
+            raise DataError(f"{path}: there are no rows")
+        first = 0
+        for group in range(file.num_row_groups):
+            end = first + file.metadata.row_group(group).num_rows
+            yield from _rows_of_group(path, file, group, columns, first, end, broken)
+            first = end
+
+
+def _rows_of_group(
+    path: str, file: pq.ParquetFile, group: int, columns: list[str], first: int, end: int, broken: BrokenRows
+) -> Iterator[tuple[int, dict[str, Any]]]:
+    batches = file.iter_batches(_ROWS_AT_A_TIME, row_groups=[group], columns=columns)
+    while first < end:
+        try:
+            batch = next(batches)
+        except (OSError, pa.ArrowException, StopIteration) as error:  # what follows in this group is lost
+            reason = str(error) or "the row group ends too early"
+            broken.leave_out(DataError(f"{path}: rows {first} to {end - 1} cannot be read: {reason}"), end - first)
+            return
+        for number in range(len(batch)):
+            try:
+                (row,) = batch.slice(number, 1).to_pylist()
+            except UnicodeDecodeError as error:
+                broken.leave_out(DataError(f"{path}: row {first + number}: a text is not UTF-8: {error}"))
+                continue
+            yield first + number, row
+        first += len(batch)
