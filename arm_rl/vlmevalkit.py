@@ -77,7 +77,7 @@ class AgentModel:
             number = self._number
         asked = self._wait(self._ask(self._sample(message, name, number), name))
         if asked.trajectory.end == "aborted" or not asked.trajectory.turns:
-            return f"{FAILED} {(asked.trajectory.error or '').strip().splitlines()[-1:]}"
+            return f"{FAILED} {(asked.trajectory.error or 'no turn').strip().splitlines()[-1]}"
         return answer_text(asked.trajectory.turns[-1].text)
 
     def use_custom_prompt(self, dataset: str | None) -> bool:
@@ -124,13 +124,12 @@ class AgentModel:
             else:
                 images.append(ImageRef(path=value.removeprefix("file://")))
                 parts.append(ImagePart(name="original_image" if len(images) == 1 else f"original_image_{len(images)}"))
-        messages = (Message(role="user", parts=tuple(parts)),)
-        if system:
-            messages = (Message(role="system", parts=("\n\n".join(system),)), *messages)
+        messages = [Message(role="system", parts=("\n\n".join(system),))] if system else []
+        messages.append(Message(role="user", parts=tuple(parts)))
         return Sample(
             id=f"{dataset}/{number}",
             track=dataset,
-            messages=messages,
+            messages=tuple(messages),
             images=tuple(images),
             label="",  # the kit knows what is right
             tools=self._tools,

@@ -46,7 +46,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         return _compare(argv[1:])
     if argv and argv[0].endswith((".yaml", ".yml")):
         return run_job("evaluate", "Judges the held-out samples of a configuration once each.", TrainConfig, _held_out)
-    arguments = _parser().parse_args(argv)
+    arguments = _parser().parse_intermixed_args(argv)
     return guarded(lambda: _evaluate(arguments))
 
 
