@@ -1,7 +1,10 @@
 """A policy behind an OpenAI-compatible server, for the same session loop as in training."""
 
+import asyncio
 import base64
 import json
+import logging
+import random
 from collections.abc import Mapping
 from typing import Any
 
@@ -12,6 +15,11 @@ from arm_rl.core.parsing import whole_characters
 from arm_rl.core.session import Completion, PolicyRequest
 from arm_rl.core.template import Template
 from arm_rl.core.types import ImagePart, Message
+
+logger = logging.getLogger(__name__)
+
+PASSING = frozenset({408, 425, 429, 500, 502, 503, 504})  # refusals that another try may not meet
+LONGEST_WAIT = 60.0  # seconds between two tries
 
 
 class ServerError(RuntimeError):
@@ -30,6 +38,8 @@ class ServerPolicy:
         temperature: float = 0.0,
         max_tokens: int = 1024,
         timeout_seconds: float = 120.0,
+        num_retries: int = 0,
+        api_key: str | None = None,
     ) -> None:
         """Prepares.
 
@@ -38,21 +48,31 @@ class ServerPolicy:
             model: the name under which the server offers the model.
             template: of the same model: tools' schemas, and how large it sees an image.
             max_tokens: to sample in one turn at most.
+            num_retries: of a request that got no answer or was refused for now; the time between tries doubles, and the server's own
+                `Retry-After` counts where it is longer.
+            api_key: sent as bearer token.
         """
         self._model, self._template = model, template
         self._temperature, self._max_tokens = temperature, max_tokens
-        self._client = httpx.AsyncClient(base_url=base_url.rstrip("/"), timeout=timeout_seconds)
+        self._num_retries = num_retries
+        self._client = httpx.AsyncClient(
+            base_url=base_url.rstrip("/"),
+            timeout=timeout_seconds,
+            limits=httpx.Limits(max_connections=None),  # who asks limits how many sessions run
+            headers={"Authorization": f"Bearer {api_key}"} if api_key else None,
+        )
 
     async def __call__(self, request: PolicyRequest) -> Completion:
         """Asks for one turn.
 
         Raises:
             ServerError: the server refused it, or its answer cannot be used.
+            httpx.TransportError: the server did not answer.
         """
         names = [name for message in request.messages for name in message.image_names]
         body: dict[str, Any] = {
             "model": self._model,
-            "messages": self._messages(request.messages, dict(zip(names, request.images, strict=True))),
+            "messages": await asyncio.to_thread(self._messages, request.messages, dict(zip(names, request.images, strict=True))),
             "temperature": self._temperature,
             "max_tokens": min(self._max_tokens, request.max_tokens),
             "seed": request.seed,
@@ -60,7 +80,7 @@ class ServerPolicy:
         if request.tools:
             body["tools"] = [self._template.schemas[name] for name in request.tools]
             body["tool_choice"] = "auto" if request.allow_call else "none"
-        response = await self._client.post("/chat/completions", json=body)
+        response = await self._post(body)
         if response.status_code != httpx.codes.OK:
             raise ServerError(f"{response.request.url}: {response.status_code}: {response.text[:2000]}")
         try:
@@ -69,6 +89,25 @@ class ServerPolicy:
         except (ValueError, KeyError, IndexError, TypeError, AttributeError) as error:
             raise ServerError(f"{response.request.url}: not a chat completion ({error!r}): {response.text[:2000]}") from error
         return Completion(token_ids=(), logprobs=(), text=whole_characters(text), finish_reason="length" if cut else "stop")
+
+    async def _post(self, body: dict[str, Any]) -> httpx.Response:
+        """The server's answer, after as many tries as are allowed."""
+        for tries in range(self._num_retries + 1):
+            wait = min(2.0**tries, LONGEST_WAIT) * random.uniform(0.5, 1.0)  # not all sessions at once
+            try:
+                response = await self._client.post("/chat/completions", json=body)
+            except httpx.TransportError as error:
+                if tries == self._num_retries:
+                    raise
+                reason = repr(error)
+            else:
+                if response.status_code not in PASSING or tries == self._num_retries:
+                    return response
+                reason = str(response.status_code)
+                wait = max(wait, _retry_after(response))
+            logger.warning("%s: %s; asked again in %.1f s", self._client.base_url, reason, wait)
+            await asyncio.sleep(wait)
+        raise AssertionError("the last try returns or raises")
 
     async def close(self) -> None:
         """Closes the connections."""
@@ -108,3 +147,9 @@ class ServerPolicy:
         stays = view.of(*size) == size  # where a view's bounds are narrow, the server would make another one of it
         sent = Image.from_pil(view.view(image) if stays else image.pil())
         return "data:image/png;base64," + base64.b64encode(sent.data).decode()
+
+
+def _retry_after(response: httpx.Response) -> float:
+    """Seconds that the server asks to wait; 0 where it does not say, or names a date."""
+    written = response.headers.get("Retry-After", "")
+    return min(float(written), LONGEST_WAIT) if written.isdigit() else 0.0

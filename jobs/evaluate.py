@@ -1,18 +1,288 @@
-"""Evaluates a model on held-out data: `python -m jobs.evaluate CONFIG model.path=… data.held_out=[…]`."""
+"""Evaluates a model: on published benchmarks (`python -m jobs.evaluate MODEL BENCH=FILE…`), or on held-out data of a configuration."""
 
+import argparse
+import asyncio
+import contextlib
+import json
+import os
+import re
 import sys
+from collections.abc import Sequence
+from contextlib import AbstractAsyncContextManager
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
 
+import httpx
+from rich.console import Console
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
+
+from actors.cluster import cluster
+from arm_rl.backends import Server, engine_backend, server_backend
+from arm_rl.benchmark_run import NO_TOOLS, TOOLS, Question, ask_all, finished, read_questions
+from arm_rl.benchmarks import BENCHMARKS
+from arm_rl.benchmarks.base import Judged
+from arm_rl.benchmarks.results import FILE, Key, read_results
+from arm_rl.benchmarks.summary import compare, summarize
+from arm_rl.benchmarks.tables import comparison_table, summary_tables
 from arm_rl.core.config import TrainConfig
+from arm_rl.core.config_file import load
+from arm_rl.core.errors import UserError
 from arm_rl.evaluation import evaluate_model
-from jobs.command_line import run_job
+from arm_rl.inputs import read_template
+from jobs.command_line import guarded, run_job
+
+WAYS = {"tools": (TOOLS,), "no-tools": (NO_TOOLS,), "both": (TOOLS, NO_TOOLS)}
 
 
-async def main(config: TrainConfig) -> str:
-    """One pass over the held-out samples."""
+class CommandError(UserError):
+    """A command line that cannot be followed."""
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Runs what is asked for; the exit status."""
+    argv = sys.argv[1:] if argv is None else list(argv)
+    if argv[:1] == ["compare"]:
+        return _compare(argv[1:])
+    if argv and argv[0].endswith((".yaml", ".yml")):
+        return run_job("evaluate", "Judges the held-out samples of a configuration once each.", TrainConfig, _held_out)
+    arguments = _parser().parse_intermixed_args(argv)
+    return guarded(lambda: _evaluate(arguments))
+
+
+async def _held_out(config: TrainConfig) -> str:
+    """One pass over the held-out samples of a configuration."""
     metrics = await evaluate_model(config)
     shown = "  ".join(f"{name} {value:.3g}" for name, value in metrics.items())
     return f"{shown}\ndone: evaluation.json and the trajectories are in {config.run.folder}"
 
 
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(
+        prog="python -m jobs.evaluate",
+        description="Asks a model the items of published benchmarks. Started again with the same --out, it goes on where it stopped.",
+        epilog=f"benchmarks: {', '.join(BENCHMARKS)}.\n`compare RUN_A RUN_B` compares two runs; `CONFIG.yaml key=value` judges "
+        "the held-out samples of a configuration.",
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    parser.add_argument("model", help="Hugging Face folder or name, or http://…/v1 of an OpenAI-compatible server")
+    parser.add_argument("benches", nargs="+", metavar="BENCH=FILE", help="a benchmark and its file; also key=value of the configuration")
+    parser.add_argument("--config", default="configs/evaluate.yaml", help="of engines, sessions and tools (default: %(default)s)")
+    ways = parser.add_mutually_exclusive_group()
+    for way, told in (("tools", "offer the tools (the default)"), ("no-tools", "offer none"), ("both", "ask both ways, side by side")):
+        ways.add_argument(f"--{way}", dest="ways", action="store_const", const=way, default="tools", help=told)
+    parser.add_argument("--both-orders", action="store_true", help="ask each pair in both orders, and report the position bias")
+    parser.add_argument("--limit", type=int, metavar="ROWS", help="of each benchmark, about")
+    parser.add_argument("--out", type=Path, metavar="FOLDER", help="of the results (default: runs/eval-MODEL)")
+    server = parser.add_argument_group("where MODEL is a server")
+    server.add_argument("--served-model", metavar="NAME", help="by default the only one that the server offers")
+    server.add_argument("--processor", metavar="MODEL", help="folder or name of the model's processor; by default what the server says")
+    server.add_argument("--concurrency", type=int, default=32, help="sessions at a time (default: %(default)s)")
+    server.add_argument("--timeout", type=float, default=300.0, metavar="SECONDS", help="of one turn (default: %(default)g)")
+    server.add_argument("--retries", type=int, default=5, help="of a request that the server could not take (default: %(default)s)")
+    server.add_argument("--api-key-variable", metavar="NAME", help="environment variable that holds the server's key")
+    return parser
+
+
+def _evaluate(arguments: argparse.Namespace) -> str:
+    benches, overrides = _split(arguments.benches)
+    server, path = _server(arguments) if "://" in arguments.model else (None, arguments.model)
+    out = arguments.out or Path("runs") / f"eval-{_short(server.model if server else path)}"
+    folder = [f"run.name={out.name}", f"run.root={out.parent}", f"model.path={path}"]
+    config = load(TrainConfig, arguments.config, [*overrides, *folder])
+    return asyncio.run(_ask(config, benches, arguments, server))
+
+
+def _split(written: Sequence[str]) -> tuple[list[tuple[str, Path]], list[str]]:
+    """Benchmarks with their files, and what is written like a key of the configuration: with a dot before its `=`."""
+    overrides = [one for one in written if "." in one.partition("=")[0]]
+    benches: dict[str, Path] = {}
+    for one in written:
+        name, equals, path = one.partition("=")
+        if one in overrides:
+            continue
+        if name not in BENCHMARKS or not equals:
+            raise CommandError(f"{one}: a benchmark is written NAME=FILE, with NAME one of {', '.join(BENCHMARKS)}")
+        if name in benches:
+            raise CommandError(f"{one}: {name} is named twice")
+        benches[name] = Path(path)
+    if not benches:
+        raise CommandError(f"no benchmark is named: NAME=FILE, with NAME one of {', '.join(BENCHMARKS)}")
+    return list(benches.items()), overrides
+
+
+async def _ask(config: TrainConfig, benches: Sequence[tuple[str, Path]], arguments: argparse.Namespace, server: Server | None) -> str:
+    folder = config.run.folder
+    template = read_template(config)
+    _check_same_model(folder, config, server)
+    questions = read_questions(
+        benches,
+        folder,
+        tools=list(template.schemas),
+        ways=WAYS[arguments.ways],
+        both_orders=arguments.both_orders,
+        limit=arguments.limit,
+        seed=config.run.seed,
+    )
+    known = finished(questions, folder)
+    if len(known) < len(questions):
+        with contextlib.ExitStack() as stack:
+            if server is None:
+                stack.enter_context(cluster())
+            backend: AbstractAsyncContextManager[Any] = (
+                engine_backend(config, template) if server is None else server_backend(config, template, server)
+            )
+            async with backend as ready:
+                with _Bar(questions, known) as bar:
+                    known = await ask_all(ready, questions, folder, max_broken=config.run.max_broken_sessions, on_done=bar.step)
+    summaries = _summaries(questions, known)
+    (folder / "summary.json").write_text(json.dumps(summaries, indent=2))
+    Console(width=140).print(*summary_tables(summaries), sep="\n")
+    missing = len(questions) - len(known)
+    told = f"{missing} of {len(questions)} sessions broke: the same command asks them again\n" if missing else ""
+    return f"{told}done: {FILE}, summary.json and the trajectories are in {folder}"
+
+
+def _summaries(questions: Sequence[Question], known: dict[Key, Judged]) -> dict[str, dict[str, Any]]:
+    summaries: dict[str, dict[str, Any]] = {}
+    for name, way in dict.fromkeys((question.benchmark, question.way) for question in questions):
+        keys = [question.key for question in questions if (question.benchmark, question.way) == (name, way)]
+        judged = [known[key] for key in keys if key in known]
+        summaries.setdefault(name, {})[way] = summarize(BENCHMARKS[name], judged, len(keys))
+    return summaries
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class _Asked:
+    """What the verdicts in a folder depend on beside the questions."""
+
+    model: str
+    server: str | None
+    temperature: float
+    session: dict[str, Any]
+
+
+def _check_same_model(folder: Path, config: TrainConfig, server: Server | None) -> None:
+    """A folder holds the verdicts of one model, asked in one way."""
+    now = _Asked(
+        model=server.model if server else config.model.path,
+        server=server.url if server else None,
+        temperature=config.evaluation.temperature,
+        session=asdict(config.session),
+    )
+    file = folder / "model.json"
+    if file.exists():
+        before = json.loads(file.read_text())
+        for name, value in asdict(now).items():
+            if before.get(name) != value:
+                raise CommandError(f"{folder} holds verdicts with {name} {before.get(name)!r}, not {value!r}: choose another --out")
+    folder.mkdir(parents=True, exist_ok=True)
+    file.write_text(json.dumps(asdict(now), indent=2))
+
+
+class _Bar:
+    """How far an evaluation is, by benchmark and way of asking."""
+
+    def __init__(self, questions: Sequence[Question], known: dict[Key, Judged]) -> None:
+        columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn(), TimeRemainingColumn())
+        self._progress = Progress(
+            *columns, TextColumn("{task.fields[right]}"), console=Console(stderr=True), disable=not sys.stderr.isatty()
+        )
+        self._tasks, self._right = {}, dict[tuple[str, str], list[bool]]()
+        for benchmark, way in dict.fromkeys((question.benchmark, question.way) for question in questions):
+            keys = [question.key for question in questions if (question.benchmark, question.way) == (benchmark, way)]
+            done = [known[key].correct for key in keys if key in known]
+            self._right[benchmark, way] = done
+            self._tasks[benchmark, way] = self._progress.add_task(f"{benchmark}, {way}", total=len(keys), completed=len(done), right="")
+
+    def step(self, question: Question, judged: Judged | None) -> None:
+        """One more session is over."""
+        one = question.benchmark, question.way
+        if judged is not None:
+            self._right[one].append(judged.correct)
+        right = self._right[one]
+        self._progress.update(self._tasks[one], advance=1, right=f"{sum(right) / len(right):.1%} right" if right else "")
+
+    def __enter__(self) -> "_Bar":
+        self._progress.start()
+        return self
+
+    def __exit__(self, *error: object) -> None:
+        self._progress.stop()
+
+
+def _server(arguments: argparse.Namespace) -> tuple[Server, str]:
+    """The server, and the model whose template it uses."""
+    key = None
+    if arguments.api_key_variable:
+        key = os.environ.get(arguments.api_key_variable)
+        if not key:
+            raise CommandError(f"--api-key-variable: there is no environment variable {arguments.api_key_variable}")
+    name, processor = arguments.served_model, arguments.processor
+    if not name or not processor:
+        offered = _offered(arguments.model, key)
+        if not name and len(offered) != 1:
+            raise CommandError(f"--served-model: one of {', '.join(offered)}")
+        name = name or next(iter(offered))
+        processor = processor or offered.get(name)
+        if not processor:
+            raise CommandError(
+                f"--processor: {arguments.model} does not say from where it loaded {name}; a Hugging Face folder or name is needed"
+            )
+    server = Server(
+        url=arguments.model,
+        model=name,
+        api_key=key,
+        concurrency=arguments.concurrency,
+        timeout_seconds=arguments.timeout,
+        num_retries=arguments.retries,
+    )
+    return server, processor
+
+
+def _offered(url: str, key: str | None) -> dict[str, str | None]:
+    """The server's models, and from where it loaded each where it says so (vLLM does)."""
+    try:
+        response = httpx.get(f"{url.rstrip('/')}/models", headers={"Authorization": f"Bearer {key}"} if key else None, timeout=30)
+        return {one["id"]: one.get("root") for one in response.raise_for_status().json()["data"]}
+    except (httpx.HTTPError, ValueError, KeyError, TypeError) as error:
+        raise CommandError(
+            f"{url}: no list of models ({error!r}): name --served-model and --processor, or is it another address?"
+        ) from error
+
+
+def _short(model: str) -> str:
+    """A name for a folder: of an export, the run's."""
+    path = Path(model.rstrip("/"))
+    return re.sub(r"[^\w.-]+", "-", path.parent.name if path.name == "export" and path.parent.name else path.name)
+
+
+def _compare(argv: Sequence[str]) -> int:
+    parser = argparse.ArgumentParser(prog="python -m jobs.evaluate compare", description="Two runs on the rows that both have.")
+    parser.add_argument("before", type=Path, metavar="RUN_A")
+    parser.add_argument("after", type=Path, metavar="RUN_B")
+    arguments = parser.parse_args(argv)
+    return guarded(lambda: _compared(arguments.before, arguments.after))
+
+
+def _compared(before: Path, after: Path) -> str:
+    found: list[dict[str, list[Judged]]] = []
+    for folder in (before, after):
+        runs: dict[str, list[Judged]] = {}
+        for (benchmark, way, _), judged in read_results(folder).items():
+            runs.setdefault(f"{benchmark}, {way}", []).append(judged)
+        if not runs:
+            raise CommandError(f"{folder}: there are no verdicts ({FILE})")
+        found.append(runs)
+    common = [name for name in found[0] if name in found[1]]
+    if not common:
+        raise CommandError(f"{before} and {after} have no benchmark in common: {', '.join(found[0])}; {', '.join(found[1])}")
+    compared = {name: compare(BENCHMARKS[name.partition(",")[0]], found[0][name], found[1][name]) for name in common}
+    file = after / f"compared-with-{before.resolve().name}.json"
+    file.write_text(json.dumps(compared, indent=2))
+    Console(width=160).print(comparison_table(compared, str(before), str(after)))
+    return f"done: the numbers are in {file}"
+
+
 if __name__ == "__main__":
-    sys.exit(run_job("evaluate", "Judges the held-out samples of a configuration once each.", TrainConfig, main))
+    sys.exit(main())

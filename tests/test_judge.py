@@ -30,16 +30,21 @@ class Server:
         self.answers: list[tuple[int, object]] = []
         self.bodies: list[dict] = []
         self.paths: list[str] = []
+        self.headers: dict[str, str] = {}  # of answers
+        self.keys: list[str | None] = []
         outer = self
 
         class Handler(BaseHTTPRequestHandler):
             def do_POST(self) -> None:
                 outer.paths.append(self.path)
+                outer.keys.append(self.headers["Authorization"])
                 outer.bodies.append(json.loads(self.rfile.read(int(self.headers["Content-Length"]))))
                 status, answer = outer.answers.pop(0)
                 content = answer.encode() if isinstance(answer, str) else json.dumps(answer).encode()
                 self.send_response(status)
                 self.send_header("Content-Length", str(len(content)))
+                for name, value in outer.headers.items():
+                    self.send_header(name, value)
                 self.end_headers()
                 self.wfile.write(content)
 
@@ -271,3 +276,55 @@ async def test_a_server_that_is_gone(template, request_):
     with pytest.raises(httpx.ConnectError):
         await policy(request_())
     await policy.close()
+
+
+@pytest.fixture
+def waits(monkeypatch):
+    """The times that were waited, without waiting."""
+    waits: list[float] = []
+
+    async def sleep(seconds):
+        waits.append(seconds)
+
+    monkeypatch.setattr("arm_rl.judge.asyncio.sleep", sleep)
+    return waits
+
+
+async def test_a_passing_refusal_is_tried_again(server, template, request_, waits):
+    server.headers = {"Retry-After": "7"}
+    server.answers += [(429, "wait"), (503, "starting")]
+    server.says(ANSWER)
+    policy = ServerPolicy(server.url, "judge", template, num_retries=2, api_key="secret")
+    assert (await policy(request_())).text == ANSWER
+    await policy.close()
+    assert waits == [7.0, 7.0]
+    assert server.keys == ["Bearer secret"] * 3
+
+
+async def test_the_last_refusal_is_the_error(server, template, request_, waits):
+    server.answers += [(500, "one"), (500, "two"), (500, "three")]
+    policy = ServerPolicy(server.url, "judge", template, num_retries=2)
+    with pytest.raises(ServerError, match="three"):
+        await policy(request_())
+    await policy.close()
+    assert len(waits) == 2
+    assert 0.5 <= waits[0] <= 1.0 <= waits[1] <= 2.0
+
+
+async def test_what_another_try_cannot_mend_is_not_tried_again(server, template, request_, waits):
+    server.answers.append((400, "the prompt is too long"))
+    policy = ServerPolicy(server.url, "judge", template, num_retries=5)
+    with pytest.raises(ServerError, match="too long"):
+        await policy(request_())
+    await policy.close()
+    assert waits == []
+
+
+async def test_a_server_that_is_gone_is_tried_again(template, request_, waits):
+    gone = Server()
+    gone.close()
+    policy = ServerPolicy(gone.url, "judge", template, num_retries=3)
+    with pytest.raises(httpx.ConnectError):
+        await policy(request_())
+    await policy.close()
+    assert len(waits) == 3

@@ -1,0 +1,76 @@
+"""What a judge answered, read as a verdict: strictly as it is taught to write it, then as other models write it. None: not readable."""
+
+import re
+from collections.abc import Callable
+
+from arm_rl.benchmarks.base import Kind
+from arm_rl.core.parsing import parse_judgment
+
+_ANSWER = re.compile(r"<answer>(.*?)(?:</answer>|$)", re.DOTALL)
+_THOUGHT = re.compile(r"<think>.*?</think>", re.DOTALL)
+_BETTER = re.compile(r"answer\s*(\d+)\s*is\s*(?:the\s*)?(?:slightly\s*|much\s*)?(?:better|superior|preferred|best)", re.IGNORECASE)
+_NUMBER = re.compile(r"\s*(?:answer\s*)?(\d+)\s*\.?\s*", re.IGNORECASE)
+_TRUTH = re.compile(r"\b(true|false)\b", re.IGNORECASE)
+_LETTER_ALONE = re.compile(r"[\s(\[*]*([A-Z])(?:[\s)\].:,*]|$)")
+_LETTER_NAMED = re.compile(r"(?:answer|option|choice)(?:\s+is|\s*:)?\s*[(\[*]*([A-Z])(?![a-zA-Z])", re.IGNORECASE)
+_RATING = re.compile(r"(?<![\d.])(10|[1-9])(?![\d.]*\d)")
+
+
+def read_verdict(kind: Kind, text: str, num_options: int = 0) -> str | None:
+    """The verdict in the last turn's text.
+
+    Args:
+        num_options: for a choice or a letter: another one is not readable.
+
+    Returns:
+        "1".."N", "true" or "false", "A".."Z", or "1".."10"; None where there is none.
+    """
+    found = _READERS[kind](text)
+    if kind == "choice" and found is not None and not 1 <= int(found) <= num_options:
+        return None
+    if kind == "letter" and found is not None and ord(found) - ord("A") >= num_options:
+        return None
+    return found
+
+
+def answer_text(text: str) -> str:
+    """What stands inside the last `<answer>`; without one, all but the thoughts."""
+    answers = _ANSWER.findall(text)
+    return answers[-1].strip() if answers else _THOUGHT.sub("", text).strip()
+
+
+def _choice(text: str) -> str | None:
+    strict = parse_judgment(text)
+    if strict is not None:
+        return strict if strict.isdigit() else None
+    answer = answer_text(text).replace("*", "")
+    alone = _NUMBER.fullmatch(answer)
+    if alone:
+        return str(int(alone[1]))
+    found = _BETTER.findall(answer)
+    return str(int(found[-1])) if found else None
+
+
+def _truth(text: str) -> str | None:
+    strict = parse_judgment(text)
+    if strict is not None:
+        return strict if not strict.isdigit() else None
+    found = _TRUTH.findall(answer_text(text))
+    return found[-1].lower() if found else None
+
+
+def _letter(text: str) -> str | None:
+    answer = answer_text(text)
+    alone = _LETTER_ALONE.match(answer)
+    if alone and not re.match(r"(?:A|I)\s+[a-z]", answer):  # an article or a pronoun begins a sentence
+        return alone[1]
+    found = _LETTER_NAMED.findall(answer)
+    return found[-1].upper() if found else None
+
+
+def _rating(text: str) -> str | None:
+    found = _RATING.findall(re.sub(r"/\s*10\b", "", answer_text(text)))
+    return found[-1] if found else None
+
+
+_READERS: dict[Kind, Callable[[str], str | None]] = {"choice": _choice, "truth": _truth, "letter": _letter, "rating": _rating}

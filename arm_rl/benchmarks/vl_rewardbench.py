@@ -1,0 +1,89 @@
+"""VL-RewardBench: which of two answers to a question about an image is better (arXiv 2411.17451).
+
+File: the parquet file of MMInstruction/VL-RewardBench, with the columns `id`, `query`, `response` (two texts), `image`, `human_ranking`
+([0, 1]: the first answer is better), `query_source`, ...; or `data.jsonl` of the repository, with `image_path` instead of `image`.
+
+Scores, as the repository's `cal.py` computes them: a row with a verdict that cannot be read is left out; the others are right or wrong by
+the majority of their verdicts, and left out where these are split; `overall` is the accuracy of all, `macro` the mean of the three groups'.
+"""
+
+from collections.abc import Sequence
+from pathlib import Path
+
+from arm_rl.benchmarks import prompts
+from arm_rl.benchmarks.base import Benchmark, Item, Reading, Row, by_category, mean
+from arm_rl.benchmarks.files import FileRow, ImageStore, read_rows
+from arm_rl.core.types import Sample
+
+NAME = "vl_rewardbench"
+SOURCES = {"RLAIF": "rlaif-v", "RLHF": "rlhf-v", "hallucination": "povid", "mathverse": "reasoning_tasks", "mmmu": "reasoning_tasks"}
+SOURCES |= {"wildvision": "wildvision-battle"}  # by the id's first word; all others are of vlfeedback
+GROUPS = {
+    "vlfeedback": "general",
+    "wildvision-battle": "general",
+    "povid": "hallucination",
+    "rlhf-v": "hallucination",
+    "rlaif-v": "hallucination",
+    "reasoning_tasks": "reasoning",
+}
+
+
+def read(path: Path, reading: Reading) -> list[Item]:
+    """One item a pair, or one for each order of it. The same pair again is left out, as in the published scoring."""
+    items: list[Item] = []
+    seen: set[tuple[str, ...]] = set()
+    keys: dict[str, int] = {}
+    for row in read_rows(path, ("parquet", "jsonl")):
+        name, query, answers = row.name("id"), row.text("query"), row.texts("response", at_least=2)
+        if (name, query, *sorted(answers)) in seen:
+            continue
+        seen.add((name, query, *sorted(answers)))
+        keys[name] = keys.get(name, 0) + 1  # other answers to the same question have its id too
+        items += _items(row, name if keys[name] == 1 else f"{name}~{keys[name]}", query, answers, reading)
+    return items
+
+
+def _items(row: FileRow, key: str, query: str, answers: list[str], reading: Reading) -> list[Item]:
+    ranking = row.get("human_ranking")
+    if len(answers) != 2 or sorted(ranking) != [0, 1]:
+        raise row.error("human_ranking", f"[0, 1] or [1, 0] for two answers is needed, not {ranking!r:.80} for {len(answers)}")
+    if "image_path" in row.values:
+        image = ImageStore.file(row, "image_path", row.text("image_path"), row.path.parent)
+    else:
+        image = reading.images.keep(row, "image")
+    source = SOURCES.get(key.replace("-", "_").partition("_")[0], "vlfeedback")
+    orders = reading.orders(key, 2, shuffle=True)
+    question = query.replace("<image>", "").strip()
+    return [
+        Item(
+            sample=Sample(
+                id=f"{NAME}/{key}" + ("/swapped" if number else ""),
+                track=NAME,
+                messages=prompts.compare(question, [answers[index] for index in order], num_images=1),
+                images=(image,),
+                texts=tuple(answers[index] for index in order),
+                label=str(order.index(ranking.index(0)) + 1),
+                tools=reading.suited(image=True),
+            ),
+            kind="choice",
+            row=key,
+            cluster=key,
+            categories={"group": GROUPS[source], "source": source},
+            order=order,
+            num_options=2,
+            row_items=len(orders),
+        )
+        for number, order in enumerate(orders)
+    ]
+
+
+def scores(rows: Sequence[Row]) -> dict[str, float]:
+    """`general`, `hallucination`, `reasoning`, `overall`, `macro`."""
+    decided = [row for row in rows if all(one.verdict is not None for one in row.judged) and row.value != 0.5]
+    found = {group: mean([row.value > 0.5 for row in members]) for group, members in by_category(decided, "group").items()}
+    if decided:
+        found |= {"overall": mean([row.value > 0.5 for row in decided]), "macro": mean(list(found.values()))}
+    return found
+
+
+VL_REWARDBENCH = Benchmark(read=read, scores=scores, main_score="overall")

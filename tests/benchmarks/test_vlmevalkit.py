@@ -1,0 +1,112 @@
+"""The adapter against VLMEvalKit's interface: its base class as a stub, and the way it asks models behind an API."""
+
+from concurrent.futures import ThreadPoolExecutor
+
+import pytest
+
+from arm_rl import trajectory_log
+from arm_rl.core.config import ConfigError
+from arm_rl.vlmevalkit import FAILED, AgentModel, MessageError, server_model
+from tests.benchmarks import published
+from tests.benchmarks.fake_server import FakeServer, text_of
+from tests.benchmarks.test_evaluate_job import first_option
+
+
+class KitBase:
+    """What the kit's base class does around a model: messages of any form become lists of dicts, which `generate_inner` answers."""
+
+    allowed_types = ("text", "image")
+
+    def generate(self, message, dataset=None):
+        message = [{"type": "text", "value": message}] if isinstance(message, str) else message
+        assert all(part["type"] in self.allowed_types for part in message)
+        return self.generate_inner(message, dataset)
+
+
+@pytest.fixture
+def server():
+    running = FakeServer(first_option)
+    yield running
+    running.close()
+
+
+@pytest.fixture
+def model(server, judge_folder, tmp_path):
+    with server_model(server.url, str(judge_folder), served_model="judge", folder=str(tmp_path / "kit")) as model:
+        yield model
+
+
+@pytest.fixture
+def message(tmp_path):
+    (tmp_path / "x.png").write_bytes(published.png())
+    return [{"type": "image", "value": str(tmp_path / "x.png")}, {"type": "text", "value": "Which?\nOptions:\nA. a\nB. b"}]
+
+
+def test_text_out_and_the_session_kept(model, server, message, tmp_path):
+    assert model.generate(message=message, dataset="MMBench") == "A"
+    assert [part["type"] for part in server.bodies[0]["messages"][1]["content"]] == ["image_url", "text"]
+    assert server.bodies[0]["messages"][0]["content"][0]["text"].startswith("You answer questions")
+    model.close()
+    log = trajectory_log.read(tmp_path / "kit/trajectories/MMBench-000000.parquet")
+    (one,) = log.scored
+    assert [event.status for event in one.trajectory.tool_events] == ["ok"]
+    assert len(log.images) == 2, "the image, and what the zoom showed"
+    assert log.samples["MMBench/1"].messages[1].text == message[1]["value"]
+    model.close()  # twice does no harm
+
+
+def test_the_kits_base_class_calls_the_inner_method(server, judge_folder, message, tmp_path):
+    class Judge(KitBase, AgentModel):
+        pass
+
+    plain = server_model(server.url, str(judge_folder), served_model="judge", folder=str(tmp_path / "plain"))
+    plain.close()
+    from arm_rl.backends import Server, server_backend
+    from arm_rl.core.config import TrainConfig
+    from arm_rl.core.config_file import load
+    from arm_rl.inputs import read_template
+
+    config = load(TrainConfig, "configs/evaluate.yaml", [f"model.path={judge_folder}", f"run.root={tmp_path}"])
+    template = read_template(config)
+    with Judge(server_backend(config, template, Server(url=server.url, model="judge")), tools=["image_zoom_in_tool"]) as model:
+        assert model.generate(message, dataset="MMBench") == "A"
+        assert model.generate("hello") == "Overall Judgment: Answer 1 is better"
+        assert model.is_api
+        assert not model.use_custom_prompt("MMBench")
+
+
+def test_many_threads_ask_at_a_time(model, message, tmp_path):
+    with ThreadPoolExecutor(8) as pool:
+        answers = list(pool.map(lambda number: model.generate(message=message, dataset="VStar"), range(70)))
+    assert answers == ["A"] * 70
+    model.close()
+    logs = [trajectory_log.read(path) for path in sorted((tmp_path / "kit/trajectories").glob("VStar-*.parquet"))]
+    assert [len(log.scored) for log in logs] == [32, 32, 6]
+    assert len({one.trajectory.sample_id for log in logs for one in log.scored}) == 70
+
+
+def test_images_between_texts_and_a_system_message(model, server, message):
+    model.generate([{"role": "system", "type": "text", "value": "Be brief."}, *message, message[0], "and this one"])
+    system, user = server.bodies[0]["messages"]
+    assert system["content"][0]["text"].endswith("\n\nBe brief.")
+    assert [part["type"] for part in user["content"]] == ["image_url", "text", "image_url", "text"]
+    assert "and this one" in text_of(server.bodies[0])
+
+
+def test_a_failure_reads_as_the_kit_knows_it(model, server, message):
+    server.answer = lambda body: 400
+    answer = model.generate(message=message, dataset="MMBench")
+    assert answer.startswith(FAILED)
+    assert "400" in answer
+
+
+def test_what_is_no_message_is_refused(model):
+    with pytest.raises(MessageError, match="has the type text or image"):
+        model.generate([{"type": "video", "value": "x.mp4"}])
+
+
+def test_a_folder_with_sessions_is_not_written_over(model, message, server, judge_folder, tmp_path):
+    model.generate(message)
+    model.close()
+    with pytest.raises(ConfigError, match="holds sessions already"):
+        server_model(server.url, str(judge_folder), served_model="judge", folder=str(tmp_path / "kit"))
