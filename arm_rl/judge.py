@@ -11,7 +11,7 @@ import tempfile
 import threading
 import uuid
 from collections.abc import AsyncIterator, Awaitable, Callable, Coroutine, Iterable, Sequence
-from contextlib import AbstractAsyncContextManager, AsyncExitStack, asynccontextmanager
+from contextlib import AbstractAsyncContextManager, AsyncExitStack, asynccontextmanager, closing
 from dataclasses import dataclass
 from pathlib import Path
 from types import TracebackType
@@ -27,7 +27,7 @@ from arm_rl.core.config import ModelConfig, SessionConfig, TemplateConfig
 from arm_rl.core.errors import UserError
 from arm_rl.core.images import Image
 from arm_rl.core.seeding import derive
-from arm_rl.core.session import Memory, Policy, Start
+from arm_rl.core.session import Memory, Policy, Start, Tools
 from arm_rl.core.template import Template
 from arm_rl.core.types import ImagePart, Message, Sample
 from arm_rl.server_policy import ServerPolicy
@@ -69,7 +69,7 @@ class Judge:
         self,
         policy: AbstractAsyncContextManager[Policy],
         template: Template,
-        tools: LocalTools,
+        tools: Tools,
         *,
         limits: SessionConfig | None = None,
         phrase: Callable[[str, Sequence[str]], str] = phrase,
@@ -83,7 +83,7 @@ class Judge:
         Args:
             policy: the model; entered with the judge.
             template: of the same model, with the tools' schemas.
-            tools: that are offered, all of them in every session.
+            tools: that are offered, all of them in every session; closed by who made them.
             limits: of a session; by default, the usual ones of training.
             phrase: writes a question and its answers as the user's text, as the judge was trained to read it.
             both_orders: answers are compared once as they are given and once reversed, so that their places cancel out.
@@ -122,8 +122,8 @@ class Judge:
             settings: as for `Judge`.
         """
         loaded, written = _spoken_to(folder, tools, template)
-        policy = _at_server(base_url, model, written, temperature)
-        return cls(policy, written, LocalTools(loaded), **settings)
+        local = LocalTools(loaded)
+        return cls(_with(local, _at_server(base_url, model, written, temperature)), written, local, **settings)
 
     @classmethod
     def load(
@@ -156,7 +156,8 @@ class Judge:
                     async with _at_server(server.base_url, SERVED_NAME, written, temperature, with_logprobs=True) as asked:
                         yield asked
 
-        return cls(policy(), written, LocalTools(loaded), **settings)
+        local = LocalTools(loaded)
+        return cls(_with(local, policy()), written, local, **settings)
 
     def __enter__(self) -> "Judge":
         self._loop = asyncio.new_event_loop()
@@ -169,12 +170,11 @@ class Judge:
         self.close()
 
     def close(self) -> None:
-        """Ends the policy and the tools."""
+        """Ends the policy."""
         loop, self._loop = self._loop, None
         if loop is None:
             return
         asyncio.run_coroutine_threadsafe(self._stack.aclose(), loop).result()
-        self._tools.close()
         loop.call_soon_threadsafe(loop.stop)
 
     # One question
@@ -306,6 +306,14 @@ async def _at_server(
         yield policy
     finally:
         await policy.close()
+
+
+@asynccontextmanager
+async def _with(tools: LocalTools, policy: AbstractAsyncContextManager[Policy]) -> AsyncIterator[Policy]:
+    """The policy, and an end of the tools with it."""
+    with closing(tools):
+        async with policy as entered:
+            yield entered
 
 
 def _spoken_to(folder: str | Path, tools: Sequence[str], template: TemplateConfig | None) -> tuple[dict[str, Tool], Template]:
