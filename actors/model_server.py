@@ -14,6 +14,7 @@ import httpx
 from actors.engine_settings import engine_environment
 from arm_rl.core.errors import UserError
 
+SERVED_NAME = "judge"  # under which the model is offered
 GRACE_SECONDS = 10.0  # that the server is given to end by itself
 
 
@@ -59,8 +60,26 @@ class ModelServer:
         Raises:
             ServerFailed: it ended, or did not serve in time.
         """
-        command = [sys.executable, "-m", "vllm.entrypoints.openai.api_server", "--model", str(self.folder), "--served-model-name", "judge"]
-        command += ["--host", "127.0.0.1", "--port", str(self.port), "--enable-auto-tool-choice", "--tool-call-parser", "hermes"]
+        command = [
+            sys.executable,
+            "-m",
+            "vllm.entrypoints.openai.api_server",
+            "--model",
+            str(self.folder),
+            "--served-model-name",
+            SERVED_NAME,
+        ]
+        command += [
+            "--served-model-name",
+            SERVED_NAME,
+            "--host",
+            "127.0.0.1",
+            "--port",
+            str(self.port),
+            "--enable-auto-tool-choice",
+            "--tool-call-parser",
+            "hermes",
+        ]
         with self.log.open("w") as output:
             self._process = subprocess.Popen(
                 [*command, *self._arguments],

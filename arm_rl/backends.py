@@ -17,7 +17,7 @@ from arm_rl.core.session import Policy, Session, Tools
 from arm_rl.core.template import Template
 from arm_rl.core.types import Sample, Scored, Trajectory
 from arm_rl.groups import Group, GroupRunner, group_runner
-from arm_rl.judge import ServerPolicy
+from arm_rl.server_policy import ServerPolicy
 from tools import load_tools
 from tools.local import LocalTools
 

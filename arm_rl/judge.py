@@ -1,155 +1,341 @@
-"""A policy behind an OpenAI-compatible server, for the same session loop as in training."""
+"""The judge as a Python object: compares answers, checks one, finds the best of many. Every judgment is a session with tools.
+
+    with Judge.load("runs/demo/export", tools=["configs/tools/image_zoom.yaml"]) as judge:
+        verdict = judge.compare("Which digit is on the red tile?", ["scene.png"], ["4", "7"])
+
+Each method has an asynchronous twin whose name begins with `a`.
+"""
 
 import asyncio
-import base64
-import json
-import logging
-import random
-from collections.abc import Mapping
-from typing import Any
+import tempfile
+import threading
+import uuid
+from collections.abc import AsyncIterator, Awaitable, Callable, Coroutine, Iterable, Sequence
+from contextlib import AbstractAsyncContextManager, AsyncExitStack, asynccontextmanager, closing
+from dataclasses import dataclass
+from pathlib import Path
+from types import TracebackType
+from typing import Any, TypeVar
 
-import httpx
+import torch
+from PIL import Image as PILImage
+from rich.progress import track
 
+from actors.model_server import SERVED_NAME, ModelServer
+from arm_rl.core import session
+from arm_rl.core.config import ModelConfig, SessionConfig, TemplateConfig
+from arm_rl.core.errors import UserError
 from arm_rl.core.images import Image
-from arm_rl.core.parsing import whole_characters
-from arm_rl.core.session import Completion, PolicyRequest
+from arm_rl.core.seeding import derive
+from arm_rl.core.session import Memory, Policy, Start, Tools
 from arm_rl.core.template import Template
-from arm_rl.core.types import ImagePart, Message
+from arm_rl.core.types import ImagePart, Message, Sample
+from arm_rl.server_policy import ServerPolicy
+from arm_rl.verdict import Opinion, Ranking, Verdict
+from tools import load_tools
+from tools.base import Tool
+from tools.local import LocalTools
 
-logger = logging.getLogger(__name__)
+Result = TypeVar("Result")
+Picture = Image | PILImage.Image | bytes | str | Path
 
-PASSING = frozenset({408, 425, 429, 500, 502, 503, 504})  # refusals that another try may not meet
-LONGEST_WAIT = 60.0  # seconds between two tries
-
-
-class ServerError(RuntimeError):
-    """The server refused a request or gave no usable answer; the message holds what it said."""
+MAX_ANSWERS = 99
 
 
-class ServerPolicy:
-    """The `policy` callable of sessions: one chat completion a turn."""
+class JudgeError(UserError):
+    """What was asked cannot be judged; the message says why."""
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Comparison:
+    """A question with answers to compare; with a single one, to check."""
+
+    question: str
+    answers: Sequence[str]
+    images: Sequence[Picture] = ()
+
+
+def phrase(question: str, answers: Sequence[str]) -> str:
+    """The user's text: the question, then the answers with their numbers; a single answer has none."""
+    if len(answers) == 1:
+        return f"{question}\n\nAnswer: {answers[0]}"
+    return "\n\n".join([question, *(f"Answer {number}: {answer}" for number, answer in enumerate(answers, 1))])
+
+
+class Judge:
+    """A model that judges with tools. A context manager; entered, it can be asked from any thread."""
 
     def __init__(
         self,
+        policy: AbstractAsyncContextManager[Policy],
+        template: Template,
+        tools: Tools,
+        *,
+        limits: SessionConfig | None = None,
+        phrase: Callable[[str, Sequence[str]], str] = phrase,
+        both_orders: bool = False,
+        votes: int = 1,
+        concurrency: int = 16,
+        seed: int = 0,
+    ) -> None:
+        """Prepares. `load` and `at` make one of a folder and of a server.
+
+        Args:
+            policy: the model; entered with the judge.
+            template: of the same model, with the tools' schemas.
+            tools: that are offered, all of them in every session; closed by who made them.
+            limits: of a session; by default, the usual ones of training.
+            phrase: writes a question and its answers as the user's text, as the judge was trained to read it.
+            both_orders: answers are compared once as they are given and once reversed, so that their places cancel out.
+            votes: sessions of each order; more than one is of use where the policy samples at a temperature above 0.
+            concurrency: sessions at a time.
+            seed: of all sessions.
+        """
+        self._opened = policy
+        self._template, self._tools, self._limits = template, tools, limits or SessionConfig()
+        self._phrase, self._both_orders, self._votes, self._seed = phrase, both_orders, votes, seed
+        self._concurrency = concurrency
+        self._loop: asyncio.AbstractEventLoop | None = None
+        self._policy: Policy | None = None
+        self._stack = AsyncExitStack()
+
+    @classmethod
+    def at(
+        cls,
         base_url: str,
         model: str,
-        template: Template,
         *,
+        folder: str | Path,
+        tools: Sequence[str] = (),
+        template: TemplateConfig | None = None,
         temperature: float = 0.0,
-        max_tokens: int = 1024,
-        timeout_seconds: float = 120.0,
-        num_retries: int = 0,
-        api_key: str | None = None,
-    ) -> None:
-        """Prepares.
+        **settings: Any,
+    ) -> "Judge":
+        """A judge behind an OpenAI-compatible server.
 
         Args:
             base_url: of the server, with its `/v1`.
-            model: the name under which the server offers the model.
-            template: of the same model: tools' schemas, and how large it sees an image.
-            max_tokens: to sample in one turn at most.
-            num_retries: of a request that got no answer or was refused for now; the time between tries doubles, and the server's own
-                `Retry-After` counts where it is longer.
-            api_key: sent as bearer token.
+            model: the name under which the server offers it.
+            folder: the model's folder, or its name on the hub: how it is spoken to and how it sees images.
+            tools: tool files.
+            template: the system prompt and the form of calls; by default, the usual ones.
+            settings: as for `Judge`.
         """
-        self._model, self._template = model, template
-        self._temperature, self._max_tokens = temperature, max_tokens
-        self._num_retries = num_retries
-        self._client = httpx.AsyncClient(
-            base_url=base_url.rstrip("/"),
-            timeout=timeout_seconds,
-            limits=httpx.Limits(max_connections=None),  # who asks limits how many sessions run
-            headers={"Authorization": f"Bearer {api_key}"} if api_key else None,
+        loaded, written = _spoken_to(folder, tools, template)
+        local = LocalTools(loaded)
+        return cls(_with(local, _at_server(base_url, model, written, temperature)), written, local, **settings)
+
+    @classmethod
+    def load(
+        cls,
+        folder: str | Path,
+        *,
+        tools: Sequence[str] = (),
+        template: TemplateConfig | None = None,
+        temperature: float = 0.0,
+        use_gpu: bool | None = None,
+        max_model_len: int | None = None,
+        **settings: Any,
+    ) -> "Judge":
+        """A judge on this machine: a vLLM server of its own, which starts and ends with it.
+
+        Args:
+            folder: an exported model.
+            use_gpu: by default, where there is one.
+            max_model_len: tokens of a session at most; by default the model's own limit.
+            tools, template, settings: as for `at`.
+        """
+        loaded, written = _spoken_to(folder, tools, template)
+        on_gpu = torch.cuda.is_available() if use_gpu is None else use_gpu
+
+        @asynccontextmanager
+        async def policy() -> AsyncIterator[Policy]:
+            with tempfile.TemporaryDirectory() as logs:
+                server = ModelServer(Path(folder), Path(logs) / "server.log", use_gpu=on_gpu, max_model_len=max_model_len)
+                with server:
+                    async with _at_server(server.base_url, SERVED_NAME, written, temperature, with_logprobs=True) as asked:
+                        yield asked
+
+        local = LocalTools(loaded)
+        return cls(_with(local, policy()), written, local, **settings)
+
+    def __enter__(self) -> "Judge":
+        self._loop = asyncio.new_event_loop()
+        threading.Thread(target=self._loop.run_forever, daemon=True, name="judge").start()
+        self._slots = asyncio.Semaphore(self._concurrency)
+        self._policy = self._wait(self._stack.enter_async_context(self._opened))
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None) -> None:
+        self.close()
+
+    def close(self) -> None:
+        """Ends the policy."""
+        loop, self._loop = self._loop, None
+        if loop is None:
+            return
+        asyncio.run_coroutine_threadsafe(self._stack.aclose(), loop).result()
+        loop.call_soon_threadsafe(loop.stop)
+
+    # One question
+
+    def compare(self, question: str, images: Sequence[Picture], answers: Sequence[str]) -> Verdict:
+        """Which of two or more answers is better."""
+        return self._wait(self._compared(question, images, answers))
+
+    async def acompare(self, question: str, images: Sequence[Picture], answers: Sequence[str]) -> Verdict:
+        """As `compare`."""
+        return await self._awaited(self._compared(question, images, answers))
+
+    def verify(self, question: str, images: Sequence[Picture], answer: str) -> Verdict:
+        """Whether an answer is right."""
+        return self._wait(self._verified(question, images, answer))
+
+    async def averify(self, question: str, images: Sequence[Picture], answer: str) -> Verdict:
+        """As `verify`."""
+        return await self._awaited(self._verified(question, images, answer))
+
+    def rank(self, question: str, images: Sequence[Picture], answers: Sequence[str]) -> Ranking:
+        """The best of many answers, by n - 1 comparisons of two, rounds of which run at the same time."""
+        return self._wait(self._ranked(question, images, answers))
+
+    async def arank(self, question: str, images: Sequence[Picture], answers: Sequence[str]) -> Ranking:
+        """As `rank`."""
+        return await self._awaited(self._ranked(question, images, answers))
+
+    # Many questions
+
+    def judge_all(self, comparisons: Iterable[Comparison], *, progress: bool = True) -> list[Verdict]:
+        """The verdicts of many questions, in order. Shows how far it is."""
+        waiting = [self._submitted(self._compared_or_verified(one)) for one in comparisons]
+        shown = track(waiting, description="judging", disable=not progress)
+        return [future.result() for future in shown]
+
+    async def ajudge_all(self, comparisons: Iterable[Comparison]) -> list[Verdict]:
+        """As `judge_all`."""
+        return list(await asyncio.gather(*(self._awaited(self._compared_or_verified(one)) for one in comparisons)))
+
+    async def _compared_or_verified(self, one: Comparison) -> Verdict:
+        if len(one.answers) == 1:
+            return await self._verified(one.question, one.images, one.answers[0])
+        return await self._compared(one.question, one.images, one.answers)
+
+    async def _compared(self, question: str, images: Sequence[Picture], answers: Sequence[str]) -> Verdict:
+        if not 2 <= len(answers) <= MAX_ANSWERS:
+            raise JudgeError(f"answers: 2 to {MAX_ANSWERS} are compared, not {len(answers)}")
+        order = tuple(range(1, len(answers) + 1))
+        orders = [order, order[::-1]] if self._both_orders else [order]
+        return await self._weighed(question, images, answers, orders)
+
+    async def _verified(self, question: str, images: Sequence[Picture], answer: str) -> Verdict:
+        return await self._weighed(question, images, [answer], [()])
+
+    async def _ranked(self, question: str, images: Sequence[Picture], answers: Sequence[str]) -> Ranking:
+        if len(answers) < 2:
+            raise JudgeError(f"answers: at least 2 are ranked, not {len(answers)}")
+        standing = list(range(1, len(answers) + 1))
+        comparisons: list[tuple[tuple[int, int], Verdict]] = []
+        while len(standing) > 1:
+            pairs = list(zip(standing[::2], standing[1::2], strict=False))
+            met = await asyncio.gather(
+                *(self._compared(question, images, [answers[first - 1], answers[second - 1]]) for first, second in pairs)
+            )
+            comparisons += zip(pairs, met, strict=True)
+            winners = [second if verdict.choice == 2 else first for (first, second), verdict in zip(pairs, met, strict=True)]
+            standing = [*winners, *standing[2 * len(pairs) :]]
+        return Ranking(best=standing[0], comparisons=tuple(comparisons))
+
+    async def _weighed(
+        self, question: str, images: Sequence[Picture], answers: Sequence[str], orders: Sequence[tuple[int, ...]]
+    ) -> Verdict:
+        seen = [order for order in orders for _ in range(self._votes)]
+        shown = [_read(image) for image in images]
+        opinions = await asyncio.gather(
+            *(
+                self._opinion(question, shown, [answers[answer - 1] for answer in order] if order else answers, number)
+                for number, order in enumerate(seen)
+            )
         )
+        return Verdict.of(opinions, seen)
 
-    async def __call__(self, request: PolicyRequest) -> Completion:
-        """Asks for one turn.
+    async def _opinion(self, question: str, images: Sequence[Image], answers: Sequence[str], number: int) -> Opinion:
+        if self._policy is None:
+            raise JudgeError("the judge is not open: use it in a `with` statement")
+        names = ["original_image" if place == 1 else f"original_image_{place}" for place in range(1, len(images) + 1)]
+        parts: tuple[str | ImagePart, ...] = (*(ImagePart(name=name) for name in names), self._phrase(question, answers))
+        sample = Sample(
+            id=uuid.uuid4().hex,
+            track="judge",
+            messages=(Message(role="user", parts=parts),),
+            texts=tuple(answers),
+            label="",
+            tools=tuple(self._template.schemas),
+        )
+        memory = Memory.holding(dict(zip(names, images, strict=True)), answers)
+        start = Start(
+            memory=memory, messages=self._template.conversation(sample), prompt_ids=self._template.prompt_ids(sample, memory.images)
+        )
+        async with self._slots:
+            seed = derive(self._seed, question, *answers, number)
+            judged = await session.run(
+                sample, self._policy, self._tools, self._limits, template=self._template, seed=seed, start=lambda: start
+            )
+        if judged.trajectory.error is not None:
+            raise JudgeError(f"the session broke:\n{judged.trajectory.error}")
+        return Opinion.of(judged, self._template)
 
-        Raises:
-            ServerError: the server refused it, or its answer cannot be used.
-            httpx.TransportError: the server did not answer.
-        """
-        names = [name for message in request.messages for name in message.image_names]
-        body: dict[str, Any] = {
-            "model": self._model,
-            "messages": await asyncio.to_thread(self._messages, request.messages, dict(zip(names, request.images, strict=True))),
-            "temperature": self._temperature,
-            "max_tokens": min(self._max_tokens, request.max_tokens),
-            "seed": request.seed,
-        }
-        if request.tools:
-            body["tools"] = [self._template.schemas[name] for name in request.tools]
-            body["tool_choice"] = "auto" if request.allow_call else "none"
-        response = await self._post(body)
-        if response.status_code != httpx.codes.OK:
-            raise ServerError(f"{response.request.url}: {response.status_code}: {response.text[:2000]}")
-        try:
-            choice = response.json()["choices"][0]
-            text, cut = self._turn(choice["message"]), choice["finish_reason"] == "length"
-        except (ValueError, KeyError, IndexError, TypeError, AttributeError) as error:
-            raise ServerError(f"{response.request.url}: not a chat completion ({error!r}): {response.text[:2000]}") from error
-        return Completion(token_ids=(), logprobs=(), text=whole_characters(text), finish_reason="length" if cut else "stop")
+    def _submitted(self, work: Coroutine[Any, Any, Result]) -> Any:
+        if self._loop is None:
+            work.close()
+            raise JudgeError("the judge is not open: use it in a `with` statement")
+        return asyncio.run_coroutine_threadsafe(work, self._loop)
 
-    async def _post(self, body: dict[str, Any]) -> httpx.Response:
-        """The server's answer, after as many tries as are allowed."""
-        for tries in range(self._num_retries + 1):
-            wait = min(2.0**tries, LONGEST_WAIT) * random.uniform(0.5, 1.0)  # not all sessions at once
-            try:
-                response = await self._client.post("/chat/completions", json=body)
-            except httpx.TransportError as error:
-                if tries == self._num_retries:
-                    raise
-                reason = repr(error)
-            else:
-                if response.status_code not in PASSING or tries == self._num_retries:
-                    return response
-                reason = str(response.status_code)
-                wait = max(wait, _retry_after(response))
-            logger.warning("%s: %s; asked again in %.1f s", self._client.base_url, reason, wait)
-            await asyncio.sleep(wait)
-        raise AssertionError("the last try returns or raises")
+    def _wait(self, work: Coroutine[Any, Any, Result]) -> Result:
+        return self._submitted(work).result()
 
-    async def close(self) -> None:
-        """Closes the connections."""
-        await self._client.aclose()
-
-    def _turn(self, message: Mapping[str, Any]) -> str:
-        """The turn as the model wrote it: servers take the first call out of the text, here it goes back in."""
-        text = message.get("content") or ""
-        calls = message.get("tool_calls") or []
-        if not calls:
-            return text
-        function = calls[0]["function"]
-        try:
-            arguments = json.loads(function["arguments"])
-        except ValueError:
-            arguments = function["arguments"]
-        written = json.dumps({"name": function["name"], "arguments": arguments}, ensure_ascii=False)
-        return f"{text}{self._template.tool_format.call_start}{written}{self._template.tool_format.call_end}"
-
-    def _messages(self, messages: tuple[Message, ...], images: Mapping[str, Image]) -> list[dict[str, Any]]:
-        """OpenAI's messages; images as the views that the model sees where the server then leaves them as they are."""
-        written: list[dict[str, Any]] = []
-        for number, message in enumerate(messages):
-            content = [
-                {"type": "image_url", "image_url": {"url": self._data_url(images[part.name])}}
-                if isinstance(part, ImagePart)
-                else {"type": "text", "text": self._template.harmless(part)}
-                for part in message.parts
-            ]
-            extra = {"tool_call_id": f"call_{number}"} if message.role == "tool" else {}
-            written.append({"role": message.role, "content": content, **extra})
-        return written
-
-    def _data_url(self, image: Image) -> str:
-        view = self._template.view
-        size = view.of(*image.size)
-        stays = view.of(*size) == size  # where a view's bounds are narrow, the server would make another one of it
-        sent = Image.from_pil(view.view(image) if stays else image.pil())
-        return "data:image/png;base64," + base64.b64encode(sent.data).decode()
+    def _awaited(self, work: Coroutine[Any, Any, Result]) -> Awaitable[Result]:
+        return asyncio.wrap_future(self._submitted(work))
 
 
-def _retry_after(response: httpx.Response) -> float:
-    """Seconds that the server asks to wait; 0 where it does not say, or names a date."""
-    written = response.headers.get("Retry-After", "")
-    return min(float(written), LONGEST_WAIT) if written.isdigit() else 0.0
+@asynccontextmanager
+async def _at_server(
+    base_url: str, model: str, template: Template, temperature: float, *, with_logprobs: bool = False
+) -> AsyncIterator[Policy]:
+    policy = ServerPolicy(base_url, model, template, temperature=temperature, with_logprobs=with_logprobs)
+    try:
+        yield policy
+    finally:
+        await policy.close()
+
+
+@asynccontextmanager
+async def _with(tools: LocalTools, policy: AbstractAsyncContextManager[Policy]) -> AsyncIterator[Policy]:
+    """The policy, and an end of the tools with it."""
+    with closing(tools):
+        async with policy as entered:
+            yield entered
+
+
+def _spoken_to(folder: str | Path, tools: Sequence[str], template: TemplateConfig | None) -> tuple[dict[str, Tool], Template]:
+    """The tools, and the template of a model that is offered them."""
+    loaded = load_tools(tools)
+    schemas = {name: tool.schema for name, tool in loaded.items()}
+    return loaded, Template.load(ModelConfig(path=str(folder)), template or TemplateConfig(), schemas)
+
+
+def _read(picture: Picture) -> Image:
+    """An image from whatever holds it.
+
+    Raises:
+        JudgeError: there is no such file.
+    """
+    if isinstance(picture, Image):
+        return picture
+    if isinstance(picture, PILImage.Image):
+        return Image.from_pil(picture)
+    if isinstance(picture, bytes):
+        return Image.from_bytes(picture)
+    try:
+        return Image.from_bytes(Path(picture).read_bytes())
+    except OSError as error:
+        raise JudgeError(f"{picture}: {error.strerror}") from error

@@ -34,10 +34,10 @@ from arm_rl.digits.demos import DIGITS, THREE_TRACKS, DemoSpec, Size, write_tool
 from arm_rl.digits.tables import is_shown, tables
 from arm_rl.evaluation import evaluate_model
 from arm_rl.grpo import train_grpo
-from arm_rl.judge import ServerPolicy
 from arm_rl.metrics_log import read_lines
 from arm_rl.report import write_report
 from arm_rl.screening import screened_sessions
+from arm_rl.server_policy import ServerPolicy
 from arm_rl.sft import train_sft
 from jobs.command_line import guarded
 from rewards.judgment import is_correct

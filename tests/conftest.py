@@ -1,6 +1,7 @@
 """What holds for all tests: their examples and deadlines, no GPU tests where there is none, and the demo's small judge, built once."""
 
 import shutil
+import socket
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -74,3 +75,11 @@ def documents_index(tmp_path_factory) -> Path:
     folder = tmp_path_factory.mktemp("documents")
     build_index([write_pdf(folder / "report.pdf", [["The first page."], ["The second page."]])], folder / "index", ocr="never")
     return folder / "index"
+
+
+@pytest.fixture
+def free_port() -> int:
+    """A port of the loopback interface that nothing listens on."""
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        return int(probe.getsockname()[1])

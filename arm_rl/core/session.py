@@ -10,7 +10,7 @@ and texts, the limits and the tokens; what the policy sampled goes into the traj
 import time
 import traceback
 import uuid
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Protocol
 
@@ -81,10 +81,12 @@ class Memory:
     def of(cls, sample: Sample) -> "Memory":
         """The sample's own images and candidate answers."""
         names = [name for message in sample.messages for name in message.image_names]
-        return cls(
-            images={name: images.load(ref) for name, ref in zip(names, sample.images, strict=True)},
-            texts={f"text_{number}": text for number, text in enumerate(sample.texts)},
-        )
+        return cls.holding({name: images.load(ref) for name, ref in zip(names, sample.images, strict=True)}, sample.texts)
+
+    @classmethod
+    def holding(cls, images: Mapping[str, Image], texts: Sequence[str]) -> "Memory":
+        """These images by name, and these candidate answers."""
+        return cls(images=dict(images), texts={f"text_{number}": text for number, text in enumerate(texts)})
 
     def add_observation(self, image: Image) -> str:
         """Keeps a tool's image and gives its name."""

@@ -1,0 +1,133 @@
+"""Shows a judge at work: `python -m jobs.chat FOLDER IMAGE…`. Asks for a question and answers, and shows each turn as it comes."""
+
+import argparse
+import contextlib
+import sys
+import tempfile
+from collections.abc import AsyncIterator, Callable, Iterator
+from pathlib import Path
+
+from rich.console import Console
+from rich.panel import Panel
+
+from actors.model_server import SERVED_NAME, ModelServer
+from arm_rl.core.config import ModelConfig, SessionConfig, TemplateConfig, TrainConfig
+from arm_rl.core.config_file import load
+from arm_rl.core.session import Completion, Memory, Policy, PolicyRequest, ToolResult, Tools
+from arm_rl.core.template import Template
+from arm_rl.core.types import ToolCall
+from arm_rl.judge import Judge
+from arm_rl.server_policy import ServerPolicy
+from arm_rl.verdict import Verdict
+from jobs.command_line import guarded
+from tools import load_tools
+from tools.local import LocalTools
+
+
+class Shown:
+    """A policy and tools that show what they say."""
+
+    def __init__(self, policy: Policy, tools: Tools, console: Console) -> None:
+        self._policy, self._tools, self._console = policy, tools, console
+
+    async def policy(self, request: PolicyRequest) -> Completion:
+        """The policy's turn."""
+        with self._console.status("the judge thinks"):
+            completion = await self._policy(request)
+        self._console.print(Panel(completion.text, title="judge", title_align="left", border_style="cyan"), markup=False)
+        return completion
+
+    async def __call__(self, call: ToolCall, memory: Memory) -> ToolResult:
+        """A tool's answer."""
+        result = await self._tools(call, memory)
+        shown = ", ".join(f"image of {width} x {height} px" for width, height in (image.size for image in result.images))
+        style = "green" if result.status == "ok" else "red"
+        text = "\n".join(part for part in (result.text, shown) if part)
+        self._console.print(Panel(text, title=f"{call.name}: {result.status}", title_align="left", border_style=style), markup=False)
+        return result
+
+    async def release(self, memory: Memory) -> None:
+        """The session is over."""
+        await self._tools.release(memory)
+
+
+def converse(ask: Callable[[str], str], judge: Judge, images: list[Path], console: Console) -> int:
+    """Questions until an empty one; gives their number."""
+    for number in range(sys.maxsize):
+        question = ask("question (empty: the end): ").strip()
+        if not question:
+            return number
+        answers: list[str] = []
+        while (answer := ask(f"answer {len(answers) + 1} (empty: no more): ").strip()) or not answers:
+            if answer:
+                answers.append(answer)
+        verdict = judge.verify(question, images, answers[0]) if len(answers) == 1 else judge.compare(question, images, answers)
+        console.print(_said(verdict), style="bold")
+    raise AssertionError
+
+
+def _said(verdict: Verdict) -> str:
+    if verdict.choice is None:
+        return "no judgment that can be read"
+    sure = "" if verdict.confidence is None else f" ({verdict.confidence:.0%} sure)"
+    if isinstance(verdict.choice, bool):
+        return f"the answer is {'right' if verdict.choice else 'wrong'}{sure}"
+    return f"answer {verdict.choice} is better{sure}"
+
+
+@contextlib.contextmanager
+def shown_judge(arguments: argparse.Namespace, console: Console) -> Iterator[Judge]:
+    """The judge that the command line names, each turn shown."""
+    config = load(TrainConfig, arguments.config) if arguments.config else None
+    files = arguments.tools if arguments.tools is not None else config.tools.files if config else ()
+    loaded = load_tools(files)
+    model, written = ModelConfig(path=str(arguments.folder)), config.template if config else TemplateConfig()
+    template = Template.load(model, written, {name: tool.schema for name, tool in loaded.items()})
+    with contextlib.ExitStack() as stack:
+        url, name = arguments.url, arguments.name
+        if url is None:
+            log = Path(stack.enter_context(tempfile.TemporaryDirectory())) / "server.log"
+            length = config.rollout.max_model_len if config else None
+            with console.status("loading the model"):
+                url = stack.enter_context(ModelServer(arguments.folder, log, use_gpu=arguments.gpu, max_model_len=length)).base_url
+            name = SERVED_NAME
+        server = ServerPolicy(url, name, template, temperature=arguments.temperature, with_logprobs=arguments.url is None)
+        local = LocalTools(loaded)
+        stack.callback(local.close)
+        shown = Shown(server, local, console)
+
+        @contextlib.asynccontextmanager
+        async def policy() -> AsyncIterator[Policy]:
+            yield shown.policy
+            await server.close()
+
+        yield stack.enter_context(Judge(policy(), template, shown, limits=config.session if config else SessionConfig()))
+
+
+def main() -> int:
+    """Asks, judges and shows until there is no more question."""
+    parser = argparse.ArgumentParser(prog="python -m jobs.chat", description=__doc__)
+    parser.add_argument("folder", type=Path, help="an exported model, for example runs/demo/export")
+    parser.add_argument("images", type=Path, nargs="*", help="that the questions are about")
+    parser.add_argument("--config", help="a run's config.yaml: tools, prompt and limits as in training")
+    parser.add_argument("--tools", nargs="*", help="tool files, in place of the configuration's")
+    parser.add_argument("--url", help="of an OpenAI-compatible server that offers the model already, with its /v1")
+    parser.add_argument("--name", default=SERVED_NAME, help="of the model at that server")
+    parser.add_argument("--temperature", type=float, default=0.0)
+    parser.add_argument("--gpu", action="store_true", help="run on a GPU")
+    arguments = parser.parse_args()
+    console = Console(highlight=False)
+
+    def start() -> str:
+        with shown_judge(arguments, console) as judge:
+            try:
+                number = converse(console.input, judge, arguments.images, console)
+            except EOFError:
+                return "done"
+        return f"done: {number} judged"
+
+    return guarded(start)
+
+
+if __name__ == "__main__":
+    sys.exit(main())
