@@ -18,11 +18,11 @@ from torch import Tensor
 from transformers import AutoImageProcessor, AutoModelForImageTextToText, AutoTokenizer
 
 from actors.image_inputs import ImagePreparer
-from actors.learner import NonFiniteError
-from actors.learner_group import LearnerGroup
+from actors.learner_group import LearnerGroup, LearnerLost
 from actors.learner_settings import LearnerSpec, deepspeed_config, learner_environment
 from arm_rl.core.batching import make_batch
 from arm_rl.core.config import LearnerConfig, ModelConfig
+from arm_rl.core.errors import NonFiniteError
 from arm_rl.core.images import Image
 from arm_rl.core.loss import GrpoObjective, SftObjective
 from arm_rl.core.types import TrainingSample
@@ -329,7 +329,7 @@ def test_what_is_not_finite_changes_no_weight(trained, task):
 def test_a_rank_that_fails_fails_the_call(trained):
     """Last of all: the rank is gone."""
     ray.kill(trained.group._ranks[-1])
-    with pytest.raises(ray.exceptions.RayError):
+    with pytest.raises(LearnerLost, match="a learner rank was lost: .*killed"):
         trained.train()
 
 
