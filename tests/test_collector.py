@@ -219,6 +219,7 @@ async def test_what_ran_at_a_checkpoint_runs_again_with_its_number_and_what_was_
     assert sorted(finished) == ([5, 9] if max_staleness else [])
     restored = make(again := Puppets(), max_staleness=max_staleness)
     restored.restore(state, finished)
+    again.version = twin.version = 1
     steps = [asyncio.create_task(one.collect(1)) for one in (restored, reference)]
     await breathe()
     assert again.numbers() == [number for number in twin.numbers()[4:] if number not in finished], "as if it had never stopped"
