@@ -5,12 +5,13 @@ BIN = .venv/bin
 STAMP = .venv/installed
 SOURCES = arm_rl actors rewards tools jobs tests
 
-.PHONY: help install demo demo-tools bench-tools test lint format clean
+.PHONY: help install demo demo-tools bench-tools chaos test lint format clean
 
 help:
 	@echo "make demo     sets up .venv and trains a judge through all its stages (about 12 minutes on 2 cores)"
 	@echo "make demo-tools   the same on three tracks, each with a tool of its own to choose (15 to 30 minutes)"
 	@echo "make bench-tools  how fast the tools are, directly and through an executor (about 6 minutes)"
+	@echo "make chaos    trains while processes of the run are killed, 20 of each kind (about an hour; needs make demo's folder)"
 	@echo "make test     sets up .venv and runs the tests"
 	@echo "make lint     style, format and types"
 	@echo "make format   rewrites the sources in the house's format"
@@ -33,6 +34,9 @@ demo-tools: $(STAMP)
 
 bench-tools: $(STAMP)
 	@$(BIN)/python -m jobs.bench tools
+
+chaos: $(STAMP)
+	@$(BIN)/python -m jobs.chaos
 
 test: $(STAMP)
 	@$(BIN)/python -m pytest
