@@ -191,6 +191,10 @@ class RolloutGroup:
             place.num_groups += 1
             try:
                 actor = await place.actor()
+            except BaseException:
+                place.num_groups -= 1
+                raise
+            try:
                 reference, images = actor.run_group.remote(sample, group_id=group_id, size=size, temperature=temperature, seed=seed)
                 ran = Ran(trajectories=await reference, reference=reference, images=images)
                 self.deaths.progress()

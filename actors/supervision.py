@@ -5,7 +5,7 @@ import logging
 import time
 
 from ray.actor import ActorHandle
-from ray.exceptions import RayActorError, RayError, RayTaskError
+from ray.exceptions import ActorUnavailableError, RayActorError, RayError, RayTaskError
 
 from arm_rl.core.errors import UserError
 
@@ -95,5 +95,7 @@ def described(error: BaseException) -> str:
     _, found, detail = text.partition("exit detail: ")
     if found:  # of a process that ended; hints on what may have killed it follow
         return f"its process ended: {detail.partition(' Some common causes')[0].strip()}"
+    if isinstance(cause, ActorUnavailableError):  # Ray starts it anew, and knows no more
+        return "its process ended"
     lines = [line.strip() for line in text.splitlines() if line.strip()]
     return lines[-1] if lines else type(cause).__name__  # of one that raised as it was made: the last line of its trace

@@ -13,6 +13,7 @@ from arm_rl.core.config_file import load
 from arm_rl.digits import dataset
 from arm_rl.grpo import train_grpo
 from arm_rl.metrics_log import read_lines
+from arm_rl.trajectory_log import read
 
 pytestmark = [pytest.mark.ray, pytest.mark.chaos, pytest.mark.timeout(900)]
 
@@ -32,8 +33,17 @@ def settings(folder: Path, model: Path, name: str, *more: str) -> list[str]:
         *("configs/demo.yaml", f"run.root={folder}", f"run.name={name}", f"model.path={model}", f"num_steps={NUM_STEPS}"),
         *(f"data.train=[{folder / 'train.parquet'}]", "data.held_out=[]", "algorithm.samples_per_step=4", "algorithm.group_size=4"),
         *("algorithm.drop_flat_groups=false", "learner.num_threads=1", "learner.micro_batch_tokens=512", "metrics.wandb=disabled"),
-        *("metrics.timeline=false", "metrics.trajectories_every=1", "checkpoint.every=2", "learner.learning_rate=1e-3", *more),
+        *("metrics.timeline=false", "metrics.trajectories_every=1", "checkpoint.every=2", "learner.learning_rate=1e-3"),
+        *("algorithm.entropy_coefficient=0.1", *more),  # rewards are all equal: this moves the weights, by what was sampled
     ]
+
+
+def sampled(run: Path) -> dict[str, list]:
+    """Every token with its log-probability, by step."""
+    return {
+        path.name.rpartition("-")[2]: [[(turn.token_ids, turn.logprobs) for turn in one.trajectory.turns] for one in read(path).scored]
+        for path in sorted((run / "trajectories").glob("*.parquet"))
+    }
 
 
 def test_a_run_that_is_killed_in_every_way_ends_like_one_that_is_not(folder, judge_folder):
@@ -47,6 +57,9 @@ def test_a_run_that_is_killed_in_every_way_ends_like_one_that_is_not(folder, jud
     assert (summary.lost, summary.trained_twice) == (0, 0)
     assert summary.starts == 2
     killed, left_alone = (load_file(folder / name / "export" / "model.safetensors") for name in ("killed", "left_alone"))
+    before = load_file(judge_folder / "model.safetensors")
+    assert not any(before[name].equal(weight) for name, weight in left_alone.items() if "mlp" in name), "it has learned something"
     assert all(killed[name].equal(weight) for name, weight in left_alone.items())
+    assert sampled(folder / "killed") == sampled(folder / "left_alone")
     steps = [line["step"] for line in read_lines(folder / "killed" / "metrics.jsonl") if "learner/loss" in line]
     assert steps == list(range(1, NUM_STEPS + 1)), "no step is there twice, and none is missing"
