@@ -20,6 +20,7 @@ from transformers import AutoConfig
 
 from actors.engine_settings import engine_arguments
 from arm_rl.core.config import ModelConfig, RolloutConfig
+from arm_rl.core.errors import EngineDied
 from arm_rl.core.images import Image
 from arm_rl.core.session import Completion
 from arm_rl.core.spans import recorded, span
@@ -42,10 +43,6 @@ class EngineMismatch(RuntimeError):
 
 class EngineClosed(RuntimeError):
     """The engine was closed, or a weight update failed half-way."""
-
-
-class EngineDied(RuntimeError):
-    """vLLM's process is gone: what ran in it is lost, and another engine has to be started."""
 
 
 class Engine:

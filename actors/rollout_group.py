@@ -13,12 +13,12 @@ import ray
 from ray.actor import ActorHandle
 from ray.exceptions import RayActorError, RayError
 
-from actors.engine import EngineDied
 from actors.engine_settings import engine_environment
 from actors.placement import Reservation
 from actors.rollout import RolloutActor, RolloutSpec
 from actors.supervision import ActorsLost, Deaths, described
 from actors.weight_sync import Published
+from arm_rl.core.errors import EngineDied
 from arm_rl.core.types import Sample, Trajectory
 
 LOST = (RayActorError, EngineDied)  # the actor is gone, or of no use any more

@@ -1,4 +1,4 @@
-"""Errors that have a name of their own: those that a user can mend, and batches that must not be learned from."""
+"""Errors that several parts must tell apart: those that a user can mend, batches that must not be learned from, an engine that is gone."""
 
 
 class UserError(ValueError):
@@ -15,3 +15,7 @@ class NonFiniteError(BadBatch):
 
 class MismatchError(BadBatch):
     """Engine and learner do not agree on how likely the sampled tokens are: one of them has other weights, or another context."""
+
+
+class EngineDied(RuntimeError):
+    """The engine's process is gone: what ran in it is lost, and another engine has to be started."""

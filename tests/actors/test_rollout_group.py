@@ -9,7 +9,7 @@ from actors.cluster import cluster
 from actors.rollout_group import MAX_DEATHS, RolloutGroup
 from actors.supervision import ActorsLost
 from actors.weight_sync import Published, WeightFile
-from tests.rollout_puppet import Puppet
+from tests.dying_actors import Puppet
 from tests.trajectories import make_sample
 
 pytestmark = pytest.mark.ray
@@ -113,7 +113,7 @@ async def test_deaths_without_end_end_with_their_cause(start, tmp_path):
 
 async def test_a_finished_group_forgives_what_died_before(start, tmp_path):
     group = start()
-    for _ in range(3):
+    for _ in range(2):
         (tmp_path / "g may die").write_text(str(MAX_DEATHS - 1))
         assert await run(group) == "g 3 by base"
-    assert group.deaths.metrics()["recovery/rollout"] == 3 * (MAX_DEATHS - 1)
+    assert group.deaths.metrics()["recovery/rollout"] == 2 * (MAX_DEATHS - 1) > MAX_DEATHS

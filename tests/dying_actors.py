@@ -1,14 +1,15 @@
-"""In place of a rollout actor: it has no engine, and dies when a test says so."""
+"""Actors that die when a test says so. They import little, so that they are soon there again."""
 
 import asyncio
 import os
 import signal
 from pathlib import Path
+from typing import Any
 
 import ray
 
-from actors.engine import EngineDied
-from actors.weight_sync import WeightFile
+from actors.supervision import forever
+from arm_rl.core.errors import EngineDied, UserError
 from arm_rl.core.spans import Recorded
 
 
@@ -25,7 +26,7 @@ class Puppet:
             raise RuntimeError("no memory for the cache")
         return "a node"
 
-    async def update_weights(self, weights: WeightFile, data: bytes | None) -> None:
+    async def update_weights(self, weights: Any, data: bytes | None) -> None:
         assert data is None, "it is the same node"
         self._weights = weights.path.read_text()
 
@@ -47,3 +48,26 @@ class Puppet:
 
     async def close(self) -> None:
         pass
+
+
+class Victim:
+    """Ends in whatever way is asked for."""
+
+    def __init__(self, wrong: str = "") -> None:
+        if wrong:
+            raise FileNotFoundError(wrong)
+
+    async def lives(self) -> None:
+        await forever()
+
+    async def spans(self) -> int:
+        return os.getpid()
+
+    async def fail(self, user: bool) -> None:
+        try:
+            raise OSError("a secondary matter")
+        except OSError as error:
+            raise (UserError("data.train: no such file") if user else ValueError("the matter itself")) from error
+
+    async def die(self) -> None:
+        os.kill(os.getpid(), signal.SIGKILL)
