@@ -10,7 +10,7 @@ from typing import Any
 import ray
 import torch.distributed as dist
 from ray import ObjectRef
-from ray.exceptions import RayActorError, RayError
+from ray.exceptions import ObjectLostError, RayActorError, RayError
 
 from actors.learner import Learner, RankBatch
 from actors.learner_settings import LearnerSpec, learner_environment
@@ -105,7 +105,7 @@ class LearnerGroup:
         self._call("save", folder)
 
     def load(self, folder: Path) -> int:
-        """Goes back to what `save` wrote, with as many ranks; gives the number of optimizer steps done by then."""
+        """Goes back to what `save` wrote, with any number of ranks; gives the number of optimizer steps done by then."""
         return self._call("load", folder)[0]
 
     def export(self, folder: Path) -> None:
@@ -154,10 +154,10 @@ def _all(calls: Sequence[ObjectRef]) -> list[Any]:
 
 
 def _loss_behind(error: RayError, others: Sequence[ObjectRef]) -> RayError | None:
-    """Why the group is lost, where it is: a rank died (which another one may notice first), or a collective failed."""
-    if isinstance(error, RayActorError):
-        return error
+    """Why the group is lost, where it is: a rank died (which another one may notice first), a collective failed, or images are gone."""
     cause = cause_of(error)
+    if isinstance(error, RayActorError) or isinstance(cause, ObjectLostError):  # the images went with their node
+        return error
     if not (isinstance(cause, dist.DistError) or "gloo" in str(cause).lower()):
         return None
     for call in ray.wait(list(others), num_returns=len(others), timeout=_SECONDS_TO_DIE)[0] if others else []:

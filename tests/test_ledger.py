@@ -1,12 +1,16 @@
 """The ledger: everything that was drawn is somewhere, once."""
 
+import io
 import json
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from rich.console import Console
 
+from arm_rl import checkpoint
 from arm_rl.ledger import FATES, Ledger, LedgerError, fates
+from jobs.report import show_ledgers
 from tests.trajectories import make_scored, make_turn
 
 
@@ -86,3 +90,26 @@ def test_a_group_of_another_size_or_drawn_out_of_order_is_refused():
         ledger.draw(2, 0)
     with pytest.raises(LedgerError, match="group 7 is settled twice, or was never drawn"):
         ledger.settle(7, ["flat"] * 2)
+
+
+def test_the_report_prints_the_newest_one_of_each_stage(tmp_path):
+    ledger = Ledger(2)
+    for number in range(5):
+        ledger.draw(number, number // 3)
+    ledger.settle(0, ["trained"] * 2)
+    ledger.settle(3, ["trained", "broken"])
+    for step, state in ((1, Ledger(2).state()), (2, ledger.state())):
+        with checkpoint.writing(tmp_path / "stage2" / "checkpoints", step, {"collector": {"ledger": state}}, 2):
+            pass
+    with checkpoint.writing(tmp_path / "sft" / "checkpoints", 4, {"step": 4}, 2):
+        pass
+    output = io.StringIO()
+    show_ledgers(tmp_path, Console(file=output, width=120))
+    lines = [line.split("│")[1:-2] for line in output.getvalue().splitlines() if "│" in line]
+    rows = {name.strip(): [int(number) for number in numbers] for name, *numbers in lines if name.strip()}
+    assert rows["drawn"] == [6, 4, 10]
+    assert rows["trained"] == [2, 1, 3]
+    assert rows["broken"] == [0, 1, 1]
+    assert rows["pending"] == [4, 2, 6]
+    assert "stage2: trajectories at step 2" in output.getvalue()
+    assert "sft" not in output.getvalue()
