@@ -21,6 +21,7 @@ from pathlib import Path
 from typing import Any
 
 from arm_rl import checkpoint
+from arm_rl.core.errors import UserError
 from arm_rl.ledger import FATES, Ledger
 from arm_rl.metrics_log import read_lines
 
@@ -40,7 +41,7 @@ POLL_SECONDS = 0.2
 GRACE_SECONDS = 300.0  # until a kind of process must be there (again)
 
 
-class ChaosError(RuntimeError):
+class ChaosError(UserError):
     """The run did not live through it; the message has its last words."""
 
 
@@ -89,12 +90,12 @@ class Victim:
 
     def kill(self, kind: str, process: int) -> None:
         """Kills it; with the driver all others go, and the run is started again."""
-        others = [one for one, _ in _descendants(self._process.pid)] if kind == "driver" else []
+        others = {one for other in VICTIMS for one in self.processes(other)} if kind == "driver" else set()
         os.kill(process, signal.SIGKILL)
         if kind == "driver":
             self._process.wait()
             limit = time.monotonic() + GRACE_SECONDS
-            while left := [one for one in others if _lives(one)]:  # Ray's own end with it, and theirs with them
+            while left := [one for one in others if _lives(one)]:  # Ray ends with it, and they with Ray
                 if time.monotonic() > limit:
                     raise ChaosError(f"processes {left} outlive the driver")
                 time.sleep(POLL_SECONDS)
