@@ -20,7 +20,16 @@ def cluster() -> Iterator[None]:
     for name, value in _QUIET.items():
         os.environ.setdefault(name, value)
     ray.init(include_dashboard=False, log_to_driver=False, logging_level=logging.ERROR)
+    _keep_quiet_about_deaths()
     try:
         yield
     finally:
         ray.shutdown()
+
+
+def _keep_quiet_about_deaths() -> None:
+    """Keeps Ray from printing a page for each process that dies, which `log_to_driver` does not: who died and why is in our own log.
+
+    Ray 2.60 has no setting for it; to be removed when it has.
+    """
+    ray._private.worker.print_to_stdstream = lambda *_, **__: None

@@ -20,6 +20,7 @@ from transformers import AutoConfig
 
 from actors.engine_settings import engine_arguments
 from arm_rl.core.config import ModelConfig, RolloutConfig
+from arm_rl.core.errors import EngineDied
 from arm_rl.core.images import Image
 from arm_rl.core.session import Completion
 from arm_rl.core.spans import recorded, span
@@ -81,6 +82,15 @@ class Engine:
     def version(self) -> int:
         """Version of the weights that the engine samples with."""
         return self._version
+
+    def check(self) -> None:
+        """Says so where vLLM's process is gone.
+
+        Raises:
+            EngineDied: it is.
+        """
+        if self._llm is not None and self._llm.errored:
+            raise EngineDied("vLLM's engine process ended; its own log says why (out of memory, or a fault in a kernel)")
 
     @property
     def num_running(self) -> int:
@@ -153,6 +163,7 @@ class Engine:
 
         Raises:
             FileNotFoundError: there is no such file; the engine goes on with the weights it has.
+            EngineDied: vLLM's process is gone.
             Exception: whatever vLLM raised; the weights may be mixed, so the engine is closed.
         """
         from vllm.distributed.weight_transfer.base import WeightTransferUpdateRequest
@@ -161,20 +172,21 @@ class Engine:
             raise FileNotFoundError(path)
         async with self._submission:
             llm = self._open()
-            with span("pause"):
-                await llm.pause_generation(mode=self._pause_mode, clear_cache=True)
             try:
+                with span("pause"):
+                    await llm.pause_generation(mode=self._pause_mode, clear_cache=True)
                 with span("load"):
                     await llm.start_weight_update()
                     await llm.update_weights(WeightTransferUpdateRequest(update_info={"path": str(path)}))
                     await llm.finish_weight_update(weight_version=str(version))
+                self._version = version
+                with span("resume"):
+                    await llm.resume_generation()
             except BaseException as error:
+                self.check()
                 self._failure = error
                 await self._shut_down()
                 raise
-            self._version = version
-            with span("resume"):
-                await llm.resume_generation()
 
     @recorded("sleep", track="weights")
     async def sleep(self) -> None:

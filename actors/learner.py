@@ -20,12 +20,14 @@ from torch import Tensor, nn
 from transformers import AutoImageProcessor
 from transformers.core_model_loading import revert_weight_conversion
 
+from actors import learner_state
 from actors.image_inputs import ImagePreparer
 from actors.learner_settings import LearnerSpec, deepspeed_config
 from actors.policy_model import PolicyModel
 from actors.weight_sync import Published, WeightWriter, read_bytes, remove_versions
 from arm_rl.core import spans
 from arm_rl.core.batching import MicroBatch, collate
+from arm_rl.core.errors import MismatchError, NonFiniteError
 from arm_rl.core.images import Image
 from arm_rl.core.loss import GrpoObjective, Objective, TokenScores, TokenTargets, loss, token_weights
 from arm_rl.core.schedule import learning_rate
@@ -34,12 +36,7 @@ from arm_rl.core.types import TrainingSample
 
 logger = logging.getLogger(__name__)
 
-_TAG = "deepspeed"  # folder of DeepSpeed's files in a checkpoint
 _GATHERED_ELEMENTS = 1 << 28  # of ZeRO-3 shards brought together at a time
-
-
-class NonFiniteError(RuntimeError):
-    """A loss or a gradient that is not finite. The weights are as they were; go on from a checkpoint."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -67,7 +64,8 @@ class Learner:
     def open_rendezvous(self) -> tuple[str, int]:
         """Rank 0 alone: opens the place where the ranks meet; gives its address and port."""
         address = ray.util.get_node_ip_address()
-        self._store = dist.TCPStore(address, 0, self._num_ranks, is_master=True, wait_for_workers=False)
+        timeout = datetime.timedelta(seconds=self._spec.config.collective_timeout_seconds)
+        self._store = dist.TCPStore(address, 0, self._num_ranks, is_master=True, wait_for_workers=False, timeout=timeout)
         return address, self._store.port
 
     def start(self, address: str, port: int) -> None:
@@ -109,6 +107,7 @@ class Learner:
 
         Raises:
             NonFiniteError: on all ranks, before any weight changes.
+            MismatchError: likewise.
         """
         self._check_objective(objective)
         found = _resolve(images)
@@ -120,7 +119,7 @@ class Learner:
                 self._engine.backward(value * self._num_ranks)  # DeepSpeed takes the mean over ranks: this makes it the sum
             sums = {name: sums.get(name, 0.0) + part[name] for name in part}
         with span("wait"):  # for the device, and for the other ranks
-            self._require_finite(sums)
+            self._require_good(sums, batch.num_loss_tokens, objective)
         with span("optimizer"):
             rate, norm = self._update()
         return {name: float(value) for name, value in sums.items()} | {"grad_norm": norm, "learning_rate": rate}
@@ -228,8 +227,7 @@ class Learner:
     def save(self, folder: Path) -> None:
         """Writes weights, optimizer, step and random states; all ranks into one folder, which every node must see."""
         folder.mkdir(parents=True, exist_ok=True)
-        self._engine.save_checkpoint(str(folder), tag=_TAG, client_state={"step": self._step}, save_latest=False)
-        torch.save(_random_states(), folder / f"random_states_{self._rank}.pt")
+        learner_state.write(self._engine, folder, rank=self._rank, num_ranks=self._num_ranks, step=self._step)
 
     def spans(self) -> Recorded:
         """What this rank did since the last call, for the timeline."""
@@ -241,12 +239,9 @@ class Learner:
 
         Raises:
             FileNotFoundError: there is no checkpoint.
+            LearnerStateError: it is another model's.
         """
-        if not (folder / _TAG).is_dir():
-            raise FileNotFoundError(f"{folder}: no checkpoint of a learner")
-        _, state = self._engine.load_checkpoint(str(folder), tag=_TAG)
-        self._step = state["step"]
-        _set_random_states(torch.load(folder / f"random_states_{self._rank}.pt", weights_only=False))
+        self._step = learner_state.read(self._engine, folder, rank=self._rank)
         return self._step
 
     def export(self, folder: Path) -> None:
@@ -302,14 +297,22 @@ class Learner:
         if isinstance(objective, GrpoObjective) and objective.kl_coefficient and self._reference is None:
             raise ValueError("algorithm.kl_coefficient: the learner was started without a reference policy")
 
-    def _require_finite(self, sums: Mapping[str, Tensor]) -> None:
+    def _require_good(self, sums: Mapping[str, Tensor], num_loss_tokens: int, objective: Objective) -> None:
+        """Refuses the batch on all ranks together, so that no rank waits for one that has stopped."""
         names = [name for name in ("loss", "kl_engine") if name in sums and not torch.isfinite(sums[name])]
-        num_broken = torch.tensor([float(bool(names))], device=self._device)
-        dist.all_reduce(num_broken)  # together, so that no rank waits for one that has stopped
+        gap = sums.get("logprob_gap", torch.zeros(()))
+        totals = torch.stack([torch.tensor(float(bool(names)), device=self._device), gap.to(self._device).float()])
+        dist.all_reduce(totals)
+        num_broken, gap_sum = totals.tolist()
         if num_broken:
             raise NonFiniteError(
                 f"the loss of {int(num_broken)} of {self._num_ranks} ranks is not finite; on rank {self._rank}: {names}. "
                 "A token that the engine could not have sampled has a log-probability of -inf."
+            )
+        if isinstance(objective, GrpoObjective) and gap_sum > objective.max_mismatch * num_loss_tokens:
+            raise MismatchError(
+                f"engine and learner differ by {gap_sum / num_loss_tokens:.3g} in a sampled token's log-probability, in the mean; "
+                f"algorithm.max_mismatch allows {objective.max_mismatch:g}"
             )
 
 
@@ -362,16 +365,3 @@ def _seed(seed: int) -> None:
     random.seed(seed)
     np.random.seed(seed)
     torch.manual_seed(seed)
-
-
-def _random_states() -> dict[str, Any]:
-    cuda = torch.cuda.get_rng_state() if torch.cuda.is_available() else None
-    return {"python": random.getstate(), "numpy": np.random.get_state(), "torch": torch.get_rng_state(), "cuda": cuda}
-
-
-def _set_random_states(states: Mapping[str, Any]) -> None:
-    random.setstate(states["python"])
-    np.random.set_state(states["numpy"])
-    torch.set_rng_state(states["torch"])
-    if states["cuda"] is not None:
-        torch.cuda.set_rng_state(states["cuda"])

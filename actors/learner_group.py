@@ -8,11 +8,13 @@ from pathlib import Path
 from typing import Any
 
 import ray
+import torch.distributed as dist
 from ray import ObjectRef
-from ray.exceptions import RayError
+from ray.exceptions import ObjectLostError, RayActorError, RayError
 
 from actors.learner import Learner, RankBatch
 from actors.learner_settings import LearnerSpec, learner_environment
+from actors.supervision import cause_of, described
 from actors.weight_sync import Published
 from arm_rl.core.loss import Objective, means
 from arm_rl.core.types import Batch
@@ -20,6 +22,12 @@ from arm_rl.core.types import Batch
 logger = logging.getLogger(__name__)
 
 _SAME_ON_ALL_RANKS = ("grad_norm", "learning_rate")
+_SECONDS_TO_DIE = 10.0  # after one rank's collective has failed: until it is known whether another rank is gone
+_SECONDS_TO_CLEAN = 10.0  # a rank may hang in a collective
+
+
+class LearnerLost(RuntimeError):
+    """A rank died, or a collective took too long: the group is of no use, and a new one can go on from the last checkpoint."""
 
 
 class LearnerGroup:
@@ -33,6 +41,7 @@ class LearnerGroup:
 
         Raises:
             ValueError: options for more or fewer ranks than there are.
+            LearnerLost: a rank died meanwhile.
         """
         if len(rank_options) != spec.config.num_ranks:
             raise ValueError(f"learner.num_ranks: options for {len(rank_options)} ranks of {spec.config.num_ranks}")
@@ -40,7 +49,7 @@ class LearnerGroup:
         actor = ray.remote(Learner)
         self._ranks = [actor.options(**options, runtime_env=runtime).remote(spec, rank) for rank, options in enumerate(rank_options)]
         try:
-            address, port = ray.get(self._ranks[0].open_rendezvous.remote())
+            ((address, port),) = _all([self._ranks[0].open_rendezvous.remote()])
             self._call("start", address, port)
         except BaseException:
             self.close()
@@ -56,7 +65,8 @@ class LearnerGroup:
             Metrics `learner/...`: means over the batch's loss tokens, the loss itself, gradient norm and learning rate.
 
         Raises:
-            NonFiniteError: as the cause of Ray's error; the weights are as they were.
+            BadBatch: as the cause of Ray's error; the weights are as they were.
+            LearnerLost: a rank died, or hangs.
         """
         results = self._over_shares("train", batch, images, objective)
         same = {name: results[0][name] for name in _SAME_ON_ALL_RANKS}
@@ -86,16 +96,16 @@ class LearnerGroup:
         return {f"learner {rank}": actor.spans.remote() for rank, actor in enumerate(self._ranks)}
 
     def remove_published(self, folder: Path) -> None:
-        """Removes what `publish` wrote, if rank 0 still lives."""
+        """Removes what `publish` wrote, if rank 0 still lives and does not hang."""
         with contextlib.suppress(RayError):
-            ray.get(self._ranks[0].remove_published.remote(folder))
+            ray.get(self._ranks[0].remove_published.remote(folder), timeout=_SECONDS_TO_CLEAN)
 
     def save(self, folder: Path) -> None:
         """Writes weights, optimizer, step and random states."""
         self._call("save", folder)
 
     def load(self, folder: Path) -> int:
-        """Goes back to what `save` wrote, with as many ranks; gives the number of optimizer steps done by then."""
+        """Goes back to what `save` wrote, with any number of ranks; gives the number of optimizer steps done by then."""
         return self._call("load", folder)[0]
 
     def export(self, folder: Path) -> None:
@@ -133,5 +143,28 @@ def _all(calls: Sequence[ObjectRef]) -> list[Any]:
     pending = list(calls)
     while pending:
         done, pending = ray.wait(pending)
-        ray.get(done)
+        try:
+            ray.get(done)
+        except RayError as error:
+            lost = _loss_behind(error, pending)
+            if lost is None:
+                raise
+            raise LearnerLost(f"a learner rank was lost: {described(lost)}") from None
     return ray.get(list(calls))
+
+
+def _loss_behind(error: RayError, others: Sequence[ObjectRef]) -> RayError | None:
+    """Why the group is lost, where it is: a rank died (which another one may notice first), a collective failed, or images are gone."""
+    cause = cause_of(error)
+    if isinstance(error, RayActorError) or isinstance(cause, ObjectLostError):  # the images went with their node
+        return error
+    if not (isinstance(cause, dist.DistError) or "gloo" in str(cause).lower()):
+        return None
+    for call in ray.wait(list(others), num_returns=len(others), timeout=_SECONDS_TO_DIE)[0] if others else []:
+        try:
+            ray.get(call)
+        except RayActorError as death:
+            return death
+        except RayError:
+            continue
+    return error

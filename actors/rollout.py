@@ -1,8 +1,7 @@
-"""Rollouts: an actor around one engine in which many sessions interleave, and the group of these actors."""
+"""The rollout actor: one engine, and the many sessions that interleave in it. `rollout_group` starts these actors and speaks to them."""
 
 import asyncio
 import functools
-from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -11,10 +10,8 @@ import ray
 from ray.actor import ActorHandle
 
 from actors.engine import Engine
-from actors.engine_settings import engine_environment
-from actors.placement import Reservation
 from actors.tool_executor import ToolPool, ToolTraits
-from actors.weight_sync import Published, WeightFile, place, weights_folder
+from actors.weight_sync import WeightFile, place, weights_folder
 from arm_rl.core import session, spans
 from arm_rl.core.config import ModelConfig, RolloutConfig, SessionConfig, TemplateConfig
 from arm_rl.core.images import Image
@@ -69,7 +66,11 @@ class RolloutActor:
     async def run_group(
         self, sample: Sample, *, group_id: str, size: int, temperature: float, seed: int
     ) -> tuple[list[Trajectory], dict[str, Image]]:
-        """Runs `size` sessions of one sample: their trajectories, and as a second object their images by key."""
+        """Runs `size` sessions of one sample: their trajectories, and as a second object their images by key.
+
+        Raises:
+            EngineDied: the engine is gone, and this actor is of no use any more.
+        """
 
         async def policy(request: PolicyRequest) -> Completion:
             call_token = self._template.call_token_id
@@ -102,6 +103,7 @@ class RolloutActor:
                     )
 
         sessions = await asyncio.gather(*(one(index) for index in range(size)))
+        self._engine.check()  # sessions that it took along are not broken ones: the group is run again elsewhere
         images = {key: image for finished in sessions for key, image in finished.images.items()}
         return [finished.trajectory for finished in sessions], images
 
@@ -126,73 +128,3 @@ class RolloutActor:
     async def close(self) -> None:
         """Ends the engine and its processes."""
         await self._engine.close()
-
-
-class RolloutGroup:
-    """The rollout actors of a run, as one."""
-
-    def __init__(self, actors: Sequence[ActorHandle], node_ids: Sequence[str]) -> None:
-        self._actors, self._node_ids = list(actors), list(node_ids)
-        self._running: Counter[int] = Counter()  # groups in each actor
-
-    @classmethod
-    async def start(
-        cls, spec: RolloutSpec, executors: Sequence[ActorHandle], reservation: Reservation, actor_class: type[RolloutActor] = RolloutActor
-    ) -> "RolloutGroup":
-        """Starts the engines, all at once."""
-        environment = {"env_vars": engine_environment(spec.use_gpu)}
-        actors = [
-            ray.remote(actor_class)
-            .options(
-                max_concurrency=100_000,  # sessions are limited inside, by rollout.max_concurrent_sessions
-                runtime_env=environment,
-                **reservation.rollout_options(number),
-            )
-            .remote(spec, executors, number)
-            for number in range(spec.rollout.num_actors)
-        ]
-        return cls(actors, await asyncio.gather(*(actor.start.remote() for actor in actors)))
-
-    async def run_group(self, sample: Sample, *, group_id: str, size: int, temperature: float, seed: int) -> Ran:
-        """Runs a group on the least busy engine."""
-        number = min(range(len(self._actors)), key=lambda candidate: self._running[candidate])
-        self._running[number] += 1
-        try:
-            reference, images = self._actors[number].run_group.remote(
-                sample, group_id=group_id, size=size, temperature=temperature, seed=seed
-            )
-            return Ran(trajectories=await reference, reference=reference, images=images)
-        finally:
-            self._running[number] -= 1
-
-    @property
-    def node_ids(self) -> tuple[str, ...]:
-        """The node of each engine."""
-        return tuple(self._node_ids)
-
-    async def update_weights(self, published: Published) -> None:
-        """Brings every engine to the new version; the bytes travel only to engines on other nodes."""
-        await asyncio.gather(
-            *(
-                actor.update_weights.remote(published.file, None if node_id == published.node_id else published.data)
-                for actor, node_id in zip(self._actors, self._node_ids, strict=True)
-            )
-        )
-
-    def spans(self) -> dict[str, ray.ObjectRef]:
-        """What each actor did since the last call, by its name in the timeline."""
-        return {f"rollout {number}": actor.spans.remote() for number, actor in enumerate(self._actors)}
-
-    async def sleep(self) -> None:
-        """Frees the GPUs."""
-        await asyncio.gather(*(actor.sleep.remote() for actor in self._actors))
-
-    async def wake(self) -> None:
-        """Takes the GPUs again."""
-        await asyncio.gather(*(actor.wake.remote() for actor in self._actors))
-
-    async def close(self) -> None:
-        """Ends the engines, their processes and the actors."""
-        await asyncio.gather(*(actor.close.remote() for actor in self._actors), return_exceptions=True)
-        for actor in self._actors:
-            ray.kill(actor)

@@ -5,6 +5,9 @@ import traceback
 from collections.abc import Sequence
 from typing import NamedTuple
 
+import ray
+
+from actors.supervision import RETRIES, forever
 from arm_rl.core import spans
 from arm_rl.core.config import RewardConfig
 from arm_rl.core.parsing import TOOL_FORMATS, ToolFormat
@@ -50,11 +53,16 @@ class Scorer:
         self._values = values
         self._tool_format = TOOL_FORMATS[tool_format]
 
+    @ray.method(max_task_retries=RETRIES)
     @recorded("score")
     def score(self, sample: Sample, trajectories: Sequence[Trajectory]) -> list[Score]:
         """One result for each trajectory, in their order."""
         scored = (score(trajectory, sample, self._values, self._tool_format) for trajectory in trajectories)
         return [Score(one.reward, one.parts, one.correct, one.format_ok, one.error) for one in scored]
+
+    async def lives(self) -> None:
+        """Ends with the actor."""
+        await forever()
 
     def spans(self) -> Recorded:
         """What this actor did since the last call, for the timeline."""

@@ -3,6 +3,7 @@
 import asyncio
 import itertools
 import logging
+import uuid
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -11,6 +12,7 @@ import ray
 from ray.actor import ActorHandle
 from ray.exceptions import RayError
 
+from actors.supervision import RETRIES, described, forever
 from arm_rl.core import spans
 from arm_rl.core.config import ToolsConfig
 from arm_rl.core.images import Image
@@ -45,6 +47,15 @@ class ToolExecutor:
     def __init__(self, config: ToolsConfig) -> None:
         self._tools = load_tools(config.files)
         self._runner = ToolRunner(self._tools, concurrency=config.concurrency, timeout_seconds=config.timeout_seconds)
+        self._life = uuid.uuid4().hex
+
+    async def life(self) -> str:
+        """Tells this process from those before and after it, which know nothing of the sessions that it knows."""
+        return self._life
+
+    async def lives(self) -> None:
+        """Ends with the actor."""
+        await forever()
 
     async def call(self, call: ToolCall, context: ToolContext, named: Sequence[str], *images: Image) -> ToolResult:
         """Runs one call. `images` are those that the arguments name, in the order of `named`; the context comes without them."""
@@ -96,38 +107,52 @@ class ToolPool:
         self._traits = traits
         self._homes: dict[str, ActorHandle] = {}  # session -> executor
         self._stored: dict[str, _Stored] = {}  # by content key, for as long as a session uses it
-        self._told: set[str] = set()  # sessions that have called a tool that keeps state
-        self._waiting: dict[ActorHandle, list[tuple[InlineCall, asyncio.Future]]] = {}  # inline calls, sent together
+        self._lives: dict[str, str] = {}  # sessions that have called a tool that keeps state -> the executor's life that keeps it
+        self._waiting: dict[tuple[ActorHandle, int], list[tuple[InlineCall, asyncio.Future]]] = {}  # inline calls, sent together
         self._sending: set[asyncio.Task] = set()
 
     async def __call__(self, call: ToolCall, memory: Memory) -> ToolResult:
-        """Runs a call in the session's executor; one that died is a failed call."""
+        """Runs a call in the session's executor.
+
+        Where that one dies, the call is run again by its successor; but the state that a tool kept for the session is lost, which is said
+        once. A call under which executor after executor dies has failed.
+        """
         executor = self._homes.setdefault(memory.session, next(self._turns))
-        if call.name in self._traits.stateful:
-            self._told.add(memory.session)
+        stateful = call.name in self._traits.stateful
         try:
             with span("tool", name=call.name):
-                return await self._run(executor, call, memory)
+                if stateful and await self._has_lost_state(executor, memory.session):
+                    return _lost_state(call)
+                return await self._run(executor, call, memory, retries=0 if stateful else RETRIES)
         except RayError as error:
-            logger.warning("%s: the executor was lost: %s", call.name, error)
+            logger.warning("%s: the executor was lost: %s", call.name, described(error))
+            if stateful:
+                self._lives.pop(memory.session, None)
+                return _lost_state(call)
             return ToolResult(status="failed", text=f"Error: {call.name} crashed")
 
-    async def _run(self, executor: ActorHandle, call: ToolCall, memory: Memory) -> ToolResult:
+    async def _has_lost_state(self, executor: ActorHandle, session: str) -> bool:
+        """Whether the executor is another one than at the session's last call that kept state; from now on this one keeps it."""
+        life = await executor.life.options(max_task_retries=RETRIES).remote()
+        before = self._lives.get(session)
+        self._lives[session] = life
+        return before not in (None, life)
+
+    async def _run(self, executor: ActorHandle, call: ToolCall, memory: Memory, retries: int) -> ToolResult:
         if call.name in self._traits.inline:
             inline = (call.name, call.arguments, memory.session, memory.texts, list(memory.images))
-            status, text = await self._together(executor, inline)
+            status, text = await self._together(executor, inline, retries)
             return ToolResult(status=status, text=text)
         context = ToolContext(session=memory.session, images={}, texts=memory.texts, image_names=list(memory.images))
         wanted = memory.images if call.name in self._traits.seeing_all else dict.fromkeys(_strings(call.arguments))
         named = [name for name in wanted if name in memory.images]
         images = [self._store(memory.images[name], memory.session) for name in named]
-        return await executor.call.remote(call, context, named, *images)
+        return await executor.call.options(max_task_retries=retries).remote(call, context, named, *images)
 
     async def release(self, memory: Memory) -> None:
         """Forgets a session that is over, here and, where a tool keeps state, in its executor."""
         executor = self._homes.pop(memory.session, None)
-        if memory.session in self._told:
-            self._told.remove(memory.session)
+        if self._lives.pop(memory.session, None) is not None and executor is not None:
             executor.release.remote(memory.session)  # nobody has to wait for it; an executor that died has forgotten
         for image in memory.images.values():
             stored = self._stored.get(image.key)
@@ -143,26 +168,26 @@ class ToolPool:
         stored.sessions.add(session)
         return stored.reference
 
-    async def _together(self, executor: ActorHandle, call: InlineCall) -> InlineResult:
+    async def _together(self, executor: ActorHandle, call: InlineCall, retries: int) -> InlineResult:
         """Sends a call with all others that come up before the event loop turns: one remote call for many small ones."""
-        waiting = self._waiting.setdefault(executor, [])
+        waiting = self._waiting.setdefault((executor, retries), [])
         if not waiting:
-            sending = asyncio.create_task(self._send(executor))
+            sending = asyncio.create_task(self._send(executor, retries))
             self._sending.add(sending)
             sending.add_done_callback(self._sending.discard)
         result: asyncio.Future = asyncio.get_running_loop().create_future()
         waiting.append((call, result))
         return await result
 
-    async def _send(self, executor: ActorHandle) -> None:
+    async def _send(self, executor: ActorHandle, retries: int) -> None:
         await asyncio.sleep(0)
-        waiting = self._waiting.pop(executor)
+        waiting = self._waiting.pop((executor, retries))
         starts = range(0, len(waiting), MAX_BATCH)
-        await asyncio.gather(*(self._send_batch(executor, waiting[start : start + MAX_BATCH]) for start in starts))
+        await asyncio.gather(*(self._send_batch(executor, waiting[start : start + MAX_BATCH], retries) for start in starts))
 
-    async def _send_batch(self, executor: ActorHandle, batch: Sequence[tuple[InlineCall, asyncio.Future]]) -> None:
+    async def _send_batch(self, executor: ActorHandle, batch: Sequence[tuple[InlineCall, asyncio.Future]], retries: int) -> None:
         try:
-            results = await executor.call_inline.remote([call for call, _ in batch])
+            results = await executor.call_inline.options(max_task_retries=retries).remote([call for call, _ in batch])
         except Exception as error:
             for _, result in batch:
                 if not result.done():
@@ -171,6 +196,10 @@ class ToolPool:
         for (_, result), value in zip(batch, results, strict=True):
             if not result.done():  # its session was cancelled
                 result.set_result(value)
+
+
+def _lost_state(call: ToolCall) -> ToolResult:
+    return ToolResult(status="failed", text=f"Error: {call.name} was started anew and has forgotten this session's earlier calls")
 
 
 def _strings(value: Any) -> Iterator[str]:

@@ -9,6 +9,7 @@ are finished, while others run on, through updates of the weights too. A group t
 
 import asyncio
 from collections import Counter
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Protocol
 
@@ -16,7 +17,8 @@ from arm_rl.core.advantage import is_flat
 from arm_rl.core.config import TrainConfig
 from arm_rl.core.types import Sample
 from arm_rl.data import Cursor
-from arm_rl.groups import Group, RunStopped
+from arm_rl.groups import Group, RunStopped, group_name
+from arm_rl.ledger import Ledger, fates
 
 
 class Groups(Protocol):
@@ -32,13 +34,13 @@ class Collected:
     """What a step gets."""
 
     groups: list[Group]  # all that were finished for it and not too old
-    kept: list[Group]  # those of them that have something to teach
+    kept: dict[int, Group]  # those of them that have something to teach, by their numbers
     num_too_old: int  # groups that were dropped for their age
 
     def metrics(self, version: int) -> dict[str, float]:
         """In numbers; `version` is that of the weights that the step starts from."""
         tokens: Counter[int] = Counter()  # by their age
-        for group in self.kept:
+        for group in self.kept.values():
             for turn in group.turns:
                 if turn.token_ids:
                     tokens[version - turn.policy_version] += len(turn.token_ids)
@@ -58,7 +60,7 @@ class _Running:
 
     number: int  # of all that were started: decides the order in a batch, and the seeds
     sample: Sample
-    task: "asyncio.Task[Group]"
+    group: "asyncio.Future[Group]"
 
 
 class Collector:
@@ -70,9 +72,15 @@ class Collector:
         self._running: list[_Running] = []  # finished ones too, until a step takes them; by number
         self._num_started = 0  # groups that count against the rule: those that were dropped do not
         self._next_number = 0
+        self.ledger = Ledger(config.algorithm.group_size)
+
+    @property
+    def samples(self) -> Sequence[Sample]:
+        """All that are drawn from."""
+        return self._cursor.samples
 
     async def collect(self, step: int) -> Collected:
-        """The groups of a step. Its weights have the version `step`.
+        """The groups of a step. Its weights have the version `step`. Who learns from them settles them in the ledger.
 
         Raises:
             RunStopped: whatever was drawn, all of it was flat.
@@ -84,10 +92,11 @@ class Collector:
             self._start(step)
             for one in await self._finished(algorithm.samples_per_step - num_filled):
                 self._running.remove(one)
-                group = one.task.result()
+                group = one.group.result()
                 if group.age(step) > algorithm.max_staleness:
                     num_too_old += 1
                     self._num_started -= 1
+                    self.ledger.settle(one.number, fates(group.scored, "too_old", algorithm.mask_overlong))
                     continue
                 groups.append((one.number, group))
                 if self._dropped(group) and algorithm.refill_flat:
@@ -99,49 +108,81 @@ class Collector:
                 if num_filled == algorithm.samples_per_step:  # the step draws anew
                     self._num_started -= num_filled
                     num_filled = 0
-        ordered = [group for _, group in sorted(groups, key=lambda pair: pair[0])]
-        return Collected(groups=ordered, kept=[group for group in ordered if not self._dropped(group)], num_too_old=num_too_old)
+        by_number = dict(sorted(groups, key=lambda pair: pair[0]))
+        for number, group in by_number.items():
+            if self._dropped(group):
+                self.ledger.settle(number, fates(group.scored, "flat", algorithm.mask_overlong))
+        kept = {number: group for number, group in by_number.items() if not self._dropped(group)}
+        return Collected(groups=list(by_number.values()), kept=kept, num_too_old=num_too_old)
+
+    def settle(self, learned: Collected) -> None:
+        """Books what a step has learned from."""
+        for number, group in learned.kept.items():
+            self.ledger.settle(number, fates(group.scored, "trained", self._algorithm.mask_overlong))
+
+    def finished(self) -> dict[int, Group]:
+        """Groups that wait for a step, by their numbers."""
+        return {one.number: one.group.result() for one in self._running if _is_whole(one.group)}
 
     def state(self) -> dict[str, Any]:
-        """For a checkpoint: where the cursor stands, and the groups that were started and not learned from, which will run again."""
-        pending = [{"number": one.number, "sample": one.sample.id} for one in self._running]
-        return {"cursor": self._cursor.state(), "num_started": self._num_started, "next_number": self._next_number, "pending": pending}
+        """For a checkpoint: where the cursor stands, the ledger, and the groups that were drawn and not learned from.
 
-    def restore(self, state: dict[str, Any]) -> None:
-        """Goes on from a checkpoint's state."""
+        Those of `finished`, which the checkpoint keeps beside it, go into the next steps; the others will run again.
+
+        Raises:
+            LedgerError: a group got lost.
+        """
+        self.ledger.check([one.number for one in self._running])
+        return {
+            "cursor": self._cursor.state(),
+            "num_started": self._num_started,
+            "next_number": self._next_number,
+            "pending": [{"number": one.number, "sample": one.sample.id} for one in self._running],
+            "ledger": self.ledger.state(),
+        }
+
+    def restore(self, state: Mapping[str, Any], finished: Mapping[int, Group]) -> None:
+        """Goes on from a checkpoint's state, with the groups that were finished by then."""
         self._cursor.restore(state["cursor"])
         self._num_started, self._next_number = state["num_started"], state["next_number"]
+        self.ledger = Ledger.of(state["ledger"])
         samples = {sample.id: sample for sample in self._cursor.samples}
         for one in state["pending"]:
-            self._run(one["number"], samples[one["sample"]])
+            self._run(one["number"], samples[one["sample"]], finished.get(one["number"]))
 
     async def close(self) -> None:
         """Gives up what still runs."""
         for one in self._running:
-            one.task.cancel()
-        await asyncio.gather(*(one.task for one in self._running), return_exceptions=True)
+            one.group.cancel()
+        await asyncio.gather(*(one.group for one in self._running), return_exceptions=True)
         self._running.clear()
 
     def _start(self, step: int) -> None:
         allowed = (step + 1 + self._algorithm.max_staleness) * self._algorithm.samples_per_step
         for sample in self._cursor.take(allowed - self._num_started):
+            self.ledger.draw(self._next_number, epoch=self._next_number // len(self._cursor.samples))
             self._run(self._next_number, sample)
             self._next_number += 1
             self._num_started += 1
 
-    def _run(self, number: int, sample: Sample) -> None:
-        running = self._runner.group(sample, f"{number}/{sample.id}", size=self._algorithm.group_size, temperature=self._temperature)
-        self._running.append(_Running(number, sample, asyncio.ensure_future(running)))
+    def _run(self, number: int, sample: Sample, finished: Group | None = None) -> None:
+        if finished is None:
+            running = self._runner.group(sample, group_name(number, sample), size=self._algorithm.group_size, temperature=self._temperature)
+            group: asyncio.Future[Group] = asyncio.ensure_future(running)
+        else:
+            group = asyncio.get_running_loop().create_future()
+            group.set_result(finished)
+        self._running.append(_Running(number, sample, group))
 
     def _dropped(self, group: Group) -> bool:
         return self._algorithm.drop_flat_groups and is_flat(group.rewards)
 
     async def _finished(self, number: int) -> list[_Running]:
         """Some groups that are done, at most `number` of them; on-policy, all of them or none."""
-        ready = [one for one in self._running if one.task.done()][:number]
+        ready = [one for one in self._running if one.group.done()][:number]
         if ready and (self._algorithm.max_staleness or len(ready) == number):
             return ready
-        await asyncio.wait([one.task for one in self._running if not one.task.done()], return_when=asyncio.FIRST_COMPLETED)
+        await asyncio.wait([one.group for one in self._running if not one.group.done()], return_when=asyncio.FIRST_COMPLETED)
         return []
 
     def _stop_after(self, step: int, num_flat: int) -> None:
@@ -150,3 +191,8 @@ class Collector:
                 f"step {step}: {num_flat} groups and nothing else had equal rewards: nothing can be learned "
                 "(is the data too easy or too hard, or the format never right?)"
             )
+
+
+def _is_whole(group: "asyncio.Future[Group]") -> bool:
+    """Whether it is there; one that failed fails the next step."""
+    return group.done() and not group.cancelled() and group.exception() is None

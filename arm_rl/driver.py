@@ -17,11 +17,13 @@ from contextlib import asynccontextmanager, contextmanager
 import ray
 
 from actors.learner_group import LearnerGroup
-from arm_rl import checkpoint
+from actors.supervision import cause_of
+from arm_rl import checkpoint, trajectory_log
 from arm_rl.collector import Collector
 from arm_rl.core.advantage import group_advantages
 from arm_rl.core.batching import make_batch
 from arm_rl.core.config import TrainConfig
+from arm_rl.core.errors import BadBatch
 from arm_rl.core.loss import GrpoObjective
 from arm_rl.core.seeding import derive
 from arm_rl.core.spans import recorded, span
@@ -29,13 +31,17 @@ from arm_rl.core.training import training_sample
 from arm_rl.core.types import Batch, Sample, TrainingSample
 from arm_rl.data import Cursor
 from arm_rl.evaluation import evaluate
-from arm_rl.groups import Group, GroupRunner
+from arm_rl.groups import Group, GroupRunner, RunStopped
 from arm_rl.learners import published_folder
+from arm_rl.ledger import fates
 from arm_rl.metrics import rollout_metrics
 from arm_rl.metrics_log import MetricsLog
+from arm_rl.restarts import Progress
 from arm_rl.timeline import Timeline
 
 logger = logging.getLogger(__name__)
+
+_FINISHED = "groups.parquet"  # in a checkpoint: groups that wait for a step
 
 GroupSamples = Sequence[Sequence[TrainingSample]]  # of each group
 
@@ -55,6 +61,7 @@ class Driver:
         num_steps: int,
         log: MetricsLog,
         timeline: Timeline | None = None,
+        progress: Progress | None = None,
     ) -> None:
         self.config = config
         self.runner, self.learners = runner, learners
@@ -62,6 +69,7 @@ class Driver:
         self.collector = Collector(config, runner, cursor)
         self.num_steps = num_steps
         self.log, self.timeline = log, timeline
+        self._progress = progress or Progress()
         self.steps_done = 0
         self._seconds: dict[str, float] = {}  # of the phases of this step
         self._image_pad_id = image_pad_id
@@ -78,6 +86,7 @@ class Driver:
         while self.steps_done < self.num_steps:
             metrics = await self.step()
             self.steps_done += 1
+            self._progress.reached(self.steps_done)
             self.log.log(self.steps_done, metrics)
             last = self.steps_done == self.num_steps
             if (evaluation.final if last else evaluation.every and self.steps_done % evaluation.every == 0) and self.held_out:
@@ -94,7 +103,8 @@ class Driver:
                 self.runner.stop_if_broken(collected.groups, f"step {self.steps_done}")
             with self._timed("learner"):
                 async with self._gpus_for_learners():
-                    learned = await self._learn(collected.kept)
+                    learned = await self._learn(list(collected.kept.values()))
+            self.collector.settle(collected)
             with self._timed("sync"):
                 await self._sync(self.steps_done + 1)
         self._fetch_spans()
@@ -106,26 +116,31 @@ class Driver:
             **rollout_metrics([one for group in groups for one in group.scored], {group.sample.id: group.sample for group in groups}),
             **collected.metrics(self.steps_done),
             **learned,
+            **self.runner.recovery(),
+            **self._progress.metrics(),
             **{f"time/{name}": seconds for name, seconds in self._seconds.items()},
         }
 
     @recorded("checkpoint")
     async def save(self) -> None:
-        """Writes a checkpoint."""
+        """Writes a checkpoint, with the groups that are finished and wait for a step."""
+        finished = self.collector.finished()
         state = {"step": self.steps_done, "collector": self.collector.state()}
         folder = self.config.run.folder / "checkpoints"
         with checkpoint.writing(folder, self.steps_done, state, self.config.checkpoint.keep) as target:
             await asyncio.to_thread(self.learners.save, target)
+            await self.runner.keep(target / _FINISHED, list(finished.values()), self.steps_done)
 
     async def resume(self) -> None:
         """Goes on from the run folder's newest checkpoint, if there is one, and serves its weights."""
-        found = checkpoint.latest(self.config.run.folder / "checkpoints")
+        found = await asyncio.to_thread(checkpoint.latest, self.config.run.folder / "checkpoints")
         if found is None:
             return
         await asyncio.to_thread(self.learners.load, found.folder)
         self.steps_done = found.step
         await self._sync(found.step)
-        self.collector.restore(found.state["collector"])
+        samples = {sample.id: sample for sample in self.collector.samples}
+        self.collector.restore(found.state["collector"], await self.runner.kept(found.folder / _FINISHED, samples))
         logger.info("going on from step %d (%s)", found.step, found.folder)
 
     async def close(self) -> None:
@@ -140,7 +155,22 @@ class Driver:
             self.timeline.fetch(self.runner.spans() | self.learners.spans())
 
     async def _learn(self, groups: Sequence[Group]) -> dict[str, float]:
-        """All optimizer steps of this step; metrics are means over them."""
+        """All optimizer steps of this step; metrics are means over them.
+
+        Raises:
+            RunStopped: a batch was refused before it could change the weights; it is kept in the run folder.
+        """
+        try:
+            return await self._learn_from(groups)
+        except BadBatch as error:
+            path = self.config.run.folder / "failed_batch" / trajectory_log.file_name(self.config.run.name, self.steps_done + 1)
+            await self.runner.keep(path, groups, self.steps_done + 1)
+            raise RunStopped(
+                f"step {self.steps_done + 1}: {cause_of(error)} The batch did not change the weights and is in {path}; its samples: "
+                f"{', '.join(group.sample.id for group in groups)}"
+            ) from error
+
+    async def _learn_from(self, groups: Sequence[Group]) -> dict[str, float]:
         images = {image.key: group.images for group in groups for one in group.scored for image in one.trajectory.images}
         with span("batch"):
             samples: GroupSamples = [self._training_samples(group) for group in groups]
@@ -179,8 +209,8 @@ class Driver:
         advantages = group_advantages(group.rewards, scale_by_std=algorithm.scale_by_std)
         return [
             training_sample(one.trajectory, advantage, image_pad_id=self._image_pad_id, share_prompt=self.config.learner.shares_prompts)
-            for one, advantage in zip(group.scored, advantages, strict=True)
-            if advantage is not None and not (algorithm.mask_overlong and one.trajectory.end == "length")
+            for one, advantage, fate in zip(group.scored, advantages, fates(group.scored, "trained", algorithm.mask_overlong), strict=True)
+            if fate == "trained" and advantage is not None
         ]
 
     async def _sync(self, version: int) -> None:

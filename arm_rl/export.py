@@ -12,7 +12,7 @@ from arm_rl.learners import learner_group
 
 
 async def export_checkpoint(config: TrainConfig | SftConfig, run: Path, out: Path) -> int:
-    """Loads the checkpoint into as many ranks as wrote it, and exports; gives its step.
+    """Loads the checkpoint and exports; gives its step.
 
     Raises:
         CheckpointError: the run has none.

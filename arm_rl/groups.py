@@ -2,7 +2,9 @@
 
 import asyncio
 import itertools
-from collections.abc import AsyncIterator, Iterator, Sequence
+import sys
+from collections import defaultdict
+from collections.abc import AsyncIterator, Iterator, Mapping, Sequence
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -11,8 +13,10 @@ import ray
 from ray.actor import ActorHandle
 
 from actors.placement import Reservation
-from actors.rollout import RolloutActor, RolloutGroup, RolloutSpec
+from actors.rollout import RolloutActor, RolloutSpec
+from actors.rollout_group import RolloutGroup
 from actors.scorer import Scorer
+from actors.supervision import Deaths, watch
 from actors.tool_executor import ToolExecutor
 from arm_rl import trajectory_log
 from arm_rl.core.config import TrainConfig
@@ -25,6 +29,16 @@ from arm_rl.core.types import Sample, Scored, Turn
 
 class RunStopped(UserError):
     """The run cannot go on; the message says why and what to look at."""
+
+
+def group_name(number: int, sample: Sample) -> str:
+    """The id of a group that was drawn as this number: part of its sessions' seeds."""
+    return f"{number}/{sample.id}"
+
+
+def number_of(group_id: str) -> int:
+    """The number in it."""
+    return int(group_id.partition("/")[0])
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -59,6 +73,9 @@ class GroupRunner:
         self.rollouts = rollouts
         self._beside = {"scorer": scorers, "tools": executors}
         self._scorers = itertools.cycle(scorers)
+        self._deaths = {kind: Deaths(kind, limit=sys.maxsize) for kind in self._beside}  # a call that finds none alive says so itself
+        watched = [(actor, self._deaths[kind]) for kind, actors in self._beside.items() for actor in actors]
+        self._watching = [asyncio.create_task(watch(actor, deaths)) for actor, deaths in watched]
         self._run = config.run
         self._writing: list[ray.ObjectRef] = []  # trajectories on their way to disk
 
@@ -73,9 +90,31 @@ class GroupRunner:
     def record(self, stage: str, step: int, groups: Sequence[Group]) -> None:
         """Starts writing the groups' trajectories, in a task of its own that fetches the images itself."""
         path = self._run.folder / "trajectories" / trajectory_log.file_name(stage, step)
+        self._writing.append(self._write(path, groups, stage, step))
+
+    @staticmethod
+    def _write(path: Path, groups: Sequence[Group], stage: str, step: int) -> ray.ObjectRef:
         scored = [one for group in groups for one in group.scored]
         samples = {group.sample.id: group.sample for group in groups}
-        self._writing.append(_write_trajectories.remote(path, scored, samples, stage, step, *(group.images for group in groups)))
+        return _write_trajectories.remote(path, scored, samples, stage, step, *(group.images for group in groups))
+
+    async def keep(self, path: Path, groups: Sequence[Group], step: int) -> None:
+        """Writes groups whole, and waits for it; `kept` reads them."""
+        if groups:
+            await self._write(path, groups, self._run.name, step)
+
+    async def kept(self, path: Path, samples: Mapping[str, Sample]) -> dict[int, Group]:
+        """Groups that `keep` wrote, by their numbers; none where it wrote none. `samples` are all there are, by id."""
+        if not path.is_file():
+            return {}
+        scored, images = _read_trajectories.options(num_returns=2).remote(path)
+        groups: defaultdict[str, list[Scored]] = defaultdict(list)
+        for one in await scored:
+            groups[one.trajectory.group_id].append(one)
+        return {
+            number_of(group_id): Group(sample=samples[members[0].trajectory.sample_id], scored=tuple(members), images=images)
+            for group_id, members in groups.items()
+        }
 
     async def written(self) -> None:
         """Waits until all trajectories are on disk."""
@@ -94,6 +133,18 @@ class GroupRunner:
         """What each actor did since the last call, by its name in the timeline."""
         beside = {f"{kind} {number}": actor.spans.remote() for kind, actors in self._beside.items() for number, actor in enumerate(actors)}
         return self.rollouts.spans() | beside
+
+    def recovery(self) -> dict[str, float]:
+        """What died since the last call, by kind, and the groups that were run again for it, as metrics."""
+        metrics = {name: value for deaths in (self.rollouts.deaths, *self._deaths.values()) for name, value in deaths.metrics().items()}
+        metrics["rollout/rerun_groups"] = float(self.rollouts.num_reruns)
+        self.rollouts.num_reruns = 0
+        return metrics
+
+    def close(self) -> None:
+        """Watches the actors no longer."""
+        for task in self._watching:
+            task.cancel()
 
     def stop_if_broken(self, groups: Sequence[Group], name: str) -> None:
         """Ends the run where more sessions broke than the configuration allows.
@@ -135,8 +186,11 @@ async def group_runner(
         )
         rollouts = await RolloutGroup.start(spec, executors, reservation, actor_class)
         runner = GroupRunner(config, rollouts, scorers, executors)
-        yield runner
-        await runner.written()
+        try:
+            yield runner
+            await runner.written()
+        finally:
+            runner.close()
     finally:
         if rollouts is not None:
             await rollouts.close()
@@ -150,3 +204,9 @@ def _write_trajectories(
 ) -> None:
     by_key = {key: image for group in images for key, image in group.items()}
     trajectory_log.write(path, scored, samples, by_key, stage=stage, step=step)
+
+
+@ray.remote(num_cpus=0)
+def _read_trajectories(path: Path) -> tuple[list[Scored], dict[str, Image]]:
+    log = trajectory_log.read(path)
+    return list(log.scored), log.images

@@ -8,9 +8,10 @@ from arm_rl.core.config import TrainConfig
 from arm_rl.data import Cursor
 from arm_rl.driver import Driver
 from arm_rl.groups import group_runner
-from arm_rl.inputs import read_inputs
+from arm_rl.inputs import Inputs, read_inputs
 from arm_rl.learners import learner_group
 from arm_rl.metrics_log import MetricsLog
+from arm_rl.restarts import Progress, with_restarts
 from arm_rl.run_folder import finished, open_run
 from arm_rl.timeline import Timeline
 
@@ -22,9 +23,13 @@ async def train_grpo(config: TrainConfig) -> None:
     """
     inputs = read_inputs(config)
     num_steps = config.num_steps or config.num_epochs * math.ceil(len(inputs.samples) / config.algorithm.samples_per_step)
-    folder = open_run(config)
-    if finished(folder, num_steps):
-        return
+    if not finished(open_run(config), num_steps):
+        await with_restarts(lambda progress: _run(config, inputs, num_steps, progress), config.run.max_restarts)
+
+
+async def _run(config: TrainConfig, inputs: Inputs, num_steps: int, progress: Progress) -> None:
+    """Starts everything, goes on from the last checkpoint, and ends everything."""
+    folder = config.run.folder
     reservation = Reservation(plan(config.placement, config.learner.num_ranks, config.rollout))
     try:
         async with (
@@ -43,6 +48,7 @@ async def train_grpo(config: TrainConfig) -> None:
                     num_steps=num_steps,
                     log=log,
                     timeline=Timeline(folder) if config.metrics.timeline else None,
+                    progress=progress,
                 )
                 try:
                     await driver.resume()

@@ -1,6 +1,6 @@
 """Metrics of a step: summaries of its trajectories as numbers, by pure functions. Where they are written is `metrics_log`.
 
-Names say the part they come from: `rollout/…`, `reward/…`, `learner/…`, `tools/…`, `time/…`, `evaluation/…`.
+Names say the part they come from: `rollout/…`, `reward/…`, `learner/…`, `tools/…`, `time/…`, `evaluation/…`, `recovery/…`.
 """
 
 import statistics

@@ -19,7 +19,7 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn
 from arm_rl.core.config import MetricsConfig
 from arm_rl.core.errors import UserError
 
-PARTS = ("rollout", "reward", "learner", "tools", "time", "evaluation")
+PARTS = ("rollout", "reward", "learner", "tools", "time", "evaluation", "recovery")
 _NAME = re.compile(rf"(?:{'|'.join(PARTS)})/\S+")
 
 # What a step's line on the console shows, where the step has it.

@@ -7,8 +7,22 @@ from arm_rl import checkpoint
 from arm_rl.core.config import ConfigError, SftConfig, TrainConfig
 from arm_rl.core.config_file import read_saved, save
 
-# What may differ when a run is started again: how long it goes on and what is written, not what is learned from.
-_MAY_CHANGE = ("num_steps", "num_epochs", "checkpoint", "metrics", "evaluation")
+# What may differ when a run is started again: how long it goes on, on which machines and what is written, not what is learned from.
+_MAY_CHANGE = (
+    "num_steps",
+    "num_epochs",
+    "checkpoint",
+    "metrics",
+    "evaluation",
+    "placement",
+    "run.max_restarts",
+    "learner.num_ranks",
+    "learner.zero_stage",
+    "learner.offload_optimizer",
+    "learner.num_threads",
+    "learner.collective_timeout_seconds",
+    "rollout.num_actors",
+)
 
 
 def open_run(config: TrainConfig | SftConfig) -> Path:
@@ -30,16 +44,17 @@ def open_run(config: TrainConfig | SftConfig) -> Path:
 
 def finished(folder: Path, num_steps: int) -> bool:
     """Whether a run's steps are all done and its model is exported."""
-    found = checkpoint.latest(folder / "checkpoints")
-    return found is not None and found.step >= num_steps and (folder / "export" / "config.json").is_file()
+    written = checkpoint.steps(folder / "checkpoints")
+    return bool(written) and written[-1] >= num_steps and (folder / "export" / "config.json").is_file()
 
 
 def _difference(old: object, new: object, key: str = "") -> str | None:
     if isinstance(old, dict) and isinstance(new, dict):
         for name in sorted({*old, *new}):
-            if not key and name in _MAY_CHANGE:
+            path = f"{key}.{name}".lstrip(".")
+            if path in _MAY_CHANGE:
                 continue
-            found = _difference(old.get(name), new.get(name), f"{key}.{name}".lstrip("."))
+            found = _difference(old.get(name), new.get(name), path)
             if found is not None:
                 return found
         return None

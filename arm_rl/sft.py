@@ -2,7 +2,7 @@
 
 import asyncio
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
 import numpy as np
 import ray
@@ -13,12 +13,14 @@ from arm_rl.core.batching import make_batch
 from arm_rl.core.config import SftConfig
 from arm_rl.core.loss import SftObjective
 from arm_rl.core.seeding import derive
+from arm_rl.core.template import Template
 from arm_rl.core.training import training_sample
 from arm_rl.core.types import Batch, TrainingSample
 from arm_rl.demonstrations import read_demonstrations
 from arm_rl.inputs import read_template
 from arm_rl.learners import learner_group
 from arm_rl.metrics_log import MetricsLog
+from arm_rl.restarts import Progress, with_restarts
 from arm_rl.run_folder import finished, open_run
 
 
@@ -32,9 +34,18 @@ async def train_sft(config: SftConfig) -> None:
     samples = [training_sample(one, 1.0, image_pad_id=template.image_pad_id, share_prompt=False) for one in trajectories]
     steps_per_epoch = math.ceil(len(samples) / config.batch_size)
     num_steps = steps_per_epoch * config.num_epochs
-    folder = open_run(config)
-    if finished(folder, num_steps):
-        return
+    if not finished(open_run(config), num_steps):
+        stored = dict.fromkeys(images, ray.put(images))
+        await with_restarts(lambda progress: _run(config, template, samples, stored, progress), config.run.max_restarts)
+
+
+async def _run(
+    config: SftConfig, template: Template, samples: Sequence[TrainingSample], images: Mapping[str, ray.ObjectRef], progress: Progress
+) -> None:
+    """Starts the learners, goes on from the last checkpoint, and ends them."""
+    folder = config.run.folder
+    steps_per_epoch = math.ceil(len(samples) / config.batch_size)
+    num_steps = steps_per_epoch * config.num_epochs
     reservation = Reservation(plan(config.placement, config.learner.num_ranks, None))
     try:
         async with learner_group(config, template, reservation, num_steps=num_steps) as starting:
@@ -42,11 +53,12 @@ async def train_sft(config: SftConfig) -> None:
             found = checkpoint.latest(folder / "checkpoints")
             if found is not None:
                 await asyncio.to_thread(learners.load, found.folder)
-            stored = dict.fromkeys(images, ray.put(images))
             with MetricsLog(folder, config.metrics, config, num_steps, stage=config.run.name) as log:
                 for step in range(found.step if found is not None else 0, num_steps):
                     batch = _batch(samples, config, *divmod(step, steps_per_epoch))
-                    log.log(step + 1, await asyncio.to_thread(learners.train, batch, stored, SftObjective()))
+                    metrics = await asyncio.to_thread(learners.train, batch, images, SftObjective())
+                    progress.reached(step + 1)
+                    log.log(step + 1, metrics | progress.metrics())
                     last, every = step + 1 == num_steps, config.checkpoint.every
                     if last or (every and (step + 1) % every == 0):
                         state = {"step": step + 1}

@@ -8,14 +8,18 @@ from collections.abc import Awaitable, Callable
 from typing import TypeVar
 
 import transformers
+from ray.exceptions import RayError
 
 from actors.cluster import cluster
+from actors.supervision import cause_of, described
 from arm_rl import rows
 from arm_rl.core.config import SftConfig, TrainConfig
 from arm_rl.core.config_file import describe, load
 from arm_rl.core.errors import UserError
 
 ConfigT = TypeVar("ConfigT", TrainConfig, SftConfig)
+
+logger = logging.getLogger(__name__)
 
 INTERRUPTED = 130  # exit status after Ctrl-C
 
@@ -56,6 +60,11 @@ def guarded(start: Callable[[], str]) -> int:
         sys.stdout.write("; ".join([start(), *skipped.said]) + "\n")
     except UserError as error:
         sys.stderr.write(f"error: {error}\n")
+        return 1
+    except RayError as error:  # whose own text is a page: of an actor's error, its trace there is enough
+        sys.stderr.write(f"error: {described(error)}\n")
+        if not isinstance(cause_of(error), RayError | UserError):
+            logger.info("where it was raised:\n%s", error)
         return 1
     except KeyboardInterrupt:
         sys.stderr.write("interrupted; started again with the same command, the run goes on from its last checkpoint\n")

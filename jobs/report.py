@@ -1,15 +1,17 @@
-"""The report of a run: `python -m jobs.report RUN`; with `--time`, only where the time of its steps went."""
+"""The report of a run and its ledger: `python -m jobs.report RUN`; with `--time`, only where the time of its steps went."""
 
 import argparse
 import contextlib
 import sys
+from collections.abc import Mapping
 from pathlib import Path
 
 from rich.console import Console
 from rich.table import Table
 
-from arm_rl import timeline
+from arm_rl import checkpoint, timeline
 from arm_rl.core.errors import UserError
+from arm_rl.ledger import MEANINGS, Ledger
 from arm_rl.report import write_report
 from arm_rl.step_times import Row, StepTimes, step_times
 from jobs.command_line import guarded
@@ -36,6 +38,25 @@ def show_times(folder: Path, console: Console) -> str:
         raise NothingToReport(f"{runs[-1] / timeline.FILE}: no step was finished")
     console.print(*tables, sep="\n")
     return f"done: Perfetto (https://ui.perfetto.dev) or chrome://tracing shows {runs[-1] / timeline.FILE} itself"
+
+
+def show_ledgers(folder: Path, console: Console) -> None:
+    """Prints what became of every trajectory, as of the newest checkpoint of the run, or of each stage in its folder."""
+    for run in (folder, *sorted(path for path in folder.iterdir() if path.is_dir())):
+        written = checkpoint.steps(run / "checkpoints")
+        collector = checkpoint.state_of(run / "checkpoints", written[-1]).get("collector") if written else None
+        if collector is not None:  # a cold start has demonstrations and no ledger
+            console.print(_ledger_table(f"{run}: trajectories at step {written[-1]}", Ledger.of(collector["ledger"]).table()))
+
+
+def _ledger_table(title: str, rows: Mapping[int, Mapping[str, int]]) -> Table:
+    table = Table("", *(f"epoch {epoch}" for epoch in rows), "all", "", title=title)
+    for column in table.columns[1:-1]:
+        column.justify = "right"
+    for name in ("drawn", *MEANINGS):
+        numbers = [row[name] for row in rows.values()]
+        table.add_row(name, *map(str, numbers), str(sum(numbers)), MEANINGS.get(name, ""))
+    return table
 
 
 def _table(title: str, times: StepTimes) -> Table:
@@ -68,6 +89,7 @@ def main() -> int:
             raise NothingToReport(f"{arguments.run}: there is no such folder")
         if arguments.time:
             return show_times(arguments.run, Console(width=120, soft_wrap=True))
+        show_ledgers(arguments.run, Console(width=120, soft_wrap=True))
         return f"done: the report is {write_report(arguments.run)}"
 
     return guarded(start)

@@ -1,9 +1,13 @@
-"""Checkpoints: whole or not there, the newest few, the newest one."""
+"""Checkpoints: whole or not there, the newest few, the newest good one."""
+
+import errno
+import logging
+import re
 
 import pytest
 
 from arm_rl import checkpoint
-from arm_rl.checkpoint import CheckpointError, latest, writing
+from arm_rl.checkpoint import CheckpointError, latest, steps, writing
 
 
 def write(root, step, *, keep=2, content="weights", **state):
@@ -35,9 +39,10 @@ def test_none_yet(tmp_path):
 
 
 def test_the_newest_is_the_highest_step_not_the_last_in_the_alphabet(tmp_path):
-    for step in (9, 10, 100, 20):
+    for step in (9, 10, 20, 100):
         write(tmp_path, step, keep=10)
     assert latest(tmp_path).step == 100
+    assert steps(tmp_path) == [9, 10, 20, 100]
 
 
 def test_the_newest_few_are_kept(tmp_path):
@@ -68,12 +73,22 @@ def test_one_that_was_broken_off_is_not_there(tmp_path):
 
 
 def test_one_may_be_written_again(tmp_path):
-    with pytest.raises(OSError, match="disk full"):
-        break_off(tmp_path, 1, OSError("disk full"))
     write(tmp_path, 1, content="first")
     write(tmp_path, 1, content="second")
     assert (latest(tmp_path).folder / "model").read_text() == "second"
-    assert names(latest(tmp_path).folder) == ["model", "state.json"]
+    assert names(latest(tmp_path).folder) == ["checksums.json", "model", "state.json"]
+    assert names(tmp_path) == ["1"]
+
+
+def test_a_full_disk_leaves_the_one_before_and_says_so(tmp_path):
+    write(tmp_path, 1)
+    full = OSError(errno.ENOSPC, "No space left on device")
+    with pytest.raises(
+        CheckpointError, match=r"/2: the checkpoint could not be written: .*No space left on device; the ones before it stand"
+    ):
+        break_off(tmp_path, 2, full)
+    assert names(tmp_path) == ["1"], "half a checkpoint does not keep the disk full"
+    assert latest(tmp_path).step == 1
 
 
 def test_folders_of_other_names_and_without_a_state_are_left_alone(tmp_path):
@@ -86,11 +101,55 @@ def test_folders_of_other_names_and_without_a_state_are_left_alone(tmp_path):
     assert {"notes", "7", "-1", "9"} <= set(names(tmp_path))
 
 
-def test_a_state_that_cannot_be_read_is_named(tmp_path):
-    write(tmp_path, 1)
-    write(tmp_path, 2)
-    (tmp_path / "2" / "state.json").write_text("{")
-    with pytest.raises(CheckpointError, match=r"2/state.json: not readable: .* remove the folder to go on from an older one"):
+def flip_bit(path):
+    content = bytearray(path.read_bytes())
+    content[len(content) // 2] ^= 1
+    path.write_bytes(content)
+
+
+BREAKS = {
+    "flipped bit": (lambda folder: flip_bit(folder / "model"), r"2/model: its content is not what was written"),
+    "cut file": (lambda folder: (folder / "model").write_text("wei"), r"2/model: its content is not what was written"),
+    "missing file": (lambda folder: (folder / "model").unlink(), r"2/model: missing"),
+    "state": (lambda folder: (folder / "state.json").write_text("{"), r"2/state.json: its content is not what was written"),
+    "no checksums": (lambda folder: (folder / "checksums.json").unlink(), r"2/checksums.json: not readable"),
+    "broken checksums": (lambda folder: (folder / "checksums.json").write_text("{"), r"2/checksums.json: not readable"),
+    "missing rank file": (lambda folder: (folder / "deep" / "rank_1").unlink(), r"2/deep/rank_1: missing"),
+}
+
+
+@pytest.mark.parametrize("name", BREAKS)
+def test_a_broken_one_is_passed_over_and_named(tmp_path, caplog, name):
+    change, message = BREAKS[name]
+    for step in (1, 2):
+        with writing(tmp_path, step, {"step": step}, 2) as folder:
+            (folder / "model").write_text("weights")
+            (folder / "deep").mkdir()
+            (folder / "deep" / "rank_1").write_text("shard")
+    change(tmp_path / "2")
+    with caplog.at_level(logging.WARNING):
+        assert latest(tmp_path).step == 1
+    assert re.search(message, caplog.text)
+    write(tmp_path, 2, keep=2)
+    assert latest(tmp_path).step == 2, "written again, the good one takes its place"
+    assert names(tmp_path) == ["1", "2"]
+
+
+def test_a_run_that_went_back_does_not_count_the_broken_ones_ahead_of_it(tmp_path):
+    for step in (10, 20, 30):
+        write(tmp_path, step, keep=3)
+    flip_bit(tmp_path / "20" / "model")
+    flip_bit(tmp_path / "30" / "model")
+    assert latest(tmp_path).step == 10
+    write(tmp_path, 15, keep=2)
+    assert names(tmp_path) == ["10", "15"]
+
+
+def test_where_all_are_broken_the_run_does_not_begin_anew_by_itself(tmp_path):
+    for step in (1, 2):
+        write(tmp_path, step)
+        flip_bit(tmp_path / str(step) / "model")
+    with pytest.raises(CheckpointError, match=r"2/model: its content .*there is no other one that is whole: remove .* to begin anew"):
         latest(tmp_path)
 
 

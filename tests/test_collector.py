@@ -1,6 +1,7 @@
 """What a step gets: strictly in turns, ahead of the learners, refilled, too old; with groups that end when the test says so."""
 
 import asyncio
+import json
 from dataclasses import dataclass, field
 
 import pytest
@@ -9,6 +10,7 @@ from arm_rl.collector import Collector
 from arm_rl.core.config import AlgorithmConfig, DataConfig, TrainConfig
 from arm_rl.data import Cursor
 from arm_rl.groups import Group, RunStopped
+from arm_rl.ledger import LedgerError
 from tests.trajectories import make_sample, make_scored, make_turn
 
 SAMPLES = [make_sample(id=f"s{number}") for number in range(40)]
@@ -36,6 +38,9 @@ class Puppets:
         for number in numbers:
             (name,) = (name for name in self.words if name.startswith(f"{number}/"))
             self.words[name].set_result((1.0, 1.0) if flat else (0.0, 1.0))
+
+    def word(self, number: int) -> asyncio.Future:
+        return self.words[self.started[self.numbers().index(number)]]
 
     def numbers(self) -> list[int]:
         return [int(name.split("/")[0]) for name in self.started]
@@ -70,7 +75,7 @@ async def test_on_policy_a_step_waits_for_all_its_groups_and_starts_no_other():
     puppets.end(0)
     collected = await step
     assert numbers(collected) == [0, 1, 2, 3], "in the order in which they were started"
-    assert collected.kept == collected.groups
+    assert list(collected.kept.values()) == collected.groups
     assert collected.metrics(0)["rollout/staleness_max"] == 0
     step = asyncio.create_task(collector.collect(1))
     await breathe()
@@ -136,7 +141,7 @@ async def test_flat_groups_are_left_out():
     puppets.end(1, 3)
     collected = await step
     assert numbers(collected) == [0, 1, 2, 3]
-    assert [group.scored[0].trajectory.group_id.split("/")[0] for group in collected.kept] == ["1", "3"]
+    assert list(collected.kept) == [1, 3]
     assert collected.metrics(0)["rollout/groups_kept"] == 0.5
 
 
@@ -191,30 +196,88 @@ async def test_a_broken_group_ends_the_step():
         await step
 
 
+def as_json(state):
+    return json.loads(json.dumps(state))
+
+
 @pytest.mark.parametrize("max_staleness", [0, 2])
-async def test_what_ran_at_a_checkpoint_runs_again_with_its_number(max_staleness):
+async def test_what_ran_at_a_checkpoint_runs_again_with_its_number_and_what_was_finished_does_not(max_staleness):
+    async def until_checkpoint(puppets):
+        collector = make(puppets, max_staleness=max_staleness)
+        step = asyncio.create_task(collector.collect(0))
+        await breathe()
+        puppets.end(*range(4))
+        collector.settle(await step)
+        puppets.end(*([5, 9] if max_staleness else []))
+        await breathe()
+        return collector
+
+    reference = await until_checkpoint(twin := Puppets())
+    stopped = await until_checkpoint(Puppets())
+    state, finished = as_json(stopped.state()), stopped.finished()
+    await stopped.close()
+    assert sorted(finished) == ([5, 9] if max_staleness else [])
+    restored = make(again := Puppets(), max_staleness=max_staleness)
+    restored.restore(state, finished)
+    again.version = twin.version = 1
+    steps = [asyncio.create_task(one.collect(1)) for one in (restored, reference)]
+    await breathe()
+    assert again.numbers() == [number for number in twin.numbers()[4:] if number not in finished], "as if it had never stopped"
+    for puppets in (again, twin):
+        puppets.end(*[number for number in puppets.numbers() if not puppets.word(number).done()])
+    first, second = [await step for step in steps]
+    assert numbers(first) == numbers(second)
+    for one, collected in ((restored, first), (reference, second)):
+        one.settle(collected)
+        one.ledger.check([running.number for running in one._running])
+    assert restored.ledger.table() == reference.ledger.table()
+    for one in (restored, reference):
+        await one.close()
+
+
+async def test_every_trajectory_is_booked_under_what_became_of_it():
+    """Forty samples, steps of four, one step ahead, flat groups refilled, one group that takes too long."""
     puppets = Puppets()
-    collector = make(puppets, max_staleness=max_staleness)
+    collector = make(puppets, max_staleness=1, refill_flat=True, max_empty_steps=9, mask_overlong=True)
+    straggler = 3
+    for step in range(14):  # into the second epoch
+        puppets.version = step
+        running = asyncio.create_task(collector.collect(step))
+        while not running.done():
+            await breathe()
+            open_ones = [number for number in puppets.numbers() if not puppets.word(number).done() and number != straggler]
+            if step == 3 and not puppets.word(straggler).done():
+                open_ones.append(straggler)
+            for number in open_ones:
+                flat = number % 5 == 0
+                puppets.end(number, flat=flat)
+        collector.settle(await running)
+        collector.state()  # it checks that nothing is lost
+    table = collector.ledger.table()
+    assert sorted(table) == [0, 1]
+    assert table[0]["drawn"] == 2 * len(SAMPLES)
+    assert table[0]["too_old"] == 2
+    assert table[0]["flat"] == 2 * 8
+    assert table[0]["trained"] == 2 * (40 - 8 - 1)
+    for row in table.values():
+        assert row["drawn"] == sum(value for name, value in row.items() if name != "drawn")
+    await collector.close()
+
+
+async def test_a_group_that_got_lost_is_noticed_at_the_next_checkpoint():
+    puppets = Puppets()
+    collector = make(puppets, max_staleness=1)
     step = asyncio.create_task(collector.collect(0))
     await breathe()
     puppets.end(*range(4))
-    await step
-    state = collector.state()
+    collected = await step
+    with pytest.raises(LedgerError, match=r"groups \[0, 1, 2, 3\] got lost"):
+        collector.state()  # taken, and never learned from
+    collector.settle(collected)
+    collector.state()
+    with pytest.raises(LedgerError, match="group 0 is settled twice"):
+        collector.settle(collected)
+    collector._running.pop().group.cancel()
+    with pytest.raises(LedgerError, match=r"groups \[7\] got lost"):
+        collector.state()
     await collector.close()
-    again = Puppets()
-    restored = make(again, max_staleness=max_staleness)
-    restored.restore(state)
-    step = asyncio.create_task(restored.collect(1))
-    await breathe()
-    twin = Puppets()
-    reference = make(twin, max_staleness=max_staleness)
-    first = asyncio.create_task(reference.collect(0))
-    await breathe()
-    twin.end(*range(4))
-    await first
-    second = asyncio.create_task(reference.collect(1))
-    await breathe()
-    assert again.started == twin.started[4:], "as if it had never stopped"
-    for task, one in ((step, restored), (second, reference)):
-        task.cancel()
-        await one.close()

@@ -116,7 +116,10 @@ class _Threads:
 
 
 class _Processes:
-    """In worker processes, each with one call at a time. The calls of a session whose tool keeps state go to one and the same."""
+    """In worker processes, each with one call at a time. The calls of a session whose tool keeps state go to one and the same.
+
+    A call under which the process died is run once more: the fault may have been another's, or the machine's. State is not made anew.
+    """
 
     def __init__(self, tool: Tool, num_workers: int, timeout: float) -> None:
         self._tool, self._timeout = tool, timeout
@@ -124,19 +127,27 @@ class _Processes:
         self._busy = [asyncio.Lock() for _ in range(num_workers)]
         self._limit = asyncio.Semaphore(num_workers)
         self._homes: dict[str, int] = {}  # session -> worker, of tools that keep state
+        self._keepers: dict[str, ToolWorker] = {}  # session -> the process that has its state
 
     async def run(self, arguments: dict[str, Any], context: ToolContext) -> ToolResult:
         if self._tool.stateful:
             number = self._homes.setdefault(context.session, self._least_used())
             async with self._busy[number]:
+                self._require_state(context.session, number)
                 return await self._call(number, arguments, context)
         async with self._limit:
             number = next(number for number, busy in enumerate(self._busy) if not busy.locked())
             async with self._busy[number]:
-                return await self._call(number, arguments, context)
+                try:
+                    return await self._call(number, arguments, context)
+                except CallLost as error:
+                    if error.status != "failed":
+                        raise
+                    return await self._call(number, arguments, context)
 
     async def release(self, session: str) -> None:
         number = self._homes.pop(session, None)
+        self._keepers.pop(session, None)
         if number is None:
             return
         async with self._busy[number]:
@@ -149,10 +160,21 @@ class _Processes:
             if worker is not None:
                 worker.kill()
 
-    async def _call(self, number: int, arguments: dict[str, Any], context: ToolContext) -> ToolResult:
+    def _require_state(self, session: str, number: int) -> None:
+        """Says once that the process with the session's state is gone; the next one begins anew."""
+        worker = self._worker(number)
+        if self._keepers.setdefault(session, worker) is not worker:
+            self._keepers[session] = worker
+            raise CallLost("failed", "was started anew and has forgotten this session's earlier calls")
+
+    def _worker(self, number: int) -> ToolWorker:
         worker = self._workers[number]
         if worker is None or not worker.alive:
             worker = self._workers[number] = ToolWorker(self._tool)  # in the loop's thread, which stays
+        return worker
+
+    async def _call(self, number: int, arguments: dict[str, Any], context: ToolContext) -> ToolResult:
+        worker = self._worker(number)
         try:
             return await _in_thread(lambda: worker.call(arguments, context, self._timeout))
         except asyncio.CancelledError:

@@ -27,7 +27,7 @@ from rich.console import Console
 
 from actors.learner import RankBatch
 from actors.learner_group import LearnerGroup
-from actors.rollout import RolloutGroup
+from actors.rollout_group import RolloutGroup
 from actors.scorer import Scorer
 from actors.weight_sync import Published, WeightFile
 from arm_rl.bench.result import Result
@@ -161,14 +161,13 @@ async def instant_driver(config: TrainConfig, *, num_samples: int) -> AsyncItera
     ]
     learners = InstantLearners()
     try:
-        node_id = await engine.start.remote()
         with (
             tempfile.TemporaryDirectory() as folder,
             MetricsLog(Path(folder), MetricsConfig(wandb="disabled"), None, 0, console=Console(file=io.StringIO())) as log,
         ):
             driver = Driver(
                 config,
-                runner=GroupRunner(config, RolloutGroup([engine], [node_id]), scorers),
+                runner=GroupRunner(config, RolloutGroup([lambda: engine]), scorers),
                 learners=learners,
                 cursor=Cursor([_sample(number) for number in range(num_samples)], config.run.seed),
                 held_out=[],

@@ -130,7 +130,7 @@ async def _started(config: TrainConfig) -> AsyncIterator[tuple[GroupRunner, Any]
     reservation = Reservation(plan(config.placement, 0, config.rollout))
     try:
         async with group_runner(config, read_inputs(config).template, reservation, MeasuredRollout) as runner:
-            yield runner, runner.rollouts._actors[0]
+            yield runner, runner.rollouts._places[0].present
     finally:
         reservation.release()
 

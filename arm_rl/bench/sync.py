@@ -17,7 +17,8 @@ import torch
 from actors.learner_group import LearnerGroup
 from actors.learner_settings import LearnerSpec
 from actors.placement import Reservation, plan
-from actors.rollout import RolloutGroup, RolloutSpec
+from actors.rollout import RolloutSpec
+from actors.rollout_group import RolloutGroup
 from actors.tool_executor import ToolTraits
 from actors.weight_sync import weights_folder
 from arm_rl.bench import models

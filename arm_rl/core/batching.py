@@ -9,6 +9,7 @@ from typing import Self
 import torch
 from torch import Tensor
 
+from arm_rl.core.errors import NonFiniteError
 from arm_rl.core.types import Batch, TrainingSample
 
 MicroSamples = tuple[TrainingSample, ...]
@@ -222,7 +223,7 @@ def collate(samples: Sequence[TrainingSample], *, share_prompts: bool = False) -
         share_prompts: as the batch says, for all of its micro-batches alike: the ranks' forward passes must run the same modules.
 
     Raises:
-        ValueError: a log-probability or an advantage is not finite.
+        NonFiniteError: a log-probability or an advantage is not finite.
     """
     layout = _Layout.of(samples, share_prompts)
     shape = (max(len(samples), 1), max(map(len, layout.branches), default=1))
@@ -244,7 +245,7 @@ def collate(samples: Sequence[TrainingSample], *, share_prompts: bool = False) -
     if not samples:
         attention_mask[0, 0] = True
     if not (logprobs.isfinite().all() and advantages.isfinite().all()):
-        raise ValueError("a log-probability or an advantage of the batch is not finite")
+        raise NonFiniteError("a log-probability or an advantage of the batch is not finite")
     prompts = layout.prompts if samples or not share_prompts else ((0,),)
     prompt_ids = torch.zeros((len(prompts), max(map(len, prompts), default=0)), dtype=torch.int64)  # [G, P]
     for row, ids in enumerate(prompts):

@@ -25,11 +25,13 @@ class RunConfig:
     root: str = "runs"  # folder of all runs
     seed: int = 0  # seed of data order, sampling and initialisation
     max_broken_sessions: float = 0.1  # the run ends when more than this share of a step's sessions is broken (0..1)
+    max_restarts: int = 3  # times that the learners are started anew from the last checkpoint without getting further than before
 
     def __post_init__(self) -> None:
         fits = Path(self.name).name == self.name == self.name.strip() and self.name.strip(".") != "" and self.name.isprintable()
         _require(fits and len(self.name) <= 200 and self.name[0] not in "=-", "run.name", f"a name for a folder, not {self.name!r:.80}")
         _require(0 <= self.max_broken_sessions <= 1, "run.max_broken_sessions", f"between 0 and 1, not {self.max_broken_sessions}")
+        _require(self.max_restarts >= 0, "run.max_restarts", f"not negative, not {self.max_restarts}")
 
     @property
     def folder(self) -> Path:
@@ -161,6 +163,7 @@ class AlgorithmConfig:
     kl_coefficient: float = 0.0  # of the penalty towards the reference policy; 0 loads no reference
     kl_kind: Literal["k1", "k2", "k3"] = "k3"  # estimator of the KL divergence
     entropy_coefficient: float = 0.0  # of the entropy bonus
+    max_mismatch: float = 2.0  # the run ends where engine and learner differ by more, in the mean over a batch's log-probabilities
 
     def __post_init__(self) -> None:
         _require(self.samples_per_step >= 1, "algorithm.samples_per_step", "at least 1")
@@ -185,6 +188,7 @@ class AlgorithmConfig:
         )
         _require(0 < self.clip_low < 1, "algorithm.clip_low", f"between 0 and 1, not {self.clip_low}")
         _require(0 < self.clip_high < math.inf, "algorithm.clip_high", f"above 0, not {self.clip_high}")
+        _require(self.max_mismatch > 0, "algorithm.max_mismatch", f"above 0, not {self.max_mismatch}")
         _require(self.importance_cap > 0, "algorithm.importance_cap", f"above 0, not {self.importance_cap}")
         _require(self.epochs_per_step >= 1, "algorithm.epochs_per_step", "at least 1")
 

@@ -4,6 +4,7 @@ Every loss is a sum over tokens, each with a weight that is known before the bat
 micro-batches of all ranks it is the loss of the whole batch, so neither the cut nor the padding can change the gradient.
 """
 
+import math
 from dataclasses import dataclass
 from typing import Literal
 
@@ -42,6 +43,7 @@ class GrpoObjective:
     kl_coefficient: float = 0.0
     kl_kind: KlKind = "k3"
     entropy_coefficient: float = 0.0
+    max_mismatch: float = math.inf  # of engine and learner: mean difference of the log-probabilities that a batch may have
 
     @classmethod
     def of(cls, config: AlgorithmConfig, temperature: float) -> "GrpoObjective":
@@ -57,6 +59,7 @@ class GrpoObjective:
             kl_coefficient=config.kl_coefficient,
             kl_kind=config.kl_kind,
             entropy_coefficient=config.entropy_coefficient,
+            max_mismatch=config.max_mismatch,
         )
 
 

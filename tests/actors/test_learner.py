@@ -18,11 +18,12 @@ from torch import Tensor
 from transformers import AutoImageProcessor, AutoModelForImageTextToText, AutoTokenizer
 
 from actors.image_inputs import ImagePreparer
-from actors.learner import NonFiniteError
-from actors.learner_group import LearnerGroup
+from actors.learner_group import LearnerGroup, LearnerLost
 from actors.learner_settings import LearnerSpec, deepspeed_config, learner_environment
+from actors.learner_state import LearnerStateError
 from arm_rl.core.batching import make_batch
 from arm_rl.core.config import LearnerConfig, ModelConfig
+from arm_rl.core.errors import MismatchError, NonFiniteError
 from arm_rl.core.images import Image
 from arm_rl.core.loss import GrpoObjective, SftObjective
 from arm_rl.core.types import TrainingSample
@@ -248,6 +249,54 @@ def test_a_run_goes_on_bit_by_bit(trained):
     assert any(not torch.equal(before[name], after[name]) for name in before) == (metrics["learner/learning_rate"] > 0)
 
 
+def saved(folder: Path) -> dict[str, Tensor]:
+    """All tensors of a checkpoint, whichever rank wrote them."""
+    files = sorted(folder.glob("learner-*.safetensors"))
+    found = [load_file(file) for file in files]
+    assert sum(map(len, found)) == len({name for tensors in found for name in tensors}), "nothing is written twice"
+    return {name: tensor for tensors in found for name, tensor in tensors.items()}
+
+
+def test_another_number_of_ranks_goes_on_from_it(trained, task):
+    """From n ranks to 3 - n and back, in every ZeRO stage: weights and moments are the same, bit by bit."""
+    other = dataclasses.replace(trained.setup, num_ranks=3 - trained.setup.num_ranks, with_reference=False)
+    folders = [trained.folder / name for name in ("from", "by_the_other", "back")]
+    trained.group.save(folders[0])
+    group = LearnerGroup(spec_of(task, other), [{"num_cpus": 0.25}] * other.num_ranks)
+    try:
+        assert group.load(folders[0]) >= NUM_STEPS
+        assert_equal(load_file(group.publish(trained.folder / "other", 1).file.path), trained.published())
+        group.save(folders[1])
+        batch = make_batch(task.samples, num_ranks=other.num_ranks, micro_batch_tokens=other.micro_batch_tokens)
+        metrics = group.train(batch, task.where(), OBJECTIVE)
+    finally:
+        group.close()
+    trained.group.load(folders[1])
+    trained.group.save(folders[2])
+    first, *others = (saved(folder) for folder in folders)
+    assert {name.rpartition(".")[2] for name in first} == {"weight_fp32", "exp_avg", "exp_avg_sq"}
+    for tensors in others:
+        assert_equal(tensors, first)
+    assert trained.train()["learner/loss"] == pytest.approx(metrics["learner/loss"], rel=1e-5)
+
+
+def test_a_checkpoint_that_lacks_a_rank_or_fits_another_model_is_named(trained, tmp_path):
+    trained.group.save(tmp_path)
+    tensors = saved(tmp_path)
+    name = next(name for name in tensors if name.endswith(".exp_avg"))
+    for file in tmp_path.glob("learner-*.safetensors"):
+        file.unlink()
+    for change, message in (
+        ({name: torch.zeros(3)}, f"'{name}' has the shape \\(3,\\), not"),
+        ({}, "no '.*': a file is missing, or other parameters were trained"),
+    ):
+        save_file({**tensors, **change} if change else {"other.weight_fp32": torch.zeros(1)}, tmp_path / "learner-0.safetensors")
+        with pytest.raises(LearnerStateError, match=message):
+            trained.group.load(tmp_path)
+    with pytest.raises(FileNotFoundError, match="no checkpoint of a learner"):
+        trained.group.load(tmp_path / "nothing")
+
+
 def test_an_exported_folder_loads_with_equal_weights(trained, task):
     folder = trained.folder / "export"
     trained.group.export(folder)
@@ -325,11 +374,15 @@ def test_what_is_not_finite_changes_no_weight(trained, task):
     assert f"the loss of 1 of {trained.setup.num_ranks} ranks is not finite" in str(raised.value)
     assert_equal(trained.published(), before)
 
+    with pytest.raises(MismatchError, match="engine and learner differ by .* algorithm.max_mismatch allows 1e-09"):
+        trained.train(dataclasses.replace(OBJECTIVE, max_mismatch=1e-9))
+    assert_equal(trained.published(), before)
+
 
 def test_a_rank_that_fails_fails_the_call(trained):
     """Last of all: the rank is gone."""
     ray.kill(trained.group._ranks[-1])
-    with pytest.raises(ray.exceptions.RayError):
+    with pytest.raises(LearnerLost, match="a learner rank was lost: .*killed"):
         trained.train()
 
 

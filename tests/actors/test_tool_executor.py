@@ -120,6 +120,22 @@ async def test_an_executor_that_dies_comes_back(start):
     assert again.text.startswith("1 "), "a new process counts anew"
 
 
+async def test_a_call_is_run_again_where_its_executor_was_killed(start):
+    pool = start()
+    session = memory(original_image=SCENE)
+    kept = await pool(call("keeping"), session)
+    assert kept.text.split()[0] == "1"
+    before = (await pool(call("slow"), session)).text
+    slow = asyncio.create_task(pool(call("slow", seconds=1.0), session))
+    await pool(call("count"), session)  # sent after it, so that it is there
+    ray.kill(pool._homes[session.session], no_restart=False)
+    result = await slow
+    assert (result.status, result.text == before) == ("ok", False), "by another process, and nobody has noticed"
+    lost = await pool(call("keeping"), session)
+    assert (lost.status, lost.text) == ("failed", "Error: keeping was started anew and has forgotten this session's earlier calls")
+    assert (await pool(call("keeping"), session)).text.split()[0] == "1", "told once; then it begins anew"
+
+
 async def test_executors_take_turns_and_a_session_stays_with_its_own(start):
     pool = start(2)
     sessions = [memory(original_image=SCENE) for _ in range(4)]
@@ -183,7 +199,7 @@ async def test_two_thousand_sessions_leave_nothing_behind(start):
 
     for start_number in range(0, 2000, 100):
         await asyncio.gather(*(one(start_number + number) for number in range(100)))
-    assert (pool._homes, pool._stored, pool._told, pool._waiting) == ({}, {}, set(), {})
+    assert (pool._homes, pool._stored, pool._lives, pool._waiting) == ({}, {}, {}, {})
     last = [memory() for _ in range(2)]  # one for each executor
     for name in ("keeping", "keeping_apart"):
         kept = [(await pool(call(name), session)).text.split() for session in last]

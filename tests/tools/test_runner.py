@@ -2,6 +2,7 @@
 
 import asyncio
 import os
+import signal
 import subprocess
 import time
 
@@ -85,6 +86,28 @@ async def test_a_crash_is_a_failed_call_and_leaves_no_child(runner):
     assert children() == before
     sleepers = [process for process in psutil.process_iter(["cmdline"]) if process.info["cmdline"] == ["sleep", "4321"]]
     assert sleepers == []
+
+
+async def test_a_call_whose_process_was_killed_is_run_once_more(runner):
+    tools = runner("Busy", busy=Execution(concurrency=1))
+    first = int((await tools.call(call("busy"), MINE)).text)
+    running = asyncio.create_task(tools.call(call("busy", seconds=0.5), MINE))
+    await asyncio.sleep(0)  # the call is on its way
+    os.kill(first, signal.SIGKILL)
+    result = await running
+    assert result.status == "ok"
+    assert int(result.text) != first
+
+
+async def test_state_that_went_with_its_process_is_said_to_be_lost_once(runner):
+    tools = runner("KeepingApart", keeping_apart=Execution(isolation="process", concurrency=1))
+    process = int((await tools.call(call("keeping_apart"), MINE)).text.split()[2])
+    os.kill(process, signal.SIGKILL)
+    psutil.wait_procs([psutil.Process(process)] if psutil.pid_exists(process) else [])
+    lost = await tools.call(call("keeping_apart"), MINE)
+    assert (lost.status, lost.text) == ("failed", "Error: keeping_apart was started anew and has forgotten this session's earlier calls")
+    assert (await tools.call(call("keeping_apart"), MINE)).text.split()[0] == "1"
+    assert (await tools.call(call("keeping_apart"), of("another"))).text.split()[0] == "1", "who had no state has lost none"
 
 
 async def test_memory_is_limited(runner):

@@ -1,0 +1,101 @@
+"""What is done about an actor that dies: it is counted, and a run in which they die again and again ends with the cause in one line."""
+
+import asyncio
+import logging
+import time
+
+from ray.actor import ActorHandle
+from ray.exceptions import ActorUnavailableError, RayActorError, RayError, RayTaskError
+
+from arm_rl.core.errors import UserError
+
+logger = logging.getLogger(__name__)
+
+RETRIES = 3  # of a call whose actor died under it
+
+
+class ActorsLost(UserError):
+    """Actors die as often as they are started anew."""
+
+
+class Deaths:
+    """The deaths of one kind of actors."""
+
+    def __init__(self, kind: str, limit: int) -> None:
+        """None so far.
+
+        Args:
+            kind: as in the message and in the metrics.
+            limit: deaths without progress in between that a run lives through.
+        """
+        self.kind, self._limit = kind, limit
+        self._in_a_row = 0
+        self._number, self._seconds = 0, 0.0  # since the last `metrics`
+
+    def add(self, error: BaseException) -> None:
+        """Counts one.
+
+        Raises:
+            ActorsLost: it is one too many.
+        """
+        self._number += 1
+        self._in_a_row += 1
+        logger.warning("%s died and is started anew: %s", self.kind, described(error))
+        if self._in_a_row > self._limit:
+            raise ActorsLost(f"{described(error)}: {self.kind} died {self._in_a_row} times with nothing finished in between")
+
+    def back(self, seconds: float) -> None:
+        """One is there again, so long after it died."""
+        self._seconds += seconds
+        logger.warning("%s is back after %.1f s", self.kind, seconds)
+
+    def progress(self) -> None:
+        """Something was finished: what died before is forgiven."""
+        self._in_a_row = 0
+
+    def metrics(self) -> dict[str, float]:
+        """Deaths since the last call, and the seconds in all until their successors served."""
+        found = {f"recovery/{self.kind}": float(self._number), f"recovery/{self.kind}_seconds": self._seconds}
+        self._number, self._seconds = 0, 0.0
+        return found
+
+
+async def watch(actor: ActorHandle, deaths: Deaths) -> None:
+    """Counts the deaths of an actor that Ray starts anew by itself. It needs two methods: `lives` never returns, `spans` does at once."""
+    while True:
+        try:
+            await actor.lives.remote()
+        except RayActorError as error:
+            died = time.monotonic()
+            deaths.add(error)
+            await actor.spans.options(max_task_retries=-1).remote()
+            deaths.back(time.monotonic() - died)
+
+
+async def forever() -> None:
+    """Never returns: an actor's method that does this ends with the actor, which tells the one who waits for it."""
+    await asyncio.Event().wait()
+
+
+def cause_of(error: BaseException) -> BaseException:
+    """What was raised in the actor, where Ray has wrapped it."""
+    while isinstance(error, RayTaskError) and isinstance(error.cause, BaseException):
+        error = error.cause
+    return error
+
+
+def described(error: BaseException) -> str:
+    """An error in one line, without the traces that Ray puts around it."""
+    cause = cause_of(error)
+    if isinstance(cause, UserError):
+        return str(cause)
+    text = str(cause)
+    if not isinstance(cause, RayError):
+        return f"{type(cause).__name__}: {text}" if text else type(cause).__name__
+    _, found, detail = text.partition("exit detail: ")
+    if found:  # of a process that ended; hints on what may have killed it follow
+        return f"its process ended: {detail.partition(' Some common causes')[0].strip()}"
+    if isinstance(cause, ActorUnavailableError):  # Ray starts it anew, and knows no more
+        return "its process ended"
+    lines = [line.strip() for line in text.splitlines() if line.strip()]
+    return lines[-1] if lines else type(cause).__name__  # of one that raised as it was made: the last line of its trace

@@ -1,0 +1,59 @@
+"""Starts a stage's learners anew where a rank was lost, as if the run had been killed and started again: from its last checkpoint."""
+
+import logging
+import time
+from collections.abc import Awaitable, Callable
+from dataclasses import dataclass
+
+from actors.learner_group import LearnerLost
+from arm_rl.groups import RunStopped
+
+logger = logging.getLogger(__name__)
+
+
+@dataclass
+class Progress:
+    """How far a stage has got, over all its starts."""
+
+    furthest: int = 0  # steps done
+    num_lost: int = 0  # groups of learners, since `metrics` told
+    lost_at: float | None = None  # when the last one was, until the next one serves
+
+    def reached(self, step: int) -> None:
+        """A step is done."""
+        self.furthest = max(self.furthest, step)
+
+    def metrics(self) -> dict[str, float]:
+        """Restarts since the last call, and the seconds of the last one from the loss until a step was done again."""
+        seconds = time.monotonic() - self.lost_at if self.lost_at is not None else 0.0
+        found = {"recovery/learner": float(self.num_lost), "recovery/learner_seconds": seconds}
+        self.num_lost, self.lost_at = 0, None
+        return found
+
+
+async def with_restarts(stage: Callable[[Progress], Awaitable[None]], limit: int) -> None:
+    """Runs a stage to its end.
+
+    Args:
+        stage: one start of it, from the last checkpoint on.
+        limit: starts after which it may be no further than before, in a row.
+
+    Raises:
+        RunStopped: the learners are lost again and again.
+    """
+    progress = Progress()
+    num_in_vain = 0
+    furthest = 0
+    while True:
+        try:
+            return await stage(progress)
+        except LearnerLost as error:
+            num_in_vain = 1 if progress.furthest > furthest else num_in_vain + 1
+            furthest = progress.furthest
+            if num_in_vain > limit:
+                raise RunStopped(
+                    f"{error}: {num_in_vain} times without getting beyond step {furthest} (run.max_restarts: {limit})"
+                ) from error
+            logger.warning("%s; the learners are started anew from the last checkpoint", error)
+            progress.num_lost += 1
+            progress.lost_at = time.monotonic()

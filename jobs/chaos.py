@@ -1,0 +1,69 @@
+"""The long chaos test, `make chaos`: a run that learns while its processes are killed, kind after kind; writes runs/chaos/summary.json."""
+
+import argparse
+import shutil
+import sys
+from pathlib import Path
+
+import yaml
+
+from arm_rl.chaos import KINDS, chaos, write
+from arm_rl.core.errors import UserError
+from jobs.command_line import guarded
+
+PAUSE_SECONDS = 4.0  # mean between a recovery and the next kill
+
+
+class NothingToTrain(UserError):
+    """There is no model or no data to start from."""
+
+
+def _tools_apart(source: Path, target: Path) -> Path:
+    """The same tools in worker processes, two each, so that there are some to kill."""
+    listed = yaml.safe_load(source.read_text())
+    for entry in listed["tools"]:
+        entry["execution"] = {"isolation": "process", "concurrency": 2}
+    target.write_text(yaml.safe_dump(listed))
+    return target
+
+
+def main() -> int:
+    """Trains the demo's judge from its stage 1 on."""
+    parser = argparse.ArgumentParser(prog="python -m jobs.chaos", description=__doc__)
+    parser.add_argument("--demo", type=Path, default=Path("runs/demo"), help="a demo's folder: its data, and the judge after stage 1")
+    parser.add_argument("--out", type=Path, default=Path("runs/chaos"), help="run folder")
+    parser.add_argument("--kills", type=int, default=20, help="of each kind")
+    parser.add_argument("--steps", type=int, default=300, help="of the run; it must last longer than the kills")
+    parser.add_argument("--staleness", type=int, default=1, help="algorithm.max_staleness")
+    parser.add_argument(
+        "--mark", type=float, default=1.4, help="mean reward of the last five steps that counts as learned; it begins at 1.25"
+    )
+    parser.add_argument("--seed", type=int, default=0, help="of the order and the times of the kills")
+    arguments = parser.parse_args()
+
+    def start() -> str:
+        data, model = arguments.demo / "data", arguments.demo / "stage1" / "export"
+        for path in (data / "train.parquet", data / "tools.yaml", model / "config.json"):
+            if not path.exists():
+                raise NothingToTrain(f"{path}: missing; `make demo` makes it")
+        run = arguments.out / "run"
+        shutil.rmtree(arguments.out, ignore_errors=True)
+        arguments.out.mkdir(parents=True)
+        command = ["jobs.train", "configs/demo.yaml", f"run.root={arguments.out}", "run.name=run", f"num_steps={arguments.steps}"]
+        command += [f"model.path={model}", f"data.train=[{data / 'train.parquet'}]", "data.held_out=[]", "run.max_restarts=10"]
+        command += [
+            f"tools.files=[{_tools_apart(data / 'tools.yaml', arguments.out / 'tools.yaml')}]",
+            f"algorithm.max_staleness={arguments.staleness}",
+            "checkpoint.every=2",
+        ]
+        command += ["metrics.wandb=disabled", "rollout.num_actors=1", "tools.num_executors=1"]
+        kills = dict.fromkeys(KINDS, arguments.kills)
+        summary = chaos(command, run, kills=kills, seed=arguments.seed, pause_seconds=PAUSE_SECONDS, mark=arguments.mark)
+        write(summary, arguments.out / "summary.json")
+        return f"done: {summary}"
+
+    return guarded(start)
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,65 @@
+"""A synchronous run whose processes are killed, the driver too, ends bit by bit like one that was left alone; and nothing is lost."""
+
+import asyncio
+from pathlib import Path
+
+import pytest
+from safetensors.torch import load_file
+
+from actors.cluster import cluster
+from arm_rl.chaos import KINDS, chaos
+from arm_rl.core.config import TrainConfig
+from arm_rl.core.config_file import load
+from arm_rl.digits import dataset
+from arm_rl.grpo import train_grpo
+from arm_rl.metrics_log import read_lines
+from arm_rl.trajectory_log import read
+
+pytestmark = [pytest.mark.ray, pytest.mark.chaos, pytest.mark.timeout(900)]
+
+NUM_STEPS = 12
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory) -> Path:
+    folder = tmp_path_factory.mktemp("chaos")
+    dataset.write(folder / "train.parquet", seed=0, split="train", num_samples=20)
+    return folder
+
+
+def settings(folder: Path, model: Path, name: str, *more: str) -> list[str]:
+    """A small run of a judge that has learned nothing yet: twelve steps, into the third epoch."""
+    return [
+        *("configs/demo.yaml", f"run.root={folder}", f"run.name={name}", f"model.path={model}", f"num_steps={NUM_STEPS}"),
+        *(f"data.train=[{folder / 'train.parquet'}]", "data.held_out=[]", "algorithm.samples_per_step=4", "algorithm.group_size=4"),
+        *("algorithm.drop_flat_groups=false", "learner.num_threads=1", "learner.micro_batch_tokens=512", "metrics.wandb=disabled"),
+        *("metrics.timeline=false", "metrics.trajectories_every=1", "checkpoint.every=2", "learner.learning_rate=1e-3"),
+        *("algorithm.entropy_coefficient=0.1", *more),  # rewards are all equal: this moves the weights, by what was sampled
+    ]
+
+
+def sampled(run: Path) -> dict[str, list]:
+    """Every token with its log-probability, by step."""
+    return {
+        path.name.rpartition("-")[2]: [[(turn.token_ids, turn.logprobs) for turn in one.trajectory.turns] for one in read(path).scored]
+        for path in sorted((run / "trajectories").glob("*.parquet"))
+    }
+
+
+def test_a_run_that_is_killed_in_every_way_ends_like_one_that_is_not(folder, judge_folder):
+    config, *overrides = settings(folder, judge_folder, "left_alone")
+    with cluster():
+        asyncio.run(train_grpo(load(TrainConfig, config, overrides)))
+    kills = dict.fromkeys(KINDS, 1) | {"tool_worker": 0}  # a judge so young may call no tool
+    command = ["jobs.train", *settings(folder, judge_folder, "killed")]
+    summary = chaos(command, folder / "killed", kills=kills, seed=0, pause_seconds=0.5, mark=-10.0)
+    assert summary.kills == kills
+    assert (summary.lost, summary.trained_twice) == (0, 0)
+    assert summary.starts == 2
+    killed, left_alone = (load_file(folder / name / "export" / "model.safetensors") for name in ("killed", "left_alone"))
+    before = load_file(judge_folder / "model.safetensors")
+    assert not any(before[name].equal(weight) for name, weight in left_alone.items() if "mlp" in name), "it has learned something"
+    assert all(killed[name].equal(weight) for name, weight in left_alone.items())
+    assert sampled(folder / "killed") == sampled(folder / "left_alone")
+    steps = [line["step"] for line in read_lines(folder / "killed" / "metrics.jsonl") if "learner/loss" in line]
+    assert steps == list(range(1, NUM_STEPS + 1)), "no step is there twice, and none is missing"
