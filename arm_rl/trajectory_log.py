@@ -88,8 +88,14 @@ def read_light(path: Path) -> Iterator[dict[str, Any]]:
 
 
 def read_rows(path: Path, rows: Sequence[int]) -> list[tuple[Scored, Sample]]:
-    """Some rows, in the order asked for."""
-    return [(_scored(row), _sample(row["sample"])) for row in (_read_row(path, path.stat().st_mtime_ns, number) for number in rows)]
+    """Some rows, in the order asked for.
+
+    Raises:
+        IndexError: there are not so many.
+    """
+    modified = path.stat().st_mtime_ns
+    read = [_read_row(path, modified, row) for row in rows]
+    return [(_scored(row), _sample(row["sample"])) for row in read]
 
 
 def read_images(path: Path, keys: Sequence[str]) -> dict[str, Image]:
@@ -188,13 +194,17 @@ def _rows_with(column: pa.Array, text: str) -> list[int]:
 
 
 def _read_row(path: Path, modified: int, row: int) -> dict[str, Any]:
-    file = pq.ParquetFile(path)
-    for group in range(file.num_row_groups):
-        num_rows = file.metadata.row_group(group).num_rows
+    for group, num_rows in enumerate(_row_group_sizes(path, modified)):
         if row < num_rows:
             return _read_row_group(path, modified, group).slice(row, 1).to_pylist()[0]
         row -= num_rows
-    raise IndexError(f"{path}: no row {row} after the last")
+    raise IndexError(f"{path}: {row + 1} rows after the last")
+
+
+@functools.lru_cache(maxsize=64)
+def _row_group_sizes(path: Path, modified: int) -> list[int]:
+    metadata = pq.read_metadata(path)
+    return [metadata.row_group(group).num_rows for group in range(metadata.num_row_groups)]
 
 
 @functools.lru_cache(maxsize=4)  # neighbours are asked for one after the other

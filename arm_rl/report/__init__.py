@@ -36,7 +36,7 @@ def write_report(folder: Path, *, max_mb: float = MAX_MB, tokenizer: Tokenizer |
     index.refresh(run.order)
     contents = Contents(index=index, tokenizer=tokenizer or tokens.find(folder))
     listed, index_json = _listed(index, int(max_mb * 1e6 / 2))
-    chosen = Selection(contents=contents, max_bytes=int(max_mb * 1e6) - len(index_json))
+    chosen = Selection(contents=contents, max_bytes=int(max_mb * 1e6) - len(index_json.encode()))
     followed = selection.followed(index)
     chosen.add(followed)
     selection.fill(chosen, index)

@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from arm_rl import trajectory_log
+from arm_rl.report.embedding import dump
 from arm_rl.report.run_data import EVALUATION, files_of
 
 CORRECT, FORMAT_OK = 1, 2  # bits of a row's flags
@@ -126,7 +127,7 @@ class Index:
             {"name": file.name, "stage": file.stage, "step": file.step, "evaluation": file.is_evaluation, "rows": file.num_rows}
             for file in files
         ]
-        return json.dumps({"files": about, "names": tables, "columns": columns | {"reward": rewards}}, separators=(",", ":"))
+        return dump({"files": about, "names": tables, "columns": columns | {"reward": rewards}})
 
     def _read(self, path: Path) -> LogFile:
         stage, step = trajectory_log.stage_and_step(path)

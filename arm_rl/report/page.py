@@ -2,13 +2,13 @@
 
 import base64
 import hashlib
-import json
 from html import escape
 from importlib import resources
 from string import Template
 
 from arm_rl.report import curves, selection, table, times
 from arm_rl.report.contents import Contents
+from arm_rl.report.embedding import as_object, dump
 from arm_rl.report.index import Index
 from arm_rl.report.run_data import RunData
 from arm_rl.report.selection import Selection, Unit
@@ -19,17 +19,17 @@ SCRIPTS = ("charts.js", "source.js", "filters.js", "browser.js")
 def static(run: RunData, index: Index, contents: Contents, followed: Unit, chosen: Selection, listed: int, index_json: str) -> str:
     """A page that holds its trajectories itself."""
     data = {
-        "about": json.dumps({"live": False, "total": _total(index), "listed": listed}),
+        "about": dump({"live": False, "total": _total(index), "listed": listed}),
         "index": index_json,
-        "rows": selection.as_object(chosen.rows.items()),
-        "pictures": selection.as_object(chosen.pictures.items()),
+        "rows": as_object(chosen.rows.items()),
+        "pictures": as_object(chosen.pictures.items()),
     }
-    return _page(run, index, contents, followed, selection.as_object(data.items()), connect="'none'")
+    return _page(run, index, contents, followed, as_object(data.items()), connect="'none'")
 
 
 def live(run: RunData, index: Index, contents: Contents) -> str:
     """A page that asks its server for them."""
-    data = selection.as_object([("about", json.dumps({"live": True, "total": _total(index), "listed": _total(index)}))])
+    data = as_object([("about", dump({"live": True, "total": _total(index), "listed": _total(index)}))])
     return _page(run, index, contents, selection.followed(index), data, connect="'self'")
 
 
@@ -47,7 +47,7 @@ def _page(run: RunData, index: Index, contents: Contents, followed: Unit, data: 
         seconds=table.seconds(run),
         times=times.show(index.folder),
         followed=_followed(contents, followed),
-        data=data.replace("<", "\\u003c"),  # or what a model wrote could end the element
+        data=data,
         style=_file("style.css"),
         script=script,
         script_digest=digest,  # no other script runs, whatever comes into the page

@@ -3,13 +3,13 @@
 Held-out samples come with their judgments by every checkpoint, and trajectories with all of their group.
 """
 
-import json
 import math
 from collections import deque
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 
 from arm_rl.report.contents import Contents
+from arm_rl.report.embedding import dump
 from arm_rl.report.index import CORRECT, Index, LogFile
 
 Unit = list[tuple[LogFile, list[int]]]  # rows that belong together
@@ -34,10 +34,10 @@ class Selection:
             keys: dict[str, None] = {}
             for number, content in zip(numbers, self.contents.of(file, numbers), strict=True):
                 keys |= dict.fromkeys(content.pop("keys"))
-                rows[row_name(file, number)] = _dump(content)
+                rows[row_name(file, number)] = dump(content)
             new = [key for key in keys if key not in self.pictures and key not in pictures]
-            pictures |= {key: _dump(seen) for key, seen in self.contents.pictures(file, new).items()} if new else {}
-        size = sum(len(name) + len(value) + 6 for name, value in (*rows.items(), *pictures.items()))
+            pictures |= {key: dump(seen) for key, seen in self.contents.pictures(file, new).items()} if new else {}
+        size = sum(len(name) + len(value.encode()) + 6 for name, value in (*rows.items(), *pictures.items()))
         fits = self.num_bytes + size <= self.max_bytes
         if fits:
             self.rows |= rows
@@ -157,12 +157,3 @@ def _rows_by_sample(file: LogFile) -> dict[int, list[int]]:
     for row, sample in enumerate(file.columns["sample"]):
         rows.setdefault(sample, []).append(row)
     return rows
-
-
-def _dump(value: object) -> str:
-    return json.dumps(value, separators=(",", ":"), ensure_ascii=False)
-
-
-def as_object(members: Iterable[tuple[str, str]]) -> str:
-    """A JSON object of values that are JSON already."""
-    return "{" + ",".join(f"{json.dumps(name)}:{value}" for name, value in members) + "}"

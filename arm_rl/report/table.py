@@ -73,10 +73,10 @@ def _row(run: RunData, key: str) -> str:
 
 def tool_lines(index: Index) -> list[dict[str, Any]]:
     """Calls of each tool, a trajectory, in the steps whose trajectories were written: numbers for a curve."""
-    lines = []
+    lines, shown = [], _tools(index)
     for file in index.files:
         if file.num_rows and not file.is_evaluation:
-            lines.append({"stage": file.stage, "step": file.step} | {f"calls/{tool}": 0.0 for tool in _tools(index)})
+            lines.append({"stage": file.stage, "step": file.step} | {f"calls/{tool}": 0.0 for tool in shown})
             for (tool, _), times in index.tool_use([file]).items():
                 if f"calls/{tool}" in lines[-1]:
                     lines[-1][f"calls/{tool}"] += times / file.num_rows
