@@ -105,7 +105,7 @@ def read_images(path: Path, keys: Sequence[str]) -> dict[str, Image]:
 
 
 def find_text(path: Path, text: str) -> list[int]:
-    """The rows in which a text stands, in whatever case: in what was asked, written or observed, or in the sample's id."""
+    """The rows in which a text stands, in whatever case: in what was asked, written or observed."""
     found: set[int] = set()
     start = 0
     for batch in pq.ParquetFile(path).iter_batches(ROWS_READ_TOGETHER, columns=TEXTS):
@@ -180,7 +180,7 @@ _ROWS = pa.schema(
 _CALLS = "turns.list.element.tool_events.list.element"
 LIGHT = ["sample_id", "track", "group_id", "index", "reward", "correct", "format_ok", "end"]
 LIGHT += [f"{_CALLS}.call", f"{_CALLS}.status", f"{_CALLS}.seconds"]
-TEXTS = ["sample_id", "turns.list.element.text", f"{_CALLS}.text", "sample.messages.list.element.parts.list.element.text"]
+TEXTS = ["turns.list.element.text", f"{_CALLS}.text", "sample.messages.list.element.parts.list.element.text"]
 
 
 def _rows_with(column: pa.Array, text: str) -> list[int]:

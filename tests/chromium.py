@@ -48,13 +48,12 @@ class Page:
         assert "exceptionDetails" not in answer, answer
         return answer["result"].get("value")
 
-    def wait(self, script: str) -> Any:
-        """Waits until an expression is true; gives its value."""
+    def wait(self, script: str) -> None:
+        """Waits until an expression is true."""
         deadline = time.monotonic() + WAIT_SECONDS
-        while not (value := self.run(script)):
+        while not self.run(f"Boolean({script})"):
             assert time.monotonic() < deadline, f"never true: {script}; errors: {self.errors}"
             time.sleep(0.02)
-        return value
 
     def open(self, url: str) -> None:
         """Loads a report and waits until its trajectories can be browsed."""

@@ -130,8 +130,8 @@ def test_what_a_model_writes_is_only_text(tmp_path):
     assert len(elements.of("script")) == 2
     (row,) = data_of(page)["rows"].values()
     shown = Elements(row["question"] + row["card"])
-    assert {tag for tag, _ in shown.found} <= {*"article header h4 span p code ol li footer strong br div button".split()}
-    assert not [attributes for _, attributes in elements.found if "onerror" in attributes]
+    assert not {"script", "img", "iframe", "svg"} & {tag for tag, _ in shown.found}
+    assert not [attributes for _, attributes in (*elements.found, *shown.found) if "onerror" in attributes]
 
 
 def test_a_folder_of_stages_is_one_run(tmp_path):
@@ -243,9 +243,8 @@ def test_tools_are_counted_by_status(tmp_path):
     write_log(tmp_path, "stage2", [(scored, {})])
     (tmp_path / "metrics.jsonl").write_text('{"step": 3, "stage": "stage2", "reward/mean": 1.0}\n')
     cells = re.findall(r"<t[dh][^>]*>([^<]*)</t[dh]>", table.tools(index_of(tmp_path)).split("<tbody>")[1])
-    assert cells == ["stage2", "image_zoom_in_tool", "4", "4.00", "75.0%", "25.0%", "0.0%", "500"] + [
-        *("", "other names", "1", "1.00", "0.0%", "0.0%", "100.0%", "500")
-    ]
+    assert cells[:8] == ["stage2", "image_zoom_in_tool", "4", "4.00", "75.0%", "25.0%", "0.0%", "500"]
+    assert cells[8:] == ["", "other names", "1", "1.00", "0.0%", "0.0%", "100.0%", "500"]
     assert table.tool_lines(index_of(tmp_path)) == [{"stage": "stage2", "step": 3, "calls/image_zoom_in_tool": 4.0}]
 
 

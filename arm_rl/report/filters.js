@@ -87,7 +87,7 @@ class Trajectories {
     return new Map([...counts].map(([sample, [right, all]]) => [sample, right / all]));
   }
 
-  // Rows that pass, sorted. `found`: names of those in which the searched text stands, or null.
+  // Rows that pass, sorted. `found`: names of those that say the searched text, or null; sample ids are searched here.
   matching(wanted, found) {
     const { columns, names } = this;
     const isWanted = (key) => wanted[key] !== undefined && wanted[key] !== "";
@@ -123,7 +123,9 @@ class Trajectories {
     if (isWanted("held")) tests.push((row) => source.has(this.name(row)));
     if (found) {
       const rows = new Set(found.map((name) => this.find(name)));
-      tests.push((row) => rows.has(row));
+      const text = wanted.text.trim().toLowerCase();
+      const named = names.sample.map((sample) => sample.toLowerCase().includes(text));
+      tests.push((row) => rows.has(row) || named[columns.sample[row]]);
     }
     const rows = [];
     for (let row = 0; row < this.size; row++) if (tests.every((test) => test(row))) rows.push(row);

@@ -9,7 +9,7 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 
 from arm_rl.report.contents import Contents
-from arm_rl.report.embedding import dump
+from arm_rl.report.embedding import as_object, dump
 from arm_rl.report.index import CORRECT, Index, LogFile
 
 Unit = list[tuple[LogFile, list[int]]]  # rows that belong together
@@ -29,7 +29,8 @@ class Selection:
 
     def add(self, unit: Unit) -> bool:
         """Takes a unit if it fits, whole."""
-        rows, pictures = {}, {}
+        rows: dict[str, str] = {}
+        pictures: dict[str, str] = {}
         for file, numbers in unit:
             keys: dict[str, None] = {}
             for number, content in zip(numbers, self.contents.of(file, numbers), strict=True):
@@ -37,7 +38,7 @@ class Selection:
                 rows[row_name(file, number)] = dump(content)
             new = [key for key in keys if key not in self.pictures and key not in pictures]
             pictures |= {key: dump(seen) for key, seen in self.contents.pictures(file, new).items()} if new else {}
-        size = sum(len(name) + len(value.encode()) + 6 for name, value in (*rows.items(), *pictures.items()))
+        size = len(as_object((rows | pictures).items()).encode())
         fits = self.num_bytes + size <= self.max_bytes
         if fits:
             self.rows |= rows

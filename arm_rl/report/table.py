@@ -76,10 +76,9 @@ def tool_lines(index: Index) -> list[dict[str, Any]]:
     lines, shown = [], _tools(index)
     for file in index.files:
         if file.num_rows and not file.is_evaluation:
-            lines.append({"stage": file.stage, "step": file.step} | {f"calls/{tool}": 0.0 for tool in shown})
-            for (tool, _), times in index.tool_use([file]).items():
-                if f"calls/{tool}" in lines[-1]:
-                    lines[-1][f"calls/{tool}"] += times / file.num_rows
+            used = index.tool_use([file])
+            calls = {f"calls/{tool}": sum(used[tool, status] for status in STATUSES) / file.num_rows for tool in shown}
+            lines.append({"stage": file.stage, "step": file.step, **calls})
     return lines
 
 
