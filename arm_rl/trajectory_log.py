@@ -1,21 +1,26 @@
-"""Trajectories on disk: a parquet file with one row a trajectory, and beside it the images, each once. Reading gives back all of it.
+"""Trajectories on disk: a parquet file with one row a trajectory, and beside it the images, each once. Reading gives back all of it, or
+some rows, some images, or only what is light.
 
 trajectories/stage2-000040.parquet          rows; the stage and the step stand in the schema's metadata too
 trajectories/images/stage2-000040.parquet   key, bytes
 """
 
 import dataclasses
+import functools
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import pyarrow as pa
+import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
 from arm_rl.core.images import Image
 from arm_rl.core.types import ImageInfo, ImagePart, ImageRef, Message, Sample, Scored, ToolCall, ToolEvent, Trajectory, Turn
+
+ROWS_READ_TOGETHER, IMAGES_READ_TOGETHER = 64, 8  # of a file: its row groups, so that a few are read without the others
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -57,8 +62,8 @@ def write(
     shown = {info.key for one in scored for info in one.trajectory.images}
     pixels = [{"key": key, "bytes": images[key].data} for key in sorted(shown & images.keys())]
     metadata = {"arm_rl.stage": stage, "arm_rl.step": str(step)}
-    _write_table(_images_path(path), pa.Table.from_pylist(pixels, schema=_IMAGES))
-    _write_table(path, pa.Table.from_pylist(rows, schema=_ROWS.with_metadata(metadata)))
+    _write_table(_images_path(path), pa.Table.from_pylist(pixels, schema=_IMAGES), IMAGES_READ_TOGETHER)
+    _write_table(path, pa.Table.from_pylist(rows, schema=_ROWS.with_metadata(metadata)), ROWS_READ_TOGETHER)
 
 
 def read(path: Path) -> TrajectoryLog:
@@ -74,6 +79,45 @@ def read(path: Path) -> TrajectoryLog:
         samples={row["sample"]["id"]: _sample(row["sample"]) for row in rows},
         images={entry["key"]: Image(entry["bytes"], entry["key"]) for entry in pixels},
     )
+
+
+def read_light(path: Path) -> Iterator[dict[str, Any]]:
+    """The rows without what is heavy, one at a time: the columns of `LIGHT`, and the calls' JSON, status and seconds in `turns`."""
+    for batch in pq.ParquetFile(path).iter_batches(ROWS_READ_TOGETHER, columns=LIGHT):
+        yield from batch.to_pylist()
+
+
+def read_rows(path: Path, rows: Sequence[int]) -> list[tuple[Scored, Sample]]:
+    """Some rows, in the order asked for.
+
+    Raises:
+        IndexError: there are not so many.
+    """
+    modified = path.stat().st_mtime_ns
+    read = [_read_row(path, modified, row) for row in rows]
+    return [(_scored(row), _sample(row["sample"])) for row in read]
+
+
+def read_images(path: Path, keys: Sequence[str]) -> dict[str, Image]:
+    """Those of the images, by key, that were kept."""
+    found = pq.read_table(_images_path(path), filters=pc.field("key").isin(list(keys))).to_pylist()
+    return {entry["key"]: Image(entry["bytes"], entry["key"]) for entry in found}
+
+
+def find_text(path: Path, text: str) -> list[int]:
+    """The rows in which a text stands, in whatever case: in what was asked, written or observed."""
+    found: set[int] = set()
+    start = 0
+    for batch in pq.ParquetFile(path).iter_batches(ROWS_READ_TOGETHER, columns=TEXTS):
+        found.update(start + row for column in batch.columns for row in _rows_with(column, text))
+        start += batch.num_rows
+    return sorted(found)
+
+
+def stage_and_step(path: Path) -> tuple[str, int]:
+    """What a file is of."""
+    metadata = pq.read_schema(path).metadata
+    return metadata[b"arm_rl.stage"].decode(), int(metadata[b"arm_rl.step"])
 
 
 def _struct(**types: pa.DataType) -> pa.DataType:
@@ -131,6 +175,41 @@ _ROWS = pa.schema(
         "sample": _SAMPLE,
     }
 )
+
+
+_CALLS = "turns.list.element.tool_events.list.element"
+LIGHT = ["sample_id", "track", "group_id", "index", "reward", "correct", "format_ok", "end"]
+LIGHT += [f"{_CALLS}.call", f"{_CALLS}.status", f"{_CALLS}.seconds"]
+TEXTS = ["turns.list.element.text", f"{_CALLS}.text", "sample.messages.list.element.parts.list.element.text"]
+
+
+def _rows_with(column: pa.Array, text: str) -> list[int]:
+    """The rows of a column, however nested, in which a text stands."""
+    if pa.types.is_list(column.type):
+        inner = _rows_with(column.flatten(), text)
+        return sorted(set(pc.list_parent_indices(column).take(pa.array(inner, pa.int64())).to_pylist()))
+    if pa.types.is_struct(column.type):
+        return [row for number in range(column.type.num_fields) for row in _rows_with(pc.struct_field(column, number), text)]
+    return pc.indices_nonzero(pc.match_substring(column, text, ignore_case=True)).to_pylist()
+
+
+def _read_row(path: Path, modified: int, row: int) -> dict[str, Any]:
+    for group, num_rows in enumerate(_row_group_sizes(path, modified)):
+        if row < num_rows:
+            return _read_row_group(path, modified, group).slice(row, 1).to_pylist()[0]
+        row -= num_rows
+    raise IndexError(f"{path}: {row + 1} rows after the last")
+
+
+@functools.lru_cache(maxsize=64)
+def _row_group_sizes(path: Path, modified: int) -> list[int]:
+    metadata = pq.read_metadata(path)
+    return [metadata.row_group(group).num_rows for group in range(metadata.num_row_groups)]
+
+
+@functools.lru_cache(maxsize=4)  # neighbours are asked for one after the other
+def _read_row_group(path: Path, modified: int, group: int) -> pa.Table:
+    return pq.ParquetFile(path).read_row_group(group)
 
 
 def _row(scored: Scored, sample: Sample) -> dict[str, Any]:
@@ -217,9 +296,9 @@ def _images_path(path: Path) -> Path:
     return path.parent / "images" / path.name
 
 
-def _write_table(path: Path, table: pa.Table) -> None:
+def _write_table(path: Path, table: pa.Table, row_group_size: int) -> None:
     """Writes the whole file or none of it."""
     path.parent.mkdir(parents=True, exist_ok=True)
     unfinished = path.with_suffix(".tmp")
-    pq.write_table(table, unfinished, compression="zstd")
+    pq.write_table(table, unfinished, compression="zstd", row_group_size=row_group_size)
     unfinished.replace(path)

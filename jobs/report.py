@@ -1,7 +1,7 @@
-"""The report of a run and its ledger: `python -m jobs.report RUN`; with `--time`, only where the time of its steps went."""
+"""The report of a run and its ledger: `python -m jobs.report RUN`; with `--serve`, a server that shows all its trajectories; with `--time`,
+only where the time of its steps went."""
 
 import argparse
-import contextlib
 import sys
 from collections.abc import Mapping
 from pathlib import Path
@@ -12,8 +12,9 @@ from rich.table import Table
 from arm_rl import checkpoint, timeline
 from arm_rl.core.errors import UserError
 from arm_rl.ledger import MEANINGS, Ledger
-from arm_rl.report import write_report
-from arm_rl.step_times import Row, StepTimes, step_times
+from arm_rl.report import MAX_MB, server, tokens, write_report
+from arm_rl.report.times import of_runs, timelines
+from arm_rl.step_times import Row, StepTimes
 from jobs.command_line import guarded
 
 
@@ -27,13 +28,10 @@ def show_times(folder: Path, console: Console) -> str:
     Raises:
         NothingToReport: there is no timeline, or no finished step in one.
     """
-    runs = [one for one in (folder, *sorted(path for path in folder.iterdir() if path.is_dir())) if (one / timeline.FILE).exists()]
+    runs = timelines(folder)
     if not runs:
         raise NothingToReport(f"{folder}: no {timeline.FILE}: runs write it as they go, but with metrics.timeline=false")
-    tables = []
-    for run in runs:
-        with contextlib.suppress(ValueError):  # a stage that has just begun
-            tables.append(_table(str(run), step_times(timeline.read(run))))
+    tables = [_table(str(run), times) for run, times in of_runs(runs).items()]
     if not tables:
         raise NothingToReport(f"{runs[-1] / timeline.FILE}: no step was finished")
     console.print(*tables, sep="\n")
@@ -77,11 +75,31 @@ def _numbers(row: Row) -> tuple[str, ...]:
     return row.phase, f"{row.seconds:.3f}", f"{row.share:.1%}", f"{row.count:.4g}" if row.count else ""
 
 
+def serve(report: server.Report, port: int, run: Path) -> str:
+    """Answers browsers on this machine until Ctrl-C.
+
+    Raises:
+        NothingToReport: the port is taken.
+    """
+    try:
+        serving = server.make_server(report, port)
+    except OSError as error:
+        raise NothingToReport(f"port {port} of {server.HOST}: {error.strerror}; --port chooses another") from error
+    with serving:
+        sys.stderr.write(f"{run}: http://{server.HOST}:{serving.server_port} (Ctrl-C ends it)\n")
+        serving.serve_forever()
+    return "done"
+
+
 def main() -> int:
     """Writes the report, or prints the table."""
     parser = argparse.ArgumentParser(prog="python -m jobs.report", description=__doc__)
     parser.add_argument("run", type=Path, help="a run's folder, or one with a folder for each stage")
     parser.add_argument("--time", action="store_true", help="print where the time of a step went, by actor and phase")
+    parser.add_argument("--serve", action="store_true", help="show the page, with all trajectories, to browsers on this machine")
+    parser.add_argument("--port", type=int, default=8090, help="of --serve (%(default)s)")
+    parser.add_argument("--max-mb", type=float, default=MAX_MB, help="how large report.html may become (%(default)g)")
+    parser.add_argument("--tokenizer", type=Path, help="folder of the model whose tokens they are, where the run does not lead to it")
     arguments = parser.parse_args()
 
     def start() -> str:
@@ -89,8 +107,11 @@ def main() -> int:
             raise NothingToReport(f"{arguments.run}: there is no such folder")
         if arguments.time:
             return show_times(arguments.run, Console(width=120, soft_wrap=True))
+        tokenizer = tokens.find(arguments.run, arguments.tokenizer)
+        if arguments.serve:
+            return serve(server.Report(arguments.run, tokenizer), arguments.port, arguments.run)
         show_ledgers(arguments.run, Console(width=120, soft_wrap=True))
-        return f"done: the report is {write_report(arguments.run)}"
+        return f"done: the report is {write_report(arguments.run, max_mb=arguments.max_mb, tokenizer=tokenizer)}"
 
     return guarded(start)
 

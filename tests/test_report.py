@@ -1,6 +1,8 @@
 """The report: complete, self-contained, and safe against whatever a model writes."""
 
+import base64
 import dataclasses
+import hashlib
 import json
 import re
 from html.parser import HTMLParser
@@ -12,8 +14,10 @@ from hypothesis import strategies as st
 
 from arm_rl import trajectory_log
 from arm_rl.core.types import ToolCall
-from arm_rl.report import curves, pictures, run_data, trajectories, write_report
-from arm_rl.report.trajectories import Shown
+from arm_rl.report import curves, pictures, run_data, selection, table, trajectories, write_report
+from arm_rl.report.contents import Contents
+from arm_rl.report.index import Index
+from arm_rl.report.selection import Selection
 from tests.trajectories import looked, make_image, make_sample, make_scored, make_turn, zoom_event
 
 HOSTILE = '<script>alert("1")</script><img src=x onerror=alert(1)>'
@@ -55,12 +59,33 @@ class Elements(HTMLParser):
         return [attributes for name, attributes in self.found if name == tag]
 
 
+def index_of(folder: Path) -> Index:
+    index = Index(folder=folder)
+    index.refresh(run_data.read(folder).order)
+    return index
+
+
+def data_of(page: str) -> dict:
+    """What the page's script reads."""
+    return json.loads(page.split('id="data">')[1].split("</script>")[0])
+
+
+def looked_at(sample: str, correct: bool = True, **changes):
+    """As `looked`, of another sample, or in a group."""
+    scored, images = looked(correct=correct)
+    reward = changes.pop("reward", float(correct))
+    trajectory = dataclasses.replace(scored.trajectory, sample_id=sample, **changes)
+    return dataclasses.replace(scored, reward=reward, trajectory=trajectory), images
+
+
 def test_everything_is_in_one_file(tmp_path):
     page = write_report(write_run(tmp_path)).read_text()
     elements = Elements(page)
     assert not elements.of("link")
     assert all("src" not in script for script in elements.of("script"))
-    assert all((image["src"] or "").startswith("data:image/") for image in elements.of("img"))
+    pictures = data_of(page)["pictures"]
+    assert elements.of("img")
+    assert all("src" not in image and pictures[image["data-key"]]["uri"].startswith("data:image/") for image in elements.of("img"))
     assert not re.search(r"https?:|@import|url\(|\$[a-z]", page)
 
 
@@ -68,11 +93,22 @@ def test_the_parts_are_there(tmp_path):
     page = write_report(write_run(tmp_path)).read_text()
     assert "<strong>50.0%</strong>" in page
     assert "<strong>70.0%</strong>" in page
-    assert page.count('<th scope="row">') == 3
+    assert page.split('id="curves"')[0].count('<th scope="row">') == 3
     assert "1 min 15 s" in page
     assert len(Elements(page).of("article")) == 3
     assert "One sample, judged after each stage" in page
     assert "image_zoom_in_tool(image=&quot;original_image&quot;" in page
+    assert set(data_of(page)["rows"]) == {f"{stage}-evaluation-000003/0" for stage in ("sft", "stage1", "stage2")}
+
+
+def test_only_the_page_s_own_script_may_run(tmp_path):
+    page = write_report(write_run(tmp_path)).read_text()
+    script = page.split("<script>")[1].split("</script>")[0]
+    digest = base64.b64encode(hashlib.sha256(script.encode()).digest()).decode()
+    (policy,) = [meta["content"] for meta in Elements(page).of("meta") if "http-equiv" in meta]
+    assert f"script-src 'sha256-{digest}'" in policy
+    assert "default-src 'none'" in policy
+    assert "connect-src 'none'" in policy
 
 
 def test_a_run_with_nothing_yet_has_a_report(tmp_path):
@@ -89,9 +125,13 @@ def test_what_a_model_writes_is_only_text(tmp_path):
     write_log(tmp_path, HOSTILE.replace("/", ""), [(scored, {})], samples={"s0": sample})
     (tmp_path / "metrics.jsonl").write_text(json.dumps({"step": 1, "stage": HOSTILE, "reward/mean": 1.0}) + "\n")
     (tmp_path / "summary.json").write_text(json.dumps({HOSTILE: {"accuracy": 1.0}, "x": {"accuracy": 1.0}, "seconds": {HOSTILE: 1.0}}))
-    elements = Elements(write_report(tmp_path).read_text())
-    assert len(elements.of("script")) == 1
-    assert not [attributes for _, attributes in elements.found if "onerror" in attributes]
+    page = write_report(tmp_path).read_text()
+    elements = Elements(page)
+    assert len(elements.of("script")) == 2
+    (row,) = data_of(page)["rows"].values()
+    shown = Elements(row["question"] + row["card"])
+    assert not {"script", "img", "iframe", "svg"} & {tag for tag, _ in shown.found}
+    assert not [attributes for _, attributes in (*elements.found, *shown.found) if "onerror" in attributes]
 
 
 def test_a_folder_of_stages_is_one_run(tmp_path):
@@ -101,13 +141,16 @@ def test_a_folder_of_stages_is_one_run(tmp_path):
         write_log(tmp_path / stage, stage, [looked()])
     run = run_data.read(tmp_path)
     assert run.stage_names == ["sft", "stage1"]
-    assert [log.stage for log in run.logs] == ["sft", "stage1"]
+    assert [file.stage for file in index_of(tmp_path).files] == ["sft", "stage1"]
 
 
 def test_the_newest_log_of_each_stage_is_shown_and_evaluations_first(tmp_path):
     for stage, step in (("stage1", 5), ("stage1-evaluation", 2), ("stage1-evaluation", 10), ("stage2-evaluation", 4)):
         write_log(tmp_path, stage, [looked()], step=step)
-    assert [(log.stage, log.step) for log in run_data.read(tmp_path).logs] == [("stage1-evaluation", 10), ("stage2-evaluation", 4)]
+    assert [(file.stage, file.step) for file in selection.newest(index_of(tmp_path))] == [
+        ("stage1-evaluation", 10),
+        ("stage2-evaluation", 4),
+    ]
 
 
 def test_lines_of_one_step_are_one(tmp_path):
@@ -119,14 +162,100 @@ def test_lines_of_one_step_are_one(tmp_path):
 def test_the_followed_sample_is_one_that_was_learned(tmp_path):
     samples = {name: make_sample(name) for name in ("always", "learned", "never")}
     for stage, right in (("sft", {"always"}), ("stage2", {"always", "learned"})):
-        made = []
-        for name in samples:
-            scored, images = looked(correct=name in right)
-            made.append((dataclasses.replace(scored, trajectory=dataclasses.replace(scored.trajectory, sample_id=name)), images))
-        write_log(tmp_path, stage, made, samples=samples)
-    logs = run_data.read(tmp_path).logs
-    followed = trajectories._followed([[Shown(scored=one, log=log) for one in log.scored] for log in logs])
-    assert [(one.trajectory.sample_id, one.scored.correct) for one in followed] == [("learned", False), ("learned", True)]
+        write_log(tmp_path, stage, [looked_at(name, name in right) for name in samples], samples=samples)
+    followed = selection.followed(index_of(tmp_path))
+    assert [(file.stage, rows) for file, rows in followed] == [("sft", [1]), ("stage2", [1])]
+
+
+def write_groups(folder: Path, rewards: dict[str, list[float | None]], step: int = 1) -> None:
+    """A training step's groups, each of a sample of its own."""
+    samples = {name: make_sample(name) for name in rewards}
+    made = [
+        looked_at(name, bool(reward), group_id=name, index=index, reward=reward)
+        for name, group in rewards.items()
+        for index, reward in enumerate(group)
+    ]
+    write_log(folder, "stage2", made, step=step, samples=samples)
+
+
+def test_advantages_are_those_of_the_whole_group(tmp_path):
+    write_groups(tmp_path, {"a": [1.0, 0.0, None, 0.5], "flat": [1.0, 1.0]})
+    (file,) = index_of(tmp_path).files
+    contents = Contents(index=index_of(tmp_path)).of(file, [0, 2, 5])
+    assert [content["advantage"] for content in contents] == [pytest.approx(1.0, abs=1e-5), None, 0.0]
+    assert "advantage <strong>+1.00</strong>" in contents[0]["card"]
+    (tmp_path / "config.yaml").write_text("algorithm: {scale_by_std: false}")
+    other = tmp_path / "other"
+    other.mkdir()
+    (tmp_path / "trajectories").rename(other / "trajectories")
+    (tmp_path / "config.yaml").rename(other / "config.yaml")
+    (file,) = index_of(other).files
+    assert Contents(index=index_of(other)).of(file, [0])[0]["advantage"] == pytest.approx(0.5)
+
+
+def test_a_file_holds_whole_groups_of_all_steps_and_those_that_differ_first(tmp_path):
+    for step in (1, 2, 3, 4):
+        write_groups(tmp_path, {"flat": [1.0, 1.0], "split": [0.0, 1.0]}, step)
+    index = index_of(tmp_path)
+    units = [(file.step, rows) for ((file, rows),) in selection.trained(index)]
+    assert units == [(step, rows) for rows in ([2, 3], [0, 1]) for step in (4, 1, 2, 3)]
+    chosen = Selection(contents=Contents(index=index), max_bytes=10_000)
+    selection.fill(chosen, index)
+    assert 0 < chosen.num_bytes <= 10_000
+    names = list(chosen.rows)
+    assert names[:4] == ["stage2-000004/2", "stage2-000004/3", "stage2-000001/2", "stage2-000001/3"]
+    assert len(names) < 16
+    assert len(names) % 2 == 0
+
+
+def test_held_out_samples_come_with_all_their_judgments_and_changed_ones_first(tmp_path):
+    samples = {name: make_sample(name) for name in ("right", "wrong", "lost", "won")}
+    for stage, right in (("sft", {"right", "lost"}), ("stage2", {"right", "won"})):
+        write_log(tmp_path, f"{stage}-evaluation", [looked_at(name, name in right) for name in samples], samples=samples)
+    units = [[(file.model, rows) for file, rows in unit] for unit in selection.evaluated(index_of(tmp_path))]
+    assert units == [[("sft", [row]), ("stage2", [row])] for row in (2, 3, 1, 0)]
+
+
+def test_a_small_budget_leaves_out_trajectories_and_then_old_steps_of_the_index(tmp_path):
+    for step in range(1, 41):
+        write_groups(tmp_path, {f"s{number}": [0.0, 1.0] for number in range(10)}, step)
+    large, small = (write_report(tmp_path, max_mb=size).stat().st_size for size in (20.0, 0.03))
+    assert large > 1_000_000
+    assert small < 30_000 + 120_000  # the page itself
+    about = data_of(write_report(tmp_path, max_mb=0.03).read_text())["about"]
+    assert about["total"] == 800
+    assert 0 < about["listed"] < 800
+
+
+def test_an_index_reads_what_is_new_and_only_that(tmp_path):
+    write_groups(tmp_path, {"a": [0.0, 1.0]}, step=1)
+    index = index_of(tmp_path)
+    (first,) = index.files
+    write_groups(tmp_path, {"a": [0.0, 1.0]}, step=2)
+    index.refresh([])
+    assert [file.step for file in index.files] == [1, 2]
+    assert index.files[0] is first
+
+
+def test_tools_are_counted_by_status(tmp_path):
+    refused, unknown = zoom_event(status="bad_arguments"), zoom_event(status="unknown_tool", name="made_up")
+    scored = make_scored(make_turn("", zoom_event(), refused), make_turn("", zoom_event(), zoom_event(), unknown))
+    write_log(tmp_path, "stage2", [(scored, {})])
+    (tmp_path / "metrics.jsonl").write_text('{"step": 3, "stage": "stage2", "reward/mean": 1.0}\n')
+    cells = re.findall(r"<t[dh][^>]*>([^<]*)</t[dh]>", table.tools(index_of(tmp_path)).split("<tbody>")[1])
+    assert cells[:8] == ["stage2", "image_zoom_in_tool", "4", "4.00", "75.0%", "25.0%", "0.0%", "500"]
+    assert cells[8:] == ["", "other names", "1", "1.00", "0.0%", "0.0%", "100.0%", "500"]
+    assert table.tool_lines(index_of(tmp_path)) == [{"stage": "stage2", "step": 3, "calls/image_zoom_in_tool": 4.0}]
+
+
+def test_parts_of_the_reward_are_lines_of_one_chart(tmp_path):
+    lines = [
+        {"step": step, "stage": "s", "reward/part/format": 0.3, "reward/part/<b>": 0.1 * step, "reward/part/never": 0.0} for step in (1, 2)
+    ]
+    (tmp_path / "metrics.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
+    chart = curves.draw(run_data.read(tmp_path))
+    assert re.findall(r'class="part p\d"><span>([^<]*)</span> <b>([^<]*)</b>', chart) == [("&lt;b&gt;", "0.2"), ("format", "0.3")]
+    assert chart.count("<polyline") == 2
 
 
 def boxes(page: str) -> list[tuple[str, str]]:
@@ -140,6 +269,8 @@ def test_boxes_lie_where_the_call_put_them(tmp_path):
         ("box target", "left:0%;top:0%;width:25%;height:25%"),
         ("box zoomed", "left:25%;top:0%;width:25%;height:12.5%"),
     ]
+    write_log(tmp_path, "stage2", [looked(box=(250, 0, 500, 125))], samples={"s0": make_sample(target_box=None)})
+    assert [kind for kind, _ in boxes(write_report(tmp_path).read_text())] == ["box zoomed"]
 
 
 @pytest.mark.parametrize(
@@ -156,12 +287,6 @@ def test_boxes_lie_where_the_call_put_them(tmp_path):
 def test_a_box_is_drawn_if_it_can_be(box, drawn):
     event = dataclasses.replace(zoom_event(), call=ToolCall(name="zoom", arguments={"image": "original_image", "bbox_2d": box}))
     assert trajectories._box_of(event) == drawn
-
-
-def test_an_image_that_was_not_kept_is_said_to_be_missing(tmp_path):
-    scored, _ = looked()
-    write_log(tmp_path, "stage2", [(scored, {})])
-    assert "original_image: the image was not kept" in write_report(tmp_path).read_text()
 
 
 def test_pieces_of_a_turn_lose_nothing():

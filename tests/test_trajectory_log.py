@@ -9,8 +9,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from arm_rl import trajectory_log
-from arm_rl.core.types import Scored, ToolCall
-from tests.trajectories import looked, make_sample, make_scored, make_turn, zoom_event
+from arm_rl.core.types import ImageInfo, Scored, ToolCall
+from tests.trajectories import looked, make_image, make_sample, make_scored, make_turn, zoom_event
 
 
 def roundtrip(folder: Path, scored, samples, images=None, **where):
@@ -77,3 +77,63 @@ def test_whatever_a_model_calls_comes_back(tmp_path_factory, name, arguments, te
 
 def test_files_of_a_stage_sort_by_step():
     assert sorted([trajectory_log.file_name("stage2", 100), trajectory_log.file_name("stage2", 20)])[0] == "stage2-000020.parquet"
+
+
+def many(folder: Path, num_rows: int = 150) -> Path:
+    """Rows of several row groups, each with an image of its own."""
+    scored, images = [], {}
+    for row in range(num_rows):
+        one, _ = looked()
+        image = make_image((row, 0, 0))
+        infos = (ImageInfo(name="original_image", key=image.key),)
+        trajectory = dataclasses.replace(one.trajectory, index=row, sample_id=f"s{row}", images=infos)
+        scored.append(dataclasses.replace(one, trajectory=trajectory))
+        images[image.key] = image
+    samples = {f"s{row}": make_sample(f"s{row}") for row in range(num_rows)}
+    path = folder / "trajectories" / "many.parquet"
+    trajectory_log.write(path, scored, samples, images, stage="stage2", step=7)
+    return path
+
+
+def test_some_rows_and_their_images_are_read_without_the_others(tmp_path):
+    path = many(tmp_path)
+    assert pq.ParquetFile(path).num_row_groups == 3
+    log = trajectory_log.read(path)
+    found = trajectory_log.read_rows(path, [149, 0, 64])
+    assert [scored for scored, _ in found] == [log.scored[row] for row in (149, 0, 64)]
+    assert [sample.id for _, sample in found] == ["s149", "s0", "s64"]
+    keys = [scored.trajectory.images[0].key for scored, _ in found]
+    assert trajectory_log.read_images(path, [*keys, "unknown"]) == {key: log.images[key] for key in keys}
+    for row in (150, -1):
+        with pytest.raises(IndexError):
+            trajectory_log.read_rows(path, [row])
+
+
+def test_a_file_that_was_written_again_is_read_again(tmp_path):
+    path = many(tmp_path, 3)
+    trajectory_log.read_rows(path, [2])
+    path = many(tmp_path, 2)
+    with pytest.raises(IndexError):
+        trajectory_log.read_rows(path, [2])
+
+
+def test_light_rows_have_calls_but_no_tokens(tmp_path):
+    path = many(tmp_path)
+    assert trajectory_log.stage_and_step(path) == ("stage2", 7)
+    rows = list(trajectory_log.read_light(path))
+    assert [row["index"] for row in rows] == list(range(150))
+    assert [[event["status"] for event in turn["tool_events"]] for turn in rows[80]["turns"]] == [["ok"], []]
+    assert "token_ids" not in rows[0]["turns"][0]
+
+
+def test_text_is_found_wherever_it_stands(tmp_path):
+    path = many(tmp_path)
+    everywhere = list(range(150))
+    assert trajectory_log.find_text(path, "TOO SMALL") == everywhere  # a thought
+    assert trajectory_log.find_text(path, "which digit") == everywhere  # the question
+    assert trajectory_log.find_text(path, "t.o small") == []  # a text, no pattern
+    refused = make_scored(make_turn("é", zoom_event(status="failed")), make_turn(""))
+    roundtrip(tmp_path, [make_scored(make_turn("x")), refused], [make_sample()])
+    path = tmp_path / "trajectories" / "x.parquet"
+    assert trajectory_log.find_text(path, "error: NO") == [1]  # an observation
+    assert trajectory_log.find_text(path, "É") == [1]

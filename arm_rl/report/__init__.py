@@ -1,43 +1,56 @@
-"""The report of a run: one self-contained HTML file with the stages' table, learning curves and a few trajectories.
+"""The report of a run: one self-contained HTML file with its tables and learning curves, and its trajectories to browse.
 
-    run folder -> run_data.read -> table, curves, trajectories (each makes a piece of HTML) -> report.html
+    run folder -> run_data.read -> tables, curves          \\
+    trajectories/*.parquet -> index (a few numbers a row)    > page -> report.html, or a server on this machine (`server`)
+                           -> contents (what is looked at)  /
 
-Nothing in it is fetched from anywhere: style, script and images lie inside. `python -m jobs.report RUN_FOLDER` makes it anew.
+Nothing in it is fetched from anywhere: style, script and images lie inside. A file holds as many trajectories as fit (`selection`); the
+server shows all of them. `python -m jobs.report RUN_FOLDER` makes both.
 """
 
-from html import escape
-from importlib import resources
 from pathlib import Path
-from string import Template
 
-from arm_rl.report import curves, run_data, table, trajectories
+from tokenizers import Tokenizer
+
+from arm_rl.report import page, run_data, selection, tokens
+from arm_rl.report.contents import Contents
+from arm_rl.report.index import Index
+from arm_rl.report.selection import Selection
+
+MAX_MB = 20.0  # of a report
 
 
-def write_report(folder: Path) -> Path:
+def write_report(folder: Path, *, max_mb: float = MAX_MB, tokenizer: Tokenizer | None = None) -> Path:
     """Writes `report.html` into the run folder, from what is there: a run that was interrupted has a report too.
 
     Args:
         folder: with `summary.json`, `metrics.jsonl` and `trajectories/`; or with one such folder for each stage in it.
+        max_mb: about how large the file may become; it holds as many trajectories as fit.
+        tokenizer: of the run's model; by default the one that the run's export or configuration leads to.
 
     Returns:
         The file.
     """
     run = run_data.read(folder)
-    page = Template(_page_file("page.html")).substitute(
-        name=escape(run.name),
-        headline=table.headline(run),
-        table=table.stages(run),
-        tracks=table.tracks(run),
-        seconds=table.seconds(run),
-        curves=curves.draw(run),
-        trajectories=trajectories.show(run),
-        style=_page_file("style.css"),
-        script=_page_file("script.js"),
-    )
+    index = Index(folder=folder)
+    index.refresh(run.order)
+    contents = Contents(index=index, tokenizer=tokenizer or tokens.find(folder))
+    listed, index_json = _listed(index, int(max_mb * 1e6 / 2))
+    chosen = Selection(contents=contents, max_bytes=int(max_mb * 1e6) - len(index_json.encode()))
+    followed = selection.followed(index)
+    chosen.add(followed)
+    selection.fill(chosen, index)
     path = folder / "report.html"
-    path.write_text(page, encoding="utf-8")
+    path.write_text(page.static(run, index, contents, followed, chosen, listed, index_json), encoding="utf-8")
     return path
 
 
-def _page_file(name: str) -> str:
-    return resources.files(__name__).joinpath(name).read_text(encoding="utf-8")
+def _listed(index: Index, max_bytes: int) -> tuple[int, str]:
+    """How many trajectories the file's index lists, and the index."""
+    files = index.files
+    as_json = index.as_json(files)
+    while len(as_json) > max_bytes and files:
+        num_rows = sum(file.num_rows for file in files)
+        files = selection.newest_that_fit(index, int(num_rows * max_bytes / len(as_json) * 0.9))
+        as_json = index.as_json(files)
+    return sum(file.num_rows for file in files), as_json

@@ -5,12 +5,14 @@ import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from html import escape
+from typing import Any
 
 from arm_rl.report.run_data import RunData
 
 WIDTH, HEIGHT = 420, 190  # of a chart, in its own units
 LEFT, RIGHT, TOP, BOTTOM = 46, 10, 10, 24  # margins around the plot
 MIN_LABEL_WIDTH = 38  # a narrower stage goes without its name
+MAX_PARTS = 8  # lines of one chart that can be told apart
 SMOOTH_FROM = 30  # points; longer curves get a smoothed line over a faint one
 
 
@@ -19,16 +21,20 @@ class Chart:
     """What one chart shows."""
 
     title: str
-    key: str  # of metrics.jsonl
+    key: str = ""  # of metrics.jsonl
     held_out: str | None = None  # key of the evaluation; in summary.json without `evaluation/`
     low: float | None = None  # of the axis; by default from the data
     high: float | None = None
+    parts: tuple[str, ...] = ()  # keys of its lines begin with one of these, in place of `key`: one line for each
 
 
 CHARTS = (
     Chart(title="Reward", key="reward/mean"),
+    Chart(title="Parts of the reward", parts=("reward/part/",)),
     Chart(title="Accuracy", key="rollout/accuracy", held_out="evaluation/accuracy", low=0, high=1),
     Chart(title="Tool calls a sample", key="tools/calls", held_out="evaluation/tool_calls", low=0),
+    Chart(title="Calls by tool, a sample", parts=("calls/",), low=0),
+    Chart(title="Calls by status", parts=("tools/status/",), low=0, high=1),
     Chart(title="Box on the target", key="tools/box_hit", held_out="evaluation/box_hit", low=0, high=1),
     Chart(title="Sampled tokens a session", key="rollout/response_tokens", low=0),
     Chart(title="Spread of rewards in a group", key="reward/group_std", low=0),
@@ -37,7 +43,7 @@ CHARTS = (
     Chart(title="Entropy", key="learner/entropy", low=0),
     Chart(title="KL of engine and learner", key="learner/kl_engine"),
     Chart(title="Clipped tokens", key="learner/clip_share", low=0),
-    Chart(title="Seconds a step", key="time/step", low=0),
+    Chart(title="Seconds of a step", parts=("time/",), low=0),
 )
 
 
@@ -78,7 +84,7 @@ class Scale:
 
 def draw(run: RunData) -> str:
     """All charts that have data."""
-    charts = "".join(_draw_chart(run, chart) for chart in (*CHARTS, *_track_charts(run)))
+    charts = "".join(_draw_parts(run, chart) if chart.parts else _draw_chart(run, chart) for chart in (*CHARTS, *_track_charts(run)))
     return f'<div class="charts">{charts}</div>' if charts else '<p class="empty">No steps have been logged yet.</p>'
 
 
@@ -112,6 +118,35 @@ def _draw_chart(run: RunData, chart: Chart) -> str:
     )
 
 
+def _draw_parts(run: RunData, chart: Chart) -> str:
+    """A chart of several lines, each with its name."""
+    values = {key: line[key] for line in run.lines for key in line if key.startswith(chart.parts) and line[key]}
+    keys = sorted(values)[:MAX_PARTS]
+    if not keys:
+        return ""
+    stages = list(dict.fromkeys(span.stage for key in keys for span in _spans(run, key)))
+    spans = _spans_of(run, [stage for stage in run.stage_names if stage in stages])
+    lines = {key: _points(run, key, spans) for key in keys}
+    ticks = axis_ticks([point.value for points in lines.values() for point in points], chart.low, chart.high)
+    scale = Scale(spans[-1].start + spans[-1].num_steps, ticks[0], ticks[-1])
+    names = {key: escape(key.rpartition("/")[2].replace("_", " ")) for key in keys}
+    readings = [
+        [scale.x(point.position), scale.y(point.value), f"{names[key]}, {point.label}: {point.value:.4g}"]
+        for key, points in lines.items()
+        for point in points
+    ]
+    drawn = "".join(f'<g class="part p{number}">{_curve(scale, lines[key], spans)}</g>' for number, key in enumerate(keys))
+    legend = "".join(
+        f'<li class="part p{number}"><span>{names[key]}</span> <b>{lines[key][-1].value:.3g}</b></li>' for number, key in enumerate(keys)
+    )
+    return (
+        f'<figure class="chart" data-points="{escape(json.dumps(readings))}"><figcaption><span>{chart.title}</span><output></output>'
+        f'</figcaption><svg viewBox="0 0 {WIDTH} {HEIGHT}" role="img" aria-label="{chart.title}; the last values stand below">'
+        f'{_axes(scale, ticks, spans)}{drawn}<circle class="cursor" r="4" visibility="hidden"/></svg>'
+        f'<ul class="legend">{legend}</ul></figure>'
+    )
+
+
 def axis_ticks(values: Sequence[float], low: float | None, high: float | None) -> list[float]:
     """Three to six round numbers that enclose the values and the given ends."""
     lowest = min(values) if low is None else min(low, *values)
@@ -138,13 +173,19 @@ def smoothed(values: Sequence[float]) -> list[float]:
 
 def _spans(run: RunData, key: str) -> list[Span]:
     """Stages that have the metric, end to end."""
+    return _spans_of(run, [stage for stage in run.stage_names if any(line.get(key) is not None for line in _lines(run, stage))])
+
+
+def _spans_of(run: RunData, stages: Sequence[str]) -> list[Span]:
     spans: list[Span] = []
-    for stage in run.stage_names:
-        lines = [line for line in run.lines if line["stage"] == stage]
-        if any(line.get(key) is not None for line in lines):
-            start = spans[-1].start + spans[-1].num_steps if spans else 0
-            spans.append(Span(stage, start, max(line["step"] for line in lines)))
+    for stage in stages:
+        start = spans[-1].start + spans[-1].num_steps if spans else 0
+        spans.append(Span(stage, start, max(line["step"] for line in _lines(run, stage))))
     return spans
+
+
+def _lines(run: RunData, stage: str) -> list[dict[str, Any]]:
+    return [line for line in run.lines if line["stage"] == stage]
 
 
 def _points(run: RunData, key: str, spans: Sequence[Span], what: str = "") -> list[Point]:

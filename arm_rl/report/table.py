@@ -1,7 +1,11 @@
-"""The report's table of the stages, and where the time went."""
+"""The report's tables: the stages, the use of the tools, and where the time went."""
 
+from collections import Counter
 from html import escape
+from typing import Any, get_args
 
+from arm_rl.core.types import ToolStatus
+from arm_rl.report.index import Index, LogFile
 from arm_rl.report.run_data import RunData
 
 # Columns: key in summary.json, heading, format. Shares are drawn as bars too.
@@ -14,6 +18,10 @@ COLUMNS = (
     ("box_hit", "box on target", SHARE),
     ("num_samples", "samples", COUNT),
 )
+
+
+STATUSES: tuple[str, ...] = get_args(ToolStatus)
+MAX_TOOLS, OTHER = 12, "other names"
 
 
 def headline(run: RunData) -> str:
@@ -38,7 +46,7 @@ def stages(run: RunData) -> str:
         f'<tr><th scope="row">{escape(name)}</th>{"".join(_cell(values.get(key), form) for key, _, form in COLUMNS)}</tr>'
         for name, values in run.stages.items()
     )
-    return f'<div class="scroll"><table><thead><tr><th scope="col">stage</th>{head}</tr></thead><tbody>{rows}</tbody></table></div>'
+    return _table(f'<th scope="col">stage</th>{head}', rows)
 
 
 def tracks(run: RunData) -> str:
@@ -56,11 +64,73 @@ def tracks(run: RunData) -> str:
             if key == f"first_tool/{tool}/{track}" and any(values.get(key) for values in run.stages.values()):
                 rows += f'<tr><td class="first">first call: {escape(tool)}</td>{_row(run, key)}</tr>'
     title = "<h2>Track by track <small>accuracy on held-out samples, and the tool that was called first</small></h2>"
-    return f'{title}<div class="scroll"><table><thead><tr><th scope="col">track</th>{head}</tr></thead><tbody>{rows}</tbody></table></div>'
+    return title + _table(f'<th scope="col">track</th>{head}', rows)
 
 
 def _row(run: RunData, key: str) -> str:
     return "".join(_cell(values.get(key), SHARE) for values in run.stages.values())
+
+
+def tool_lines(index: Index) -> list[dict[str, Any]]:
+    """Calls of each tool, a trajectory, in the steps whose trajectories were written: numbers for a curve."""
+    lines, shown = [], _tools(index)
+    for file in index.files:
+        if file.num_rows and not file.is_evaluation:
+            used = index.tool_use([file])
+            calls = {f"calls/{tool}": sum(used[tool, status] for status in STATUSES) / file.num_rows for tool in shown}
+            lines.append({"stage": file.stage, "step": file.step, **calls})
+    return lines
+
+
+def tools(index: Index) -> str:
+    """A row for each tool that a stage's trajectories call, with what came of it."""
+    rows, seen = "", _statuses(index)
+    for stage in dict.fromkeys(file.stage for file in index.files):
+        rows += _tool_rows(index, stage, [file for file in index.files if file.stage == stage], seen)
+    if not rows:
+        return ""
+    head = "".join(f'<th scope="col">{status.replace("_", " ")}</th>' for status in seen)
+    title = "<h2>Tool calls <small>in all trajectories that were written</small></h2>"
+    left = '<th scope="col">stage</th><th scope="col" class="first">tool</th><th scope="col">calls</th><th scope="col">a trajectory</th>'
+    return title + _table(f'{left}{head}<th scope="col">ms a call</th>', rows, "tools")
+
+
+def _statuses(index: Index) -> list[str]:
+    """Those that any call has."""
+    found = {status for _, status in index.tool_use(index.files)}
+    return [status for status in STATUSES if status in found]
+
+
+def _tool_rows(index: Index, stage: str, files: list[LogFile], statuses: list[str]) -> str:
+    used = index.tool_use(files)
+    num_rows = sum(file.num_rows for file in files)
+    rows, shown = "", _tools(index)
+    for tool in [*shown, OTHER]:
+        counts = {status: sum(used[name, status] for name in _names(used, tool, shown)) for status in statuses}
+        calls = sum(counts.values())
+        if not calls:
+            continue
+        seconds = sum(file.tool_seconds[name, status] for file in files for name in _names(used, tool, shown) for status in statuses)
+        cells = "".join(_cell(count / calls, ".1%") for count in counts.values())
+        title = "" if rows else escape(stage)
+        rows += (
+            f'<tr><th scope="row">{title}</th><td class="first">{escape(tool)}</td><td>{calls:,}</td><td>{calls / num_rows:.2f}</td>{cells}'
+            f"<td>{1000 * seconds / calls:.0f}</td></tr>"
+        )
+    return rows
+
+
+def _names(used: Counter[tuple[str, str]], tool: str, shown: list[str]) -> set[str]:
+    """The tool's name, or those of all that have no row."""
+    return {tool} if tool != OTHER else {name for name, _ in used} - set(shown)
+
+
+def _tools(index: Index) -> list[str]:
+    """The tools that are called most; what a policy makes up is rare."""
+    totals: Counter[str] = Counter()
+    for (tool, status), times in index.tool_use(index.files).items():
+        totals[tool] += times if status != "unknown_tool" else 0
+    return [tool for tool, times in totals.most_common(MAX_TOOLS) if times]
 
 
 def seconds(run: RunData) -> str:
@@ -77,10 +147,15 @@ def seconds(run: RunData) -> str:
     return f'<h2>Where the time went <small>{total} in all</small></h2><ul class="seconds">{rows}</ul>'
 
 
+def _table(head: str, rows: str, kind: str = "stages") -> str:
+    scrolls = 'class="scroll" tabindex="0" role="group" aria-label="table"'  # by keyboard too
+    return f'<div {scrolls}><table class="{kind}"><thead><tr>{head}</tr></thead><tbody>{rows}</tbody></table></div>'
+
+
 def _cell(value: float | None, form: str) -> str:
     if value is None:
         return "<td>–</td>"
-    bar = f' class="share" style="--share:{min(max(value, 0.0), 1.0):.4f}"' if form == SHARE else ""
+    bar = f' class="share" style="--share:{min(max(value, 0.0), 1.0):.4f}"' if form in (SHARE, ".1%") else ""
     return f"<td{bar}>{value:{form}}</td>"
 
 

@@ -1,129 +1,74 @@
-"""The report's trajectories: what the judge saw, thought, called and said, with the boxes that it chose."""
+"""A trajectory as HTML: what the judge saw, thought, called and said, with the boxes that it chose. The page's script puts pixels in."""
 
 import json
 import math
 import re
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
 from html import escape
 
 from arm_rl.core.types import ImagePart, Sample, Scored, ToolEvent, Trajectory, Turn
-from arm_rl.report.pictures import Picture, picture
-from arm_rl.report.run_data import EVALUATION, RunData, stage_of
-from arm_rl.trajectory_log import TrajectoryLog
+from arm_rl.report.index import LogFile
 
-NUM_MORE = 4  # trajectories of the last stage beside the one that is followed through the stages
 LONG_TEXT = 500  # characters; longer texts are folded
 
 _PIECES = re.compile(r"<(think|tool_call|answer)>(.*?)(?:</\1>|\Z)", flags=re.DOTALL)
 
 
-@dataclass(frozen=True, kw_only=True, slots=True)
-class Shown:
-    """A trajectory with the log that it stands in."""
-
-    scored: Scored
-    log: TrajectoryLog
-
-    @property
-    def trajectory(self) -> Trajectory:
-        """The trajectory itself."""
-        return self.scored.trajectory
-
-    @property
-    def sample(self) -> Sample:
-        """What was judged."""
-        return self.log.samples[self.trajectory.sample_id]
-
-    @property
-    def looked(self) -> bool:
-        """A call succeeded."""
-        return any(event.status == "ok" for event in self.trajectory.tool_events)
-
-
-def show(run: RunData) -> str:
-    """One sample after each stage, then others of the last stage."""
-    stages = [[Shown(scored=one, log=log) for one in log.scored if one.trajectory.end != "aborted"] for log in run.logs]
-    stages = [stage for stage in stages if stage]
-    if not stages:
-        return '<p class="empty">No trajectories have been written yet.</p>'
-    followed = _followed(stages)
-    pieces = []
-    if len(followed) > 1:
-        pieces.append(
-            f"<h3>One sample, judged after each stage</h3>{_question(followed[-1].sample)}{_cards(followed, with_question=False)}"
-        )
-    more = _varied([one for one in stages[-1] if one.trajectory.sample_id != followed[-1].trajectory.sample_id])
-    if more:
-        pieces.append(f"<h3>Others, {_when(more[0])}</h3>{_cards(more, with_question=True)}")
-    elif len(followed) == 1:
-        pieces.append(_cards(followed, with_question=True))
-    return "".join(pieces)
-
-
-def _followed(stages: Sequence[Sequence[Shown]]) -> list[Shown]:
-    """The same sample in each stage that judged it: right in the end, after a look, and wrong before where there is such a one."""
-    earlier = [{one.trajectory.sample_id: one for one in stage} for stage in stages[:-1]]
-
-    def worth(last: Shown) -> tuple[int, bool, bool, int]:
-        before = [stage[last.trajectory.sample_id] for stage in earlier if last.trajectory.sample_id in stage]
-        return len(before), last.scored.correct, last.looked, sum(not one.scored.correct for one in before)
-
-    last = max(stages[-1], key=worth)
-    return [stage[last.trajectory.sample_id] for stage in earlier if last.trajectory.sample_id in stage] + [last]
-
-
-def _varied(shown: Sequence[Shown]) -> list[Shown]:
-    """A few, of different samples: most of them right after a look, and a wrong one where there is one."""
-    kinds: dict[tuple[bool, bool], list[Shown]] = {}
-    for one in {one.trajectory.sample_id: one for one in shown}.values():
-        kinds.setdefault((one.scored.correct, one.looked), []).append(one)
-    wrong = (kinds.get((False, True), []) + kinds.get((False, False), []))[:1]
-    right = kinds.get((True, True), [])[: NUM_MORE - 2] + kinds.get((True, False), [])[:1] + kinds.get((True, True), [])[NUM_MORE - 2 :]
-    return right[: NUM_MORE - len(wrong)] + wrong
-
-
-def _cards(shown: Sequence[Shown], *, with_question: bool) -> str:
-    return f'<div class="cards">{"".join(_card(one, with_question) for one in shown)}</div>'
-
-
-def _card(shown: Shown, with_question: bool) -> str:
-    scored = shown.scored
-    verdict = '<span class="badge right">✓ right</span>' if scored.correct else '<span class="badge wrong">✗ wrong</span>'
-    turns = "".join(_turn(shown, number, turn) for number, turn in enumerate(shown.trajectory.turns, start=1))
+def card(file: LogFile, scored: Scored, sample: Sample, advantage: float | None) -> str:
+    """What happened, turn by turn, and what it was worth."""
+    trajectory = scored.trajectory
+    turns = "".join(_turn(trajectory, number, turn) for number, turn in enumerate(trajectory.turns, start=1))
     return (
-        f'<article class="card"><header><h4>{_when(shown)}</h4>{verdict}</header>'
-        f"{_question(shown.sample) if with_question else ''}{_given_images(shown)}"
-        f'<ol class="turns">{turns}</ol><footer>{_reward(scored)}</footer></article>'
+        f'<article class="card" data-file="{escape(file.name)}"><header><h4>{when(file)}</h4>{_verdict(scored)}</header>'
+        f'{_given_images(trajectory, sample)}<div class="tokens" hidden></div><ol class="turns">{turns}</ol>'
+        f"{_broken(scored)}<footer>{_reward(scored, advantage)}<br>{_facts(trajectory)}</footer></article>"
     )
 
 
-def _when(shown: Shown) -> str:
-    if shown.log.stage.endswith(EVALUATION):
-        return f"after {escape(stage_of(shown.log))}"
-    return f"in {escape(shown.log.stage)}, step {shown.log.step}"
+def when(file: LogFile) -> str:
+    """Which model it was."""
+    if file.is_evaluation:
+        return f"after {escape(file.model)}" + (f", step {file.step}" if file.step else "")
+    return f"in {escape(file.stage)}, step {file.step}"
 
 
-def _question(sample: Sample) -> str:
+def question(sample: Sample) -> str:
+    """What was asked."""
     asked = [message for message in sample.messages if message.role != "system"]
     text = "\n".join(" ".join(part for part in message.parts if not isinstance(part, ImagePart)) for message in asked)
-    return f'<p class="question">{_folded(text.strip())} <span class="label">Right judgment: {escape(_judgment(sample.label))}</span></p>'
+    return f'<p class="question">{_folded(text.strip())} <span class="label">Right judgment: {_escaped(_judgment(sample.label))}</span></p>'
 
 
 def _judgment(label: str) -> str:
     return f"Answer {label}" if label.isdigit() else label.capitalize()
 
 
-def _given_images(shown: Shown) -> str:
-    """The images that the sample came with, with the boxes zoomed into; the target only on the first."""
-    made = {name for event in shown.trajectory.tool_events for name in event.image_names}
-    given = [info.name for info in shown.trajectory.images if info.name not in made]
-    return "".join(_image(shown, name, show_target=number == 0) for number, name in enumerate(given))
+def _verdict(scored: Scored) -> str:
+    if scored.trajectory.end == "aborted" or scored.reward is None:
+        return '<span class="badge">– not judged</span>'
+    return '<span class="badge right">✓ right</span>' if scored.correct else '<span class="badge wrong">✗ wrong</span>'
 
 
-def _turn(shown: Shown, number: int, turn: Turn) -> str:
+def _broken(scored: Scored) -> str:
+    """The traceback of a session or of a scorer that failed."""
+    error = scored.trajectory.error or scored.error
+    if not error:
+        return ""
+    title = "the session broke" if scored.trajectory.error else "the scorer failed"
+    return f'<details class="error"><summary>{title}</summary><pre>{_escaped(error)}</pre></details>'
+
+
+def _given_images(trajectory: Trajectory, sample: Sample) -> str:
+    """The images that the sample came with; the target on the first."""
+    made = {name for event in trajectory.tool_events for name in event.image_names}
+    given = [info.name for info in trajectory.images if info.name not in made]
+    target = "" if sample.target_box is None else _box(sample.target_box, "", "target")
+    return _pictures([_image(trajectory, name, "" if number else target) for number, name in enumerate(given)])
+
+
+def _turn(trajectory: Trajectory, number: int, turn: Turn) -> str:
     pieces = [_piece(kind, text) for kind, text in _split(turn.text) if not (kind == "tool_call" and turn.tool_events)]
-    pieces += [_event(shown, event) for event in turn.tool_events]
+    pieces += [_event(trajectory, number, event) for event in turn.tool_events]
     if turn.finish_reason == "length":
         pieces.append('<p class="note">cut off: no tokens were left</p>')
     return f'<li value="{number}">{"".join(pieces)}</li>'
@@ -145,34 +90,28 @@ def _piece(kind: str, text: str) -> str:
     return f'<p class="{kind}">{_folded(text)}</p>'
 
 
-def _event(shown: Shown, event: ToolEvent) -> str:
+def _event(trajectory: Trajectory, number: int, event: ToolEvent) -> str:
     arguments = ", ".join(f"{name}={json.dumps(value, ensure_ascii=False)}" for name, value in event.call.arguments.items())
     status = f'<span class="status {event.status}">{event.status.replace("_", " ")} · {event.seconds * 1000:.0f} ms</span>'
     text = f'<p class="observation">{_folded(event.text)}</p>' if event.text.strip() else ""
-    images = "".join(_image(shown, name, show_target=False) for name in event.image_names)
-    return f'<p class="call"><code>{escape(event.call.name or "?")}({_escaped(arguments)})</code> {status}</p>{text}{images}'
+    images = [_image(trajectory, name) for name in event.image_names]
+    box, source = _box_of(event), event.call.arguments.get("image")
+    if box is not None and isinstance(source, str) and any(info.name == source for info in trajectory.images):
+        images = [_image(trajectory, source, _box(box, str(number), "zoomed" if event.status == "ok" else "refused")), *images]
+    call = f'<p class="call"><code>{_escaped(event.call.name or "?")}({_escaped(arguments)})</code> {status}</p>'
+    return f"{call}{text}{_pictures(images)}"
 
 
-def _image(shown: Shown, name: str, *, show_target: bool) -> str:
-    """An image by its name in the session's memory, with the boxes of the calls on it."""
-    keys = {info.name: info.key for info in shown.trajectory.images}
-    image = shown.log.images.get(keys.get(name, ""))
-    if image is None:
-        return f'<p class="note">{escape(name)}: the image was not kept</p>'
-    boxes = "".join(
-        _box(box, str(number), "zoomed" if event.status == "ok" else "refused")
-        for number, turn in enumerate(shown.trajectory.turns, start=1)
-        for event in turn.tool_events
-        if event.call.arguments.get("image") == name and (box := _box_of(event)) is not None
-    )
-    target = shown.sample.target_box
-    if show_target and target is not None:
-        boxes = _box(target, "", "target") + boxes
-    seen: Picture = picture(image)
-    kind = "image small" if seen.is_small else "image"
+def _pictures(figures: Sequence[str]) -> str:
+    return f'<div class="pictures">{"".join(figures)}</div>' if figures else ""
+
+
+def _image(trajectory: Trajectory, name: str, boxes: str = "") -> str:
+    """An image by its name in the session's memory, with boxes on it."""
+    keys = {info.name: info.key for info in trajectory.images}
     return (
-        f'<figure class="{kind}" style="--width:{seen.width}px"><div><img src="{seen.uri}" alt="{escape(name)}">{boxes}</div>'
-        f"<figcaption>{escape(name)} · {seen.width} × {seen.height}</figcaption></figure>"
+        f'<figure class="image"><div><img data-key="{_escaped(keys.get(name, ""))}" alt="{_escaped(name)}">{boxes}</div>'
+        f"<figcaption>{_escaped(name)}</figcaption></figure>"
     )
 
 
@@ -193,12 +132,23 @@ def _box(box: Sequence[float], label: str, kind: str) -> str:
     return f'<span class="box {kind}" style="{place}">{f"<b>{label}</b>" if label else ""}</span>'
 
 
-def _reward(scored: Scored) -> str:
+def _reward(scored: Scored, advantage: float | None) -> str:
     if scored.reward is None:
-        return "no reward: the scorer failed"
-    parts = " + ".join(f"{escape(name)} {value:g}" for name, value in scored.parts.items() if value)
+        return "no reward"
+    parts = " + ".join(f"{_escaped(name)} {value:g}" for name, value in scored.parts.items() if value)
     form = "" if scored.format_ok else ' <span class="badge wrong">format broken</span>'
-    return f"reward <strong>{scored.reward:g}</strong>{f' = {parts}' if parts else ''}{form}"
+    better = "" if advantage is None else f" · advantage <strong>{advantage:+.2f}</strong>"
+    return f"reward <strong>{scored.reward:g}</strong>{f' = {parts}' if parts else ''}{better}{form}"
+
+
+def _facts(trajectory: Trajectory) -> str:
+    versions = sorted({turn.policy_version for turn in trajectory.turns})
+    sampled = f" · sampled by version {'–'.join(map(str, versions))}" if versions else ""
+    turns = "1 turn" if len(trajectory.turns) == 1 else f"{len(trajectory.turns)} turns"
+    return (
+        f"{trajectory.end.replace('_', ' ')} · {turns} · {trajectory.num_sampled_tokens} tokens sampled"
+        f"{sampled} · {trajectory.seconds:.3g} s"
+    )
 
 
 def _folded(text: str) -> str:

@@ -21,7 +21,7 @@ from arm_rl.core.types import Message
 from arm_rl.metrics import evaluation_metrics, rollout_metrics
 from arm_rl.metrics_log import _NAME
 from arm_rl.report import trajectories
-from arm_rl.report.run_data import RunData
+from arm_rl.report.index import Index
 from rewards import REWARDS
 from tests.fuzz.writing import NAMES, TEXTS, TOOL_TURNS, TURNS
 from tests.scripted import ZOOM, make_sample, noise
@@ -191,10 +191,14 @@ def test_it_is_measured_logged_and_shown(play, sample, tmp_path_factory, turns, 
     ).items():
         assert _NAME.fullmatch(name)
         assert math.isfinite(value)
-    path = tmp_path_factory.getbasetemp() / "fuzz.parquet"
+    run = tmp_path_factory.getbasetemp() / "fuzz"
+    path = run / "trajectories" / trajectory_log.file_name("fuzz", 1)
+    path.parent.mkdir(parents=True, exist_ok=True)
     trajectory_log.write(path, scored, samples, finished.images, stage="fuzz", step=1)
     log = trajectory_log.read(path)
     assert repr(log.scored[0].trajectory) == repr(finished.trajectory), "NaN in arguments equals itself only as text"
-    page = trajectories.show(RunData(name="fuzz", stages={}, seconds={}, lines=[], logs=[log]))
+    index = Index(folder=run)
+    index.refresh(["fuzz"])
+    page = trajectories.card(index.files[0], log.scored[0], sample, None)
     page.encode()
     assert "<script" not in page

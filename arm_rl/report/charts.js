@@ -1,4 +1,4 @@
-// The page works without this; it adds readings under the pointer and unfolds long texts.
+// Charts: readings under the pointer; a tap reads as well.
 
 for (const chart of document.querySelectorAll(".chart")) {
   const points = JSON.parse(chart.dataset.points);
@@ -22,12 +22,5 @@ for (const chart of document.querySelectorAll(".chart")) {
   drawing.addEventListener("pointerleave", () => {
     cursor.setAttribute("visibility", "hidden");
     reading.textContent = atRest;
-  });
-}
-
-for (const button of document.querySelectorAll(".unfold")) {
-  button.addEventListener("click", () => {
-    button.previousElementSibling.hidden = false;
-    button.remove();
   });
 }
