@@ -1,7 +1,7 @@
 """A model for VLMEvalKit that runs our loop: interleaved text and images in, text out, every session kept with its tool calls.
 
 The kit is not imported: it calls `generate` of what its table `supported_VLM` makes, from as many threads as its `--api-nproc` says.
-A class of the kit's own can be had by naming its base first: `class Judge(vlmeval.vlm.BaseModel, AgentModel)`; that calls `generate_inner`.
+A subclass of the kit's base model works as well: its `generate` calls `generate_inner`.
 """
 
 import asyncio

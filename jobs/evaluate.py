@@ -191,14 +191,14 @@ class _Bar:
         self._tasks, self._right = {}, dict[tuple[str, str], list[bool]]()
         for benchmark, way in dict.fromkeys((question.benchmark, question.way) for question in questions):
             keys = [question.key for question in questions if (question.benchmark, question.way) == (benchmark, way)]
-            done = [known[key].correct for key in keys if key in known]
-            self._right[benchmark, way] = done
+            done = [known[key] for key in keys if key in known]
+            self._right[benchmark, way] = [one.correct for one in done if one.kind != "rating"]
             self._tasks[benchmark, way] = self._progress.add_task(f"{benchmark}, {way}", total=len(keys), completed=len(done), right="")
 
     def step(self, question: Question, judged: Judged | None) -> None:
         """One more session is over."""
         one = question.benchmark, question.way
-        if judged is not None:
+        if judged is not None and judged.kind != "rating":
             self._right[one].append(judged.correct)
         right = self._right[one]
         self._progress.update(self._tasks[one], advance=1, right=f"{sum(right) / len(right):.1%} right" if right else "")
