@@ -26,13 +26,8 @@ class KitBase:
         return self.generate_inner(message, dataset)
 
     def generate_inner(self, message, dataset=None):
+        """The model's."""
         raise NotImplementedError
-
-
-class Judge(AgentModel, KitBase):
-    """The kit's model, as a user of the kit would write it."""
-
-    generate = KitBase.generate
 
 
 @pytest.fixture
@@ -68,6 +63,9 @@ def test_text_out_and_the_session_kept(model, server, message, tmp_path):
 
 
 def test_the_kits_base_class_calls_the_inner_method(server, judge_folder, message, tmp_path):
+    class Judge(AgentModel, KitBase):
+        generate = KitBase.generate
+
     config = load(TrainConfig, "configs/evaluate.yaml", [f"model.path={judge_folder}", f"run.root={tmp_path}"])
     template = read_template(config)
     with Judge(server_backend(config, template, Server(url=server.url, model="judge")), tools=["image_zoom_in_tool"]) as model:
