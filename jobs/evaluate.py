@@ -18,7 +18,7 @@ from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 
 from actors.cluster import cluster
-from arm_rl.backends import Server, engine_backend, server_backend
+from arm_rl.backends import Server, engine_backend, server_backend, server_template
 from arm_rl.benchmark_run import NO_TOOLS, TOOLS, Question, ask_all, finished, read_questions
 from arm_rl.benchmarks import BENCHMARKS
 from arm_rl.benchmarks.base import Judged
@@ -113,7 +113,7 @@ def _split(written: Sequence[str]) -> tuple[list[tuple[str, Path]], list[str]]:
 
 async def _ask(config: TrainConfig, benches: Sequence[tuple[str, Path]], arguments: argparse.Namespace, server: Server | None) -> str:
     folder = config.run.folder
-    template = read_template(config)
+    template = read_template(config) if server is None else server_template(config)
     _check_same_model(folder, config, server)
     questions = read_questions(
         benches,

@@ -2,6 +2,7 @@
 
 import json
 import re
+import shutil
 
 import pytest
 
@@ -116,7 +117,9 @@ def test_another_model_needs_another_folder(run, tmp_path):
 
 
 def test_the_server_says_what_it_serves(judge_folder, tmp_path, capsys):
-    server = FakeServer(first_option, models=[{"id": "some/judge", "root": str(judge_folder)}])
+    processor = tmp_path / "processor"
+    shutil.copytree(judge_folder, processor, ignore=shutil.ignore_patterns("*.safetensors"))  # the weights are where the server is
+    server = FakeServer(first_option, models=[{"id": "some/judge", "root": str(processor)}])
     try:
         out = ["--out", str(tmp_path / "run"), "--no-tools"]
         assert evaluate.main([server.url, f"vstar={published.vstar(tmp_path)}", *ROOM, *out]) == 0
