@@ -1,6 +1,7 @@
 """The adapter against VLMEvalKit's interface: its base class as a stub, and the way it asks models behind an API."""
 
 from concurrent.futures import ThreadPoolExecutor
+from typing import Any
 
 import pytest
 
@@ -18,15 +19,12 @@ class KitBase:
     """What the kit's base class does around a model: messages of any form become lists of dicts, which `generate_inner` answers."""
 
     allowed_types = ("text", "image")
+    generate_inner: Any  # the model's
 
     def generate(self, message, dataset=None):
         message = [{"type": "text", "value": message}] if isinstance(message, str) else message
         assert all(part["type"] in self.allowed_types for part in message)
         return self.generate_inner(message, dataset)
-
-    def generate_inner(self, message, dataset=None):
-        """The model's."""
-        raise NotImplementedError
 
 
 @pytest.fixture
