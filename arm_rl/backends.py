@@ -110,6 +110,12 @@ class Server:
     num_retries: int = 5  # of a request that the server could not take
 
 
+def server_template(config: TrainConfig) -> Template:
+    """The template of a model that is served elsewhere: of its folder only the processor and the config are needed."""
+    schemas = {name: tool.schema for name, tool in load_tools(config.tools.files).items()}
+    return Template.load(config.model, config.template, schemas)
+
+
 @asynccontextmanager
 async def server_backend(config: TrainConfig, template: Template, server: Server) -> AsyncIterator[ServerBackend]:
     """Connects to a server, with the configuration's tools and limits."""

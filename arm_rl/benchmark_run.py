@@ -179,7 +179,7 @@ class _Asker:
                 writer.add(question.benchmark, question.way, judged)
             scored = Scored(
                 trajectory=asked.trajectory,
-                reward=None if judged is None else float(judged.correct),
+                reward=None if judged is None else _reward(judged),
                 correct=judged is not None and judged.correct,
                 format_ok=judged is not None and judged.verdict is not None,
             )
@@ -210,6 +210,11 @@ class _Asker:
             step = max(numbers, default=-1) + 1
         self._steps[stage] = step + 1
         await self._backend.record(stage, step, self._unwritten.pop(stage))
+
+
+def _reward(judged: Judged) -> float:
+    """For looking at the trajectory only: right or wrong; of a rating, its height."""
+    return int(judged.verdict or 0) / 10 if judged.kind == "rating" else float(judged.correct)
 
 
 def judge(question: Question, asked: Asked[Any]) -> Judged:

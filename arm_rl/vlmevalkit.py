@@ -1,7 +1,7 @@
 """A model for VLMEvalKit that runs our loop: interleaved text and images in, text out, every session kept with its tool calls.
 
 The kit is not imported: it calls `generate` of what its table `supported_VLM` makes, from as many threads as its `--api-nproc` says.
-A class of the kit's own can be had by naming its base first: `class Judge(vlmeval.vlm.BaseModel, AgentModel)`; that calls `generate_inner`.
+A subclass of the kit's base model works as well: its `generate` calls `generate_inner`.
 """
 
 import asyncio
@@ -13,14 +13,13 @@ from pathlib import Path
 from types import TracebackType
 from typing import Any
 
-from arm_rl.backends import Asked, Backend, Server, server_backend
+from arm_rl.backends import Asked, Backend, Server, server_backend, server_template
 from arm_rl.benchmarks.prompts import ANSWER_SYSTEM
 from arm_rl.benchmarks.verdicts import answer_text
 from arm_rl.core.config import ConfigError, TrainConfig
 from arm_rl.core.config_file import load
 from arm_rl.core.errors import UserError
 from arm_rl.core.types import ImagePart, ImageRef, Message, Sample, Scored
-from arm_rl.inputs import read_template
 
 FAILED = "Failed to obtain answer via API."  # how the kit knows an answer that it may ask for again
 SESSIONS_PER_FILE = 32
@@ -184,6 +183,6 @@ def server_model(
     if tool_files is not None:
         overrides.append(f"tools.files=[{','.join(tool_files)}]")
     loaded = load(TrainConfig, config, overrides)
-    template = read_template(loaded)
+    template = server_template(loaded)
     server = Server(url=url, model=served_model, api_key=api_key, concurrency=concurrency)
     return AgentModel(server_backend(loaded, template, server), tools=list(template.schemas))

@@ -18,7 +18,7 @@ from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 
 from actors.cluster import cluster
-from arm_rl.backends import Server, engine_backend, server_backend
+from arm_rl.backends import Server, engine_backend, server_backend, server_template
 from arm_rl.benchmark_run import NO_TOOLS, TOOLS, Question, ask_all, finished, read_questions
 from arm_rl.benchmarks import BENCHMARKS
 from arm_rl.benchmarks.base import Judged
@@ -113,7 +113,7 @@ def _split(written: Sequence[str]) -> tuple[list[tuple[str, Path]], list[str]]:
 
 async def _ask(config: TrainConfig, benches: Sequence[tuple[str, Path]], arguments: argparse.Namespace, server: Server | None) -> str:
     folder = config.run.folder
-    template = read_template(config)
+    template = read_template(config) if server is None else server_template(config)
     _check_same_model(folder, config, server)
     questions = read_questions(
         benches,
@@ -191,14 +191,14 @@ class _Bar:
         self._tasks, self._right = {}, dict[tuple[str, str], list[bool]]()
         for benchmark, way in dict.fromkeys((question.benchmark, question.way) for question in questions):
             keys = [question.key for question in questions if (question.benchmark, question.way) == (benchmark, way)]
-            done = [known[key].correct for key in keys if key in known]
-            self._right[benchmark, way] = done
+            done = [known[key] for key in keys if key in known]
+            self._right[benchmark, way] = [one.correct for one in done if one.kind != "rating"]
             self._tasks[benchmark, way] = self._progress.add_task(f"{benchmark}, {way}", total=len(keys), completed=len(done), right="")
 
     def step(self, question: Question, judged: Judged | None) -> None:
         """One more session is over."""
         one = question.benchmark, question.way
-        if judged is not None:
+        if judged is not None and judged.kind != "rating":
             self._right[one].append(judged.correct)
         right = self._right[one]
         self._progress.update(self._tasks[one], advance=1, right=f"{sum(right) / len(right):.1%} right" if right else "")

@@ -156,7 +156,9 @@ class ImageStore:
 
     @staticmethod
     def file(row: FileRow, key: str, name: str, *folders: Path) -> ImageRef:
-        """An image with a file of its own, in the first of the folders that has it."""
+        """An image with a file of its own, in the first of the folders that has it. No name leads out of them; a link may."""
+        if Path(name).is_absolute() or ".." in Path(name).parts:
+            raise row.error(key, f"a path below the benchmark's folder is needed, not {name!r}")
         for folder in folders:
             path = folder / name
             if path.is_file():

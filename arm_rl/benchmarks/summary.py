@@ -15,8 +15,9 @@ def summarize(benchmark: Benchmark, judged: Sequence[Judged], num_items: int | N
 
     Returns:
         `scores` (published ones: value, low, high), `accuracy` (mean of the rows' values: value, low, high), `readable` (share of
-        verdicts), `calls` (a sample), `call_rate` (share of samples with one), `ok_calls` (share of the calls that succeeded), `categories`
-        (name -> value -> the same as accuracy, with num_rows and calls), `position` where pairs were judged in both orders.
+        verdicts), `calls` (a sample), `call_rate` (share of samples with one), `ok_calls` (share of the calls that succeeded; None without
+        calls), `categories` (name -> value -> the same as accuracy, with num_rows and calls), `position` where pairs were judged in both
+        orders.
     """
     rows = benchmark.rows(judged)
     published, ranges = benchmark.scores(rows), intervals(rows, benchmark.scores)
@@ -105,12 +106,12 @@ def _accuracy(rows: Sequence[Row]) -> dict[str, float]:
     return {"value": value, "low": low, "high": high, "num_rows": float(len(rows))}
 
 
-def _calls(judged: Sequence[Judged]) -> dict[str, float]:
+def _calls(judged: Sequence[Judged]) -> dict[str, float | None]:
     calls = sum(one.num_calls for one in judged)
     return {
         "calls": calls / max(len(judged), 1),
         "call_rate": _share([one.num_calls > 0 for one in judged]),
-        "ok_calls": sum(one.num_ok_calls for one in judged) / max(calls, 1),
+        "ok_calls": sum(one.num_ok_calls for one in judged) / calls if calls else None,
     }
 
 

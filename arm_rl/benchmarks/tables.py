@@ -27,8 +27,9 @@ def _scores(name: str, ways: Mapping[str, dict[str, Any]]) -> Table:
         style = "bold" if any(score == summary["main_score"] for summary in ways.values()) else None
         table.add_row(score, *(_interval(summary["scores"].get(score)) for summary in ways.values()), style=style)
     table.add_section()
+    table.add_row("rows right", *(_interval(summary["accuracy"]) for summary in ways.values()))
     for key, label in (("readable", "verdicts readable"), ("call_rate", "samples with a call"), ("ok_calls", "calls that succeeded")):
-        table.add_row(label, *(f"{summary[key]:.1%}" for summary in ways.values()))
+        table.add_row(label, *("" if summary[key] is None else f"{summary[key]:.1%}" for summary in ways.values()))
     table.add_row("calls a sample", *(f"{summary['calls']:.2f}" for summary in ways.values()))
     if any(summary["position"] for summary in ways.values()):
         table.add_section()

@@ -4,7 +4,8 @@ File: the parquet file of MMInstruction/VL-RewardBench, with the columns `id`, `
 ([0, 1]: the first answer is better), `query_source`, ...; or `data.jsonl` of the repository, with `image_path` instead of `image`.
 
 Scores, as the repository's `cal.py` computes them: a row with a verdict that cannot be read is left out; the others are right or wrong by
-the majority of their verdicts, and left out where these are split; `overall` is the accuracy of all, `macro` the mean of the three groups'.
+the majority of their verdicts; `overall` is the accuracy of all, `macro` the mean of the three groups'. There the order is drawn for each
+verdict, and their number is odd; here a pair that is judged differently in its two orders counts one half, as what chance would make of it.
 """
 
 from collections.abc import Sequence
@@ -79,11 +80,15 @@ def _items(row: FileRow, key: str, query: str, answers: list[str], reading: Read
 
 def scores(rows: Sequence[Row]) -> dict[str, float]:
     """`general`, `hallucination`, `reasoning`, `overall`, `macro`."""
-    decided = [row for row in rows if all(one.verdict is not None for one in row.judged) and row.value != 0.5]
-    found = {group: mean([row.value > 0.5 for row in members]) for group, members in by_category(decided, "group").items()}
-    if decided:
-        found |= {"overall": mean([row.value > 0.5 for row in decided]), "macro": mean(list(found.values()))}
+    read = [row for row in rows if all(one.verdict is not None for one in row.judged)]
+    found = {group: mean([_majority(row) for row in members]) for group, members in by_category(read, "group").items()}
+    if read:
+        found |= {"overall": mean([_majority(row) for row in read]), "macro": mean(list(found.values()))}
     return found
+
+
+def _majority(row: Row) -> float:
+    return 0.5 if row.value == 0.5 else float(row.value > 0.5)
 
 
 VL_REWARDBENCH = Benchmark(read=read, scores=scores, main_score="overall")

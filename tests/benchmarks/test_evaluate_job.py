@@ -1,7 +1,9 @@
 """The command line against a small server: tables, files, resuming, comparing, and what it says when it cannot."""
 
+import contextlib
 import json
 import re
+import shutil
 
 import pytest
 
@@ -116,7 +118,9 @@ def test_another_model_needs_another_folder(run, tmp_path):
 
 
 def test_the_server_says_what_it_serves(judge_folder, tmp_path, capsys):
-    server = FakeServer(first_option, models=[{"id": "some/judge", "root": str(judge_folder)}])
+    processor = tmp_path / "processor"
+    shutil.copytree(judge_folder, processor, ignore=shutil.ignore_patterns("*.safetensors"))  # the weights are where the server is
+    server = FakeServer(first_option, models=[{"id": "some/judge", "root": str(processor)}])
     try:
         out = ["--out", str(tmp_path / "run"), "--no-tools"]
         assert evaluate.main([server.url, f"vstar={published.vstar(tmp_path)}", *ROOM, *out]) == 0
@@ -150,3 +154,16 @@ def test_no_server_no_key_no_runs(judge_folder, tmp_path, capsys, monkeypatch):
     assert "there is no environment variable NO_KEY_HERE" in capsys.readouterr().err
     assert evaluate.main(["compare", str(tmp_path / "a"), str(tmp_path / "b")]) == 1
     assert "there are no verdicts" in capsys.readouterr().err
+
+
+def test_a_configuration_judges_its_held_out_samples_as_before(monkeypatch, capsys, tmp_path):
+    command = ["configs/demo.yaml", f"data.train=[{tmp_path / 'none.parquet'}]", f"model.path={tmp_path}"]
+    monkeypatch.setattr("sys.argv", ["evaluate", *command])
+    monkeypatch.setattr("jobs.command_line.cluster", contextlib.nullcontext)
+    monkeypatch.setattr(evaluate, "evaluate_model", held_out)
+    assert evaluate.main(command) == 0
+    assert capsys.readouterr().out == "accuracy 0.5\ndone: evaluation.json and the trajectories are in runs/demo/stage2\n"
+
+
+async def held_out(config):
+    return {"accuracy": 0.5}

@@ -151,6 +151,13 @@ def test_armbench_vl_one_track_in_both_orders(tmp_path, read):
 
 
 BROKEN = [
+    (
+        "vl_rewardbench",
+        "x.jsonl",
+        [published.vl_row("a", image_path="/etc/passwd")],
+        "row 0: image_path: a path below the benchmark's folder",
+    ),
+    ("vl_rewardbench", "x.jsonl", [published.vl_row("a", image_path="a/../../x.png")], "row 0: image_path: a path below the benchmark's"),
     ("vl_rewardbench", "x.jsonl", [{**published.vl_row("a"), "image": None, "human_ranking": [0, 2]}], "row 0: human_ranking: "),
     (
         "vl_rewardbench",
@@ -218,7 +225,7 @@ def test_what_is_wrong_is_named(tmp_path, read, name, file, rows, message):
     write = published.write_parquet if file.endswith("parquet") else published.write_jsonl
     (tmp_path / "scene.png").write_bytes(published.png())
     if name == "vl_rewardbench" and file.endswith("jsonl"):
-        rows = [{**row, "image_path": "scene.png"} for row in rows]
+        rows = [{"image_path": "scene.png", **row, "image": None} for row in rows]
     path = write(tmp_path / file, rows)
     with pytest.raises(BenchmarkError) as raised:
         read(name, path)

@@ -43,12 +43,14 @@ def test_vl_rewardbench():
 
 
 def test_vl_rewardbench_with_several_verdicts_a_row_the_majority_counts():
-    """Right twice: right. Split: left out. One of two unreadable: left out. Wrong twice: wrong."""
-    pairs = {"a": ("1", "1"), "b": ("1", "2"), "c": ("1", None), "d": ("2", "2")}
+    """Right twice: right. Split: one half. One of two unreadable: left out. Wrong twice: wrong. One of three wrong: right."""
+    pairs = {"a": ("1", "1"), "b": ("1", "2"), "c": ("1", None), "d": ("2", "2"), "e": ("1", "2", "1")}
     verdicts = [
-        judged(row, verdict, id=f"{row}{n}", row_items=2, group="general") for row, pair in pairs.items() for n, verdict in enumerate(pair)
+        judged(row, verdict, id=f"{row}{n}", row_items=len(pair), group="general")
+        for row, pair in pairs.items()
+        for n, verdict in enumerate(pair)
     ]
-    assert scores("vl_rewardbench", verdicts) == {"general": 0.5, "overall": 0.5, "macro": 0.5}
+    assert scores("vl_rewardbench", verdicts) == {"general": 0.625, "overall": 0.625, "macro": 0.625}
 
 
 def rated(prompt, kind, right, wrong):

@@ -6,7 +6,9 @@ from typing import Any
 import pytest
 
 from arm_rl import trajectory_log
-from arm_rl.core.config import ConfigError
+from arm_rl.backends import Server, server_backend, server_template
+from arm_rl.core.config import ConfigError, TrainConfig
+from arm_rl.core.config_file import load
 from arm_rl.vlmevalkit import FAILED, AgentModel, MessageError, server_model
 from tests.benchmarks import published
 from tests.benchmarks.fake_server import FakeServer, text_of
@@ -58,18 +60,11 @@ def test_text_out_and_the_session_kept(model, server, message, tmp_path):
 
 
 def test_the_kits_base_class_calls_the_inner_method(server, judge_folder, message, tmp_path):
-    class Judge(KitBase, AgentModel):
-        pass
-
-    plain = server_model(server.url, str(judge_folder), served_model="judge", folder=str(tmp_path / "plain"))
-    plain.close()
-    from arm_rl.backends import Server, server_backend
-    from arm_rl.core.config import TrainConfig
-    from arm_rl.core.config_file import load
-    from arm_rl.inputs import read_template
+    class Judge(AgentModel, KitBase):
+        generate = KitBase.generate
 
     config = load(TrainConfig, "configs/evaluate.yaml", [f"model.path={judge_folder}", f"run.root={tmp_path}"])
-    template = read_template(config)
+    template = server_template(config)
     with Judge(server_backend(config, template, Server(url=server.url, model="judge")), tools=["image_zoom_in_tool"]) as model:
         assert model.generate(message, dataset="MMBench") == "A"
         assert model.generate("hello") == "Overall Judgment: Answer 1 is better"
