@@ -301,3 +301,15 @@ def test_without_a_tokenizer_the_page_says_so(browser, tmp_path):
     browser.look(1400)
     browser.open(write_report(tmp_path).as_uri() + "#view=logprob")
     browser.wait(f"{SETTLED} && {CARDS}[0]?.includes('tokenizer was not found')")
+
+
+def test_of_very_many_checkpoints_some_are_compared(browser, tmp_path):
+    for step in range(1, 101):
+        write_log(tmp_path, "stage2", [looked()], step=step)
+    browser.look(1400)
+    browser.open(write_report(tmp_path).as_uri() + "#open=stage2-000038%2F0&beside=elsewhere")
+    browser.wait(f"{SETTLED} && {CARDS}.length > 1")
+    steps = [int(card.split("step ")[1].split("✓")[0]) for card in browser.run(CARDS)]
+    assert {1, 38, 100} <= set(steps)
+    assert 20 <= len(steps) <= 25
+    assert steps == sorted(steps)

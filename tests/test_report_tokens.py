@@ -77,3 +77,5 @@ def test_the_run_leads_to_its_tokenizer(tmp_path):
         found = tokens.find(folder, given_path)
         assert found is not None
         assert found.get_vocab_size() == PAD + 1
+    with pytest.raises(tokens.NoTokenizer, match="tokenizer.json is wanted"):
+        tokens.find(tmp_path, stage)

@@ -3,6 +3,7 @@
 const CORRECT = 1;
 const FORMAT_OK = 2;
 const MAX_CHOICES = 60; // of a menu
+const MAX_BESIDE = 24; // trajectories side by side
 
 class Trajectories {
   constructor(index) {
@@ -62,7 +63,8 @@ class Trajectories {
     return members.sort((one, two) => this.columns.index[one] - this.columns.index[two]);
   }
 
-  // The same sample, judged by other checkpoints or at other steps: the first of each file, but of its own the row itself.
+  // The same sample, judged by other checkpoints or at other steps: the first of each file, but of its own the row itself. Where there
+  // are too many to look at, some from all over the run.
   elsewhere(row) {
     const { sample } = this.columns;
     const found = new Map([[this.fileOf[row], row]]);
@@ -70,7 +72,9 @@ class Trajectories {
       const file = this.fileOf[other];
       if (sample[other] === sample[row] && !found.has(file)) found.set(file, other);
     }
-    return [...found.values()].sort((one, two) => one - two);
+    const rows = [...found.values()].sort((one, two) => one - two);
+    const every = (rows.length - 1) / (MAX_BESIDE - 1);
+    return every <= 1 ? rows : rows.filter((one, place) => one === row || Math.floor(place / every) > Math.floor((place - 1) / every));
   }
 
   // Shares of right judgments of each sample in a file.

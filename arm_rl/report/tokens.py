@@ -7,6 +7,7 @@ from typing import Any
 from tokenizers import Tokenizer
 from tokenizers.decoders import DecodeStream
 
+from arm_rl.core.errors import UserError
 from arm_rl.core.types import Trajectory
 from arm_rl.report.run_data import files_of, read_config
 
@@ -15,10 +16,21 @@ FILE = "tokenizer.json"
 Piece = list[Any]  # [text], [text, log-probability], or [text, log-probability, number of tokens] where it is not 1
 
 
+class NoTokenizer(UserError):
+    """A path leads to no tokenizer."""
+
+
 def find(folder: Path, given: Path | None = None) -> Tokenizer | None:
-    """The tokenizer of a run: the one that is given, else that of an export or of the model that the configuration names."""
+    """The tokenizer of a run: the one that is given, else that of an export or of the model that the configuration names.
+
+    Raises:
+        NoTokenizer: what is given is none.
+    """
     if given is not None:
-        return Tokenizer.from_file(str(given / FILE if given.is_dir() else given))
+        path = given / FILE if given.is_dir() else given
+        if not path.is_file():
+            raise NoTokenizer(f"--tokenizer {given}: a folder with a {FILE} is wanted; {path} does not exist")
+        return Tokenizer.from_file(str(path))
     exports = files_of(folder, f"export/{FILE}")
     configs = [config for path in files_of(folder, "config.yaml") if (config := read_config(path)) is not None]
     models = [Path(config.model.path) / FILE for config in configs if "model" in config]

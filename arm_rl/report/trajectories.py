@@ -28,7 +28,7 @@ def card(file: LogFile, scored: Scored, sample: Sample, advantage: float | None)
 def when(file: LogFile) -> str:
     """Which model it was."""
     if file.is_evaluation:
-        return f"after {escape(file.model)}" + (f", step {file.step}" if file.step else "")
+        return f"held out, {escape(file.model)} step {file.step}"
     return f"in {escape(file.stage)}, step {file.step}"
 
 
