@@ -8,7 +8,11 @@ from contextlib import contextmanager
 import ray
 
 # Ray reads these when a local cluster starts; they decide nothing about a run.
-_QUIET = {"RAY_USAGE_STATS_ENABLED": "0", "RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO": "0"}
+_QUIET = {
+    "RAY_USAGE_STATS_ENABLED": "0",
+    "RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO": "0",
+    "RAY_IGNORE_UNHANDLED_ERRORS": "1",  # else a page for the second result of a call that failed, though the first one told
+}
 
 
 @contextmanager

@@ -11,12 +11,13 @@ from pathlib import Path
 
 import ray
 from ray.actor import ActorHandle
+from ray.exceptions import RayActorError
 
 from actors.placement import Reservation
 from actors.rollout import RolloutActor, RolloutSpec
 from actors.rollout_group import RolloutGroup
-from actors.scorer import Scorer
-from actors.supervision import Deaths, watch
+from actors.scorer import Score, Scorer
+from actors.supervision import RETRIES, Deaths, watch
 from actors.tool_executor import ToolExecutor
 from arm_rl import trajectory_log
 from arm_rl.core.config import TrainConfig
@@ -125,9 +126,19 @@ class GroupRunner:
         """Runs one group of `size` sessions and scores it, while others run."""
         with span("group", track="group", id=group_id):
             ran = await self.rollouts.run_group(sample, group_id=group_id, size=size, temperature=temperature, seed=self._run.seed)
-            scores = await next(self._scorers).score.remote(sample, ran.reference)
+            scores = await self._scores(sample, ran.reference)
         scored = tuple(score.of(trajectory) for score, trajectory in zip(scores, ran.trajectories, strict=True))
         return Group(sample=sample, scored=scored, images=ran.images)
+
+    async def _scores(self, sample: Sample, trajectories: ray.ObjectRef) -> list[Score]:
+        """Ray runs a call again whose scorer died under it, but not one that comes up while it knows no better than that it is gone."""
+        for _ in range(RETRIES):
+            scorer = next(self._scorers)
+            try:
+                return await scorer.score.remote(sample, trajectories)
+            except RayActorError:
+                await scorer.spans.options(max_task_retries=-1).remote()  # waits until it is back
+        return await next(self._scorers).score.remote(sample, trajectories)
 
     def spans(self) -> dict[str, ray.ObjectRef]:
         """What each actor did since the last call, by its name in the timeline."""

@@ -18,6 +18,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, get_args
 
+from actors.supervision import described
 from arm_rl.core import spans
 from arm_rl.core.spans import Recorded, Span, Track
 
@@ -88,7 +89,7 @@ class Timeline:
         try:
             recorded = await source
         except Exception as error:  # a tool executor or a scorer may die and come back: the run goes on, and its errors are told elsewhere
-            logger.warning("no spans of %s: %s", name, error)
+            logger.warning("no spans of %s: %s", name, described(error))
             return
         self.write(name, recorded)
 

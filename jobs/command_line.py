@@ -65,6 +65,7 @@ def guarded(start: Callable[[], str]) -> int:
         sys.stderr.write(f"error: {described(error)}\n")
         if not isinstance(cause_of(error), RayError | UserError):
             logger.info("where it was raised:\n%s", error)
+        logger.debug("the whole of it", exc_info=error)
         return 1
     except KeyboardInterrupt:
         sys.stderr.write("interrupted; started again with the same command, the run goes on from its last checkpoint\n")
