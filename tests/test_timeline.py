@@ -142,7 +142,7 @@ async def test_spans_are_fetched_while_the_driver_goes_on(tmp_path, caplog):
     arrived.set()
     await ours.close()
     assert [(event.actor, event.kind) for event in read(tmp_path)] == [("driver", "step"), ("rollout 0", "turn")]
-    assert "no spans of scorer 0: the actor died" in caplog.text
+    assert "no spans of scorer 0: RuntimeError: the actor died" in caplog.text
     assert "3 spans are missing" in caplog.text
 
 
