@@ -34,7 +34,7 @@ def open_run(config: TrainConfig | SftConfig) -> Path:
     folder = config.run.folder
     file = folder / "config.yaml"
     if file.exists():
-        difference = _difference(read_saved(file), dataclasses.asdict(config))
+        difference = _difference(read_saved(type(config), file), dataclasses.asdict(config))
         if difference is not None:
             raise ConfigError(f"{difference}; {folder} holds a run with it: choose another run.name, or remove that folder")
     folder.mkdir(parents=True, exist_ok=True)

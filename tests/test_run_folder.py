@@ -3,6 +3,7 @@
 import dataclasses
 
 import pytest
+from omegaconf import OmegaConf
 
 from arm_rl import checkpoint
 from arm_rl.core.config import ConfigError, SftConfig, TrainConfig
@@ -64,6 +65,18 @@ def test_a_run_of_another_kind_is_refused(make):
     open_run(make())
     with pytest.raises(ConfigError, match="choose another run.name, or remove that folder"):
         open_run(make(SftConfig))
+
+
+def test_a_key_that_came_later_had_its_default_before(make, tmp_path):
+    open_run(make())
+    file = tmp_path / "x" / "config.yaml"
+    older = OmegaConf.load(file)
+    del older.algorithm["max_mismatch"]
+    OmegaConf.save(older, file)
+    with pytest.raises(ConfigError, match=r"algorithm.max_mismatch: 9.0 now, 2.0 before"):
+        open_run(make(algorithm={"max_mismatch": 9.0}))
+    open_run(make())
+    assert "max_mismatch" in OmegaConf.load(file).algorithm
 
 
 def test_a_run_may_go_on_for_longer_and_write_something_else(make, tmp_path):

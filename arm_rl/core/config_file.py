@@ -40,9 +40,13 @@ def load_saved(path: str | os.PathLike) -> TrainConfig | SftConfig:
     return build(TrainConfig, written, str(path)) if "algorithm" in written else build(SftConfig, written, str(path))
 
 
-def read_saved(path: str | os.PathLike) -> dict[str, Any]:
-    """The values of a configuration that was saved, unchecked: it may be of another version. Raises as `load`."""
-    return typing.cast(dict[str, Any], OmegaConf.to_container(_read(path)))
+def read_saved(cls: type, path: str | os.PathLike) -> dict[str, Any]:
+    """The values of a configuration that was saved, unchecked: it may be of another version. Raises as `load`.
+
+    Keys that were not there when it was saved have their defaults.
+    """
+    defaults = OmegaConf.create(typing.cast(dict[str, Any], OmegaConf.to_container(OmegaConf.structured(cls))))
+    return typing.cast(dict[str, Any], OmegaConf.to_container(OmegaConf.merge(defaults, _read(path))))
 
 
 def _read(path: str | os.PathLike) -> DictConfig:
