@@ -120,9 +120,9 @@ def _box_of(event: ToolEvent) -> list[float] | None:
     box = event.call.arguments.get("bbox_2d")
     if not isinstance(box, list) or len(box) != 4:
         return None
-    if not all(isinstance(value, int | float) and math.isfinite(value) for value in box):
+    if not all(isinstance(value, int) or (isinstance(value, float) and math.isfinite(value)) for value in box):
         return None
-    x1, y1, x2, y2 = (min(max(float(value), 0.0), 1000.0) for value in box)
+    x1, y1, x2, y2 = (float(min(max(value, 0), 1000)) for value in box)  # clamped first: a whole number may be too large for a float
     return [min(x1, x2), min(y1, y2), max(x1, x2), max(y1, y2)]
 
 
