@@ -150,6 +150,10 @@ class Collector:
         for one in state["pending"]:
             self._run(one["number"], samples[one["sample"]], finished.get(one["number"]))
 
+    async def idle(self) -> None:
+        """Waits for the groups that run."""
+        await asyncio.gather(*(one.group for one in self._running))
+
     async def close(self) -> None:
         """Gives up what still runs."""
         for one in self._running:

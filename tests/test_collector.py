@@ -281,3 +281,18 @@ async def test_a_group_that_got_lost_is_noticed_at_the_next_checkpoint():
     with pytest.raises(LedgerError, match=r"groups \[7\] got lost"):
         collector.state()
     await collector.close()
+
+
+async def test_what_runs_ahead_can_be_waited_for():
+    puppets = Puppets()
+    collector = make(puppets, max_staleness=1)
+    step = asyncio.create_task(collector.collect(0))
+    await breathe()
+    puppets.end(0, 1, 2, 3)
+    await step
+    idle = asyncio.create_task(collector.idle())
+    await breathe()
+    assert not idle.done()
+    puppets.end(4, 5, 6, 7)
+    await asyncio.wait_for(idle, 20)
+    await collector.close()

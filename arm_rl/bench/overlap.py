@@ -144,7 +144,7 @@ async def _asynchronous(driver: Driver) -> AsyncIterator[None]:
     for _ in range(1 + driver.config.algorithm.max_staleness):
         await _step(driver)
     yield
-    await asyncio.gather(*(one.group for one in collector._running))
+    await collector.idle()
 
 
 async def _rollouts(driver: Driver, steps: int) -> list[Group]:

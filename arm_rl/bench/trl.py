@@ -36,8 +36,6 @@ from arm_rl.metrics_log import MetricsLog
 
 logger = logging.getLogger(__name__)
 
-SLACK_SECONDS = 60.0  # for what runs ahead to end
-
 
 @dataclass(frozen=True, kw_only=True)
 class Settings:
@@ -193,7 +191,7 @@ class OurSide:
                 metrics.append(await driver.step())
                 driver.steps_done += 1
             seconds = time.perf_counter() - started
-            await _quiet()
+            await driver.collector.idle()
         finally:
             log.close()
             await driver.collector.close()
@@ -203,13 +201,6 @@ class OurSide:
         """Each way's versions begin at 0 again."""
         rollouts = self.runner.rollouts
         await rollouts.update_weights(await asyncio.to_thread(learners.publish, published_folder(config), 0, rollouts.node_ids))
-
-
-async def _quiet() -> None:
-    """Waits for the groups that ran ahead: the only tasks of this event loop beside the caller's."""
-    others = asyncio.all_tasks() - {asyncio.current_task()}
-    if others:
-        await asyncio.wait(others, timeout=SLACK_SECONDS)
 
 
 @contextlib.asynccontextmanager
