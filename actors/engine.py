@@ -11,9 +11,10 @@ import itertools
 import math
 import multiprocessing
 from collections import OrderedDict
-from collections.abc import Sequence
+from collections.abc import Coroutine, Iterable, Sequence
+from multiprocessing.process import BaseProcess
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, get_args
+from typing import TYPE_CHECKING, Any, TypeVar, get_args
 
 from PIL import Image as PILImage
 from transformers import AutoConfig
@@ -35,6 +36,8 @@ if TYPE_CHECKING:
     from vllm.v1.engine.output_processor import RequestOutputCollector
 
 VIEW_CACHE_BYTES = 512 * 2**20  # decoded views that an engine keeps
+
+T = TypeVar("T")
 
 
 class EngineMismatch(RuntimeError):
@@ -89,7 +92,7 @@ class Engine:
         Raises:
             EngineDied: it is.
         """
-        if self._llm is not None and self._llm.errored:
+        if self._llm is not None and (self._llm.errored or self._ended.done()):
             raise EngineDied("vLLM's engine process ended; its own log says why (out of memory, or a fault in a kernel)")
 
     @property
@@ -104,9 +107,10 @@ class Engine:
         others = set(multiprocessing.active_children())
         self._llm = _import_async_llm().from_engine_args(AsyncEngineArgs(**self._arguments))
         self._processes = set(multiprocessing.active_children()) - others
+        self._ended = _end_of_any(self._processes)
         self._tokenizer = self._llm.get_tokenizer()
         self._version = version
-        await self._llm.update_weight_version(str(version))
+        await self._answer(self._llm.update_weight_version(str(version)))
 
     async def generate(
         self,
@@ -174,14 +178,14 @@ class Engine:
             llm = self._open()
             try:
                 with span("pause"):
-                    await llm.pause_generation(mode=self._pause_mode, clear_cache=True)
+                    await self._answer(llm.pause_generation(mode=self._pause_mode, clear_cache=True))
                 with span("load"):
-                    await llm.start_weight_update()
-                    await llm.update_weights(WeightTransferUpdateRequest(update_info={"path": str(path)}))
-                    await llm.finish_weight_update(weight_version=str(version))
+                    await self._answer(llm.start_weight_update())
+                    await self._answer(llm.update_weights(WeightTransferUpdateRequest(update_info={"path": str(path)})))
+                    await self._answer(llm.finish_weight_update(weight_version=str(version)))
                 self._version = version
                 with span("resume"):
-                    await llm.resume_generation()
+                    await self._answer(llm.resume_generation())
             except BaseException as error:
                 self.check()
                 self._failure = error
@@ -192,13 +196,13 @@ class Engine:
     async def sleep(self) -> None:
         """Gives the GPU's memory to others, weights kept in the host's memory; waits for running requests. Nothing on CPU."""
         if self._can_sleep:
-            await self._open().sleep(level=1, mode="wait")
+            await self._answer(self._open().sleep(level=1, mode="wait"))
 
     @recorded("wake", track="weights")
     async def wake(self) -> None:
         """Takes the GPU's memory back. Nothing on CPU."""
         if self._can_sleep:
-            await self._open().wake_up()
+            await self._answer(self._open().wake_up())
 
     async def close(self) -> None:
         """Ends vLLM's process; requests that run come back as aborted."""
@@ -216,6 +220,18 @@ class Engine:
         await asyncio.to_thread(llm.shutdown, None if self._use_gpu else 0.0)
         for process in self._processes:
             await asyncio.to_thread(process.join)
+
+    async def _answer(self, call: Coroutine[Any, Any, T]) -> T:
+        """Of vLLM's process to a call; vLLM itself (0.32) would wait for ever for the answer of one that ends meanwhile."""
+        answer = asyncio.ensure_future(call)
+        either: tuple[asyncio.Future[Any], ...] = (answer, self._ended)
+        try:
+            await asyncio.wait(either, return_when=asyncio.FIRST_COMPLETED)
+        finally:
+            if not answer.done():
+                answer.cancel()
+        self.check()
+        return answer.result()
 
     def _open(self) -> "AsyncLLM":
         if self._llm is None:
@@ -315,6 +331,21 @@ def _import_async_llm() -> type["AsyncLLM"]:
         if was_enabled:
             gc.enable()
     return AsyncLLM
+
+
+def _end_of_any(processes: Iterable[BaseProcess]) -> asyncio.Future[None]:
+    """Done as soon as one of them has ended."""
+    loop = asyncio.get_running_loop()
+    ended = loop.create_future()
+
+    def end(sentinel: int) -> None:
+        loop.remove_reader(sentinel)
+        if not ended.done():
+            ended.set_result(None)
+
+    for process in processes:
+        loop.add_reader(process.sentinel, end, process.sentinel)
+    return ended
 
 
 def _num_bytes(view: PILImage.Image) -> int:

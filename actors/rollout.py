@@ -37,15 +37,6 @@ class RolloutSpec:
     seed: int  # of the run
 
 
-@dataclass(frozen=True, kw_only=True, slots=True)
-class Ran:
-    """A group whose sessions are over."""
-
-    trajectories: list[Trajectory]
-    reference: ray.ObjectRef  # of the same: who hands them on sends this, and nothing is packed again
-    images: ray.ObjectRef  # of a dict[key, Image], which stays where it is
-
-
 class RolloutActor:
     """One engine and the sessions that use it. A group's sessions run here together, so that they share the prompt's cache."""
 

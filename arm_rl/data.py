@@ -164,7 +164,7 @@ def parse_messages(written: Any, where: str) -> tuple[tuple[Message, ...], int]:
                 parts.append(ImagePart(name=f"observation_{observations}"))
             else:
                 originals += 1
-                parts.append(ImagePart(name="original_image" if originals == 1 else f"original_image_{originals}"))
+                parts.append(ImagePart.original(originals))
         messages.append(Message(role=message["role"], parts=tuple(parts)))
     return tuple(messages), originals + observations
 

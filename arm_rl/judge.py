@@ -8,9 +8,9 @@ Each method has an asynchronous twin whose name begins with `a`.
 
 import asyncio
 import tempfile
-import threading
 import uuid
 from collections.abc import AsyncIterator, Awaitable, Callable, Coroutine, Iterable, Sequence
+from concurrent.futures import Future
 from contextlib import AbstractAsyncContextManager, AsyncExitStack, asynccontextmanager, closing
 from dataclasses import dataclass
 from pathlib import Path
@@ -30,6 +30,7 @@ from arm_rl.core.seeding import derive
 from arm_rl.core.session import Memory, Policy, Start, Tools
 from arm_rl.core.template import Template
 from arm_rl.core.types import ImagePart, Message, Sample
+from arm_rl.loop_thread import LoopThread
 from arm_rl.server_policy import ServerPolicy
 from arm_rl.verdict import Opinion, Ranking, Verdict
 from tools import load_tools
@@ -95,7 +96,7 @@ class Judge:
         self._template, self._tools, self._limits = template, tools, limits or SessionConfig()
         self._phrase, self._both_orders, self._votes, self._seed = phrase, both_orders, votes, seed
         self._concurrency = concurrency
-        self._loop: asyncio.AbstractEventLoop | None = None
+        self._loop: LoopThread | None = None
         self._policy: Policy | None = None
         self._stack = AsyncExitStack()
 
@@ -121,7 +122,7 @@ class Judge:
             template: the system prompt and the form of calls; by default, the usual ones.
             settings: as for `Judge`.
         """
-        loaded, written = _spoken_to(folder, tools, template)
+        loaded, written = spoken_to(folder, tools, template)
         local = LocalTools(loaded)
         return cls(_with(local, _at_server(base_url, model, written, temperature)), written, local, **settings)
 
@@ -145,7 +146,7 @@ class Judge:
             max_model_len: tokens of a session at most; by default the model's own limit.
             tools, template, settings: as for `at`.
         """
-        loaded, written = _spoken_to(folder, tools, template)
+        loaded, written = spoken_to(folder, tools, template)
         on_gpu = torch.cuda.is_available() if use_gpu is None else use_gpu
 
         @asynccontextmanager
@@ -160,10 +161,13 @@ class Judge:
         return cls(_with(local, policy()), written, local, **settings)
 
     def __enter__(self) -> "Judge":
-        self._loop = asyncio.new_event_loop()
-        threading.Thread(target=self._loop.run_forever, daemon=True, name="judge").start()
+        self._loop = LoopThread("judge")
         self._slots = asyncio.Semaphore(self._concurrency)
-        self._policy = self._wait(self._stack.enter_async_context(self._opened))
+        try:
+            self._policy = self._wait(self._stack.enter_async_context(self._opened))
+        except BaseException:
+            self.close()
+            raise
         return self
 
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None) -> None:
@@ -174,8 +178,10 @@ class Judge:
         loop, self._loop = self._loop, None
         if loop is None:
             return
-        asyncio.run_coroutine_threadsafe(self._stack.aclose(), loop).result()
-        loop.call_soon_threadsafe(loop.stop)
+        try:
+            loop.wait(self._stack.aclose())
+        finally:
+            loop.close()
 
     # One question
 
@@ -259,19 +265,17 @@ class Judge:
         return Verdict.of(opinions, seen)
 
     async def _opinion(self, question: str, images: Sequence[Image], answers: Sequence[str], number: int) -> Opinion:
-        if self._policy is None:
-            raise JudgeError("the judge is not open: use it in a `with` statement")
-        names = ["original_image" if place == 1 else f"original_image_{place}" for place in range(1, len(images) + 1)]
-        parts: tuple[str | ImagePart, ...] = (*(ImagePart(name=name) for name in names), self._phrase(question, answers))
+        assert self._policy is not None  # nothing is asked of a judge that is not open
+        shown = [ImagePart.original(place) for place in range(1, len(images) + 1)]
         sample = Sample(
             id=uuid.uuid4().hex,
             track="judge",
-            messages=(Message(role="user", parts=parts),),
+            messages=(Message(role="user", parts=(*shown, self._phrase(question, answers))),),
             texts=tuple(answers),
             label="",
             tools=tuple(self._template.schemas),
         )
-        memory = Memory.holding(dict(zip(names, images, strict=True)), answers)
+        memory = Memory.holding({part.name: image for part, image in zip(shown, images, strict=True)}, answers)
         start = Start(
             memory=memory, messages=self._template.conversation(sample), prompt_ids=self._template.prompt_ids(sample, memory.images)
         )
@@ -284,11 +288,11 @@ class Judge:
             raise JudgeError(f"the session broke:\n{judged.trajectory.error}")
         return Opinion.of(judged, self._template)
 
-    def _submitted(self, work: Coroutine[Any, Any, Result]) -> Any:
+    def _submitted(self, work: Coroutine[Any, Any, Result]) -> "Future[Result]":
         if self._loop is None:
             work.close()
             raise JudgeError("the judge is not open: use it in a `with` statement")
-        return asyncio.run_coroutine_threadsafe(work, self._loop)
+        return self._loop.submit(work)
 
     def _wait(self, work: Coroutine[Any, Any, Result]) -> Result:
         return self._submitted(work).result()
@@ -316,7 +320,7 @@ async def _with(tools: LocalTools, policy: AbstractAsyncContextManager[Policy]) 
             yield entered
 
 
-def _spoken_to(folder: str | Path, tools: Sequence[str], template: TemplateConfig | None) -> tuple[dict[str, Tool], Template]:
+def spoken_to(folder: str | Path, tools: Sequence[str], template: TemplateConfig | None) -> tuple[dict[str, Tool], Template]:
     """The tools, and the template of a model that is offered them."""
     loaded = load_tools(tools)
     schemas = {name: tool.schema for name, tool in loaded.items()}

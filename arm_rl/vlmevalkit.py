@@ -4,7 +4,6 @@ The kit is not imported: it calls `generate` of what its table `supported_VLM` m
 A subclass of the kit's base model works as well: its `generate` calls `generate_inner`.
 """
 
-import asyncio
 import atexit
 import threading
 from collections.abc import Sequence
@@ -20,6 +19,7 @@ from arm_rl.core.config import ConfigError, TrainConfig
 from arm_rl.core.config_file import load
 from arm_rl.core.errors import UserError
 from arm_rl.core.types import ImagePart, ImageRef, Message, Sample, Scored
+from arm_rl.loop_thread import LoopThread
 
 FAILED = "Failed to obtain answer via API."  # how the kit knows an answer that it may ask for again
 SESSIONS_PER_FILE = 32
@@ -51,11 +51,9 @@ class AgentModel:
             system_prompt: by default one that asks for thoughts, calls and an answer in tags; None for the template's.
         """
         self._tools, self._system_prompt = tuple(tools), system_prompt
-        self._loop = asyncio.new_event_loop()
-        self._thread = threading.Thread(target=self._loop.run_forever, daemon=True)
-        self._thread.start()
+        self._loop = LoopThread("kit-model")
         self._stack = AsyncExitStack()
-        self._backend = self._wait(self._stack.enter_async_context(backend))
+        self._backend = self._loop.wait(self._stack.enter_async_context(backend))
         self._unwritten: dict[str, list[tuple[Asked[Any], Scored]]] = {}  # by data set
         self._steps: dict[str, int] = {}
         self._number = 0
@@ -74,7 +72,7 @@ class AgentModel:
         with self._lock:
             self._number += 1
             number = self._number
-        asked = self._wait(self._ask(self._sample(message, name, number), name))
+        asked = self._loop.wait(self._ask(self._sample(message, name, number), name))
         if asked.trajectory.end == "aborted" or not asked.trajectory.turns:
             return f"{FAILED} {(asked.trajectory.error or 'no turn').strip().splitlines()[-1]}"
         return answer_text(asked.trajectory.turns[-1].text)
@@ -93,10 +91,8 @@ class AgentModel:
         self._closed = True
         atexit.unregister(self.close)
         try:
-            self._wait(self._end())
+            self._loop.wait(self._end())
         finally:
-            self._loop.call_soon_threadsafe(self._loop.stop)
-            self._thread.join()
             self._loop.close()
 
     def __enter__(self) -> "AgentModel":
@@ -104,9 +100,6 @@ class AgentModel:
 
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
         self.close()
-
-    def _wait(self, work: Any) -> Any:
-        return asyncio.run_coroutine_threadsafe(work, self._loop).result()
 
     def _sample(self, message: Sequence[Part], dataset: str, number: int) -> Sample:
         parts: list[str | ImagePart] = []
@@ -122,7 +115,7 @@ class AgentModel:
                 parts.append(value)
             else:
                 images.append(ImageRef(path=value.removeprefix("file://")))
-                parts.append(ImagePart(name="original_image" if len(images) == 1 else f"original_image_{len(images)}"))
+                parts.append(ImagePart.original(len(images)))
         messages = [Message(role="system", parts=("\n\n".join(system),))] if system else []
         messages.append(Message(role="user", parts=tuple(parts)))
         return Sample(

@@ -11,16 +11,14 @@ from rich.console import Console
 from rich.panel import Panel
 
 from actors.model_server import SERVED_NAME, ModelServer
-from arm_rl.core.config import ModelConfig, SessionConfig, TemplateConfig, TrainConfig
+from arm_rl.core.config import TrainConfig
 from arm_rl.core.config_file import load
 from arm_rl.core.session import Completion, Memory, Policy, PolicyRequest, ToolResult, Tools
-from arm_rl.core.template import Template
 from arm_rl.core.types import ToolCall
-from arm_rl.judge import Judge
+from arm_rl.judge import Judge, spoken_to
 from arm_rl.server_policy import ServerPolicy
 from arm_rl.verdict import Verdict
 from jobs.command_line import guarded
-from tools import load_tools
 from tools.local import LocalTools
 
 
@@ -80,9 +78,7 @@ def shown_judge(arguments: argparse.Namespace, console: Console) -> Iterator[Jud
     """The judge that the command line names, each turn shown."""
     config = load(TrainConfig, arguments.config) if arguments.config else None
     files = arguments.tools if arguments.tools is not None else config.tools.files if config else ()
-    loaded = load_tools(files)
-    model, written = ModelConfig(path=str(arguments.folder)), config.template if config else TemplateConfig()
-    template = Template.load(model, written, {name: tool.schema for name, tool in loaded.items()})
+    loaded, template = spoken_to(arguments.folder, files, config.template if config else None)
     with contextlib.ExitStack() as stack:
         url, name = arguments.url, arguments.name
         if url is None:
@@ -101,7 +97,7 @@ def shown_judge(arguments: argparse.Namespace, console: Console) -> Iterator[Jud
             yield shown.policy
             await server.close()
 
-        yield stack.enter_context(Judge(policy(), template, shown, limits=config.session if config else SessionConfig()))
+        yield stack.enter_context(Judge(policy(), template, shown, limits=config.session if config else None))
 
 
 def main() -> int:

@@ -49,5 +49,5 @@ def rate(question: str, answer: str) -> tuple[Message, ...]:
 
 
 def _user(paragraphs: Sequence[str], num_images: int) -> Message:
-    names = ["original_image", *(f"original_image_{number}" for number in range(2, num_images + 1))][:num_images]
-    return Message(role="user", parts=(*(ImagePart(name=name) for name in names), "\n\n".join(paragraphs)))
+    images = (ImagePart.original(number) for number in range(1, num_images + 1))
+    return Message(role="user", parts=(*images, "\n\n".join(paragraphs)))

@@ -29,6 +29,11 @@ class ImagePart:
 
     name: str
 
+    @classmethod
+    def original(cls, number: int) -> "ImagePart":
+        """Image `number`, from 1 on, of those that a conversation begins with: `original_image`, `original_image_2`, ..."""
+        return cls(name="original_image" if number == 1 else f"original_image_{number}")
+
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Message:

@@ -23,6 +23,7 @@ from actors.engine import Engine, EngineClosed, EngineMismatch
 from actors.engine_settings import engine_environment
 from actors.weight_sync import WeightFile, write_weights
 from arm_rl.core.config import ModelConfig, RolloutConfig
+from arm_rl.core.errors import EngineDied
 from arm_rl.core.images import Image
 from arm_rl.core.session import Completion
 from arm_rl.core.view import ViewSize
@@ -388,6 +389,20 @@ async def test_incomplete_weights_close_the_engine_and_leave_no_process(engine: 
         await engine.generate(judge.ids("Go"), [], max_tokens=5, temperature=1.0, seed=1)
     await engine.close()  # once more does no harm
     assert not Path(f"/proc/{process[0]}").exists()
+
+
+async def test_an_update_ends_when_the_process_dies_that_should_answer(judge: Judge, environment: None, tmp_path: Path) -> None:
+    engine = Engine(ModelConfig(path=str(judge.folder), dtype="float32"), ROLLOUT, VIEW, seed=0, use_gpu=False)
+    await engine.start()
+    (process,) = children("EngineCore")
+    os.kill(process, signal.SIGSTOP)  # it gets the call, and gives no answer
+    update = asyncio.create_task(engine.update_weights(write_weights(judge.model.state_dict(), tmp_path, 1).path, 1))
+    await asyncio.wait([update], timeout=0.5)
+    assert not update.done()
+    os.kill(process, signal.SIGKILL)
+    with pytest.raises(EngineDied):
+        await update
+    await engine.close()
 
 
 OWNER = """
