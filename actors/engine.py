@@ -95,6 +95,14 @@ class Engine:
         if self._llm is not None and (self._llm.errored or self._ended.done()):
             raise EngineDied("vLLM's engine process ended; its own log says why (out of memory, or a fault in a kernel)")
 
+    async def pulse(self) -> None:
+        """Returns once vLLM's process has answered a question, as it does between two of its steps: never, where it hangs.
+
+        Raises:
+            EngineDied: it is gone.
+        """
+        await self._answer(self._open().get_weight_version())
+
     @property
     def num_running(self) -> int:
         """Requests that wait or are sampled."""

@@ -3,6 +3,7 @@
 import contextlib
 import dataclasses
 import logging
+import time
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -45,11 +46,12 @@ class LearnerGroup:
         """
         if len(rank_options) != spec.config.num_ranks:
             raise ValueError(f"learner.num_ranks: options for {len(rank_options)} ranks of {spec.config.num_ranks}")
+        self._limit = spec.config.call_timeout_seconds
         runtime = {"env_vars": learner_environment(spec.config, spec.use_gpu)}
         actor = ray.remote(Learner)
         self._ranks = [actor.options(**options, runtime_env=runtime).remote(spec, rank) for rank, options in enumerate(rank_options)]
         try:
-            ((address, port),) = _all([self._ranks[0].open_rendezvous.remote()])
+            ((address, port),) = _all([self._ranks[0].open_rendezvous.remote()], self._limit)
             self._call("start", address, port)
         except BaseException:
             self.close()
@@ -132,17 +134,19 @@ class LearnerGroup:
             )
             keys = {key for samples in micro_batches for sample in samples for key in sample.image_keys}
             calls.append(getattr(actor, method).remote(share, {key: images[key] for key in keys}, argument))
-        return _all(calls)
+        return _all(calls, self._limit)
 
     def _call(self, method: str, *arguments: Any) -> list[Any]:
-        return _all([getattr(actor, method).remote(*arguments) for actor in self._ranks])
+        return _all([getattr(actor, method).remote(*arguments) for actor in self._ranks], self._limit)
 
 
-def _all(calls: Sequence[ObjectRef]) -> list[Any]:
+def _all(calls: Sequence[ObjectRef], limit: float) -> list[Any]:
     """The results of all ranks; raises the first error as it comes, since the other ranks may wait for the failed one."""
-    pending = list(calls)
+    pending, until = list(calls), time.monotonic() + limit
     while pending:
-        done, pending = ray.wait(pending)
+        done, pending = ray.wait(pending, timeout=max(until - time.monotonic(), 0.0))
+        if not done:
+            raise LearnerLost(f"a learner rank was lost: no answer within {limit:g} seconds (learner.call_timeout_seconds)")
         try:
             ray.get(done)
         except RayError as error:

@@ -10,6 +10,7 @@ import ray
 from ray.actor import ActorHandle
 
 from actors.engine import Engine
+from actors.supervision import Supervised
 from actors.tool_executor import ToolPool, ToolTraits
 from actors.weight_sync import WeightFile, place, weights_folder
 from arm_rl.core import session, spans
@@ -35,9 +36,10 @@ class RolloutSpec:
     use_gpu: bool
     can_sleep: bool  # the engines share their GPUs with learners
     seed: int  # of the run
+    stall_seconds: float  # as in the run's configuration
 
 
-class RolloutActor:
+class RolloutActor(Supervised):
     """One engine and the sessions that use it. A group's sessions run here together, so that they share the prompt's cache."""
 
     def __init__(self, spec: RolloutSpec, executors: Sequence[ActorHandle], number: int) -> None:
@@ -103,6 +105,14 @@ class RolloutActor:
         if data is not None:
             weights = place(data, weights_folder(weights.path.parent.name, len(data)), weights.version)
         await self._engine.update_weights(weights.path, weights.version)
+
+    async def pulse(self) -> None:
+        """Returns once the engine has answered.
+
+        Raises:
+            EngineDied: it will not.
+        """
+        await self._engine.pulse()
 
     async def spans(self) -> Recorded:
         """What this actor did since the last call, for the timeline."""

@@ -1,4 +1,4 @@
-"""The rollout actors of a run, as one: where one dies, another is started in its place, and what it ran is run again.
+"""The rollout actors of a run, as one: where one dies or hangs, another is started in its place, and what it ran is run again.
 
 group -> the least busy place -> its actor dies? -> a new actor, with the newest weights; the group, once more, wherever there is room
 """
@@ -16,7 +16,7 @@ from ray.exceptions import RayActorError, RayError
 from actors.engine_settings import engine_environment
 from actors.placement import Reservation
 from actors.rollout import RolloutActor, RolloutSpec
-from actors.supervision import ActorsLost, Deaths, described
+from actors.supervision import ActorsLost, Deaths, described, end_of
 from actors.weight_sync import Published
 from arm_rl.core.errors import EngineDied
 from arm_rl.core.types import Sample, Trajectory
@@ -24,6 +24,7 @@ from arm_rl.core.types import Sample, Trajectory
 LOST = (RayActorError, EngineDied)  # the actor is gone, or of no use any more
 MAX_DEATHS = 4  # of all actors together with no group finished in between
 MAX_RUNS = 8  # of one group
+SECONDS_TO_CLOSE = 60.0  # an actor may hang
 
 T = TypeVar("T")
 
@@ -59,13 +60,14 @@ class _Newest:
 class _Place:
     """Where an actor is, or will be."""
 
-    def __init__(self, make: Callable[[], ActorHandle], newest: _Newest, deaths: Deaths) -> None:
-        self._make, self._newest, self._deaths = make, newest, deaths
+    def __init__(self, make: Callable[[], ActorHandle], newest: _Newest, deaths: Deaths, stall_seconds: float) -> None:
+        self._make, self._newest, self._deaths, self._stall_seconds = make, newest, deaths, stall_seconds
         self.num_groups = 0  # that run here
         self.node_id = ""
         self._version = 0  # that the actor serves
         self._actor: ActorHandle | None = None
         self._coming: asyncio.Task[ActorHandle] = asyncio.create_task(self._started())
+        self._watching: asyncio.Task[None] | None = None  # the actor
 
     async def actor(self) -> ActorHandle:
         """The one that lives here; waits for one that is being started.
@@ -101,16 +103,23 @@ class _Place:
     def lost(self, actor: ActorHandle, error: BaseException) -> None:
         """Starts another one, if that has not been done yet."""
         if actor is self._actor:
-            self._actor = None
+            self._leave()
             self._coming = asyncio.create_task(self._replaced(actor, error))
 
     async def close(self) -> None:
         """Ends the actor, its engine and its processes."""
         self._coming.cancel()
-        actor, self._actor = self._actor, None
+        actor = self._leave()
         if actor is not None:
-            await asyncio.wait([asyncio.ensure_future(actor.close.remote())])  # one that has died is closed
+            await asyncio.wait([asyncio.ensure_future(actor.close.remote())], timeout=SECONDS_TO_CLOSE)  # one that has died is closed
             ray.kill(actor)
+
+    def _leave(self) -> ActorHandle | None:
+        """Nobody lives here any more; gives the one who did."""
+        actor, self._actor = self._actor, None
+        if self._watching is not None:
+            self._watching.cancel()
+        return actor
 
     async def _started(self) -> ActorHandle:
         actor = self._make()
@@ -125,11 +134,15 @@ class _Place:
             ray.kill(actor)
             raise
         self._actor = actor
+        self._watching = asyncio.create_task(self._watched(actor))
         return actor
+
+    async def _watched(self, actor: ActorHandle) -> None:
+        self.lost(actor, await end_of(actor, self._stall_seconds))
 
     async def _replaced(self, dead: ActorHandle, error: RayError | BaseException) -> ActorHandle:
         died = time.monotonic()
-        ray.kill(dead)  # where only its engine died
+        ray.kill(dead)  # where only its engine died, or something hangs
         while True:
             self._deaths.add(error)
             try:
@@ -149,12 +162,12 @@ class _Place:
 class RolloutGroup:
     """All rollout actors."""
 
-    def __init__(self, makers: Sequence[Callable[[], ActorHandle]]) -> None:
+    def __init__(self, makers: Sequence[Callable[[], ActorHandle]], stall_seconds: float) -> None:
         """Begins to start an actor in each place; `start` waits for them."""
         self.deaths = Deaths("rollout", MAX_DEATHS)
         self.num_reruns = 0  # of groups, since it was last set to 0
         self._newest = _Newest()
-        self._places = [_Place(make, self._newest, self.deaths) for make in makers]
+        self._places = [_Place(make, self._newest, self.deaths, stall_seconds) for make in makers]
 
     @classmethod
     async def start(
@@ -171,7 +184,7 @@ class RolloutGroup:
             }
             return lambda: ray.remote(actor_class).options(**options).remote(spec, executors, number)
 
-        group = cls([maker(number) for number in range(spec.rollout.num_actors)])
+        group = cls([maker(number) for number in range(spec.rollout.num_actors)], spec.stall_seconds)
         try:
             await asyncio.gather(*(place.actor() for place in group._places))
         except BaseException:

@@ -7,7 +7,7 @@ from typing import NamedTuple
 
 import ray
 
-from actors.supervision import RETRIES, forever
+from actors.supervision import RETRIES, Supervised
 from arm_rl.core import spans
 from arm_rl.core.config import RewardConfig
 from arm_rl.core.parsing import TOOL_FORMATS, ToolFormat
@@ -46,7 +46,7 @@ class Score(NamedTuple):
         return Scored(trajectory=trajectory, **self._asdict())
 
 
-class Scorer:
+class Scorer(Supervised):
     """Scores the trajectories of a sample."""
 
     def __init__(self, values: RewardConfig, tool_format: str) -> None:
@@ -59,10 +59,6 @@ class Scorer:
         """One result for each trajectory, in their order."""
         scored = (score(trajectory, sample, self._values, self._tool_format) for trajectory in trajectories)
         return [Score(one.reward, one.parts, one.correct, one.format_ok, one.error) for one in scored]
-
-    async def lives(self) -> None:
-        """Ends with the actor."""
-        await forever()
 
     def spans(self) -> Recorded:
         """What this actor did since the last call, for the timeline."""

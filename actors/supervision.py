@@ -1,9 +1,13 @@
-"""What is done about an actor that dies: it is counted, and a run in which they die again and again ends with the cause in one line."""
+"""What is done about an actor that dies or hangs: it is counted, and too many deaths end the run with their cause.
+
+lives? answers? -> no -> counted -> killed, if it hangs -> another one
+"""
 
 import asyncio
 import logging
 import time
 
+import ray
 from ray.actor import ActorHandle
 from ray.exceptions import ActorUnavailableError, RayActorError, RayError, RayTaskError
 
@@ -11,11 +15,29 @@ from arm_rl.core.errors import UserError
 
 logger = logging.getLogger(__name__)
 
+BACK = "%s is back after %.1f s"  # in the log, of a kind of actors
+
 RETRIES = 3  # of a call whose actor died under it
+PULSE_SECONDS = 5.0  # between two signs of life of an actor
 
 
 class ActorsLost(UserError):
     """Actors die as often as they are started anew."""
+
+
+class Stalled(RuntimeError):
+    """An actor hangs."""
+
+
+class Supervised:
+    """What supervision asks of an actor that runs an event loop."""
+
+    async def lives(self) -> None:
+        """Never returns: the call ends with the actor, which tells the one who waits for it."""
+        await asyncio.Event().wait()
+
+    async def pulse(self) -> None:
+        """Returns, unless the actor hangs."""
 
 
 class Deaths:
@@ -47,7 +69,7 @@ class Deaths:
     def back(self, seconds: float) -> None:
         """One is there again, so long after it died."""
         self._seconds += seconds
-        logger.warning("%s is back after %.1f s", self.kind, seconds)
+        logger.warning(BACK, self.kind, seconds)
 
     def progress(self) -> None:
         """Something was finished: what died before is forgiven."""
@@ -60,21 +82,36 @@ class Deaths:
         return found
 
 
-async def watch(actor: ActorHandle, deaths: Deaths) -> None:
-    """Counts the deaths of an actor that Ray starts anew by itself. It needs two methods: `lives` never returns, `spans` does at once."""
+async def end_of(actor: ActorHandle, stall_seconds: float) -> BaseException:
+    """Waits until a `Supervised` actor is of no use any more, and says why: it died, its pulse fails, or it did not come in time."""
+    lives = asyncio.ensure_future(actor.lives.remote())
+    try:
+        while not lives.done():
+            pulse = asyncio.ensure_future(actor.pulse.remote())
+            await asyncio.wait([pulse], timeout=stall_seconds)
+            if not pulse.done():
+                pulse.cancel()
+                return Stalled(f"no sign of life for {stall_seconds:g} seconds (run.stall_seconds)")
+            if (error := pulse.exception()) is not None:
+                return error
+            await asyncio.wait([lives], timeout=PULSE_SECONDS)
+        error = lives.exception()
+        assert error is not None, "it never returns"
+        return error
+    finally:
+        lives.cancel()
+
+
+async def watch(actor: ActorHandle, deaths: Deaths, stall_seconds: float) -> None:
+    """Counts the deaths of an actor that Ray starts anew by itself; one that hangs is killed."""
     while True:
-        try:
-            await actor.lives.remote()
-        except RayActorError as error:
-            died = time.monotonic()
-            deaths.add(error)
-            await actor.spans.options(max_task_retries=-1).remote()
-            deaths.back(time.monotonic() - died)
-
-
-async def forever() -> None:
-    """Never returns: an actor's method that does this ends with the actor, which tells the one who waits for it."""
-    await asyncio.Event().wait()
+        error = await end_of(actor, stall_seconds)
+        died = time.monotonic()
+        deaths.add(error)
+        if not isinstance(error, RayActorError):
+            ray.kill(actor, no_restart=False)
+        await actor.pulse.options(max_task_retries=-1).remote()
+        deaths.back(time.monotonic() - died)
 
 
 def cause_of(error: BaseException) -> BaseException:

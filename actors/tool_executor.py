@@ -12,7 +12,7 @@ import ray
 from ray.actor import ActorHandle
 from ray.exceptions import RayError
 
-from actors.supervision import RETRIES, described, forever
+from actors.supervision import RETRIES, Supervised, described
 from arm_rl.core import spans
 from arm_rl.core.config import ToolsConfig
 from arm_rl.core.images import Image
@@ -41,7 +41,7 @@ class ToolTraits:
     seeing_all: frozenset[str]  # all of the session's images travel with their calls
 
 
-class ToolExecutor:
+class ToolExecutor(Supervised):
     """The tools of one actor. Whatever happens to a call is its result."""
 
     def __init__(self, config: ToolsConfig) -> None:
@@ -52,10 +52,6 @@ class ToolExecutor:
     async def life(self) -> str:
         """Tells this process from those before and after it, which know nothing of the sessions that it knows."""
         return self._life
-
-    async def lives(self) -> None:
-        """Ends with the actor."""
-        await forever()
 
     async def call(self, call: ToolCall, context: ToolContext, named: Sequence[str], *images: Image) -> ToolResult:
         """Runs one call. `images` are those that the arguments name, in the order of `named`; the context comes without them."""

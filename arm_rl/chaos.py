@@ -3,24 +3,26 @@
     run -> kill -> another process is there, or the run itself is started again -> kill -> ... -> done -> ledger, lost, learned
 
 The run is a process of its own (`python -m jobs.train`), and every process that it starts is a descendant of it: that is how the victims
-are found. Nothing in the run knows of this.
+are found. Nothing in the run knows of this. Some are not killed but stopped: they hang, and the run must notice that by itself.
 """
 
 import json
 import logging
 import os
 import random
+import re
 import signal
 import subprocess
 import sys
 import time
 from collections import Counter, defaultdict
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Collection, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from arm_rl import checkpoint
+from actors.supervision import BACK
+from arm_rl import checkpoint, processes, trajectory_log
 from arm_rl.core.errors import UserError
 from arm_rl.ledger import FATES, Ledger
 from arm_rl.metrics_log import read_lines
@@ -37,8 +39,11 @@ VICTIMS = {
     "learner": "ray::Learner",
 }
 KINDS = (*VICTIMS, "driver")
+BACK_AS = {"engine": "rollout"}  # what the log says is back, where it is not the kind itself: an engine takes its rollout actor along
 POLL_SECONDS = 0.2
 GRACE_SECONDS = 300.0  # until a kind of process must be there (again)
+WORKER_SECONDS = 20.0  # until a tool worker may be: it comes back with the next call that needs it
+_BACK = re.compile(re.escape(BACK).replace(re.escape("%s"), r"(\w+)").replace(re.escape("%.1f"), r"([\d.]+)"))
 
 
 class ChaosError(UserError):
@@ -50,9 +55,10 @@ class Summary:
     """What came of it; `summary.json`."""
 
     kills: dict[str, int]
-    lost: int = 0  # trajectories that were drawn and are nowhere in the ledger
-    trained_twice: int = 0
-    recovery_seconds: dict[str, float] = field(default_factory=dict)  # mean; of a driver until the next step is done, else as the run says
+    hangs: int = 0  # of the kills: processes that were stopped in place of killed
+    lost: int = 0  # trajectories that were drawn and are nowhere in the ledger, or in no file
+    trained_twice: int = 0  # in the ledger, or in the files
+    recovery_seconds: dict[str, float] = field(default_factory=dict)  # mean: as `_recovered` says
     starts: int = 0  # of the driver
     reward: float = 0.0  # mean of the last steps
     reached_mark: bool = False
@@ -86,16 +92,16 @@ class Victim:
         """Those of a kind that live."""
         if kind == "driver":
             return {self._process.pid} if self.status is None else set()
-        return {process for process, line in _descendants(self._process.pid) if VICTIMS[kind] in line}
+        return {process.number for process in processes.below(self._process.pid) if VICTIMS[kind] in process.command}
 
-    def kill(self, kind: str, process: int) -> None:
-        """Kills it; with the driver all others go, and the run is started again."""
+    def kill(self, kind: str, process: int, how: signal.Signals = signal.SIGKILL) -> None:
+        """Kills it, or stops it so that it hangs; with the driver all others go, and the run is started again."""
         others = {one for other in VICTIMS for one in self.processes(other)} if kind == "driver" else set()
-        os.kill(process, signal.SIGKILL)
+        os.kill(process, how)
         if kind == "driver":
             self._process.wait()
             limit = time.monotonic() + GRACE_SECONDS
-            while left := [one for one in others if _lives(one)]:  # Ray ends with it, and they with Ray
+            while left := [one for one in others if processes.read(one) is not None]:  # Ray ends with it, and they with Ray
                 if time.monotonic() > limit:
                     raise ChaosError(f"processes {left} outlive the driver")
                 time.sleep(POLL_SECONDS)
@@ -103,7 +109,7 @@ class Victim:
 
     def end(self) -> None:
         """Ends what is left of it."""
-        left = [process for process, _ in _descendants(self._process.pid)]
+        left = [process.number for process in processes.below(self._process.pid)]
         for process in (self._process.pid, *left):
             try:
                 os.kill(process, signal.SIGKILL)
@@ -111,12 +117,29 @@ class Victim:
                 continue
         self._process.wait()
 
+    def said(self) -> str:
+        """Its output so far, of all its starts."""
+        return self._log.read_text(errors="replace")
+
     def last_words(self) -> str:
-        """The end of its output."""
-        return self._log.read_text(errors="replace")[-3000:]
+        """The end of it."""
+        return self.said()[-3000:]
+
+    def recoveries(self, kind: str) -> list[float]:
+        """The seconds that each took which it has told of."""
+        return [float(seconds) for name, seconds in _BACK.findall(self.said()) if name == BACK_AS.get(kind, kind)]
 
 
-def chaos(command: Sequence[str], run: Path, *, kills: dict[str, int], seed: int, pause_seconds: float, mark: float) -> Summary:
+def chaos(
+    command: Sequence[str],
+    run: Path,
+    *,
+    kills: dict[str, int],
+    seed: int,
+    pause_seconds: float,
+    mark: float,
+    hangs: Collection[str] = (),
+) -> Summary:
     """Runs the command to its end, killing as many of each kind as is said, in a random order and at random times.
 
     Args:
@@ -126,6 +149,7 @@ def chaos(command: Sequence[str], run: Path, *, kills: dict[str, int], seed: int
         seed: of order and times.
         pause_seconds: mean between a recovery and the next kill.
         mark: mean reward of the last steps that counts as learned.
+        hangs: kinds of which the last one is stopped in place of killed.
 
     Raises:
         ChaosError: the run ended before its time, or with an error, or a process did not come back.
@@ -134,7 +158,7 @@ def chaos(command: Sequence[str], run: Path, *, kills: dict[str, int], seed: int
     plan = [kind for kind in KINDS for _ in range(kills.get(kind, 0))]
     rng.shuffle(plan)
     summary = Summary(kills=dict.fromkeys(KINDS, 0))
-    seconds: list[float] = []  # of the driver
+    seconds: defaultdict[str, list[float]] = defaultdict(list)  # that recoveries took, by kind
     victim = Victim(command, run.with_name(f"{run.name}.log"))
     try:
         while plan and victim.status is None:
@@ -147,17 +171,14 @@ def chaos(command: Sequence[str], run: Path, *, kills: dict[str, int], seed: int
             if not before:
                 continue
             killed = rng.choice(sorted(before))
-            started, killed_at = time.monotonic(), _written(run)
-            victim.kill(kind, killed)
             plan.remove(kind)
+            hang = kind in hangs and kind not in plan
+            recovered = _Recovery(victim, run, kind, before)
+            victim.kill(kind, killed, signal.SIGSTOP if hang else signal.SIGKILL)
             summary.kills[kind] += 1
-            logger.info("killed %s %d; %d kills to come", kind, killed, len(plan))
-            if kind != "tool_worker":  # which comes back with the next call
-                _wait_for_another(victim, kind, before)
-            if kind in ("driver", "learner"):  # else the run might never get anywhere
-                _wait_for_a_step(victim, run, killed_at)
-            if kind == "driver":
-                seconds.append(time.monotonic() - started)
+            summary.hangs += hang
+            logger.info("%s %s %d; %d to come", "stopped" if hang else "killed", kind, killed, len(plan))
+            seconds[kind] += recovered.seconds()
         while victim.status is None:
             time.sleep(POLL_SECONDS)
         if victim.status or plan:
@@ -165,9 +186,8 @@ def chaos(command: Sequence[str], run: Path, *, kills: dict[str, int], seed: int
     finally:
         victim.end()
     summary.starts = victim.num_starts
+    summary.recovery_seconds = {kind: round(sum(found) / len(found), 1) for kind, found in seconds.items() if found}
     _judge(summary, run, mark)
-    if seconds:
-        summary.recovery_seconds["driver"] = round(sum(seconds) / len(seconds), 1)
     return summary
 
 
@@ -183,17 +203,21 @@ def _judge(summary: Summary, run: Path, mark: float) -> None:
     table = Ledger.of(state["collector"]["ledger"]).table()
     drawn = sum(row["drawn"] for row in table.values())
     found = sum(row[name] for row in table.values() for name in (*FATES, "pending"))
-    summary.lost, summary.trained_twice = max(drawn - found, 0), max(found - drawn, 0)
+    used = sum(row[name] for row in table.values() for name in FATES if name != "too_old")  # what a step was given
+    written = Counter((row["group_id"], row["index"]) for path in _trajectory_files(run) for row in trajectory_log.read_light(path))
+    summary.lost = max(drawn - found, 0) + max(used - len(written), 0)
+    summary.trained_twice = max(found - drawn, 0) + written.total() - len(written) + max(len(written) - used, 0)
     lines = [line for line in read_lines(run / "metrics.jsonl") if "reward/mean" in line]
     steps = Counter(line["step"] for line in lines)
     summary.trained_twice += sum(number - 1 for number in steps.values())  # a step that is done again replaces its line
-    for kind in ("rollout", "tools", "scorer", "learner"):  # an engine takes its rollout actor along
-        number, total = (sum(line[f"recovery/{name}"] for line in lines) for name in (kind, f"{kind}_seconds"))
-        if number:
-            summary.recovery_seconds[kind] = round(total / number, 1)
     last = [line["reward/mean"] for line in lines[-5:]]
     summary.reward = sum(last) / len(last)
     summary.reached_mark = summary.reward >= mark
+
+
+def _trajectory_files(run: Path) -> list[Path]:
+    """Of the training steps; each step's is written anew where the step is done again."""
+    return sorted((run / "trajectories").glob(f"{run.name}-*.parquet"))
 
 
 def _newest_state(run: Path) -> dict[str, Any]:
@@ -213,46 +237,36 @@ def _written(run: Path) -> float:
     return (run / "metrics.jsonl").stat().st_mtime
 
 
-def _wait_for_a_step(victim: Victim, run: Path, since: float) -> None:
-    limit = time.monotonic() + GRACE_SECONDS
-    while _written(run) <= since and victim.status is None:
-        if time.monotonic() > limit:
-            raise ChaosError(f"no step in {GRACE_SECONDS:g} seconds: {victim.last_words()}")
-        time.sleep(POLL_SECONDS)
+class _Recovery:
+    """The way back from a kill. Made before it."""
 
+    def __init__(self, victim: Victim, run: Path, kind: str, before: set[int]) -> None:
+        self._victim, self._run, self._kind, self._before = victim, run, kind, before
+        self._started, self._step, self._told = time.monotonic(), _written(run), len(victim.recoveries(kind))
 
-def _wait_for_another(victim: Victim, kind: str, before: set[int]) -> None:
-    limit = time.monotonic() + GRACE_SECONDS
-    while not victim.processes(kind) - before:
-        if victim.status is not None:
-            return  # the end of the run: who waits for it looks at its status
-        if time.monotonic() > limit:
-            raise ChaosError(f"no other {kind} in {GRACE_SECONDS:g} seconds: {victim.last_words()}")
-        time.sleep(POLL_SECONDS)
+    def seconds(self) -> list[float]:
+        """Waits for it. Of an actor, its group of learners or its engine, what the run says it took; of a tool worker until another one is
+        there; of the driver until another step is done. Nothing where none was needed before the run ended, or no call needed a worker.
 
+        Raises:
+            ChaosError: it does not come.
+        """
+        if self._kind == "tool_worker":
+            came = self._wait_until(lambda: bool(self._victim.processes("tool_worker") - self._before), WORKER_SECONDS)
+            return [time.monotonic() - self._started] if came else []
+        if self._kind == "driver":
+            came = self._wait_until(lambda: _written(self._run) > self._step)
+        else:
+            came = self._wait_until(lambda: len(self._victim.recoveries(self._kind)) > self._told)
+        if not came and self._victim.status is None:
+            raise ChaosError(f"no other {self._kind} in {GRACE_SECONDS:g} seconds: {self._victim.last_words()}")
+        if self._kind == "driver":
+            return [time.monotonic() - self._started]
+        return self._victim.recoveries(self._kind)[self._told :]
 
-def _lives(process: int) -> bool:
-    try:
-        return Path(f"/proc/{process}/stat").read_text().rpartition(")")[2].split()[0] != "Z"
-    except OSError:
-        return False
-
-
-def _descendants(root: int) -> Iterator[tuple[int, str]]:
-    """Processes that a process has started, they in turn, and so on; each with its command line or title."""
-    children: defaultdict[int, list[int]] = defaultdict(list)
-    lines: dict[int, str] = {}
-    for folder in Path("/proc").iterdir():
-        if folder.name.isdigit():
-            try:
-                state, parent = (folder / "stat").read_text().rpartition(")")[2].split()[:2]
-                lines[int(folder.name)] = (folder / "cmdline").read_bytes().replace(b"\0", b" ").decode(errors="replace")
-            except (OSError, ValueError):
-                continue  # it has just ended
-            if state != "Z":
-                children[int(parent)].append(int(folder.name))
-    pending = [root]
-    while pending:
-        for child in children[pending.pop()]:
-            pending.append(child)
-            yield child, lines[child]
+    def _wait_until(self, done: Callable[[], bool], limit: float = GRACE_SECONDS) -> bool:
+        """Whether it was, before the limit and the run's end."""
+        until = time.monotonic() + limit
+        while not done() and self._victim.status is None and time.monotonic() < until:
+            time.sleep(POLL_SECONDS)
+        return done()

@@ -76,7 +76,7 @@ class GroupRunner:
         self._scorers = itertools.cycle(scorers)
         self._deaths = {kind: Deaths(kind, limit=sys.maxsize) for kind in self._beside}  # a call that finds none alive says so itself
         watched = [(actor, self._deaths[kind]) for kind, actors in self._beside.items() for actor in actors]
-        self._watching = [asyncio.create_task(watch(actor, deaths)) for actor, deaths in watched]
+        self._watching = [asyncio.create_task(watch(actor, deaths, config.run.stall_seconds)) for actor, deaths in watched]
         self._run = config.run
         self._writing: list[ray.ObjectRef] = []  # trajectories on their way to disk
 
@@ -137,7 +137,7 @@ class GroupRunner:
             try:
                 return await scorer.score.remote(sample, trajectories)
             except RayActorError:
-                await scorer.spans.options(max_task_retries=-1).remote()  # waits until it is back
+                await scorer.pulse.options(max_task_retries=-1).remote()  # waits until it is back
         return await next(self._scorers).score.remote(sample, trajectories)
 
     def spans(self) -> dict[str, ray.ObjectRef]:
@@ -177,7 +177,7 @@ async def group_runner(
     config: TrainConfig, template: Template, reservation: Reservation, actor_class: type[RolloutActor] = RolloutActor
 ) -> AsyncIterator[GroupRunner]:
     """Starts engines, tool executors and scorers; ends them whatever happens."""
-    light = {"num_cpus": 0, "max_restarts": -1}
+    light = {"num_cpus": 0, "max_restarts": -1, "max_concurrency": 100_000}  # or a pulse would wait behind many calls
     executors = [ray.remote(ToolExecutor).options(**light).remote(config.tools) for _ in range(config.tools.num_executors)]
     scorers = [
         ray.remote(Scorer).options(**light).remote(config.reward, config.template.tool_format) for _ in range(config.reward.num_scorers)
@@ -194,6 +194,7 @@ async def group_runner(
             use_gpu=config.placement.use_gpu,
             can_sleep=config.placement.kind == "shared",
             seed=config.run.seed,
+            stall_seconds=config.run.stall_seconds,
         )
         rollouts = await RolloutGroup.start(spec, executors, reservation, actor_class)
         runner = GroupRunner(config, rollouts, scorers, executors)

@@ -6,6 +6,7 @@ from collections.abc import Awaitable, Callable
 from dataclasses import dataclass
 
 from actors.learner_group import LearnerLost
+from actors.supervision import BACK
 from arm_rl.groups import RunStopped
 
 logger = logging.getLogger(__name__)
@@ -27,6 +28,8 @@ class Progress:
         """Restarts since the last call, and the seconds of the last one from the loss until a step was done again."""
         seconds = time.monotonic() - self.lost_at if self.lost_at is not None else 0.0
         found = {"recovery/learner": float(self.num_lost), "recovery/learner_seconds": seconds}
+        if self.lost_at is not None:
+            logger.warning(BACK, "learner", seconds)
         self.num_lost, self.lost_at = 0, None
         return found
 

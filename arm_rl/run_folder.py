@@ -15,12 +15,14 @@ _MAY_CHANGE = (
     "metrics",
     "evaluation",
     "placement",
+    "run.stall_seconds",
     "run.max_restarts",
     "learner.num_ranks",
     "learner.zero_stage",
     "learner.offload_optimizer",
     "learner.num_threads",
     "learner.collective_timeout_seconds",
+    "learner.call_timeout_seconds",
     "rollout.num_actors",
 )
 

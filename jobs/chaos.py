@@ -1,4 +1,4 @@
-"""The long chaos test, `make chaos`: a run that learns while its processes are killed, kind after kind; writes runs/chaos/summary.json."""
+"""The long chaos test, `make chaos`: a run that learns while its processes are killed or hang; writes runs/chaos/summary.json."""
 
 import argparse
 import shutil
@@ -7,10 +7,11 @@ from pathlib import Path
 
 import yaml
 
-from arm_rl.chaos import KINDS, chaos, write
+from arm_rl.chaos import KINDS, VICTIMS, chaos, write
 from arm_rl.core.errors import UserError
 from jobs.command_line import guarded
 
+HANGING = VICTIMS.keys() - {"tool_worker"}  # of which one hangs; a tool worker's call has a time limit of its own
 PAUSE_SECONDS = 4.0  # mean between a recovery and the next kill
 
 
@@ -56,9 +57,12 @@ def main() -> int:
             f"algorithm.max_staleness={arguments.staleness}",
             "checkpoint.every=2",
         ]
-        command += ["metrics.wandb=disabled", "rollout.num_actors=1", "tools.num_executors=1"]
+        command += ["metrics.wandb=disabled", "metrics.trajectories_every=1", "rollout.num_actors=1", "tools.num_executors=1"]
+        command += ["run.stall_seconds=30", "learner.call_timeout_seconds=120"]
         kills = dict.fromkeys(KINDS, arguments.kills)
-        summary = chaos(command, run, kills=kills, seed=arguments.seed, pause_seconds=PAUSE_SECONDS, mark=arguments.mark)
+        summary = chaos(
+            command, run, kills=kills, seed=arguments.seed, pause_seconds=PAUSE_SECONDS, mark=arguments.mark, hangs=HANGING
+        )
         write(summary, arguments.out / "summary.json")
         return f"done: {summary}"
 

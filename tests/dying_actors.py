@@ -8,12 +8,12 @@ from typing import Any
 
 import ray
 
-from actors.supervision import forever
+from actors.supervision import Supervised
 from arm_rl.core.errors import EngineDied, UserError
 from arm_rl.core.spans import Recorded
 
 
-class Puppet:
+class Puppet(Supervised):
     """In place of a rollout actor: serves what is in the file that it was given, and dies as the sample's files in a folder say."""
 
     def __init__(self, folder: Path) -> None:
@@ -50,17 +50,14 @@ class Puppet:
         pass
 
 
-class Victim:
+class Victim(Supervised):
     """Ends in whatever way is asked for."""
 
     def __init__(self, wrong: str = "") -> None:
         if wrong:
             raise FileNotFoundError(wrong)
 
-    async def lives(self) -> None:
-        await forever()
-
-    async def spans(self) -> int:
+    async def process(self) -> int:
         return os.getpid()
 
     async def fail(self, user: bool) -> None:

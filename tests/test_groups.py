@@ -15,7 +15,7 @@ pytestmark = pytest.mark.ray
 async def test_groups_come_back_with_their_images(tmp_path):
     samples = {name: make_sample(id=name) for name in ("a", "b")}
     with cluster():
-        runner = GroupRunner(TrainConfig(data=DataConfig(train=("x",))), RolloutGroup([]), [])
+        runner = GroupRunner(TrainConfig(data=DataConfig(train=("x",))), RolloutGroup([], 600.0), [])
         assert await runner.kept(tmp_path / "nothing.parquet", samples) == {}
         groups, pixels = {}, {}
         for number, sample in ((12, samples["b"]), (5, samples["a"])):

@@ -29,9 +29,10 @@ from actors.learner import RankBatch
 from actors.learner_group import LearnerGroup
 from actors.rollout_group import RolloutGroup
 from actors.scorer import Scorer
+from actors.supervision import Supervised
 from actors.weight_sync import Published, WeightFile
 from arm_rl.bench.result import Result
-from arm_rl.core.config import MetricsConfig, TrainConfig
+from arm_rl.core.config import LearnerConfig, MetricsConfig, TrainConfig
 from arm_rl.core.config_file import load
 from arm_rl.core.images import Image
 from arm_rl.core.types import ImageInfo, ImagePart, ImageRef, Message, Sample, ToolCall, ToolEvent, Trajectory, Turn
@@ -167,7 +168,7 @@ async def instant_driver(config: TrainConfig, *, num_samples: int) -> AsyncItera
         ):
             driver = Driver(
                 config,
-                runner=GroupRunner(config, RolloutGroup([lambda: engine]), scorers),
+                runner=GroupRunner(config, RolloutGroup([lambda: engine], config.run.stall_seconds), scorers),
                 learners=learners,
                 cursor=Cursor([_sample(number) for number in range(num_samples)], config.run.seed),
                 held_out=[],
@@ -206,7 +207,7 @@ class BareActor:
         return self._payload
 
 
-class InstantEngine:
+class InstantEngine(Supervised):
     """A rollout actor whose sessions are over at once: groups are ready but for their prompts and names."""
 
     def __init__(self) -> None:
@@ -248,6 +249,7 @@ class InstantLearners(LearnerGroup):
 
     def __init__(self) -> None:
         self._ranks = [ray.remote(InstantRank).options(num_cpus=0).remote()]
+        self._limit = LearnerConfig().call_timeout_seconds
 
 
 def make_group(sample: Sample, group_id: str, size: int, turns: Sequence[tuple[Turn, Turn]]) -> list[Trajectory]:

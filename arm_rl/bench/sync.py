@@ -150,6 +150,7 @@ def _rollout_spec(model: ModelConfig, rollout: RolloutConfig) -> RolloutSpec:
         use_gpu=False,
         can_sleep=False,
         seed=0,
+        stall_seconds=600.0,
     )
 
 

@@ -2,22 +2,20 @@
 
 import os
 import re
+import time
 from collections import defaultdict
-from pathlib import Path
 
-_TICK = os.sysconf("SC_CLK_TCK")
+from arm_rl.processes import below
+
 _RAYS_OWN = re.compile(r"ray::(IDLE|\w*Agent)|/ray/(core|dashboard|_private|autoscaler)/")
 
 
 def cpu_seconds() -> dict[str, float]:
-    """Seconds so far, by name: an actor's class, `driver` for this process, `ray` for Ray's own. Linux only; empty elsewhere."""
+    """Seconds so far, by name: an actor's class, `driver` for this process, `ray` for Ray's own. Linux only; the driver alone elsewhere."""
     seconds: dict[str, float] = defaultdict(float)
-    processes = {int(path.name): found for path in Path("/proc").glob("[0-9]*") if (found := _read(path)) is not None}
-    for number, (_, name, used) in processes.items():
-        if number == os.getpid():
-            seconds["driver"] += used
-        elif _descends(number, processes):
-            seconds[name] += used
+    seconds["driver"] = time.process_time()
+    for process in below(os.getpid()):
+        seconds[_name(process.command)] += process.cpu_seconds
     return dict(seconds)
 
 
@@ -27,24 +25,7 @@ def since(before: dict[str, float]) -> dict[str, float]:
     return {name: round(used, 3) for name, used in sorted(added.items(), key=lambda item: -item[1]) if used > 0}
 
 
-def _read(path: Path) -> tuple[int, str, float] | None:
-    """A process's parent, name and CPU seconds; None where it has ended."""
-    try:
-        fields = (path / "stat").read_text().rpartition(")")[2].split()
-        command = (path / "cmdline").read_text().replace("\0", " ").split()
-    except (OSError, UnicodeDecodeError):
-        return None
-    if any(_RAYS_OWN.search(word) for word in command):
-        name = "ray"
-    else:
-        name = next(iter(command), "?").removeprefix("ray::").split("/")[-1].split(".")[0]  # ray::Actor.method, /bin/program
-    return int(fields[1]), name, (int(fields[11]) + int(fields[12])) / _TICK
-
-
-def _descends(number: int, processes: dict[int, tuple[int, str, float]]) -> bool:
-    """Whether this process is an ancestor."""
-    while number in processes:
-        number = processes[number][0]
-        if number == os.getpid():
-            return True
-    return False
+def _name(command: str) -> str:
+    if _RAYS_OWN.search(command):
+        return "ray"
+    return next(iter(command.split()), "?").removeprefix("ray::").split("/")[-1].split(".")[0]  # ray::Actor.method, /bin/program

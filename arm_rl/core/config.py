@@ -25,12 +25,14 @@ class RunConfig:
     root: str = "runs"  # folder of all runs
     seed: int = 0  # seed of data order, sampling and initialisation
     max_broken_sessions: float = 0.1  # the run ends when more than this share of a step's sessions is broken (0..1)
+    stall_seconds: float = 600.0  # an engine, tool executor or scorer that gives no sign of life for so long is started anew
     max_restarts: int = 3  # times that the learners are started anew from the last checkpoint without getting further than before
 
     def __post_init__(self) -> None:
         fits = Path(self.name).name == self.name == self.name.strip() and self.name.strip(".") != "" and self.name.isprintable()
         _require(fits and len(self.name) <= 200 and self.name[0] not in "=-", "run.name", f"a name for a folder, not {self.name!r:.80}")
         _require(0 <= self.max_broken_sessions <= 1, "run.max_broken_sessions", f"between 0 and 1, not {self.max_broken_sessions}")
+        _require(0 < self.stall_seconds < math.inf, "run.stall_seconds", f"above 0, not {self.stall_seconds}")
         _require(self.max_restarts >= 0, "run.max_restarts", f"not negative, not {self.max_restarts}")
 
     @property
@@ -214,7 +216,8 @@ class LearnerConfig:
     freeze_vision: bool = True  # the vision tower is not trained
     freeze_projector: bool = True  # nor the layer that projects its features
     gradient_checkpointing: bool = False  # recompute activations in the backward pass
-    collective_timeout_seconds: float = 1800.0  # a collective that takes longer ends the run
+    collective_timeout_seconds: float = 1800.0  # a collective that takes longer takes the learners back to the last checkpoint
+    call_timeout_seconds: float = 7200.0  # so does a step, a checkpoint or an export that takes longer: a rank hangs
 
     def __post_init__(self) -> None:
         _require(self.num_ranks >= 1, "learner.num_ranks", f"at least 1, not {self.num_ranks}")
@@ -223,8 +226,8 @@ class LearnerConfig:
         _require(self.num_threads >= 1, "learner.num_threads", f"at least 1, not {self.num_threads}")
         _require(all(0 <= beta < 1 for beta in self.betas), "learner.betas", f"each from 0 to below 1, not {self.betas}")
         _require(0 <= self.weight_decay < math.inf, "learner.weight_decay", f"not negative and finite, not {self.weight_decay}")
-        seconds = self.collective_timeout_seconds
-        _require(0 < seconds < math.inf, "learner.collective_timeout_seconds", f"above 0, not {seconds}")
+        for name in ("collective_timeout_seconds", "call_timeout_seconds"):
+            _require(0 < getattr(self, name) < math.inf, f"learner.{name}", f"above 0, not {getattr(self, name)}")
         _require(0 <= self.warmup_ratio <= 1, "learner.warmup_ratio", f"between 0 and 1, not {self.warmup_ratio}")
         _require(self.max_grad_norm > 0, "learner.max_grad_norm", f"above 0, not {self.max_grad_norm}")
 

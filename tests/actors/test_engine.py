@@ -394,14 +394,18 @@ async def test_incomplete_weights_close_the_engine_and_leave_no_process(engine: 
 async def test_an_update_ends_when_the_process_dies_that_should_answer(judge: Judge, environment: None, tmp_path: Path) -> None:
     engine = Engine(ModelConfig(path=str(judge.folder), dtype="float32"), ROLLOUT, VIEW, seed=0, use_gpu=False)
     await engine.start()
+    await engine.pulse()
     (process,) = children("EngineCore")
     os.kill(process, signal.SIGSTOP)  # it gets the call, and gives no answer
     update = asyncio.create_task(engine.update_weights(write_weights(judge.model.state_dict(), tmp_path, 1).path, 1))
-    await asyncio.wait([update], timeout=0.5)
+    pulse = asyncio.create_task(engine.pulse())
+    await asyncio.wait([update, pulse], timeout=0.5)
     assert not update.done()
+    assert not pulse.done()
     os.kill(process, signal.SIGKILL)
-    with pytest.raises(EngineDied):
-        await update
+    for waiting in (update, pulse):
+        with pytest.raises(EngineDied):
+            await waiting
     await engine.close()
 
 

@@ -3,7 +3,9 @@
 import dataclasses
 import logging
 import math
+import os
 import shutil
+import signal
 import tempfile
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -379,9 +381,15 @@ def test_what_is_not_finite_changes_no_weight(trained, task):
     assert_equal(trained.published(), before)
 
 
-def test_a_rank_that_fails_fails_the_call(trained):
+def test_a_rank_that_hangs_or_dies_fails_the_call(trained, monkeypatch):
     """Last of all: the rank is gone."""
-    ray.kill(trained.group._ranks[-1])
+    rank = trained.group._ranks[-1]
+    os.kill(ray.get(rank.__ray_call__.remote(lambda _: os.getpid())), signal.SIGSTOP)
+    with monkeypatch.context() as patched:
+        patched.setattr(trained.group, "_limit", 1.0)
+        with pytest.raises(LearnerLost, match="a learner rank was lost: no answer within 1 seconds"):
+            trained.train()
+    ray.kill(rank)
     with pytest.raises(LearnerLost, match="a learner rank was lost: .*killed"):
         trained.train()
 

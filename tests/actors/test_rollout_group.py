@@ -1,10 +1,13 @@
 """Rollout actors that die, without engines: what ran is run again, with the newest weights, and not for ever."""
 
 import asyncio
+import os
+import signal
 
 import pytest
 import ray
 
+from actors import rollout_group, supervision
 from actors.cluster import cluster
 from actors.rollout_group import MAX_DEATHS, RolloutGroup
 from actors.supervision import ActorsLost
@@ -27,8 +30,8 @@ def local_ray():
 async def start(tmp_path):
     groups = []
 
-    def start(number=1) -> RolloutGroup:
-        group = RolloutGroup([lambda: ray.remote(Puppet).options(num_cpus=0).remote(tmp_path) for _ in range(number)])
+    def start(number=1, stall_seconds=600.0) -> RolloutGroup:
+        group = RolloutGroup([lambda: ray.remote(Puppet).options(num_cpus=0).remote(tmp_path) for _ in range(number)], stall_seconds)
         groups.append(group)
         return group
 
@@ -49,7 +52,11 @@ def published(folder, version):
 
 
 def starts(folder):
-    return len((folder / "starts").read_text().splitlines())
+    return len(processes(folder))
+
+
+def processes(folder):
+    return [int(line) for line in (folder / "starts").read_text().splitlines()]
 
 
 @pytest.mark.parametrize("kind", ["actor", "engine"])
@@ -69,6 +76,25 @@ async def test_what_ran_in_a_dead_one_is_run_again_with_the_weights_it_had(start
     assert metrics["recovery/rollout_seconds"] > 0
     assert group.deaths.metrics() == {"recovery/rollout": 0, "recovery/rollout_seconds": 0}
     assert group.num_reruns >= 2
+
+
+async def test_what_ran_in_one_that_hangs_is_run_again(start, tmp_path, monkeypatch):
+    monkeypatch.setattr(supervision, "PULSE_SECONDS", 0.1)
+    group = start(stall_seconds=2.0)
+    assert await run(group) == "g 3 by base"
+    (process,) = processes(tmp_path)
+    os.kill(process, signal.SIGSTOP)
+    assert await run(group) == "g 3 by base"
+    assert processes(tmp_path)[-1] != process
+    assert group.num_reruns == 1
+
+
+async def test_one_that_hangs_does_not_keep_the_run_from_ending(start, tmp_path, monkeypatch):
+    monkeypatch.setattr(rollout_group, "SECONDS_TO_CLOSE", 0.5)
+    group = start()
+    await run(group)
+    os.kill(processes(tmp_path)[0], signal.SIGSTOP)
+    await group.close()
 
 
 async def test_others_go_on_meanwhile(start, tmp_path):

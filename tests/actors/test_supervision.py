@@ -1,4 +1,4 @@
-"""Ray's errors in one line."""
+"""Ray's errors in one line; actors that die or hang are counted, and come back."""
 
 import asyncio
 import os
@@ -7,6 +7,7 @@ import signal
 import pytest
 import ray
 
+from actors import supervision
 from actors.cluster import cluster
 from actors.supervision import Deaths, cause_of, described, watch
 from tests.dying_actors import Victim
@@ -37,22 +38,24 @@ async def test_an_error_is_told_by_its_cause():
     assert type(cause_of(error)) is ValueError
     assert described(await error_of(victim.fail.remote(True))) == "data.train: no such file"
     assert described(await error_of(victim.die.remote())).startswith("its process ended: ")
-    assert "OOM" not in described(await error_of(victim.spans.remote())), "no guesses"
-    assert described(await error_of(start("no model here").spans.remote())) == "FileNotFoundError: no model here"
+    assert "OOM" not in described(await error_of(victim.pulse.remote())), "no guesses"
+    assert described(await error_of(start("no model here").pulse.remote())) == "FileNotFoundError: no model here"
     assert described(KeyError("x")) == "KeyError: 'x'"
 
 
-async def test_deaths_of_an_actor_that_ray_starts_anew_are_counted():
+@pytest.mark.parametrize("end", [signal.SIGKILL, signal.SIGSTOP], ids=["dies", "hangs"])
+async def test_what_becomes_of_an_actor_that_ray_starts_anew_is_counted(monkeypatch, end):
+    monkeypatch.setattr(supervision, "PULSE_SECONDS", 0.1)
     victim, deaths = start(max_restarts=-1), Deaths("scorer", 99)
-    process = await victim.spans.remote()
-    watching = asyncio.create_task(watch(victim, deaths))
-    for _ in range(2):
-        os.kill(process, signal.SIGKILL)
+    process = await victim.process.remote()
+    watching = asyncio.create_task(watch(victim, deaths, stall_seconds=60 if end == signal.SIGKILL else 1))
+    for _ in range(2 if end == signal.SIGKILL else 1):
+        os.kill(process, end)
         counted = {"recovery/scorer": 0.0}
         while not counted["recovery/scorer_seconds"] if counted["recovery/scorer"] else True:
             await asyncio.sleep(0.05)
             counted = {name: value + counted.get(name, 0.0) for name, value in deaths.metrics().items()}
-        assert counted["recovery/scorer"] == 1
-        before, process = process, await victim.spans.remote()
+        assert counted["recovery/scorer"] >= 1  # a slow machine may hang by itself
+        before, process = process, await victim.process.remote()
         assert process != before
     watching.cancel()

@@ -45,6 +45,8 @@ OVERRIDES = [
     ("learner.max_grad_norm=.nan", "learner.max_grad_norm: above 0, not nan"),
     ("learner.warmup_ratio=.nan", "learner.warmup_ratio: between 0 and 1, not nan"),
     ("learner.collective_timeout_seconds=0", "learner.collective_timeout_seconds: above 0, not 0"),
+    ("learner.call_timeout_seconds=.inf", "learner.call_timeout_seconds: above 0, not inf"),
+    ("run.stall_seconds=0", "run.stall_seconds: above 0, not 0"),
     ("learner.zero_stage=2.0", "learner.zero_stage: 2.0 cannot be used"),
     ("session.last_turn_notice=", "session.last_turn_notice: None cannot be used"),
 ]

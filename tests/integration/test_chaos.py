@@ -1,4 +1,4 @@
-"""A synchronous run whose processes are killed, the driver too, ends bit by bit like one that was left alone; and nothing is lost."""
+"""A synchronous run whose processes are killed or hang, the driver too, ends bit by bit like one that was left alone; nothing is lost."""
 
 import asyncio
 from pathlib import Path
@@ -50,10 +50,11 @@ def test_a_run_that_is_killed_in_every_way_ends_like_one_that_is_not(folder, jud
     config, *overrides = settings(folder, judge_folder, "left_alone")
     with cluster():
         asyncio.run(train_grpo(load(TrainConfig, config, overrides)))
-    kills = dict.fromkeys(KINDS, 1) | {"tool_worker": 0}  # a judge so young may call no tool
-    command = ["jobs.train", *settings(folder, judge_folder, "killed")]
-    summary = chaos(command, folder / "killed", kills=kills, seed=0, pause_seconds=0.5, mark=-10.0)
+    kills = dict.fromkeys(KINDS, 1) | {"tool_worker": 0, "engine": 2}  # a judge so young may call no tool
+    command = ["jobs.train", *settings(folder, judge_folder, "killed", "run.stall_seconds=20")]
+    summary = chaos(command, folder / "killed", kills=kills, seed=0, pause_seconds=0.5, mark=-10.0, hangs=["engine"])
     assert summary.kills == kills
+    assert summary.hangs == 1
     assert (summary.lost, summary.trained_twice) == (0, 0)
     assert summary.starts == 2
     killed, left_alone = (load_file(folder / name / "export" / "model.safetensors") for name in ("killed", "left_alone"))
