@@ -6,7 +6,7 @@ default all), `expected_tools`, `target_box`. Images are checked here and not ke
 """
 
 import re
-from collections.abc import Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -16,7 +16,7 @@ import numpy as np
 from arm_rl.core import images
 from arm_rl.core.config import DataConfig
 from arm_rl.core.errors import UserError
-from arm_rl.core.images import ImageError
+from arm_rl.core.images import Image, ImageError
 from arm_rl.core.seeding import derive
 from arm_rl.core.types import ImagePart, ImageRef, Message, Role, Sample
 from arm_rl.rows import BrokenRows, DataError, read_rows
@@ -26,20 +26,31 @@ OPTIONAL = ("images", "extra_info")
 ROLES: tuple[Role, ...] = ("system", "user", "assistant", "tool")
 _PLACEHOLDER = re.compile("(<image>)")
 
+Check = Callable[[Sample, Mapping[str, Image]], None]  # of a sample with its images by name; raises a UserError that says why not
 
-def read_samples(files: Sequence[str], all_tools: Sequence[str], config: DataConfig | None = None) -> list[Sample]:
+
+def read_samples(
+    files: Sequence[str],
+    all_tools: Sequence[str],
+    config: DataConfig | None = None,
+    *,
+    check: Check | None = None,
+    broken: BrokenRows | None = None,
+) -> list[Sample]:
     """All samples of the files, in order. Every image is looked at, and none is kept.
 
     Args:
         files: parquet files.
         all_tools: those that there are; offered by a row that does not say which.
         config: what becomes of broken rows, and where images may lie; its `train` and `held_out` are not read here.
+        check: what else a sample must stand.
+        broken: counts the rows that are left out.
 
     Raises:
         DataError: a file or a row that cannot be used.
     """
     config = config or DataConfig()
-    broken, tools = BrokenRows.of(config), tuple(all_tools)
+    broken, tools = broken or BrokenRows.of(config), tuple(all_tools)
     root = None if config.image_root is None else Path(config.image_root)
     samples: dict[str, Sample] = {}
     places: dict[str, str] = {}  # of the ids
@@ -47,7 +58,7 @@ def read_samples(files: Sequence[str], all_tools: Sequence[str], config: DataCon
         for number, row in read_rows(path, REQUIRED, OPTIONAL, broken):
             where = f"{path}: row {number}"
             try:
-                sample = _sample(path, number, row, tools, root, where)
+                sample = _sample(path, number, row, tools, root, where, check)
                 if sample.id in samples:
                     raise DataError(
                         f"{where}: the id {sample.id!r} stands twice, first in {places[sample.id]} (extra_info.id must be unique)"
@@ -60,7 +71,9 @@ def read_samples(files: Sequence[str], all_tools: Sequence[str], config: DataCon
     return list(samples.values())
 
 
-def _sample(path: str, number: int, row: dict[str, Any], all_tools: tuple[str, ...], root: Path | None, where: str) -> Sample:
+def _sample(
+    path: str, number: int, row: dict[str, Any], all_tools: tuple[str, ...], root: Path | None, where: str, check: Check | None
+) -> Sample:
     extra = _struct(row, "extra_info", where)
     track = row["data_source"]
     if not isinstance(track, str) or not re.fullmatch(r"\S+", track):
@@ -82,7 +95,7 @@ def _sample(path: str, number: int, row: dict[str, Any], all_tools: tuple[str, .
         raise DataError(f"{where}: reward_model.ground_truth is {label!r}; the number of the better answer, or true or false, is needed")
     if texts and label.isdecimal() and int(label) > len(texts):
         raise DataError(f"{where}: reward_model.ground_truth is {label}, and extra_info.texts has {len(texts)} answers")
-    return Sample(
+    sample = Sample(
         id=f"{Path(path).stem}-{number}" if extra.get("id") is None else str(extra["id"]),
         track=track,
         messages=messages,
@@ -96,6 +109,13 @@ def _sample(path: str, number: int, row: dict[str, Any], all_tools: tuple[str, .
         expected_tools=expected or (),
         target_box=_box(extra.get("target_box"), where),
     )
+    if check is not None:
+        names = [name for message in messages for name in message.image_names]
+        try:
+            check(sample, {name: Image.from_bytes(data) for name, (data, _) in zip(names, shown, strict=True)})
+        except UserError as error:
+            raise DataError(f"{where}: {error}") from error
+    return sample
 
 
 def read_images(entries: Any, path: str, root: Path | None, where: str) -> list[tuple[bytes, Path | None]]:

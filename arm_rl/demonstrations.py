@@ -59,15 +59,15 @@ def write_demonstrations(path: Path, demonstrations: Sequence[tuple[Sample, Sess
 
 
 def read_demonstrations(
-    files: Sequence[str], template: Template, config: DataConfig | None = None
+    files: Sequence[str], template: Template, config: DataConfig | None = None, broken: BrokenRows | None = None
 ) -> tuple[list[Trajectory], dict[str, Image]]:
-    """All demonstrations as trajectories, and their images by key. `config` is as for `data.read_samples`.
+    """All demonstrations as trajectories, and their images by key. `config` and `broken` are as for `data.read_samples`.
 
     Raises:
         DataError: a file or a row that cannot be used.
     """
     config = config or DataConfig()
-    broken = BrokenRows.of(config)
+    broken = broken or BrokenRows.of(config)
     root = None if config.image_root is None else Path(config.image_root)
     trajectories: list[Trajectory] = []
     images: dict[str, Image] = {}

@@ -37,7 +37,8 @@ async def _run(config: TrainConfig, inputs: Inputs, num_steps: int, progress: Pr
             group_runner(config, inputs.template, reservation) as runner,
         ):
             learners = await starting
-            with MetricsLog(folder, config.metrics, config, num_steps, stage=config.run.name) as log:
+            skipped = {"data/skipped_rows": float(inputs.num_skipped)}
+            with MetricsLog(folder, config.metrics, config, num_steps, stage=config.run.name, first=skipped) as log:
                 driver = Driver(
                     config,
                     runner=runner,

@@ -1,12 +1,15 @@
 """Everything that a stage reads: checked before an actor starts."""
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 
 from arm_rl import model_folder
 from arm_rl.core.config import ConfigError, SftConfig, TrainConfig
+from arm_rl.core.images import Image
 from arm_rl.core.template import Template
 from arm_rl.core.types import Sample
-from arm_rl.data import read_samples
+from arm_rl.data import Check, read_samples
+from arm_rl.rows import BrokenRows, DataError
 from rewards import REWARDS
 from tools import load_tools
 
@@ -18,6 +21,7 @@ class Inputs:
     samples: list[Sample]
     held_out: list[Sample]
     template: Template
+    num_skipped: int  # rows that were left out
 
 
 def read_template(config: TrainConfig | SftConfig) -> Template:
@@ -42,7 +46,25 @@ def read_inputs(config: TrainConfig) -> Inputs:
     if config.reward.name not in REWARDS:
         raise ConfigError(f"reward.name: one of {sorted(REWARDS)}, not {config.reward.name!r}")
     template = read_template(config)
+    tools, check = list(template.schemas), _fits(config, template)
+    broken = [BrokenRows.of(config.data) for _ in range(2)]
     samples, held_out = (
-        read_samples(files, list(template.schemas), config.data) if files else [] for files in (config.data.train, config.data.held_out)
+        read_samples(files, tools, config.data, check=check, broken=counted) if files else []
+        for files, counted in zip((config.data.train, config.data.held_out), broken, strict=True)
     )
-    return Inputs(samples=samples, held_out=held_out, template=template)
+    return Inputs(samples=samples, held_out=held_out, template=template, num_skipped=sum(counted.number for counted in broken))
+
+
+def _fits(config: TrainConfig, template: Template) -> Check:
+    """Whether a session can begin with a sample: the template takes it, and it is within the limits."""
+
+    def check(sample: Sample, images: Mapping[str, Image]) -> None:
+        limits = {
+            "session.max_prompt_tokens": (config.session.max_prompt_tokens, len(template.prompt_ids(sample, images)), "tokens"),
+            "rollout.max_images": (config.rollout.max_images, len(images), "images"),
+        }
+        for key, (limit, number, unit) in limits.items():
+            if number > limit:
+                raise DataError(f"the prompt has {number} {unit}, {key} is {limit}")
+
+    return check

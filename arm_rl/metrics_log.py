@@ -19,7 +19,7 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn
 from arm_rl.core.config import MetricsConfig
 from arm_rl.core.errors import UserError
 
-PARTS = ("rollout", "reward", "learner", "tools", "time", "evaluation", "recovery")
+PARTS = ("rollout", "reward", "learner", "tools", "time", "evaluation", "recovery", "data")
 _NAME = re.compile(rf"(?:{'|'.join(PARTS)})/\S+")
 
 # What a step's line on the console shows, where the step has it.
@@ -44,6 +44,7 @@ class MetricsLog:
         total_steps: int,
         *,
         stage: str = "",
+        first: Mapping[str, float] | None = None,
         console: Console | None = None,
     ) -> None:
         """Opens the log.
@@ -55,6 +56,7 @@ class MetricsLog:
             run_config: the run's configuration, a dataclass, as Weights & Biases shows it.
             total_steps: of this stage.
             stage: written to every line; several stages may share a folder.
+            first: metrics that go into the first line alone, such as what was found when the data were read.
             console: by default standard output.
         """
         folder.mkdir(parents=True, exist_ok=True)
@@ -64,6 +66,7 @@ class MetricsLog:
         self._seconds: deque[float] = deque(maxlen=20)  # of the last steps
         self._last_time = time.monotonic()
         self._last_step: int | None = None
+        self._first = first or {}
         self._wandb = _start_wandb(folder, config, run_config, stage)
         console = console or Console()
         self._progress = Progress(
@@ -88,6 +91,8 @@ class MetricsLog:
         Raises:
             ValueError: a name that starts with no known part.
         """
+        if self._last_step is None:
+            metrics = {**self._first, **metrics}
         wrong = [name for name in metrics if not _NAME.fullmatch(name)]
         if wrong:
             raise ValueError(f"{wrong[0]!r}: a metric's name starts with one of {', '.join(PARTS)} and a slash")

@@ -21,6 +21,7 @@ from arm_rl.inputs import read_template
 from arm_rl.learners import learner_group
 from arm_rl.metrics_log import MetricsLog
 from arm_rl.restarts import Progress, with_restarts
+from arm_rl.rows import BrokenRows
 from arm_rl.run_folder import finished, open_run
 
 
@@ -30,17 +31,23 @@ async def train_sft(config: SftConfig) -> None:
     A run started again goes on from its last checkpoint; one that is finished is left as it is.
     """
     template = read_template(config)
-    trajectories, images = read_demonstrations(config.data.train, template, config.data)
+    broken = BrokenRows.of(config.data)
+    trajectories, images = read_demonstrations(config.data.train, template, config.data, broken)
     samples = [training_sample(one, 1.0, image_pad_id=template.image_pad_id, share_prompt=False) for one in trajectories]
     steps_per_epoch = math.ceil(len(samples) / config.batch_size)
     num_steps = steps_per_epoch * config.num_epochs
     if not finished(open_run(config), num_steps):
         stored = dict.fromkeys(images, ray.put(images))
-        await with_restarts(lambda progress: _run(config, template, samples, stored, progress), config.run.max_restarts)
+        await with_restarts(lambda progress: _run(config, template, samples, stored, broken.number, progress), config.run.max_restarts)
 
 
 async def _run(
-    config: SftConfig, template: Template, samples: Sequence[TrainingSample], images: Mapping[str, ray.ObjectRef], progress: Progress
+    config: SftConfig,
+    template: Template,
+    samples: Sequence[TrainingSample],
+    images: Mapping[str, ray.ObjectRef],
+    num_skipped: int,
+    progress: Progress,
 ) -> None:
     """Starts the learners, goes on from the last checkpoint, and ends them."""
     folder = config.run.folder
@@ -53,7 +60,8 @@ async def _run(
             found = checkpoint.latest(folder / "checkpoints")
             if found is not None:
                 await asyncio.to_thread(learners.load, found.folder)
-            with MetricsLog(folder, config.metrics, config, num_steps, stage=config.run.name) as log:
+            skipped = {"data/skipped_rows": float(num_skipped)}
+            with MetricsLog(folder, config.metrics, config, num_steps, stage=config.run.name, first=skipped) as log:
                 for step in range(found.step if found is not None else 0, num_steps):
                     batch = _batch(samples, config, *divmod(step, steps_per_epoch))
                     metrics = await asyncio.to_thread(learners.train, batch, images, SftObjective())

@@ -60,9 +60,7 @@ def main() -> int:
         command += ["metrics.wandb=disabled", "metrics.trajectories_every=1", "rollout.num_actors=1", "tools.num_executors=1"]
         command += ["run.stall_seconds=30", "learner.call_timeout_seconds=120"]
         kills = dict.fromkeys(KINDS, arguments.kills)
-        summary = chaos(
-            command, run, kills=kills, seed=arguments.seed, pause_seconds=PAUSE_SECONDS, mark=arguments.mark, hangs=HANGING
-        )
+        summary = chaos(command, run, kills=kills, seed=arguments.seed, pause_seconds=PAUSE_SECONDS, mark=arguments.mark, hangs=HANGING)
         write(summary, arguments.out / "summary.json")
         return f"done: {summary}"
 

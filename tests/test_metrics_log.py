@@ -33,6 +33,13 @@ def test_lines_hold_step_stage_and_values(tmp_path):
     ]
 
 
+def test_what_was_found_at_the_start_stands_in_the_first_line(tmp_path):
+    with open_log(tmp_path, first={"data/skipped_rows": 3.0}) as log:
+        for step in (1, 2):
+            log.log(step, {"reward/mean": 0.5})
+    assert [line.get("data/skipped_rows") for line in read_lines(tmp_path / "metrics.jsonl")] == [3.0, None]
+
+
 def test_a_resumed_run_replaces_the_steps_it_does_again(tmp_path):
     with open_log(tmp_path, stage="sft") as log:
         log.log(3, {"learner/loss": 1.0})

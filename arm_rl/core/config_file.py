@@ -19,6 +19,8 @@ from omegaconf.errors import OmegaConfBaseException
 
 from arm_rl.core.config import ConfigError, SftConfig, TrainConfig
 
+_ENVIRONMENT = re.compile(r"\$\{\s*oc\.env\s*:")  # OmegaConf's way to a variable
+
 ConfigT = TypeVar("ConfigT", TrainConfig, SftConfig)
 
 
@@ -79,6 +81,11 @@ def build(cls: type[ConfigT], values: DictConfig | dict[str, Any], source: str =
             OmegaConf.set_readonly(node, False)  # frozen dataclasses make read-only nodes, which nothing could be merged into
     plain = OmegaConf.to_container(values) if isinstance(values, DictConfig) else values
     for key, value in _leaves(cls, typing.cast(dict[str, Any], plain), source):  # one by one, so that every error has its key
+        if _ENVIRONMENT.search(str(value)):
+            raise ConfigError(
+                f"{key}: {value!r} cannot be used: environment variables decide nothing here, and the run folder, which keeps the resolved "
+                f"configuration, would keep a secret; say {key}=... on the command line"
+            )
         try:
             OmegaConf.update(merged, key, value)
         except (OmegaConfBaseException, TypeError, ValueError) as error:

@@ -1,0 +1,59 @@
+"""Samples with which no session could begin: told at the door, with file and row, or left out and counted."""
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+
+from arm_rl.core.config import TrainConfig
+from arm_rl.core.config_file import build
+from arm_rl.core.images import Image
+from arm_rl.inputs import read_inputs
+from arm_rl.rows import DataError
+from tests.scripted import noise
+
+PIXELS = {"bytes": Image.from_pil(noise(64, 64)).data}
+
+
+def row(number, messages, images=1):
+    content = "<image>" * images
+    return {
+        "data_source": "scenes",
+        "prompt": [{"role": role, "content": content + text if role == "user" else text} for role, text in messages],
+        "images": [PIXELS] * images,
+        "reward_model": {"ground_truth": "1"},
+        "extra_info": {"id": str(number)},
+    }
+
+
+@pytest.fixture
+def read(judge_folder, tmp_path):
+    def read(rows, broken_rows, **changes):
+        pq.write_table(pa.Table.from_pylist(rows), tmp_path / "d.parquet")
+        values = {
+            "run": {"name": "x"},
+            "model": {"path": str(judge_folder)},
+            "template": {"system_prompt": "configs/prompts/digits.txt"},
+            "tools": {"files": ["configs/tools/digits.yaml"]},
+            "data": {"train": [str(tmp_path / "d.parquet")], "broken_rows": broken_rows},
+        }
+        return read_inputs(build(TrainConfig, values | changes))
+
+    return read
+
+
+SHORT = [("user", "which digit?")]
+BAD = {
+    "long": (row(1, [("user", "which digit? " * 100)]), r"the prompt has \d+ tokens, session.max_prompt_tokens is 100"),
+    "many images": (row(1, SHORT, images=3), "the prompt has 3 images, rollout.max_images is 2"),
+}
+
+
+@pytest.mark.parametrize(("bad", "message"), BAD.values(), ids=BAD)
+def test_what_no_session_can_begin_with_is_refused_or_left_out(read, tmp_path, bad, message):
+    limits = {"session": {"max_prompt_tokens": 100}, "rollout": {"max_images": 2}}
+    rows = [row(0, SHORT), bad, row(2, SHORT, images=2)]
+    with pytest.raises(DataError, match=f"^{tmp_path}/d.parquet: row 1: {message}$"):
+        read(rows, "stop", **limits)
+    inputs = read(rows, "skip", **limits)
+    assert [sample.id for sample in inputs.samples] == ["0", "2"]
+    assert inputs.num_skipped == 1
