@@ -1,11 +1,16 @@
 """The connection to a Ray cluster: the one the job was submitted to, or a local one that ends with the process."""
 
+import asyncio
 import logging
 import os
 from collections.abc import Iterator
 from contextlib import contextmanager
+from pathlib import Path
 
 import ray
+from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
+
+from arm_rl.core.errors import UserError
 
 # Ray reads these when a local cluster starts; they decide nothing about a run.
 _QUIET = {
@@ -13,6 +18,10 @@ _QUIET = {
     "RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO": "0",
     "RAY_IGNORE_UNHANDLED_ERRORS": "1",  # else a page for the second result of a call that failed, though the first one told
 }
+
+
+class ClusterError(UserError):
+    """The cluster cannot run this; the message says why."""
 
 
 @contextmanager
@@ -37,3 +46,28 @@ def _keep_quiet_about_deaths() -> None:
     Ray 2.60 has no setting for it; to be removed when it has.
     """
     ray._private.worker.print_to_stdstream = lambda *_, **__: None
+
+
+async def require_shared(folder: Path) -> None:
+    """Looks whether every node sees the run's folder, since learners on any of them write their part of a checkpoint there.
+
+    Raises:
+        ClusterError: one does not, or the folder is gone when the job ends.
+    """
+    if ray.get_runtime_context().runtime_env.get("working_dir") and not folder.is_absolute():
+        raise ClusterError(
+            f"run.root: {folder} would lie in the job's copy of the working folder, which Ray deletes: "
+            "give the absolute path of a folder that all nodes share"
+        )
+    own = ray.get_runtime_context().get_node_id()
+    nodes = [node["NodeID"] for node in ray.nodes() if node["Alive"] and node["NodeID"] != own and node["Resources"].get("CPU")]
+    places = [NodeAffinitySchedulingStrategy(node, soft=False) for node in nodes]
+    seen = await asyncio.gather(*(_sees.options(scheduling_strategy=place).remote(folder) for place in places))
+    blind = [node for node, sees in zip(nodes, seen, strict=True) if not sees]
+    if blind:
+        raise ClusterError(f"run.root: node {blind[0]} does not see {folder.absolute()}: give a folder that all nodes share")
+
+
+@ray.remote(num_cpus=0)
+def _sees(folder: Path) -> bool:
+    return folder.is_dir()

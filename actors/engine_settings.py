@@ -52,6 +52,8 @@ def engine_arguments(
             "block_size": rollout.block_size,
             "gpu_memory_utilization": rollout.gpu_memory_utilization,
             "tensor_parallel_size": rollout.tensor_parallel_size,
+            # In a placement group vLLM would choose Ray, and wait for ever for GPUs that the actor around it has.
+            "distributed_executor_backend": "mp" if rollout.tensor_parallel_size > 1 else None,
             "enforce_eager": rollout.enforce_eager,
             "enable_sleep_mode": can_sleep,
         }

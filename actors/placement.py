@@ -1,96 +1,145 @@
-"""Where the actors sit: one pure function from configuration to Ray placement groups, and the reservation of what it says."""
+"""Where the actors sit: one pure function from configuration and nodes to bundles of a Ray placement group. `reservation` takes them."""
 
-from collections.abc import Mapping
-from dataclasses import dataclass
-from typing import Any
-
-import ray
-from ray.util.placement_group import PlacementGroup, placement_group, remove_placement_group
-from ray.util.scheduling_strategies import PlacementGroupSchedulingStrategy
+import math
+from collections import Counter
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
 
 from arm_rl.core.config import PlacementConfig, RolloutConfig
 from arm_rl.core.errors import UserError
 
+Resources = Mapping[str, float]  # by Ray's names: CPU, GPU, memory (bytes)
+
 # Without GPUs, actors take turns on the cores: a small share each lets a whole run fit on a laptop. Threads are set by the
 # configuration, not by this.
 CPU_SHARE = 0.25
-RESERVE_SECONDS = 60.0  # time that the cluster is given to find the resources
+_UNIT = 10_000  # Ray counts resources in ten-thousandths
 
 
 class PlacementError(UserError):
-    """The cluster does not have what the configuration needs; the message says what is missing."""
+    """The cluster can never have what the configuration needs; the message says what is missing."""
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Node:
+    """A machine of the cluster."""
+
+    id: str
+    resources: Resources  # all that it has, whoever uses it now
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Placement:
-    """Bundles of resources, and which actor sits in which."""
+    """Bundles of resources, each on one node, and which actor sits in which."""
 
-    bundles: tuple[Mapping[str, float], ...]
+    bundles: tuple[Resources, ...]
     learners: tuple[int, ...]  # bundle of each rank
     rollouts: tuple[int, ...]  # bundle of each engine
-    learner_resources: Mapping[str, float]  # of one rank: num_cpus, num_gpus
-    rollout_resources: Mapping[str, float]  # of one engine
+    learner_resources: Resources  # of one rank: num_cpus, num_gpus
+    rollout_resources: Resources  # of one engine
+    cpu_nodes: tuple[str, ...] = ()  # ids of nodes for tool executors and scorers, which need no bundle; none: wherever Ray puts them
+
+    def arranged(self, node_ids: Sequence[str]) -> "Placement":
+        """The same with ranks of one node together, in neighbouring numbers, on as few nodes as there may be.
+
+        Args:
+            node_ids: where Ray has put each bundle.
+        """
+        shape = self.bundles[self.learners[0]] if self.learners else None
+        alike = [number for number, bundle in enumerate(self.bundles) if bundle == shape]
+        number_on = Counter(node_ids[bundle] for bundle in alike)
+        alike.sort(key=lambda bundle: (-number_on[node_ids[bundle]], node_ids[bundle]))
+        learners = tuple(alike[: len(self.learners)])
+        if self.learners == self.rollouts:
+            return replace(self, learners=learners, rollouts=learners)
+        rest = [number for number in range(len(self.bundles)) if number not in learners]
+        return replace(self, learners=learners, rollouts=tuple(rest))
 
 
-def plan(config: PlacementConfig, num_ranks: int, rollout: RolloutConfig | None) -> Placement:
+def plan(config: PlacementConfig, num_ranks: int, rollout: RolloutConfig | None, nodes: Sequence[Node]) -> Placement:
     """Lays out learner ranks and engines.
 
     Apart, each rank and each engine has a bundle of its own. Shared, rank i and engine i sit in one bundle and take turns on its GPU.
+    An engine's GPUs are one bundle and so on one node. Tool executors and scorers go to nodes without a GPU, where there are any.
+
+    Args:
+        nodes: the whole cluster, taken as empty: a busy one is waited for.
+
+    Raises:
+        PlacementError: it can never fit, and the cluster does not grow (`config.may_grow`).
     """
+    laid_out = _laid_out(config, num_ranks, rollout)
+    if not config.may_grow:
+        _require_room(laid_out, nodes)
+    without_gpu = [node.id for node in nodes if node.resources.get("CPU", 0) >= 1 and not node.resources.get("GPU", 0)]
+    return replace(laid_out, cpu_nodes=tuple(sorted(without_gpu)))
+
+
+def _laid_out(config: PlacementConfig, num_ranks: int, rollout: RolloutConfig | None) -> Placement:
     engines = rollout.num_actors if rollout is not None else 0
     size = rollout.tensor_parallel_size if rollout is not None else 1
-    if not config.use_gpu:
-        share = {"CPU": CPU_SHARE}
-        resources: dict[str, float] = {"num_cpus": CPU_SHARE, "num_gpus": 0}
-        ranks = range(num_ranks)
-        return Placement(
-            bundles=(share,) * (num_ranks + engines),
-            learners=tuple(ranks),
-            rollouts=tuple(range(num_ranks, num_ranks + engines)),
-            learner_resources=resources,
-            rollout_resources=resources,
-        )
-    if config.kind == "shared" and engines:
-        return Placement(
-            bundles=({"CPU": 2, "GPU": 1},) * num_ranks,
-            learners=tuple(range(num_ranks)),
-            rollouts=tuple(range(num_ranks)),
-            learner_resources={"num_cpus": 1, "num_gpus": 0.5},
-            rollout_resources={"num_cpus": 1, "num_gpus": 0.5},
-        )
+    if config.use_gpu and config.kind == "shared" and engines:
+        half = {"num_cpus": 1, "num_gpus": 0.5}
+        pairs = tuple(range(num_ranks))
+        bundles = ({"CPU": 2, "GPU": 1},) * num_ranks
+        return Placement(bundles=bundles, learners=pairs, rollouts=pairs, learner_resources=half, rollout_resources=half)
+    rank, engine = ({"CPU": 1, "GPU": 1}, {"CPU": 1, "GPU": size}) if config.use_gpu else ({"CPU": CPU_SHARE}, {"CPU": CPU_SHARE})
     return Placement(
-        bundles=({"CPU": 1, "GPU": 1},) * num_ranks + ({"CPU": 1, "GPU": size},) * engines,
+        bundles=(rank,) * num_ranks + (engine,) * engines,
         learners=tuple(range(num_ranks)),
         rollouts=tuple(range(num_ranks, num_ranks + engines)),
-        learner_resources={"num_cpus": 1, "num_gpus": 1},
-        rollout_resources={"num_cpus": 1, "num_gpus": size},
+        learner_resources={"num_cpus": rank["CPU"], "num_gpus": rank.get("GPU", 0)},
+        rollout_resources={"num_cpus": engine["CPU"], "num_gpus": engine.get("GPU", 0)},
     )
 
 
-class Reservation:
-    """A placement, reserved on the cluster until `release`."""
+def _require_room(placement: Placement, nodes: Sequence[Node]) -> None:
+    """Bundles come in two shapes at most, so that whether they fit is found exactly: how many of the first beside some of the second."""
+    shapes = Counter(tuple(sorted(bundle.items())) for bundle in placement.bundles)
+    wanted = [(dict(shape), number) for shape, number in shapes.items()]
+    for shape, number in wanted:
+        most = sum(_holds(node.resources, shape) for node in nodes)
+        if most < number:
+            raise PlacementError(_refusal(placement, nodes, f"there is room for {most} of {number} x {told(shape)}"))
+    if len(wanted) < 2:
+        return
+    (first, num_first), (second, num_second) = wanted
+    most_beside = [0.0] + [-math.inf] * num_second  # of the first shape, beside so many of the second: -inf where those alone do not fit
+    for node in nodes:
+        here = [_holds(node.resources, first, [second] * number) for number in range(_holds(node.resources, second) + 1)]
+        most_beside = [
+            max(most_beside[number - more] + here[more] for more in range(min(number + 1, len(here)))) for number in range(num_second + 1)
+        ]
+    if most_beside[num_second] < num_first:
+        beside = f"{max(most_beside[num_second], 0):g} of {num_first} x {told(first)} beside {num_second} x {told(second)}"
+        raise PlacementError(_refusal(placement, nodes, f"there is room for {beside}"))
 
-    def __init__(self, placement: Placement) -> None:
-        self.placement = placement
-        self.group: PlacementGroup = placement_group([dict(bundle) for bundle in placement.bundles], strategy="PACK")
-        if not self.group.wait(RESERVE_SECONDS):
-            needed = {kind: sum(bundle.get(kind, 0) for bundle in placement.bundles) for kind in ("CPU", "GPU")}
-            available = {kind: ray.available_resources().get(kind, 0) for kind in needed}
-            remove_placement_group(self.group)
-            raise PlacementError(f"the run needs {needed} in bundles {placement.bundles}; free on the cluster: {available}")
 
-    def learner_options(self, rank: int) -> dict[str, Any]:
-        """Options of a learner rank's actor."""
-        return self._options(self.placement.learners[rank], self.placement.learner_resources)
+def _holds(have: Resources, shape: Resources, beside: Sequence[Resources] = ()) -> int:
+    """How many bundles of a shape fit on a node beside others that do."""
+    left = {kind: round(have.get(kind, 0) * _UNIT) - sum(round(other.get(kind, 0) * _UNIT) for other in beside) for kind in shape}
+    return min(left[kind] // round(amount * _UNIT) for kind, amount in shape.items())
 
-    def rollout_options(self, number: int) -> dict[str, Any]:
-        """Options of an engine's actor."""
-        return self._options(self.placement.rollouts[number], self.placement.rollout_resources)
 
-    def release(self) -> None:
-        """Gives the resources back."""
-        remove_placement_group(self.group)
+def _refusal(placement: Placement, nodes: Sequence[Node], why: str) -> str:
+    kinds = sorted({kind for bundle in placement.bundles for kind in bundle})
+    short = {kind: total(placement.bundles, kind) - total([node.resources for node in nodes], kind) for kind in kinds}
+    missing = {kind: amount for kind, amount in short.items() if amount > 0}
+    machines = Counter(told({kind: node.resources.get(kind, 0) for kind in kinds}) for node in nodes)
+    has = ", ".join(f"{number} x ({machine})" for machine, number in machines.most_common()) or "no node"
+    return (
+        f"the run can never fit on this cluster: {len(placement.learners)} learner ranks and {len(placement.rollouts)} engines need "
+        f"{told({kind: total(placement.bundles, kind) for kind in kinds})}, the cluster has {has}; "
+        + (f"missing: {told(missing)}" if missing else f"{why}, each on one node")
+        + ". placement.may_grow=true waits for nodes that an autoscaler brings"
+    )
 
-    def _options(self, bundle: int, resources: Mapping[str, float]) -> dict[str, Any]:
-        strategy = PlacementGroupSchedulingStrategy(self.group, placement_group_bundle_index=bundle)
-        return {**resources, "scheduling_strategy": strategy}
+
+def total(bundles: Sequence[Resources], kind: str) -> float:
+    """Of one kind, over all bundles."""
+    return math.fsum(bundle.get(kind, 0) for bundle in bundles)
+
+
+def told(resources: Resources) -> str:
+    """Resources as a message shows them."""
+    return ", ".join(f"{amount:g} {kind}" for kind, amount in sorted(resources.items()))

@@ -2,8 +2,10 @@
 
 import asyncio
 import functools
+import shutil
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import ray
@@ -12,7 +14,7 @@ from ray.actor import ActorHandle
 from actors.engine import Engine
 from actors.supervision import Supervised
 from actors.tool_executor import ToolPool, ToolTraits
-from actors.weight_sync import WeightFile, place, weights_folder
+from actors.weight_sync import WeightFile, place, remove_versions, weights_folder
 from arm_rl.core import session, spans
 from arm_rl.core.config import ModelConfig, RolloutConfig, SessionConfig, TemplateConfig
 from arm_rl.core.images import Image
@@ -45,6 +47,7 @@ class RolloutActor(Supervised):
     def __init__(self, spec: RolloutSpec, executors: Sequence[ActorHandle], number: int) -> None:
         self._template = Template.load(spec.model, spec.template, spec.schemas)
         self._limits = spec.limits
+        self._copies: Path | None = None  # folder of this node for weights that come from another one
         self._pool = ToolPool(executors, spec.traits)
         self._slots = asyncio.Semaphore(spec.rollout.max_concurrent_sessions)
         seed = derive(spec.seed, "engine", number)
@@ -103,8 +106,11 @@ class RolloutActor(Supervised):
     async def update_weights(self, weights: WeightFile, data: bytes | None) -> None:
         """Serves the new version from now on; `data` is the file's content where the file lies on another node."""
         if data is not None:
-            weights = place(data, weights_folder(weights.path.parent.name, len(data)), weights.version)
+            self._copies = weights_folder(weights.path.parent.name, len(data))
+            weights = place(data, self._copies, weights.version)
         await self._engine.update_weights(weights.path, weights.version)
+        if self._copies is not None:
+            remove_versions(self._copies, below=weights.version)
 
     async def pulse(self) -> None:
         """Returns once the engine has answered.
@@ -129,3 +135,5 @@ class RolloutActor(Supervised):
     async def close(self) -> None:
         """Ends the engine and its processes."""
         await self._engine.close()
+        if self._copies is not None:
+            shutil.rmtree(self._copies, ignore_errors=True)  # another engine of this node may have done so

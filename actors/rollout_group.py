@@ -14,7 +14,7 @@ from ray.actor import ActorHandle
 from ray.exceptions import RayActorError, RayError
 
 from actors.engine_settings import engine_environment
-from actors.placement import Reservation
+from actors.reservation import Reservation
 from actors.rollout import RolloutActor, RolloutSpec
 from actors.supervision import ActorsLost, Deaths, described, end_of
 from actors.weight_sync import Published
@@ -177,12 +177,15 @@ class RolloutGroup:
         environment = {"env_vars": engine_environment(spec.use_gpu)}
 
         def maker(number: int) -> Callable[[], ActorHandle]:
-            options = {
-                "max_concurrency": 100_000,  # sessions are limited inside, by rollout.max_concurrent_sessions
-                "runtime_env": environment,
-                **reservation.rollout_options(number),
-            }
-            return lambda: ray.remote(actor_class).options(**options).remote(spec, executors, number)
+            def make() -> ActorHandle:
+                options = {
+                    "max_concurrency": 100_000,  # sessions are limited inside, by rollout.max_concurrent_sessions
+                    "runtime_env": environment,
+                    **reservation.rollout_options(number),
+                }
+                return ray.remote(actor_class).options(**options).remote(spec, executors, number)
+
+            return make
 
         group = cls([maker(number) for number in range(spec.rollout.num_actors)], spec.stall_seconds)
         try:

@@ -7,7 +7,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Generic, Protocol, TypeVar
 
-from actors.placement import Reservation, plan
+from actors.reservation import reserved
 from arm_rl import trajectory_log
 from arm_rl.core import session
 from arm_rl.core.config import TrainConfig
@@ -90,12 +90,11 @@ class ServerBackend:
 @asynccontextmanager
 async def engine_backend(config: TrainConfig, template: Template) -> AsyncIterator[EngineBackend]:
     """Starts engines, and ends them whatever happens."""
-    reservation = Reservation(plan(config.placement, 0, config.rollout))
-    try:
-        async with group_runner(config, template, reservation) as runner:
-            yield EngineBackend(runner, config)
-    finally:
-        reservation.release()
+    async with (
+        reserved(config.run.name, config.placement, 0, config.rollout) as reservation,
+        group_runner(config, template, reservation) as runner,
+    ):
+        yield EngineBackend(runner, config)
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)

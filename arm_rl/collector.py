@@ -82,33 +82,40 @@ class Collector:
     async def collect(self, step: int) -> Collected:
         """The groups of a step. Its weights have the version `step`. Who learns from them settles them in the ledger.
 
+        Where it is cancelled, a checkpoint's state holds all that was drawn for the step.
+
         Raises:
             RunStopped: whatever was drawn, all of it was flat.
         """
         algorithm = self._algorithm
-        groups: list[tuple[int, Group]] = []
+        taken: list[_Running] = []  # for the step
         num_filled = num_too_old = 0  # places of the step that are taken, and groups that were dropped for their age
-        while num_filled < algorithm.samples_per_step:
-            self._start(step)
-            for one in await self._finished(algorithm.samples_per_step - num_filled):
-                self._running.remove(one)
-                group = one.group.result()
-                if group.age(step) > algorithm.max_staleness:
-                    num_too_old += 1
-                    self._num_started -= 1
-                    self.ledger.settle(one.number, fates(group.scored, "too_old", algorithm.mask_overlong))
-                    continue
-                groups.append((one.number, group))
-                if self._dropped(group) and algorithm.refill_flat:
-                    self._num_started -= 1
-                else:
-                    num_filled += 1
-            if all(self._dropped(group) for _, group in groups):  # nothing to learn from so far
-                self._stop_after(step, len(groups))
-                if num_filled == algorithm.samples_per_step:  # the step draws anew
-                    self._num_started -= num_filled
-                    num_filled = 0
-        by_number = dict(sorted(groups, key=lambda pair: pair[0]))
+        try:
+            while num_filled < algorithm.samples_per_step:
+                self._start(step)
+                for one in await self._finished(algorithm.samples_per_step - num_filled):
+                    self._running.remove(one)
+                    group = one.group.result()
+                    if group.age(step) > algorithm.max_staleness:
+                        num_too_old += 1
+                        self._num_started -= 1
+                        self.ledger.settle(one.number, fates(group.scored, "too_old", algorithm.mask_overlong))
+                        continue
+                    taken.append(one)
+                    if self._dropped(group) and algorithm.refill_flat:
+                        self._num_started -= 1
+                    else:
+                        num_filled += 1
+                if all(self._dropped(one.group.result()) for one in taken):  # nothing to learn from so far
+                    self._stop_after(step, len(taken))
+                    if num_filled == algorithm.samples_per_step:  # the step draws anew
+                        self._num_started -= num_filled
+                        num_filled = 0
+        except asyncio.CancelledError:  # as if the groups that were taken still waited
+            self._running = sorted([*self._running, *taken], key=lambda one: one.number)
+            self._num_started += len(taken) - num_filled
+            raise
+        by_number = {one.number: one.group.result() for one in sorted(taken, key=lambda one: one.number)}
         for number, group in by_number.items():
             if self._dropped(group):
                 self.ledger.settle(number, fates(group.scored, "flat", algorithm.mask_overlong))

@@ -16,6 +16,7 @@ from contextlib import asynccontextmanager, contextmanager
 
 import ray
 
+from actors.gauges import Gauges
 from actors.learner_group import LearnerGroup
 from actors.supervision import cause_of
 from arm_rl import checkpoint, trajectory_log
@@ -37,6 +38,7 @@ from arm_rl.ledger import fates
 from arm_rl.metrics import rollout_metrics
 from arm_rl.metrics_log import MetricsLog
 from arm_rl.restarts import Progress
+from arm_rl.stopping import Stopped, StopRequest
 from arm_rl.timeline import Timeline
 
 logger = logging.getLogger(__name__)
@@ -62,6 +64,7 @@ class Driver:
         log: MetricsLog,
         timeline: Timeline | None = None,
         progress: Progress | None = None,
+        stop: StopRequest | None = None,
     ) -> None:
         self.config = config
         self.runner, self.learners = runner, learners
@@ -70,6 +73,9 @@ class Driver:
         self.num_steps = num_steps
         self.log, self.timeline = log, timeline
         self._progress = progress or Progress()
+        self._stop = stop or StopRequest()
+        self._gauges = Gauges(config.run.name)
+        self._owes_evaluation = config.evaluation.initial
         self.steps_done = 0
         self._seconds: dict[str, float] = {}  # of the phases of this step
         self._image_pad_id = image_pad_id
@@ -79,17 +85,34 @@ class Driver:
         self._takes_turns = config.placement.use_gpu and config.placement.kind == "shared"
 
     async def run(self) -> None:
-        """All steps that are left, with evaluations and checkpoints in between."""
+        """All steps that are left, with evaluations and checkpoints in between.
+
+        Raises:
+            Stopped: it was asked to stop; a checkpoint is written.
+        """
+        with self._stop.deferred():
+            try:
+                await self._run()
+            except Stopped:
+                if self.steps_done:
+                    await self.save()
+                raise
+
+    async def _run(self) -> None:
         evaluation, every = self.config.evaluation, self.config.checkpoint.every
-        if evaluation.initial and self.steps_done == 0:
+        if self._owes_evaluation:
             await self._evaluate()
         while self.steps_done < self.num_steps:
+            self._stop.check()
             metrics = await self.step()
             self.steps_done += 1
             self._progress.reached(self.steps_done)
             self.log.log(self.steps_done, metrics)
+            self._gauges.set(self.steps_done, metrics)
             last = self.steps_done == self.num_steps
-            if (evaluation.final if last else evaluation.every and self.steps_done % evaluation.every == 0) and self.held_out:
+            due = evaluation.final if last else bool(evaluation.every) and self.steps_done % evaluation.every == 0
+            self._owes_evaluation = due and bool(self.held_out)
+            if self._owes_evaluation:
                 await self._evaluate()
             if last or (every and self.steps_done % every == 0):
                 await self.save()
@@ -99,7 +122,7 @@ class Driver:
         self._seconds = {}
         with self._timed("step"):
             with self._timed("rollout"):
-                collected = await self.collector.collect(self.steps_done)
+                collected = await self._stop.interruptible(self.collector.collect(self.steps_done))
                 self.runner.stop_if_broken(collected.groups, f"step {self.steps_done}")
             with self._timed("learner"):
                 async with self._gpus_for_learners():
@@ -125,7 +148,7 @@ class Driver:
     async def save(self) -> None:
         """Writes a checkpoint, with the groups that are finished and wait for a step."""
         finished = self.collector.finished()
-        state = {"step": self.steps_done, "collector": self.collector.state()}
+        state = {"step": self.steps_done, "collector": self.collector.state(), "owes_evaluation": self._owes_evaluation}
         folder = self.config.run.folder / "checkpoints"
         with checkpoint.writing(folder, self.steps_done, state, self.config.checkpoint.keep) as target:
             await asyncio.to_thread(self.learners.save, target)
@@ -138,6 +161,7 @@ class Driver:
             return
         await asyncio.to_thread(self.learners.load, found.folder)
         self.steps_done = found.step
+        self._owes_evaluation = found.state.get("owes_evaluation", False)
         await self._sync(found.step)
         samples = {sample.id: sample for sample in self.collector.samples}
         self.collector.restore(found.state["collector"], await self.runner.kept(found.folder / _FINISHED, samples))
@@ -221,8 +245,12 @@ class Driver:
 
     @recorded("evaluation")
     async def _evaluate(self) -> None:
-        metrics = await evaluate(self.runner, self.held_out, self.config.evaluation, stage=self.config.run.name, step=self.steps_done)
-        self.log.log(self.steps_done, {f"evaluation/{name}": value for name, value in metrics.items()})
+        stage, step = self.config.run.name, self.steps_done
+        metrics = await self._stop.interruptible(evaluate(self.runner, self.held_out, self.config.evaluation, stage=stage, step=step))
+        named = {f"evaluation/{name}": value for name, value in metrics.items()}
+        self.log.log(step, named)
+        self._gauges.set(step, named)
+        self._owes_evaluation = False
 
     @asynccontextmanager
     async def _gpus_for_learners(self) -> AsyncIterator[None]:

@@ -4,7 +4,7 @@ import json
 from collections.abc import Sequence
 from dataclasses import replace
 
-from actors.placement import Reservation, plan
+from actors.reservation import reserved
 from arm_rl.core.config import ConfigError, EvaluationConfig, TrainConfig
 from arm_rl.core.types import Sample
 from arm_rl.groups import GroupRunner, group_runner
@@ -38,11 +38,10 @@ async def evaluate_model(config: TrainConfig) -> dict[str, float]:
     if not inputs.held_out:
         raise ConfigError("data.held_out: at least one parquet file is needed to evaluate")
     folder = open_run(config)
-    reservation = Reservation(plan(config.placement, 0, config.rollout))
-    try:
-        async with group_runner(config, inputs.template, reservation) as runner:
-            metrics = await evaluate(runner, inputs.held_out, config.evaluation, stage=config.run.name, step=0)
-    finally:
-        reservation.release()
+    async with (
+        reserved(config.run.name, config.placement, 0, config.rollout) as reservation,
+        group_runner(config, inputs.template, reservation) as runner,
+    ):
+        metrics = await evaluate(runner, inputs.held_out, config.evaluation, stage=config.run.name, step=0)
     (folder / "evaluation.json").write_text(json.dumps(metrics, indent=2))
     return metrics

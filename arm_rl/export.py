@@ -3,7 +3,7 @@
 import asyncio
 from pathlib import Path
 
-from actors.placement import Reservation, plan
+from actors.reservation import reserved
 from arm_rl import checkpoint
 from arm_rl.checkpoint import CheckpointError
 from arm_rl.core.config import SftConfig, TrainConfig
@@ -21,12 +21,11 @@ async def export_checkpoint(config: TrainConfig | SftConfig, run: Path, out: Pat
     if found is None:
         raise CheckpointError(f"{run / 'checkpoints'}: there is no checkpoint")
     template = read_template(config)
-    reservation = Reservation(plan(config.placement, config.learner.num_ranks, None))
-    try:
-        async with learner_group(config, template, reservation, num_steps=1) as starting:
-            learners = await starting
-            await asyncio.to_thread(learners.load, found.folder)
-            await asyncio.to_thread(learners.export, out)
-    finally:
-        reservation.release()
+    async with (
+        reserved(config.run.name, config.placement, config.learner.num_ranks, None) as reservation,
+        learner_group(config, template, reservation, num_steps=1) as starting,
+    ):
+        learners = await starting
+        await asyncio.to_thread(learners.load, found.folder)
+        await asyncio.to_thread(learners.export, out)
     return found.step

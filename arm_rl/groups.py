@@ -13,7 +13,7 @@ import ray
 from ray.actor import ActorHandle
 from ray.exceptions import RayActorError
 
-from actors.placement import Reservation
+from actors.reservation import Reservation
 from actors.rollout import RolloutActor, RolloutSpec
 from actors.rollout_group import RolloutGroup
 from actors.scorer import Score, Scorer
@@ -177,10 +177,13 @@ async def group_runner(
     config: TrainConfig, template: Template, reservation: Reservation, actor_class: type[RolloutActor] = RolloutActor
 ) -> AsyncIterator[GroupRunner]:
     """Starts engines, tool executors and scorers; ends them whatever happens."""
-    light = {"num_cpus": 0, "max_restarts": -1, "max_concurrency": 100_000}  # or a pulse would wait behind many calls
-    executors = [ray.remote(ToolExecutor).options(**light).remote(config.tools) for _ in range(config.tools.num_executors)]
+    executors = [
+        ray.remote(ToolExecutor).options(**reservation.light_options("tools", number)).remote(config.tools)
+        for number in range(config.tools.num_executors)
+    ]
     scorers = [
-        ray.remote(Scorer).options(**light).remote(config.reward, config.template.tool_format) for _ in range(config.reward.num_scorers)
+        ray.remote(Scorer).options(**reservation.light_options("scorer", number)).remote(config.reward, config.template.tool_format)
+        for number in range(config.reward.num_scorers)
     ]
     rollouts = None
     try:

@@ -3,7 +3,8 @@
 import asyncio
 import math
 
-from actors.placement import Reservation, plan
+from actors.cluster import require_shared
+from actors.reservation import reserved
 from arm_rl.core.config import TrainConfig
 from arm_rl.data import Cursor
 from arm_rl.driver import Driver
@@ -13,6 +14,7 @@ from arm_rl.learners import learner_group
 from arm_rl.metrics_log import MetricsLog
 from arm_rl.restarts import Progress, with_restarts
 from arm_rl.run_folder import finished, open_run
+from arm_rl.stopping import StopRequest, stopped_by_signal
 from arm_rl.timeline import Timeline
 
 
@@ -20,42 +22,46 @@ async def train_grpo(config: TrainConfig) -> None:
     """Runs the stage and exports the model to the run folder.
 
     A run started again goes on from its last checkpoint; one that is finished is left as it is.
+
+    Raises:
+        Stopped: SIGTERM came; a checkpoint is written first.
     """
     inputs = read_inputs(config)
     num_steps = config.num_steps or config.num_epochs * math.ceil(len(inputs.samples) / config.algorithm.samples_per_step)
-    if not finished(open_run(config), num_steps):
-        await with_restarts(lambda progress: _run(config, inputs, num_steps, progress), config.run.max_restarts)
+    if finished(open_run(config), num_steps):
+        return
+    await require_shared(config.run.folder)
+    with stopped_by_signal() as stop:
+        await with_restarts(lambda progress: _run(config, inputs, num_steps, progress, stop), config.run.max_restarts)
 
 
-async def _run(config: TrainConfig, inputs: Inputs, num_steps: int, progress: Progress) -> None:
+async def _run(config: TrainConfig, inputs: Inputs, num_steps: int, progress: Progress, stop: StopRequest) -> None:
     """Starts everything, goes on from the last checkpoint, and ends everything."""
     folder = config.run.folder
-    reservation = Reservation(plan(config.placement, config.learner.num_ranks, config.rollout))
-    try:
-        async with (
-            learner_group(config, inputs.template, reservation, num_steps=num_steps * config.algorithm.updates_per_step) as starting,
-            group_runner(config, inputs.template, reservation) as runner,
-        ):
-            learners = await starting
-            skipped = {"data/skipped_rows": float(inputs.num_skipped)}
-            with MetricsLog(folder, config.metrics, config, num_steps, stage=config.run.name, first=skipped) as log:
-                driver = Driver(
-                    config,
-                    runner=runner,
-                    learners=learners,
-                    cursor=Cursor(inputs.samples, config.run.seed),
-                    held_out=inputs.held_out,
-                    image_pad_id=inputs.template.image_pad_id,
-                    num_steps=num_steps,
-                    log=log,
-                    timeline=Timeline(folder) if config.metrics.timeline else None,
-                    progress=progress,
-                )
-                try:
-                    await driver.resume()
-                    await driver.run()
-                finally:
-                    await driver.close()
-            await asyncio.to_thread(learners.export, folder / "export")
-    finally:
-        reservation.release()
+    async with (
+        reserved(config.run.name, progress.placement(config.placement), config.learner.num_ranks, config.rollout) as reservation,
+        learner_group(config, inputs.template, reservation, num_steps=num_steps * config.algorithm.updates_per_step) as starting,
+        group_runner(config, inputs.template, reservation) as runner,
+    ):
+        learners = await starting
+        skipped = {"data/skipped_rows": float(inputs.num_skipped)}
+        with MetricsLog(folder, config.metrics, config, num_steps, stage=config.run.name, first=skipped) as log:
+            driver = Driver(
+                config,
+                runner=runner,
+                learners=learners,
+                cursor=Cursor(inputs.samples, config.run.seed),
+                held_out=inputs.held_out,
+                image_pad_id=inputs.template.image_pad_id,
+                num_steps=num_steps,
+                log=log,
+                timeline=Timeline(folder) if config.metrics.timeline else None,
+                progress=progress,
+                stop=stop,
+            )
+            try:
+                await driver.resume()
+                await driver.run()
+            finally:
+                await driver.close()
+        await asyncio.to_thread(learners.export, folder / "export")

@@ -7,7 +7,7 @@ from pathlib import Path
 
 from actors.learner import LearnerSpec
 from actors.learner_group import LearnerGroup
-from actors.placement import Reservation
+from actors.reservation import Reservation
 from actors.weight_sync import weights_folder
 from arm_rl.core.config import SftConfig, TrainConfig
 from arm_rl.core.seeding import derive

@@ -3,10 +3,11 @@
 import logging
 import time
 from collections.abc import Awaitable, Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from actors.learner_group import LearnerLost
 from actors.supervision import BACK
+from arm_rl.core.config import PlacementConfig
 from arm_rl.groups import RunStopped
 
 logger = logging.getLogger(__name__)
@@ -19,6 +20,10 @@ class Progress:
     furthest: int = 0  # steps done
     num_lost: int = 0  # groups of learners, since `metrics` told
     lost_at: float | None = None  # when the last one was, until the next one serves
+
+    def placement(self, config: PlacementConfig) -> PlacementConfig:
+        """The same for the first start; later a node may be lost, and what has fitted once is waited for."""
+        return config if self.lost_at is None else replace(config, may_grow=True)
 
     def reached(self, step: int) -> None:
         """A step is done."""

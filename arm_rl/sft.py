@@ -7,7 +7,9 @@ from collections.abc import Mapping, Sequence
 import numpy as np
 import ray
 
-from actors.placement import Reservation, plan
+from actors.cluster import require_shared
+from actors.gauges import Gauges
+from actors.reservation import reserved
 from arm_rl import checkpoint
 from arm_rl.core.batching import make_batch
 from arm_rl.core.config import SftConfig
@@ -23,12 +25,16 @@ from arm_rl.metrics_log import MetricsLog
 from arm_rl.restarts import Progress, with_restarts
 from arm_rl.rows import BrokenRows
 from arm_rl.run_folder import finished, open_run
+from arm_rl.stopping import StopRequest, stopped_by_signal
 
 
 async def train_sft(config: SftConfig) -> None:
     """Trains on config.data.train and exports the model to the run folder.
 
     A run started again goes on from its last checkpoint; one that is finished is left as it is.
+
+    Raises:
+        Stopped: SIGTERM came; a checkpoint is written first.
     """
     template = read_template(config)
     broken = BrokenRows.of(config.data)
@@ -36,9 +42,14 @@ async def train_sft(config: SftConfig) -> None:
     samples = [training_sample(one, 1.0, image_pad_id=template.image_pad_id, share_prompt=False) for one in trajectories]
     steps_per_epoch = math.ceil(len(samples) / config.batch_size)
     num_steps = steps_per_epoch * config.num_epochs
-    if not finished(open_run(config), num_steps):
-        stored = dict.fromkeys(images, ray.put(images))
-        await with_restarts(lambda progress: _run(config, template, samples, stored, broken.number, progress), config.run.max_restarts)
+    if finished(open_run(config), num_steps):
+        return
+    await require_shared(config.run.folder)
+    stored = dict.fromkeys(images, ray.put(images))
+    with stopped_by_signal() as stop:
+        await with_restarts(
+            lambda progress: _run(config, template, samples, stored, broken.number, progress, stop), config.run.max_restarts
+        )
 
 
 async def _run(
@@ -48,33 +59,37 @@ async def _run(
     images: Mapping[str, ray.ObjectRef],
     num_skipped: int,
     progress: Progress,
+    stop: StopRequest,
 ) -> None:
     """Starts the learners, goes on from the last checkpoint, and ends them."""
     folder = config.run.folder
     steps_per_epoch = math.ceil(len(samples) / config.batch_size)
     num_steps = steps_per_epoch * config.num_epochs
-    reservation = Reservation(plan(config.placement, config.learner.num_ranks, None))
-    try:
-        async with learner_group(config, template, reservation, num_steps=num_steps) as starting:
-            learners = await starting
-            found = checkpoint.latest(folder / "checkpoints")
-            if found is not None:
-                await asyncio.to_thread(learners.load, found.folder)
-            skipped = {"data/skipped_rows": float(num_skipped)}
-            with MetricsLog(folder, config.metrics, config, num_steps, stage=config.run.name, first=skipped) as log:
-                for step in range(found.step if found is not None else 0, num_steps):
-                    batch = _batch(samples, config, *divmod(step, steps_per_epoch))
-                    metrics = await asyncio.to_thread(learners.train, batch, images, SftObjective())
-                    progress.reached(step + 1)
-                    log.log(step + 1, metrics | progress.metrics())
-                    last, every = step + 1 == num_steps, config.checkpoint.every
-                    if last or (every and (step + 1) % every == 0):
-                        state = {"step": step + 1}
-                        with checkpoint.writing(folder / "checkpoints", step + 1, state, config.checkpoint.keep) as target:
-                            await asyncio.to_thread(learners.save, target)
-            await asyncio.to_thread(learners.export, folder / "export")
-    finally:
-        reservation.release()
+    gauges = Gauges(config.run.name)
+    async with (
+        reserved(config.run.name, progress.placement(config.placement), config.learner.num_ranks, None) as reservation,
+        learner_group(config, template, reservation, num_steps=num_steps) as starting,
+    ):
+        learners = await starting
+        found = checkpoint.latest(folder / "checkpoints")
+        if found is not None:
+            await asyncio.to_thread(learners.load, found.folder)
+        skipped = {"data/skipped_rows": float(num_skipped)}
+        with MetricsLog(folder, config.metrics, config, num_steps, stage=config.run.name, first=skipped) as log, stop.deferred():
+            for step in range(found.step if found is not None else 0, num_steps):
+                batch = _batch(samples, config, *divmod(step, steps_per_epoch))
+                metrics = await asyncio.to_thread(learners.train, batch, images, SftObjective())
+                progress.reached(step + 1)
+                log.log(step + 1, metrics | progress.metrics())
+                gauges.set(step + 1, metrics)
+                last, every = step + 1 == num_steps, config.checkpoint.every
+                if last or stop.asked or (every and (step + 1) % every == 0):
+                    state = {"step": step + 1}
+                    with checkpoint.writing(folder / "checkpoints", step + 1, state, config.checkpoint.keep) as target:
+                        await asyncio.to_thread(learners.save, target)
+                if not last:
+                    stop.check()
+        await asyncio.to_thread(learners.export, folder / "export")
 
 
 def _batch(samples: Sequence[TrainingSample], config: SftConfig, epoch: int, number: int) -> Batch:

@@ -16,12 +16,14 @@ from arm_rl import rows
 from arm_rl.core.config import SftConfig, TrainConfig
 from arm_rl.core.config_file import describe, load
 from arm_rl.core.errors import UserError
+from arm_rl.stopping import Stopped
 
 ConfigT = TypeVar("ConfigT", TrainConfig, SftConfig)
 
 logger = logging.getLogger(__name__)
 
 INTERRUPTED = 130  # exit status after Ctrl-C
+STOPPED = 143  # after SIGTERM
 
 
 def run_job(name: str, description: str, cls: type[ConfigT], job: Callable[[ConfigT], Awaitable[str]]) -> int:
@@ -58,6 +60,9 @@ def guarded(start: Callable[[], str]) -> int:
     logging.getLogger(rows.__name__).addHandler(skipped)
     try:
         sys.stdout.write("; ".join([start(), *skipped.said]) + "\n")
+    except Stopped as error:
+        sys.stderr.write(f"{error}\n")
+        return STOPPED
     except UserError as error:
         sys.stderr.write(f"error: {error}\n")
         return 1

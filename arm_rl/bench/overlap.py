@@ -18,7 +18,7 @@ from tempfile import TemporaryDirectory
 
 from rich.console import Console
 
-from actors.placement import Reservation, plan
+from actors.reservation import reserved
 from arm_rl.bench import usage
 from arm_rl.bench.result import Result
 from arm_rl.collector import Collector
@@ -187,27 +187,24 @@ async def _driver(config: TrainConfig, settings: Settings) -> AsyncIterator[Driv
     """The driver of a stage, with everything that it needs."""
     inputs = read_inputs(config)
     total = (settings.repeats + 1) * (2 * settings.steps + 2 + config.algorithm.max_staleness)
-    reservation = Reservation(plan(config.placement, config.learner.num_ranks, config.rollout))
-    try:
-        async with (
-            learner_group(config, inputs.template, reservation, num_steps=total) as starting,
-            group_runner(config, inputs.template, reservation) as runner,
-        ):
-            learners = await starting
-            with MetricsLog(config.run.folder, MetricsConfig(wandb="disabled"), None, total, console=Console(file=io.StringIO())) as log:
-                driver = Driver(
-                    config,
-                    runner=runner,
-                    learners=learners,
-                    cursor=Cursor(inputs.samples, config.run.seed),
-                    held_out=[],
-                    image_pad_id=inputs.template.image_pad_id,
-                    num_steps=total,
-                    log=log,
-                )
-                try:
-                    yield driver
-                finally:
-                    await driver.collector.close()
-    finally:
-        reservation.release()
+    async with (
+        reserved(config.run.name, config.placement, config.learner.num_ranks, config.rollout) as reservation,
+        learner_group(config, inputs.template, reservation, num_steps=total) as starting,
+        group_runner(config, inputs.template, reservation) as runner,
+    ):
+        learners = await starting
+        with MetricsLog(config.run.folder, MetricsConfig(wandb="disabled"), None, total, console=Console(file=io.StringIO())) as log:
+            driver = Driver(
+                config,
+                runner=runner,
+                learners=learners,
+                cursor=Cursor(inputs.samples, config.run.seed),
+                held_out=[],
+                image_pad_id=inputs.template.image_pad_id,
+                num_steps=total,
+                log=log,
+            )
+            try:
+                yield driver
+            finally:
+                await driver.collector.close()

@@ -18,7 +18,7 @@ from tempfile import TemporaryDirectory
 from typing import Any, Literal
 
 from actors.engine import _collapse
-from actors.placement import Reservation, plan
+from actors.reservation import reserved
 from actors.rollout import RolloutActor
 from arm_rl.bench import usage
 from arm_rl.bench.result import Result
@@ -127,12 +127,11 @@ async def _groups(runner: GroupRunner, config: TrainConfig, samples: Sequence[Sa
 
 @asynccontextmanager
 async def _started(config: TrainConfig) -> AsyncIterator[tuple[GroupRunner, Any]]:
-    reservation = Reservation(plan(config.placement, 0, config.rollout))
-    try:
-        async with group_runner(config, read_inputs(config).template, reservation, MeasuredRollout) as runner:
-            yield runner, runner.rollouts._places[0].present
-    finally:
-        reservation.release()
+    async with (
+        reserved(config.run.name, config.placement, 0, config.rollout) as reservation,
+        group_runner(config, read_inputs(config).template, reservation, MeasuredRollout) as runner,
+    ):
+        yield runner, runner.rollouts._places[0].present
 
 
 class MeasuredRollout(RolloutActor):

@@ -16,7 +16,7 @@ import torch
 
 from actors.learner_group import LearnerGroup
 from actors.learner_settings import LearnerSpec
-from actors.placement import Reservation, plan
+from actors.reservation import reserved
 from actors.rollout import RolloutSpec
 from actors.rollout_group import RolloutGroup
 from actors.tool_executor import ToolTraits
@@ -123,8 +123,7 @@ async def _actors(settings: Settings, folder: Path) -> AsyncIterator[tuple[Learn
     model = ModelConfig(path=str(folder), dtype="float32")
     rollout = RolloutConfig(num_actors=settings.num_engines, max_model_len=256, max_num_seqs=16, max_images=2)
     learner = LearnerConfig(num_ranks=1, zero_stage=0, learning_rate=0.0, freeze_vision=False, freeze_projector=False)
-    reservation = Reservation(plan(PlacementConfig(use_gpu=False), 1, rollout))
-    try:
+    async with reserved("sync", PlacementConfig(use_gpu=False), 1, rollout) as reservation:
         spec = LearnerSpec(model=model, config=learner, view=Work(num_groups=1, group_size=1).view, num_steps=1, use_gpu=False)
         learners = await asyncio.to_thread(LearnerGroup, spec, [reservation.learner_options(0)])
         try:
@@ -135,8 +134,6 @@ async def _actors(settings: Settings, folder: Path) -> AsyncIterator[tuple[Learn
                 await rollouts.close()
         finally:
             learners.close()
-    finally:
-        reservation.release()
 
 
 def _rollout_spec(model: ModelConfig, rollout: RolloutConfig) -> RolloutSpec:

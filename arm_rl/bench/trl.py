@@ -19,7 +19,7 @@ from typing import Any
 from rich.console import Console
 
 from actors.learner_group import LearnerGroup
-from actors.placement import Reservation, plan
+from actors.reservation import reserved
 from arm_rl.bench import sessions, trl_environment
 from arm_rl.bench.result import Result
 from arm_rl.bench.sessions import CONFIG, SESSIONS, Size
@@ -215,11 +215,9 @@ async def our_side(settings: Settings, work: Work, ways: Sequence[Way]) -> Async
             if way.num_threads in starting:
                 continue
             config = configs[way.name]
-            reservation = Reservation(plan(config.placement, config.learner.num_ranks, None))
-            stack.callback(reservation.release)
+            reservation = await stack.enter_async_context(reserved(config.run.name, config.placement, config.learner.num_ranks, None))
             starting[way.num_threads] = await stack.enter_async_context(learner_group(config, inputs.template, reservation, num_steps=1))
-        reservation = Reservation(plan(first.placement, 0, first.rollout))
-        stack.callback(reservation.release)
+        reservation = await stack.enter_async_context(reserved(first.run.name, first.placement, 0, first.rollout))
         runner = await stack.enter_async_context(group_runner(first, inputs.template, reservation))
         learners = {threads: await task for threads, task in starting.items()}
         yield OurSide(inputs=inputs, runner=runner, learners=learners, configs=configs, folder=settings.folder / "ours")

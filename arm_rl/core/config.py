@@ -242,6 +242,7 @@ class PlacementConfig:
     kind: Literal["apart", "shared"] = "apart"  # learners and engines on GPUs of their own, or taking turns on the same ones
     use_gpu: bool = True  # false: everything on CPU
     gpus_per_node: int = 8  # GPUs of one machine
+    may_grow: bool = False  # the cluster gets more nodes (an autoscaler): what does not fit on it now is waited for
 
     def __post_init__(self) -> None:
         _require(self.gpus_per_node >= 1, "placement.gpus_per_node", f"at least 1, not {self.gpus_per_node}")

@@ -1,0 +1,179 @@
+"""A cluster that was started by hand: jobs through the dashboard's API, a node lost and one added in mid-run, a stop and a second start."""
+
+import re
+import shutil
+import sys
+import tempfile
+import time
+import urllib.request
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+import pytest
+import ray
+from ray.cluster_utils import Cluster
+from ray.job_submission import JobStatus, JobSubmissionClient
+from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
+from ray.util.state import list_actors
+
+from actors.placement import CPU_SHARE
+from arm_rl import checkpoint, trajectory_log
+from arm_rl.digits import dataset
+from arm_rl.metrics_log import read_lines
+
+pytestmark = [pytest.mark.ray, pytest.mark.timeout(900)]
+
+ROOT = Path(__file__).parents[2]
+SOON_DEAD = {"health_check_initial_delay_ms": 0, "health_check_period_ms": 1000, "health_check_failure_threshold": 5}
+
+
+class Blocker:
+    """Takes a node's cores but a single actor's share."""
+
+    def node_id(self) -> str:
+        return ray.get_runtime_context().get_node_id()
+
+
+@dataclass
+class Machines:
+    """A head that runs nothing but the jobs' drivers, and nodes with room for one actor each: the learner and the engine sit apart."""
+
+    cluster: Cluster
+    client: JobSubmissionClient
+
+    def __post_init__(self) -> None:
+        self.blockers: list[ray.actor.ActorHandle] = []
+
+    def add(self) -> None:
+        """One more node."""
+        node = self.cluster.add_node(num_cpus=1, object_store_memory=100 << 20)
+        place = NodeAffinitySchedulingStrategy(node.node_id, soft=False)
+        blocker = ray.remote(Blocker).options(num_cpus=1 - CPU_SHARE, scheduling_strategy=place).remote()
+        assert ray.get(blocker.node_id.remote()) == node.node_id
+        self.blockers.append(blocker)
+
+    def remove(self, node_id: str) -> None:
+        """Pulls its plug."""
+        (node,) = [node for node in self.cluster.list_all_nodes() if node.node_id == node_id]
+        self.cluster.remove_node(node, allow_graceful=False)
+
+    def submit(self, *arguments: str) -> str:
+        """Starts a training."""
+        return self.client.submit_job(
+            entrypoint=" ".join([sys.executable, "-m", "jobs.train", "configs/demo.yaml", *arguments]),
+            runtime_env={"working_dir": str(ROOT), "env_vars": {"RAY_JOB_STOP_WAIT_TIME_S": "240"}},
+        )
+
+    def until(self, job: str, condition: Callable[[], object], what: str, seconds: float = 240) -> None:
+        """Waits for what the job brings about."""
+        limit = time.monotonic() + seconds
+        while not condition():
+            log = self.client.get_job_logs(job)
+            assert not self.client.get_job_status(job).is_terminal(), f"ended before {what}:\n{log}"
+            assert time.monotonic() < limit, f"not {what} in time:\n{log}"
+            time.sleep(0.5)
+
+    def ended(self, job: str) -> tuple[JobStatus, str]:
+        """How it ended, and its log."""
+        limit = time.monotonic() + 300
+        while not (status := self.client.get_job_status(job)).is_terminal():
+            assert time.monotonic() < limit, self.client.get_job_logs(job)
+            time.sleep(0.5)
+        return status, self.client.get_job_logs(job)
+
+    def node_of(self, actor: str) -> str | None:
+        """Where the actor of that name lives, if it does."""
+        found = [one for one in list_actors(address=self.client._address, limit=1000, detail=True) if one.name == actor]
+        return found[0].node_id if found and found[0].state == "ALIVE" else None
+
+
+@pytest.fixture(scope="module")
+def machines() -> Iterator[Machines]:
+    folder = tempfile.mkdtemp(prefix="ray-")  # short: sockets lie in it
+    head = {"num_cpus": 0, "include_dashboard": True, "dashboard_port": 0, "object_store_memory": 100 << 20, "temp_dir": folder}
+    cluster = Cluster(initialize_head=True, head_node_args={**head, "_system_config": SOON_DEAD})
+    try:
+        ray.init(address=cluster.address, log_to_driver=False)
+        machines = Machines(cluster, JobSubmissionClient(f"http://{cluster.head_node.webui_url}"))
+        machines.add()
+        machines.add()
+        yield machines
+    finally:
+        ray.shutdown()
+        cluster.shutdown()
+        shutil.rmtree(folder, ignore_errors=True)
+
+
+@pytest.fixture(scope="module")
+def settings(tmp_path_factory, judge_folder) -> list[str]:
+    folder = tmp_path_factory.mktemp("shared")
+    dataset.write(folder / "train.parquet", seed=0, split="train", num_samples=64)
+    return [
+        *(f"run.root={folder}", "run.name=job", f"model.path={judge_folder}", f"data.train=[{folder / 'train.parquet'}]"),
+        *("data.held_out=[]", "algorithm.samples_per_step=2", "algorithm.group_size=2", "algorithm.drop_flat_groups=false"),
+        *("learner.num_threads=1", "checkpoint.every=1000", "metrics.wandb=disabled", "metrics.trajectories_every=1"),
+    ]
+
+
+def test_a_job_lives_through_a_lost_node_and_a_stop(machines, settings):
+    run = Path(settings[0].partition("=")[2]) / "job"
+
+    def steps() -> list[dict]:
+        return read_lines(run / "metrics.jsonl")
+
+    job = machines.submit(*settings, "num_steps=1000")
+    machines.until(job, lambda: len(steps()) >= 2, "two steps were done")
+    learner, engine = machines.node_of("job/learner-0"), machines.node_of("job/rollout-0")
+    assert learner != engine, "the weights travel"
+    assert all(line["learner/logprob_gap"] < 1e-4 for line in steps()), "the engine samples from the learner's weights"
+    assert machines.node_of("job/tools-0") in (learner, engine)
+    machines.until(job, lambda: "arm_rl_reward_mean" in exported(), "metrics were exported")
+
+    machines.remove(engine)
+    machines.until(job, lambda: "waiting for resources: the run needs 0.5 CPU" in machines.client.get_job_logs(job), "it waited for a node")
+    machines.add()
+    done = len(steps())
+    machines.until(job, lambda: len(steps()) >= done + 2, "two more steps were done")
+    assert sum(line["recovery/rollout"] for line in steps()) >= 1
+    assert machines.node_of("job/rollout-0.2") not in (None, learner, engine)
+
+    machines.client.stop_job(job)
+    status, log = machines.ended(job)
+    assert status == JobStatus.STOPPED, log
+    assert "stopped as asked" in log
+    assert "Traceback" not in log
+    assert re.search(r"^job 2/1000  loss", log, re.MULTILINE), "plain lines, a step each"
+    stopped = checkpoint.latest(run / "checkpoints")
+    assert stopped is not None
+    assert stopped.step == len(steps()) >= done + 2
+
+    job = machines.submit(*settings, f"num_steps={stopped.step + 2}")
+    status, log = machines.ended(job)
+    assert status == JobStatus.SUCCEEDED, log
+    assert f"going on from step {stopped.step}" in log
+    assert [line["step"] for line in steps()] == list(range(1, stopped.step + 3))
+    assert (run / "export" / "model.safetensors").is_file()
+    last = trajectory_log.read(run / "trajectories" / f"job-{stopped.step + 2:06d}.parquet")
+    assert {turn.policy_version for one in last.scored for turn in one.trajectory.turns} == {stopped.step + 1}
+
+
+@pytest.mark.parametrize(
+    ("override", "message"),
+    [
+        ("rollout.num_actors=99", "error: the run can never fit on this cluster: 1 learner ranks and 99 engines need 25 CPU"),
+        ("run.root=runs", "error: run.root: runs/job would lie in the job's copy of the working folder"),
+    ],
+)
+def test_what_cannot_run_ends_at_once(machines, settings, override, message):
+    job = machines.submit(*(one for one in settings if not one.startswith(override.partition("=")[0])), override, "num_steps=1")
+    status, log = machines.ended(job)
+    assert status == JobStatus.FAILED
+    assert message in log
+    assert "Traceback" not in log
+
+
+def exported() -> str:
+    """What Prometheus reads of all nodes."""
+    ports = [node["MetricsExportPort"] for node in ray.nodes() if node["Alive"]]
+    return "".join(urllib.request.urlopen(f"http://127.0.0.1:{port}").read().decode() for port in ports)
