@@ -42,7 +42,7 @@ async def _run(config: TrainConfig, inputs: Inputs, num_steps: int, progress: Pr
                     config,
                     runner=runner,
                     learners=learners,
-                    cursor=Cursor(inputs.samples, config.run.seed),
+                    cursor=Cursor.mixed(inputs.samples, config.run.seed, config.data.weights),
                     held_out=inputs.held_out,
                     image_pad_id=inputs.template.image_pad_id,
                     num_steps=num_steps,

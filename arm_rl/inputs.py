@@ -7,6 +7,7 @@ from arm_rl.core.config import ConfigError, SftConfig, TrainConfig
 from arm_rl.core.template import Template
 from arm_rl.core.types import Sample
 from arm_rl.data import read_samples
+from arm_rl.stored import Stored
 from rewards import REWARDS
 from tools import load_tools
 
@@ -15,8 +16,8 @@ from tools import load_tools
 class Inputs:
     """The samples, and the template of the model that judges them."""
 
-    samples: list[Sample]
-    held_out: list[Sample]
+    samples: Stored[Sample]
+    held_out: Stored[Sample]
     template: Template
 
 
@@ -43,6 +44,7 @@ def read_inputs(config: TrainConfig) -> Inputs:
         raise ConfigError(f"reward.name: one of {sorted(REWARDS)}, not {config.reward.name!r}")
     template = read_template(config)
     samples, held_out = (
-        read_samples(files, list(template.schemas), config.data) if files else [] for files in (config.data.train, config.data.held_out)
+        read_samples(files, list(template.schemas), config.data, template=template, max_prompt_tokens=config.session.max_prompt_tokens)
+        for files in (config.data.train, config.data.held_out)
     )
     return Inputs(samples=samples, held_out=held_out, template=template)

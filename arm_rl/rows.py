@@ -3,6 +3,7 @@
 import logging
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any
 
 import pyarrow as pa
@@ -10,11 +11,10 @@ import pyarrow.parquet as pq
 
 from arm_rl.core.config import DataConfig
 from arm_rl.core.errors import UserError
+from arm_rl.core.parquet import open_file, rows_at_a_time
 
 logger = logging.getLogger(__name__)
 
-_ROWS_AT_A_TIME = 64  # in memory, with their images
-_READ_BYTES = 1 << 20  # from disk
 _SHOWN = 5  # reasons in the warning
 
 
@@ -28,6 +28,7 @@ class BrokenRows:
 
     skip: bool = False
     number: int = 0  # left out
+    num_too_long: int = 0  # rows that are left out because they have more tokens than there may be: nothing is broken about them
     _reasons: list[str] = field(default_factory=list)
 
     @classmethod
@@ -43,18 +44,38 @@ class BrokenRows:
         if len(self._reasons) < _SHOWN:
             self._reasons.append(str(error))
 
-    def report(self, num_used: int) -> None:
-        """Says what was left out beside `num_used` rows, once everything was read.
+    def report(self, num_used: int, limit: str = "") -> None:
+        """Says what was left out beside `num_used` rows, once everything was read. `limit` is what rows were too long for.
 
         Raises:
             DataError: it was everything.
         """
+        if self.num_too_long:
+            message = f"left out {self.num_too_long} of {self.num_too_long + self.number + num_used} rows: longer than {limit}"
+            if not num_used:
+                raise DataError(message)
+            logger.warning("%s", message)
         if not self.number:
             return
         reasons = "\n".join(f"  {reason}" for reason in self._reasons) + ("\n  ..." if self.number > len(self._reasons) else "")
         if not num_used:
             raise DataError(f"none of the {self.number} rows can be used:\n{reasons}")
         logger.warning("skipped %d of %d rows (data.broken_rows=skip):\n%s", self.number, self.number + num_used, reasons)
+
+
+def files_of(names: Sequence[str]) -> list[str]:
+    """The files that are meant: a folder stands for the parquet files in it, in the order of their names.
+
+    Raises:
+        DataError: a folder has none.
+    """
+    files: list[str] = []
+    for name in names:
+        shards = sorted(str(path) for path in Path(name).glob("*.parquet")) if Path(name).is_dir() else [name]
+        if not shards:
+            raise DataError(f"{name}: a folder without parquet files")
+        files += shards
+    return files
 
 
 def read_rows(path: str, required: Sequence[str], optional: Sequence[str], broken: BrokenRows) -> Iterator[tuple[int, dict[str, Any]]]:
@@ -64,7 +85,7 @@ def read_rows(path: str, required: Sequence[str], optional: Sequence[str], broke
         DataError: a file that cannot be read, that lacks a column that is required, or that has no rows.
     """
     try:
-        file = pq.ParquetFile(path, buffer_size=_READ_BYTES, page_checksum_verification=True)
+        file = open_file(path)
     except (OSError, pa.ArrowException) as error:
         raise DataError(f"{path}: not a readable parquet file: {error}") from error
     with file:
@@ -85,7 +106,7 @@ def read_rows(path: str, required: Sequence[str], optional: Sequence[str], broke
 def _rows_of_group(
     path: str, file: pq.ParquetFile, group: int, columns: list[str], first: int, end: int, broken: BrokenRows
 ) -> Iterator[tuple[int, dict[str, Any]]]:
-    batches = file.iter_batches(_ROWS_AT_A_TIME, row_groups=[group], columns=columns)
+    batches = file.iter_batches(rows_at_a_time(file, group), row_groups=[group], columns=columns)
     while first < end:
         try:
             batch = next(batches)
