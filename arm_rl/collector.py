@@ -9,7 +9,7 @@ are finished, while others run on, through updates of the weights too. A group t
 
 import asyncio
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, Protocol
 
@@ -19,6 +19,7 @@ from arm_rl.core.types import Sample
 from arm_rl.data import Cursor
 from arm_rl.groups import Group, RunStopped, group_name
 from arm_rl.ledger import Ledger, fates
+from arm_rl.rows import DataError
 
 
 class Groups(Protocol):
@@ -73,11 +74,6 @@ class Collector:
         self._num_started = 0  # groups that count against the rule: those that were dropped do not
         self._next_number = 0
         self.ledger = Ledger(config.algorithm.group_size)
-
-    @property
-    def samples(self) -> Sequence[Sample]:
-        """All that are drawn from."""
-        return self._cursor.samples
 
     async def collect(self, step: int) -> Collected:
         """The groups of a step. Its weights have the version `step`. Who learns from them settles them in the ledger.
@@ -148,14 +144,28 @@ class Collector:
             "ledger": self.ledger.state(),
         }
 
+    def pending(self, state: Mapping[str, Any]) -> dict[int, Sample]:
+        """The samples of a checkpoint's groups, by the groups' numbers: the cursor's, as every sample that it deals out starts a group.
+
+        Raises:
+            DataError: the data is not what it was.
+        """
+        samples = {one["number"]: self._cursor.dealt(one["number"]) for one in state["pending"]}
+        for one in state["pending"]:
+            found = samples[one["number"]].id
+            if found != one["sample"]:
+                raise DataError(
+                    f"the checkpoint has drawn the sample {one['sample']!r}, where there is {found!r} now: the data has changed"
+                )
+        return samples
+
     def restore(self, state: Mapping[str, Any], finished: Mapping[int, Group]) -> None:
         """Goes on from a checkpoint's state, with the groups that were finished by then."""
         self._cursor.restore(state["cursor"])
         self._num_started, self._next_number = state["num_started"], state["next_number"]
         self.ledger = Ledger.of(state["ledger"])
-        samples = {sample.id: sample for sample in self._cursor.samples}
-        for one in state["pending"]:
-            self._run(one["number"], samples[one["sample"]], finished.get(one["number"]))
+        for number, sample in self.pending(state).items():
+            self._run(number, sample, finished.get(number))
 
     async def idle(self) -> None:
         """Waits for the groups that run."""

@@ -2,10 +2,13 @@
 
 Columns: `data_source` (the track), `prompt` (messages; `<image>` where an image stands), `images` (structs of `bytes` or `path`),
 `reward_model.ground_truth` (the label), and `extra_info` with what else is known: `id`, `texts` (candidate answers), `tools` (offered; by
-default all), `expected_tools`, `target_box`. Images are checked here and not kept: a sample only says where they lie.
+default all), `expected_tools`, `target_box`. Images are checked here and not kept: a sample says where they lie, and
+is itself read when it is asked for.
 """
 
+import hashlib
 import re
+from array import array
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -17,9 +20,10 @@ from arm_rl.core import images
 from arm_rl.core.config import DataConfig
 from arm_rl.core.errors import UserError
 from arm_rl.core.images import Image, ImageError
-from arm_rl.core.seeding import derive
 from arm_rl.core.types import ImagePart, ImageRef, Message, Role, Sample
-from arm_rl.rows import BrokenRows, DataError, read_rows
+from arm_rl.order import Order
+from arm_rl.rows import BrokenRows, DataError, TooLong, files_of, read_rows
+from arm_rl.stored import Stored
 
 REQUIRED = ("data_source", "prompt", "reward_model")
 OPTIONAL = ("images", "extra_info")
@@ -36,11 +40,11 @@ def read_samples(
     *,
     check: Check | None = None,
     broken: BrokenRows | None = None,
-) -> list[Sample]:
-    """All samples of the files, in order. Every image is looked at, and none is kept.
+) -> Stored[Sample]:
+    """All samples of the files, in order. Every row and every image is looked at here, and none is kept: a sample is read when asked for.
 
     Args:
-        files: parquet files.
+        files: parquet files; a folder stands for those in it.
         all_tools: those that there are; offered by a row that does not say which.
         config: what becomes of broken rows, and where images may lie; its `train` and `held_out` are not read here.
         check: what else a sample must stand.
@@ -50,72 +54,103 @@ def read_samples(
         DataError: a file or a row that cannot be used.
     """
     config = config or DataConfig()
-    broken, tools = broken or BrokenRows.of(config), tuple(all_tools)
-    root = None if config.image_root is None else Path(config.image_root)
-    samples: dict[str, Sample] = {}
-    places: dict[str, str] = {}  # of the ids
-    for path in files:
+    broken, files = broken or BrokenRows.of(config), files_of(files)
+    reading = _Reading(tuple(all_tools), None if config.image_root is None else Path(config.image_root))
+    samples = Stored(files, (*REQUIRED, "extra_info"), reading.again, large_columns=("images",))
+    ids = array("Q")
+    for file, path in enumerate(files):
         for number, row in read_rows(path, REQUIRED, OPTIONAL, broken):
             where = f"{path}: row {number}"
             try:
-                sample = _sample(path, number, row, tools, root, where, check)
-                if sample.id in samples:
-                    raise DataError(
-                        f"{where}: the id {sample.id!r} stands twice, first in {places[sample.id]} (extra_info.id must be unique)"
-                    )
+                shown = read_images(row.get("images"), path, reading.root, where)
+                sample = reading.sample(path, number, row, [place for _, place in shown])
+                if check is not None:
+                    _stand(check, sample, [data for data, _ in shown], where)
             except UserError as error:
                 broken.leave_out(error)
             else:
-                samples[sample.id], places[sample.id] = sample, where
+                samples.add(file, number, sample.track, large=any(place is not None for _, place in shown))
+                ids.append(int.from_bytes(hashlib.blake2b(sample.id.encode(), digest_size=8).digest()))
+    _leave_out_doubles(samples, np.frombuffer(ids, np.uint64), broken)
     broken.report(len(samples))
-    return list(samples.values())
+    return samples
 
 
-def _sample(
-    path: str, number: int, row: dict[str, Any], all_tools: tuple[str, ...], root: Path | None, where: str, check: Check | None
-) -> Sample:
-    extra = _struct(row, "extra_info", where)
-    track = row["data_source"]
-    if not isinstance(track, str) or not re.fullmatch(r"\S+", track):
-        raise DataError(
-            f"{where}: data_source is {track!r:.80}; the track's name, a text without blanks, is needed: metrics are named by it"
+def _leave_out_doubles(samples: Stored[Sample], ids: np.ndarray, broken: BrokenRows) -> None:
+    """Of samples with one id the first stays. Ids are known by 64 bits: of 100 million, two are taken for one once in 3,700 times."""
+    order = np.argsort(ids, kind="stable")
+    doubles = np.flatnonzero(ids[order[1:]] == ids[order[:-1]]) + 1
+    for place in doubles[np.argsort(order[doubles])]:
+        first = order[np.searchsorted(ids, ids[order[place]], sorter=order)]
+        where, told = samples.where(order[place]), samples.where(first)
+        identity = samples[int(first)].id
+        broken.leave_out(DataError(f"{where}: the id {identity!r} stands twice, first in {told} (extra_info.id must be unique)"))
+    samples.remove({int(place) for place in order[doubles]})
+
+
+def _stand(check: Check, sample: Sample, shown: Sequence[bytes], where: str) -> None:
+    names = [name for message in sample.messages for name in message.image_names]
+    try:
+        check(sample, dict(zip(names, map(Image.from_bytes, shown), strict=True)))
+    except UserError as error:  # knows no rows
+        raise (TooLong if isinstance(error, TooLong) else DataError)(f"{where}: {error}") from error
+
+
+@dataclass(frozen=True, slots=True)
+class _Reading:
+    """What a row is read with."""
+
+    all_tools: tuple[str, ...]
+    root: Path | None  # of images
+
+    def again(self, path: str, number: int, row: dict[str, Any]) -> Sample:
+        """The sample of a row that was found good. Its images stand in the row unless it comes with the column."""
+        if "images" in row:
+            return self.sample(path, number, row, [images.locate(entry, Path(path).parent, self.root) for entry in row["images"]])
+        num_images = sum(str(message["content"]).count("<image>") for message in row["prompt"])
+        return self.sample(path, number, row, [None] * num_images)
+
+    def sample(self, path: str, number: int, row: dict[str, Any], shown: Sequence[Path | None]) -> Sample:
+        """The sample of a row; `shown` are the files of its images, None for those that stand in the row."""
+        where = f"{path}: row {number}"
+        extra = _struct(row, "extra_info", where)
+        track = row["data_source"]
+        if not isinstance(track, str) or not re.fullmatch(r"\S+", track):
+            raise DataError(
+                f"{where}: data_source is {track!r:.80}; the track's name, a text without blanks, is needed: metrics are named by it"
+            )
+        messages, num_placeholders = parse_messages(row["prompt"], where)
+        if num_placeholders != len(shown):
+            raise DataError(f"{where}: prompt has {num_placeholders} <image> for {len(shown)} images")
+        texts, tools, expected = (_names(extra, name, where) for name in ("texts", "tools", "expected_tools"))
+        unknown = [name for name in tools or () if name not in self.all_tools]
+        if unknown:
+            raise DataError(
+                f"{where}: extra_info.tools has {unknown[0]!r}, which no file of tools.files lists ({', '.join(self.all_tools) or 'none'})"
+            )
+        return Sample(
+            id=f"{Path(path).stem}-{number}" if extra.get("id") is None else str(extra["id"]),
+            track=track,
+            messages=messages,
+            images=tuple(
+                ImageRef(path=path, row=number, index=index) if file is None else ImageRef(path=str(file))
+                for index, file in enumerate(shown)
+            ),
+            texts=texts or (),
+            label=_label(row, texts or (), where),
+            tools=self.all_tools if tools is None else tools,
+            expected_tools=expected or (),
+            target_box=_box(extra.get("target_box"), where),
         )
-    shown = read_images(row.get("images"), path, root, where)
-    messages, num_placeholders = parse_messages(row["prompt"], where)
-    if num_placeholders != len(shown):
-        raise DataError(f"{where}: prompt has {num_placeholders} <image> for {len(shown)} images")
-    texts, tools, expected = (_names(extra, name, where) for name in ("texts", "tools", "expected_tools"))
-    unknown = [name for name in tools or () if name not in all_tools]
-    if unknown:
-        raise DataError(
-            f"{where}: extra_info.tools has {unknown[0]!r}, which no file of tools.files lists ({', '.join(all_tools) or 'none'})"
-        )
+
+
+def _label(row: dict[str, Any], texts: Sequence[str], where: str) -> str:
     label = str(_struct(row, "reward_model", where).get("ground_truth", "")).strip().lower()
     if label not in ("true", "false") and not re.fullmatch("[1-9][0-9]?", label):
         raise DataError(f"{where}: reward_model.ground_truth is {label!r}; the number of the better answer, or true or false, is needed")
     if texts and label.isdecimal() and int(label) > len(texts):
         raise DataError(f"{where}: reward_model.ground_truth is {label}, and extra_info.texts has {len(texts)} answers")
-    sample = Sample(
-        id=f"{Path(path).stem}-{number}" if extra.get("id") is None else str(extra["id"]),
-        track=track,
-        messages=messages,
-        images=tuple(
-            ImageRef(path=path, row=number, index=index) if file is None else ImageRef(path=str(file))
-            for index, (_, file) in enumerate(shown)
-        ),
-        texts=texts or (),
-        label=label,
-        tools=all_tools if tools is None else tools,
-        expected_tools=expected or (),
-        target_box=_box(extra.get("target_box"), where),
-    )
-    if check is not None:
-        names = [name for message in messages for name in message.image_names]
-        try:
-            check(sample, {name: Image.from_bytes(data) for name, (data, _) in zip(names, shown, strict=True)})
-        except UserError as error:
-            raise DataError(f"{where}: {error}") from error
-    return sample
+    return label
 
 
 def read_images(entries: Any, path: str, root: Path | None, where: str) -> list[tuple[bytes, Path | None]]:
@@ -189,26 +224,32 @@ def parse_messages(written: Any, where: str) -> tuple[tuple[Message, ...], int]:
     return tuple(messages), originals + observations
 
 
-@dataclass(slots=True)
 class Cursor:
     """Deals samples out, epoch after epoch, each in an order of its own that depends on the seed only."""
 
-    samples: Sequence[Sample]
-    seed: int
-    epoch: int = 0
-    position: int = 0  # samples of the epoch dealt out so far
-
-    def __post_init__(self) -> None:
-        if not self.samples:
+    def __init__(self, samples: Sequence[Sample], seed: int, order: Order | None = None) -> None:
+        """By default, an epoch deals out each sample once."""
+        if not samples:
             raise DataError("there are no samples to deal out")
+        self.samples, self.order = samples, order or Order(seed, len(samples))
+        self.epoch = self.position = 0  # samples of the epoch dealt out so far
+
+    @classmethod
+    def mixed(cls, samples: Stored[Sample], seed: int, weights: Mapping[str, float]) -> "Cursor":
+        """Mixes the tracks by `data.weights`."""
+        return cls(samples, seed, Order.mixed(seed, samples.track_names, samples.tracks, weights))
+
+    def dealt(self, number: int) -> Sample:
+        """The sample that is dealt out as number `number`, from 0 on, of all epochs."""
+        epoch, position = divmod(number, len(self.samples))
+        return self.samples[int(self.order.of_epoch(epoch)[position])]
 
     def take(self, number: int) -> list[Sample]:
         """The next samples; an epoch that ends in between is followed by the next one."""
         taken: list[Sample] = []
         while len(taken) < number:
-            order = np.random.default_rng(derive(self.seed, "epoch", self.epoch)).permutation(len(self.samples))
-            chosen = order[self.position : self.position + number - len(taken)]
-            taken += [self.samples[index] for index in chosen]
+            chosen = self.order.of_epoch(self.epoch)[self.position : self.position + number - len(taken)]
+            taken += [self.samples[int(index)] for index in chosen]
             self.position += len(chosen)
             if self.position == len(self.samples):
                 self.epoch, self.position = self.epoch + 1, 0

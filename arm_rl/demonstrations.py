@@ -6,6 +6,7 @@ rollouts.
 """
 
 from collections.abc import Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -19,8 +20,10 @@ from arm_rl.core.session import Session
 from arm_rl.core.template import Template, TemplateError
 from arm_rl.core.types import ImageInfo, ImagePart, Message, Sample, Trajectory, Turn
 from arm_rl.data import parse_messages, read_images
-from arm_rl.rows import BrokenRows, DataError, read_rows
+from arm_rl.rows import BrokenRows, DataError, TooLong, files_of, read_rows
+from arm_rl.stored import Stored
 
+_NEEDED = ("messages", "images", "tools")
 _SCHEMA = pa.schema(
     [
         ("id", pa.string()),
@@ -58,33 +61,55 @@ def write_demonstrations(path: Path, demonstrations: Sequence[tuple[Sample, Sess
     pq.write_table(pa.Table.from_pylist(rows, schema=_SCHEMA), path, row_group_size=256)
 
 
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Demonstration:
+    """A conversation to learn from."""
+
+    trajectory: Trajectory
+    images: dict[str, Image]  # by key
+
+
 def read_demonstrations(
-    files: Sequence[str], template: Template, config: DataConfig | None = None, broken: BrokenRows | None = None
-) -> tuple[list[Trajectory], dict[str, Image]]:
-    """All demonstrations as trajectories, and their images by key. `config` and `broken` are as for `data.read_samples`.
+    files: Sequence[str],
+    template: Template,
+    config: DataConfig | None = None,
+    *,
+    max_tokens: int | None = None,
+    broken: BrokenRows | None = None,
+) -> Stored[Demonstration]:
+    """All demonstrations, in order. Each is looked at here, and none is kept: it is read again when it is asked for.
+
+    `files`, `config` and `broken` are as for `data.read_samples`; demonstrations of more than `max_tokens` are left out and counted.
 
     Raises:
         DataError: a file or a row that cannot be used.
     """
     config = config or DataConfig()
-    broken = broken or BrokenRows.of(config)
+    broken, files = broken or BrokenRows.of(config), files_of(files)
     root = None if config.image_root is None else Path(config.image_root)
-    trajectories: list[Trajectory] = []
-    images: dict[str, Image] = {}
-    for path in files:
-        for number, row in read_rows(path, ("messages", "images", "tools"), (), broken):
-            where = f"{path}: row {number}"
+
+    def decode(path: str, number: int, row: dict[str, Any]) -> Demonstration:
+        where = f"{path}: row {number}"
+        shown = [Image.from_bytes(data) for data, _ in read_images(row["images"], path, root, where)]
+        try:
+            trajectory = _trajectory(where, row["messages"], shown, _tools(row["tools"], where), template)
+        except TemplateError as error:  # knows no rows
+            raise DataError(f"{where}: {error}") from error
+        return Demonstration(trajectory=trajectory, images={image.key: image for image in shown})
+
+    demonstrations = Stored(files, _NEEDED, decode)
+    for file, path in enumerate(files):
+        for number, row in read_rows(path, _NEEDED, ("data_source",), broken):
             try:
-                shown = [Image.from_bytes(data) for data, _ in read_images(row["images"], path, root, where)]
-                trajectories.append(_trajectory(where, row["messages"], shown, _tools(row["tools"], where), template))
-            except TemplateError as error:  # knows no rows
-                broken.leave_out(DataError(f"{where}: {error}"))
+                trajectory = decode(path, number, row).trajectory
+                if max_tokens is not None and trajectory.num_tokens > max_tokens:
+                    raise TooLong(f"{path}: row {number}: {trajectory.num_tokens} tokens, max_tokens is {max_tokens}")
             except UserError as error:
                 broken.leave_out(error)
             else:
-                images.update((image.key, image) for image in shown)
-    broken.report(len(trajectories))
-    return trajectories, images
+                demonstrations.add(file, number, str(row.get("data_source") or trajectory.track))
+    broken.report(len(demonstrations))
+    return demonstrations
 
 
 def _tools(written: Any, where: str) -> tuple[str, ...]:

@@ -163,8 +163,9 @@ class Driver:
         self.steps_done = found.step
         self._owes_evaluation = found.state.get("owes_evaluation", False)
         await self._sync(found.step)
-        samples = {sample.id: sample for sample in self.collector.samples}
-        self.collector.restore(found.state["collector"], await self.runner.kept(found.folder / _FINISHED, samples))
+        state = found.state["collector"]
+        samples = {sample.id: sample for sample in self.collector.pending(state).values()}
+        self.collector.restore(state, await self.runner.kept(found.folder / _FINISHED, samples))
         logger.info("going on from step %d (%s)", found.step, found.folder)
 
     async def close(self) -> None:

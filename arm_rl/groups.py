@@ -105,7 +105,7 @@ class GroupRunner:
             await self._write(path, groups, self._run.name, step)
 
     async def kept(self, path: Path, samples: Mapping[str, Sample]) -> dict[int, Group]:
-        """Groups that `keep` wrote, by their numbers; none where it wrote none. `samples` are all there are, by id."""
+        """Groups that `keep` wrote, by their numbers; none where it wrote none. `samples` are the groups', by id."""
         if not path.is_file():
             return {}
         scored, images = _read_trajectories.options(num_returns=2).remote(path)

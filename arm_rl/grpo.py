@@ -44,13 +44,12 @@ async def _run(config: TrainConfig, inputs: Inputs, num_steps: int, progress: Pr
         group_runner(config, inputs.template, reservation) as runner,
     ):
         learners = await starting
-        skipped = {"data/skipped_rows": float(inputs.num_skipped)}
-        with MetricsLog(folder, config.metrics, config, num_steps, stage=config.run.name, first=skipped) as log:
+        with MetricsLog(folder, config.metrics, config, num_steps, stage=config.run.name, first=inputs.left_out) as log:
             driver = Driver(
                 config,
                 runner=runner,
                 learners=learners,
-                cursor=Cursor(inputs.samples, config.run.seed),
+                cursor=Cursor.mixed(inputs.samples, config.run.seed, config.data.weights),
                 held_out=inputs.held_out,
                 image_pad_id=inputs.template.image_pad_id,
                 num_steps=num_steps,

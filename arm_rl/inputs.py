@@ -9,7 +9,8 @@ from arm_rl.core.images import Image
 from arm_rl.core.template import Template
 from arm_rl.core.types import Sample
 from arm_rl.data import Check, read_samples
-from arm_rl.rows import BrokenRows, DataError
+from arm_rl.rows import BrokenRows, DataError, TooLong
+from arm_rl.stored import Stored
 from rewards import REWARDS
 from tools import load_tools
 
@@ -18,10 +19,10 @@ from tools import load_tools
 class Inputs:
     """The samples, and the template of the model that judges them."""
 
-    samples: list[Sample]
-    held_out: list[Sample]
+    samples: Stored[Sample]
+    held_out: Stored[Sample]
     template: Template
-    num_skipped: int  # rows that were left out
+    left_out: dict[str, float]  # numbers of rows, as metrics
 
 
 def read_template(config: TrainConfig | SftConfig) -> Template:
@@ -49,22 +50,21 @@ def read_inputs(config: TrainConfig) -> Inputs:
     tools, check = list(template.schemas), _fits(config, template)
     broken = [BrokenRows.of(config.data) for _ in range(2)]
     samples, held_out = (
-        read_samples(files, tools, config.data, check=check, broken=counted) if files else []
+        read_samples(files, tools, config.data, check=check, broken=counted)
         for files, counted in zip((config.data.train, config.data.held_out), broken, strict=True)
     )
-    return Inputs(samples=samples, held_out=held_out, template=template, num_skipped=sum(counted.number for counted in broken))
+    counts = {name: sum(one.metrics()[name] for one in broken) for name in broken[0].metrics()}
+    return Inputs(samples=samples, held_out=held_out, template=template, left_out=counts)
 
 
 def _fits(config: TrainConfig, template: Template) -> Check:
     """Whether a session can begin with a sample: the template takes it, and it is within the limits."""
 
     def check(sample: Sample, images: Mapping[str, Image]) -> None:
-        limits = {
-            "session.max_prompt_tokens": (config.session.max_prompt_tokens, len(template.prompt_ids(sample, images)), "tokens"),
-            "rollout.max_images": (config.rollout.max_images, len(images), "images"),
-        }
-        for key, (limit, number, unit) in limits.items():
-            if number > limit:
-                raise DataError(f"the prompt has {number} {unit}, {key} is {limit}")
+        if len(images) > config.rollout.max_images:
+            raise DataError(f"the prompt has {len(images)} images, rollout.max_images is {config.rollout.max_images}")
+        length, limit = len(template.prompt_ids(sample, images)), config.session.max_prompt_tokens
+        if length > limit:
+            raise TooLong(f"the prompt has {length} tokens, session.max_prompt_tokens is {limit}")
 
     return check

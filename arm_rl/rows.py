@@ -3,6 +3,7 @@
 import logging
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any
 
 import pyarrow as pa
@@ -10,16 +11,19 @@ import pyarrow.parquet as pq
 
 from arm_rl.core.config import DataConfig
 from arm_rl.core.errors import UserError
+from arm_rl.core.parquet import open_file, rows_at_a_time
 
 logger = logging.getLogger(__name__)
 
-_ROWS_AT_A_TIME = 64  # in memory, with their images
-_READ_BYTES = 1 << 20  # from disk
 _SHOWN = 5  # reasons in the warning
 
 
 class DataError(UserError):
     """Data that cannot be used; the message names the file and the row."""
+
+
+class TooLong(DataError):
+    """A row of more tokens than a session or a batch may have: left out whatever is done with broken rows."""
 
 
 @dataclass(slots=True)
@@ -28,7 +32,9 @@ class BrokenRows:
 
     skip: bool = False
     number: int = 0  # left out
+    num_too_long: int = 0  # left out: nothing is broken about them
     _reasons: list[str] = field(default_factory=list)
+    _first_too_long: str = ""
 
     @classmethod
     def of(cls, config: DataConfig) -> "BrokenRows":
@@ -37,6 +43,10 @@ class BrokenRows:
 
     def leave_out(self, error: UserError, number: int = 1) -> None:
         """Counts a row, or `number` of them that share a reason; raises `error` where none may be left out."""
+        if isinstance(error, TooLong):
+            self.num_too_long += number
+            self._first_too_long = self._first_too_long or str(error)
+            return
         if not self.skip:
             raise error
         self.number += number
@@ -49,12 +59,36 @@ class BrokenRows:
         Raises:
             DataError: it was everything.
         """
-        if not self.number:
-            return
+        num_rows = self.number + self.num_too_long + num_used
         reasons = "\n".join(f"  {reason}" for reason in self._reasons) + ("\n  ..." if self.number > len(self._reasons) else "")
-        if not num_used:
-            raise DataError(f"none of the {self.number} rows can be used:\n{reasons}")
-        logger.warning("skipped %d of %d rows (data.broken_rows=skip):\n%s", self.number, self.number + num_used, reasons)
+        told = []
+        if self.num_too_long:
+            told.append(f"left out {self.num_too_long} of {num_rows} rows for their length; the first is {self._first_too_long}")
+        if self.number:
+            told.append(f"skipped {self.number} of {num_rows} rows (data.broken_rows=skip):\n{reasons}")
+        if num_rows and not num_used:
+            raise DataError("\n".join([f"none of the {num_rows} rows can be used:", *filter(None, (reasons, self._first_too_long))]))
+        for message in told:
+            logger.warning("%s", message)
+
+    def metrics(self) -> dict[str, float]:
+        """How many were left out, and why."""
+        return {"data/skipped_rows": float(self.number), "data/too_long_rows": float(self.num_too_long)}
+
+
+def files_of(names: Sequence[str]) -> list[str]:
+    """The files that are meant: a folder stands for the parquet files in it, in the order of their names.
+
+    Raises:
+        DataError: a folder has none.
+    """
+    files: list[str] = []
+    for name in names:
+        shards = sorted(str(path) for path in Path(name).glob("*.parquet")) if Path(name).is_dir() else [name]
+        if not shards:
+            raise DataError(f"{name}: a folder without parquet files")
+        files += shards
+    return files
 
 
 def read_rows(path: str, required: Sequence[str], optional: Sequence[str], broken: BrokenRows) -> Iterator[tuple[int, dict[str, Any]]]:
@@ -64,7 +98,7 @@ def read_rows(path: str, required: Sequence[str], optional: Sequence[str], broke
         DataError: a file that cannot be read, that lacks a column that is required, or that has no rows.
     """
     try:
-        file = pq.ParquetFile(path, buffer_size=_READ_BYTES, page_checksum_verification=True)
+        file = open_file(path)
     except (OSError, pa.ArrowException) as error:
         raise DataError(f"{path}: not a readable parquet file: {error}") from error
     with file:
@@ -85,7 +119,7 @@ def read_rows(path: str, required: Sequence[str], optional: Sequence[str], broke
 def _rows_of_group(
     path: str, file: pq.ParquetFile, group: int, columns: list[str], first: int, end: int, broken: BrokenRows
 ) -> Iterator[tuple[int, dict[str, Any]]]:
-    batches = file.iter_batches(_ROWS_AT_A_TIME, row_groups=[group], columns=columns)
+    batches = file.iter_batches(rows_at_a_time(file, group), row_groups=[group], columns=columns)
     while first < end:
         try:
             batch = next(batches)

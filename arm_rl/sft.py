@@ -2,9 +2,8 @@
 
 import asyncio
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 
-import numpy as np
 import ray
 
 from actors.cluster import require_shared
@@ -13,19 +12,21 @@ from actors.reservation import reserved
 from arm_rl import checkpoint
 from arm_rl.core.batching import make_batch
 from arm_rl.core.config import SftConfig
+from arm_rl.core.images import Image
 from arm_rl.core.loss import SftObjective
-from arm_rl.core.seeding import derive
 from arm_rl.core.template import Template
 from arm_rl.core.training import training_sample
-from arm_rl.core.types import Batch, TrainingSample
-from arm_rl.demonstrations import read_demonstrations
+from arm_rl.core.types import Batch
+from arm_rl.demonstrations import Demonstration, read_demonstrations
 from arm_rl.inputs import read_template
 from arm_rl.learners import learner_group
 from arm_rl.metrics_log import MetricsLog
+from arm_rl.order import Order
 from arm_rl.restarts import Progress, with_restarts
 from arm_rl.rows import BrokenRows
 from arm_rl.run_folder import finished, open_run
 from arm_rl.stopping import StopRequest, stopped_by_signal
+from arm_rl.stored import Stored
 
 
 async def train_sft(config: SftConfig) -> None:
@@ -38,33 +39,25 @@ async def train_sft(config: SftConfig) -> None:
     """
     template = read_template(config)
     broken = BrokenRows.of(config.data)
-    trajectories, images = read_demonstrations(config.data.train, template, config.data, broken)
-    samples = [training_sample(one, 1.0, image_pad_id=template.image_pad_id, share_prompt=False) for one in trajectories]
-    steps_per_epoch = math.ceil(len(samples) / config.batch_size)
-    num_steps = steps_per_epoch * config.num_epochs
-    if finished(open_run(config), num_steps):
+    demonstrations = read_demonstrations(config.data.train, template, config.data, max_tokens=config.max_tokens, broken=broken)
+    batches = Batches(config, template, demonstrations)
+    if finished(open_run(config), batches.num_steps):
         return
     await require_shared(config.run.folder)
-    stored = dict.fromkeys(images, ray.put(images))
     with stopped_by_signal() as stop:
-        await with_restarts(
-            lambda progress: _run(config, template, samples, stored, broken.number, progress, stop), config.run.max_restarts
-        )
+        await with_restarts(lambda progress: _run(config, template, batches, broken.metrics(), progress, stop), config.run.max_restarts)
 
 
 async def _run(
     config: SftConfig,
     template: Template,
-    samples: Sequence[TrainingSample],
-    images: Mapping[str, ray.ObjectRef],
-    num_skipped: int,
+    batches: "Batches",
+    left_out: Mapping[str, float],
     progress: Progress,
     stop: StopRequest,
 ) -> None:
     """Starts the learners, goes on from the last checkpoint, and ends them."""
-    folder = config.run.folder
-    steps_per_epoch = math.ceil(len(samples) / config.batch_size)
-    num_steps = steps_per_epoch * config.num_epochs
+    folder, num_steps = config.run.folder, batches.num_steps
     gauges = Gauges(config.run.name)
     async with (
         reserved(config.run.name, progress.placement(config.placement), config.learner.num_ranks, None) as reservation,
@@ -74,11 +67,11 @@ async def _run(
         found = checkpoint.latest(folder / "checkpoints")
         if found is not None:
             await asyncio.to_thread(learners.load, found.folder)
-        skipped = {"data/skipped_rows": float(num_skipped)}
-        with MetricsLog(folder, config.metrics, config, num_steps, stage=config.run.name, first=skipped) as log, stop.deferred():
+        with MetricsLog(folder, config.metrics, config, num_steps, stage=config.run.name, first=left_out) as log, stop.deferred():
             for step in range(found.step if found is not None else 0, num_steps):
-                batch = _batch(samples, config, *divmod(step, steps_per_epoch))
-                metrics = await asyncio.to_thread(learners.train, batch, images, SftObjective())
+                batch, images = await asyncio.to_thread(batches.read, step)
+                stored = dict.fromkeys(images, ray.put(images))
+                metrics = await asyncio.to_thread(learners.train, batch, stored, SftObjective())
                 progress.reached(step + 1)
                 log.log(step + 1, metrics | progress.metrics())
                 gauges.set(step + 1, metrics)
@@ -92,10 +85,20 @@ async def _run(
         await asyncio.to_thread(learners.export, folder / "export")
 
 
-def _batch(samples: Sequence[TrainingSample], config: SftConfig, epoch: int, number: int) -> Batch:
-    """The epoch's batch of that number, in an order that depends on the seed only."""
-    order = np.random.default_rng(derive(config.run.seed, "sft", epoch)).permutation(len(samples))
-    chosen = order[number * config.batch_size : (number + 1) * config.batch_size]
-    return make_batch(
-        [samples[index] for index in chosen], num_ranks=config.learner.num_ranks, micro_batch_tokens=config.learner.micro_batch_tokens
-    )
+class Batches:
+    """The demonstrations, cut into the steps of a run; each is read from disk when its step comes."""
+
+    def __init__(self, config: SftConfig, template: Template, demonstrations: Stored[Demonstration]) -> None:
+        self._config, self._pad_id, self._demonstrations = config, template.image_pad_id, demonstrations
+        self._order = Order.mixed(config.run.seed, demonstrations.track_names, demonstrations.tracks, config.data.weights, purpose="sft")
+        self._steps_per_epoch = math.ceil(len(demonstrations) / config.batch_size)
+        self.num_steps = self._steps_per_epoch * config.num_epochs
+
+    def read(self, step: int) -> tuple[Batch, dict[str, Image]]:
+        """The batch of a step from 0 on, and its images by key."""
+        epoch, number = divmod(step, self._steps_per_epoch)
+        size, learner = self._config.batch_size, self._config.learner
+        chosen = [self._demonstrations[int(place)] for place in self._order.of_epoch(epoch)[number * size : (number + 1) * size]]
+        samples = [training_sample(one.trajectory, 1.0, image_pad_id=self._pad_id, share_prompt=False) for one in chosen]
+        batch = make_batch(samples, num_ranks=learner.num_ranks, micro_batch_tokens=learner.micro_batch_tokens)
+        return batch, {key: image for one in chosen for key, image in one.images.items()}

@@ -52,7 +52,8 @@ def test_a_demonstration_has_the_tokens_of_its_session(template, teach, tmp_path
     sample, finished = teach(*turns)
     path = tmp_path / "demonstrations.parquet"
     write_demonstrations(path, [(sample, finished)])
-    (read,), images = read_demonstrations([str(path)], template)
+    (demonstration,) = read_demonstrations([str(path)], template)
+    read, images = demonstration.trajectory, demonstration.images
     assert laid(read, template.image_pad_id) == laid(finished.trajectory, template.image_pad_id)
     assert [turn.token_ids for turn in read.turns] == [turn.token_ids for turn in finished.trajectory.turns]
     assert read.images == finished.trajectory.images
@@ -64,10 +65,11 @@ def test_many_demonstrations_share_their_images(template, teach, tmp_path):
     taught = [teach(call(), ANSWER), teach(ANSWER), teach(call([0, 0, 250, 250]), ANSWER)]
     path = tmp_path / "new folder" / "demonstrations.parquet"
     write_demonstrations(path, taught)
-    trajectories, images = read_demonstrations([str(path), str(path)], template)
+    demonstrations = read_demonstrations([str(path), str(path)], template)
+    trajectories = [one.trajectory for one in demonstrations]
     pad_id = template.image_pad_id
     assert [laid(one, pad_id) for one in trajectories] == [laid(finished.trajectory, pad_id) for _, finished in taught] * 2
-    assert len(images) == 3
+    assert len({key for one in demonstrations for key in one.images}) == 3
     assert len({one.group_id for one in trajectories[:3]}) == 3
 
 
@@ -78,8 +80,8 @@ def test_without_tools_and_with_a_system_message(template, teach, tmp_path):
     )
     sample, finished = teach(ANSWER, tools=(), messages=messages)
     write_demonstrations(tmp_path / "d.parquet", [(sample, finished)])
-    (read,), _ = read_demonstrations([str(tmp_path / "d.parquet")], template)
-    assert laid(read, template.image_pad_id) == laid(finished.trajectory, template.image_pad_id)
+    (read,) = read_demonstrations([str(tmp_path / "d.parquet")], template)
+    assert laid(read.trajectory, template.image_pad_id) == laid(finished.trajectory, template.image_pad_id)
 
 
 def test_a_text_that_looks_like_an_image_is_refused(teach, tmp_path):

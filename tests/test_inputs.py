@@ -42,18 +42,24 @@ def read(judge_folder, tmp_path):
 
 
 SHORT = [("user", "which digit?")]
-BAD = {
-    "long": (row(1, [("user", "which digit? " * 100)]), r"the prompt has \d+ tokens, session.max_prompt_tokens is 100"),
-    "many images": (row(1, SHORT, images=3), "the prompt has 3 images, rollout.max_images is 2"),
-}
+LIMITS = {"session": {"max_prompt_tokens": 100}, "rollout": {"max_images": 2}}
 
 
-@pytest.mark.parametrize(("bad", "message"), BAD.values(), ids=BAD)
-def test_what_no_session_can_begin_with_is_refused_or_left_out(read, tmp_path, bad, message):
-    limits = {"session": {"max_prompt_tokens": 100}, "rollout": {"max_images": 2}}
-    rows = [row(0, SHORT), bad, row(2, SHORT, images=2)]
-    with pytest.raises(DataError, match=f"^{tmp_path}/d.parquet: row 1: {message}$"):
-        read(rows, "stop", **limits)
-    inputs = read(rows, "skip", **limits)
+def test_too_many_images_are_refused_or_left_out(read, tmp_path):
+    rows = [row(0, SHORT), row(1, SHORT, images=3), row(2, SHORT, images=2)]
+    with pytest.raises(DataError, match=f"^{tmp_path}/d.parquet: row 1: the prompt has 3 images, rollout.max_images is 2$"):
+        read(rows, "stop", **LIMITS)
+    inputs = read(rows, "skip", **LIMITS)
     assert [sample.id for sample in inputs.samples] == ["0", "2"]
-    assert inputs.num_skipped == 1
+    assert inputs.left_out == {"data/skipped_rows": 1, "data/too_long_rows": 0}
+
+
+@pytest.mark.parametrize("broken_rows", ["stop", "skip"])
+def test_prompts_too_long_are_left_out_and_counted(read, tmp_path, caplog, broken_rows):
+    long = row(1, [("user", "which digit? " * 100)])
+    inputs = read([row(0, SHORT), long, row(2, SHORT)], broken_rows, **LIMITS)
+    assert [sample.id for sample in inputs.samples] == ["0", "2"]
+    assert inputs.left_out == {"data/skipped_rows": 0, "data/too_long_rows": 1}
+    assert f"left out 1 of 3 rows for their length; the first is {tmp_path}/d.parquet: row 1: the prompt has " in caplog.text
+    with pytest.raises(DataError, match="none of the 1 rows can be used:\n.*session.max_prompt_tokens is 100"):
+        read([long], broken_rows, **LIMITS)

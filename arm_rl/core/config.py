@@ -63,8 +63,9 @@ class TemplateConfig:
 
 @dataclass(frozen=True, kw_only=True)
 class DataConfig:
-    train: tuple[str, ...] = ()  # parquet files
-    held_out: tuple[str, ...] = ()  # parquet files for evaluation
+    train: tuple[str, ...] = ()  # parquet files, or folders of them
+    held_out: tuple[str, ...] = ()  # parquet files for evaluation, or folders of them
+    weights: dict[str, float] = field(default_factory=dict)  # of each track: its share of an epoch; by default as many as there are
     broken_rows: Literal["stop", "skip"] = "stop"  # a row that cannot be used ends the run before it starts, or is left out and counted
     image_root: str | None = None  # folder that image files of rows may not leave, links followed; by default that of the row's file
 
@@ -73,13 +74,15 @@ class DataConfig:
             files = getattr(self, key)
             _require(all(file.strip() for file in files), f"data.{key}", f"names of files, not {list(files)}")
             _require(len({*files}) == len(files), f"data.{key}", f"each file once, not {list(files)}")
+        fit = all(0 <= weight < math.inf for weight in self.weights.values()) and (not self.weights or sum(self.weights.values()) > 0)
+        _require(fit, "data.weights", f"none negative and one above 0, not {dict(self.weights)}")
         _require(self.image_root is None or Path(self.image_root).is_dir(), "data.image_root", f"there is no folder {self.image_root!r}")
 
 
 @dataclass(frozen=True, kw_only=True)
 class SessionConfig:
     max_turns: int = 5  # assistant turns at most; the last one must answer
-    max_prompt_tokens: int = 65000  # longer prompts are refused
+    max_prompt_tokens: int = 65000  # samples with a longer prompt are left out and counted
     max_response_tokens: int = 8192  # tokens of a session after the prompt, observations counted
     max_tool_response_chars: int = 4096  # longer observations lose their middle
     last_turn_notice: str = "No more tool calls are allowed. Give the answer now."  # added to the observation before the last turn
@@ -339,6 +342,7 @@ class SftConfig:
 
     num_epochs: int = 1  # passes over the data
     batch_size: int = 256  # trajectories an optimizer step, over all ranks
+    max_tokens: int | None = None  # longer demonstrations are left out and counted; by default none are
     run: RunConfig = field(default_factory=RunConfig)
     model: ModelConfig = field(default_factory=ModelConfig)
     template: TemplateConfig = field(default_factory=TemplateConfig)
@@ -352,6 +356,7 @@ class SftConfig:
     def __post_init__(self) -> None:
         _require(bool(self.data.train), "data.train", "at least one parquet file is needed")
         _require(self.num_epochs >= 1, "num_epochs", f"at least 1, not {self.num_epochs}")
+        _require(self.max_tokens is None or self.max_tokens >= 1, "max_tokens", f"at least 1, not {self.max_tokens}")
         _require(
             self.batch_size >= self.learner.num_ranks,
             "batch_size",

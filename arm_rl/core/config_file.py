@@ -135,7 +135,7 @@ def _keys(cls: type, prefix: str = "") -> list[tuple[str, str, str]]:
         if dataclasses.is_dataclass(item.type):
             rows += _keys(typing.cast(type, item.type), f"{prefix}{item.name}.")
         else:
-            default = "(needed)" if item.default == MISSING else str(item.default)
+            default = "(needed)" if item.default == MISSING else "{}" if item.default is dataclasses.MISSING else str(item.default)
             rows.append((prefix + item.name, default, comments.get(item.name, "")))
     return rows
 

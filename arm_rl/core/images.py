@@ -10,11 +10,11 @@ from typing import Any
 import numpy as np
 import PIL
 import pyarrow as pa
-import pyarrow.parquet as pq
 from PIL import ExifTags, ImageOps
 from PIL import Image as PILImage
 
 from arm_rl.core.errors import UserError
+from arm_rl.core.parquet import RowReader
 from arm_rl.core.types import ImageRef
 
 MAX_ASPECT = 200  # of an image's longer side to its shorter one: models of Qwen's kind are shown none beyond
@@ -95,14 +95,12 @@ def _orientation(image: PILImage.Image) -> int:
     return int(image.getexif().get(ExifTags.Base.Orientation, 1))
 
 
-@functools.lru_cache(maxsize=8)
-def _parquet(path: str) -> pq.ParquetFile:
-    return pq.ParquetFile(path)  # not mapped into memory: a file that is cut short under a reader would kill the process
+_rows = RowReader()
 
 
-@functools.lru_cache(maxsize=16)
-def _images_of_row_group(path: str, row_group: int) -> list[list[dict]]:
-    return _parquet(path).read_row_group(row_group, columns=["images"]).column("images").to_pylist()
+@functools.lru_cache(maxsize=32)  # a group's sessions ask for the same row
+def _images_of_row(path: str, row: int) -> list[dict]:
+    return _rows.row(path, row, ("images",))["images"] or []
 
 
 def load(ref: ImageRef) -> Image:
@@ -117,24 +115,21 @@ def load(ref: ImageRef) -> Image:
         entries = _images_of_row(ref.path, ref.row)
     except (OSError, KeyError, pa.ArrowException) as error:
         raise ImageError(f"{ref.path}: not a readable parquet file with images: {error}") from error
+    except IndexError as error:
+        raise ImageError(f"{ref.path}: there is no row {ref.row}") from error
     if ref.index >= len(entries):
         raise ImageError(f"{ref.path}: row {ref.row} has {len(entries)} images, and no number {ref.index}")
     return Image.from_bytes(read_entry(entries[ref.index], Path(ref.path).parent)[0])
 
 
-def _images_of_row(path: str, row: int) -> list[dict]:
-    left = row
-    file = _parquet(path)
-    for row_group in range(file.num_row_groups):
-        num_rows = file.metadata.row_group(row_group).num_rows
-        if left < num_rows:
-            return _images_of_row_group(path, row_group)[left] or []
-        left -= num_rows
-    raise ImageError(f"{path}: there is no row {row}")
-
-
 def read_entry(entry: Any, folder: Path, root: Path | None = None) -> tuple[bytes, Path | None]:
-    """An image of a struct of `bytes` or `path`, as data files hold it: encoded, and its file where it has one of its own.
+    """An image of a struct of `bytes` or `path`: encoded, and its file where it has one of its own. Arguments and errors as of `locate`."""
+    place = locate(entry, folder, root)
+    return (entry["bytes"], None) if place is None else (_read(place), place)
+
+
+def locate(entry: Any, folder: Path, root: Path | None = None) -> Path | None:
+    """The file of an image of a struct of `bytes` or `path`, as data files hold it; None where the bytes are there.
 
     Args:
         folder: of the data file; paths are relative to it.
@@ -148,7 +143,7 @@ def read_entry(entry: Any, folder: Path, root: Path | None = None) -> tuple[byte
     if entry.get("bytes"):
         if not isinstance(entry["bytes"], bytes):
             raise ImageError(f"bytes of an image are {entry['bytes']!r:.80}; a binary column is needed")
-        return entry["bytes"], None
+        return None
     root = folder if root is None else root
     try:
         place = (folder / entry["path"]).resolve()
@@ -160,7 +155,7 @@ def read_entry(entry: Any, folder: Path, root: Path | None = None) -> tuple[byte
         raise ImageError(f"the path {entry['path']!r} is not a file's")
     if not inside:
         raise ImageError(f"the path {entry['path']!r} leads out of {root}, which images may not leave (data.image_root)")
-    return _read(place), place
+    return place
 
 
 def check(data: bytes) -> tuple[int, int]:

@@ -131,6 +131,11 @@ class Trajectory:
         return tuple(event for turn in self.turns for event in turn.tool_events)
 
     @property
+    def num_tokens(self) -> int:
+        """Tokens of the whole conversation."""
+        return len(self.prompt_ids) + sum(len(turn.token_ids) + len(turn.observation_ids) for turn in self.turns)
+
+    @property
     def num_sampled_tokens(self) -> int:
         """Tokens that the policy sampled."""
         return sum(len(turn.token_ids) for turn in self.turns)

@@ -155,7 +155,7 @@ def test_the_papers_run_needs_two_nodes_of_eight():
 
 
 @pytest.mark.parametrize(
-    ("request_", "nodes", "message"),
+    ("asked", "nodes", "message"),
     [
         ((APART, 1, None), [], "the cluster has no node; missing: 1 CPU, 1 GPU."),
         (
@@ -173,12 +173,13 @@ def test_the_papers_run_needs_two_nodes_of_eight():
         ((CPU, 5, RolloutConfig(num_actors=4)), machines(1, cpus=2, gpus=0), "missing: 0.25 CPU."),
     ],
 )
-def test_a_refusal_says_what_is_missing(request_, nodes, message):
+def test_a_refusal_says_what_is_missing(asked, nodes, message):
+    config, num_ranks, rollout = asked
     if message is None:
-        assert plan(*request_, nodes)
+        assert plan(config, num_ranks, rollout, nodes)
         return
     with pytest.raises(PlacementError) as refused:
-        plan(*request_, nodes)
+        plan(config, num_ranks, rollout, nodes)
     assert message in str(refused.value)
 
 

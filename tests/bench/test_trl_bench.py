@@ -39,7 +39,7 @@ WORK = Work(
 @pytest.fixture
 def samples(tmp_path) -> list[Sample]:
     path = dataset.write(tmp_path / "data.parquet", seed=0, split="train", num_samples=12)
-    return read_samples([str(path)], [TOOL])
+    return [*read_samples([str(path)], [TOOL])]
 
 
 def view_of(folder: Path) -> Template:

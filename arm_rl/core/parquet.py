@@ -1,0 +1,110 @@
+"""Single rows of parquet files, read from disk when they are asked for, with a bounded memory however large the files are."""
+
+import functools
+import threading
+from collections import OrderedDict
+from collections.abc import Sequence
+from typing import Any, NamedTuple
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+_BATCH_BYTES = 8 << 20  # of rows that are decoded together
+_MOST_ROWS = 64  # of them
+_READ_BYTES = 1 << 20  # from disk at a time
+
+
+def open_file(path: str) -> pq.ParquetFile:
+    """Opens a file to be read in pieces. It is not mapped into memory: a file cut short under a reader would kill the process.
+
+    Raises:
+        OSError, pa.ArrowException: it cannot be read.
+    """
+    return pq.ParquetFile(path, buffer_size=_READ_BYTES, page_checksum_verification=True)
+
+
+def rows_at_a_time(file: pq.ParquetFile, group: int) -> int:
+    """How many rows of a row group to decode together, by their size."""
+    found = file.metadata.row_group(group)
+    return max(1, min(_MOST_ROWS, _BATCH_BYTES * found.num_rows // max(found.total_byte_size, 1)))
+
+
+class RowReader:
+    """Reads rows in any order, and in order at the pace of a scan. Safe for threads.
+
+    Row groups are kept while they fit into `max_bytes`. A large one passes by up to the wanted row, and on from there for a later one.
+    """
+
+    def __init__(self, max_bytes: int = 64 << 20) -> None:
+        self._max_bytes = max_bytes
+        self._kept: OrderedDict[_Part, pa.Table] = OrderedDict()
+        self._passing: _Passing | None = None
+        self._open = functools.lru_cache(maxsize=16)(open_file)
+        self._lock = threading.Lock()
+
+    def row(self, path: str, number: int, columns: Sequence[str]) -> dict[str, Any]:
+        """The columns of row `number`; those that the file does not have are left out.
+
+        Raises:
+            OSError, pa.ArrowException: the file cannot be read.
+            IndexError: it has no such row.
+        """
+        with self._lock:
+            file = self._open(path)
+            present = tuple(name for name in columns if name in file.schema_arrow.names)
+            left = number
+            for group in range(file.num_row_groups):
+                num_rows = file.metadata.row_group(group).num_rows
+                if left < num_rows:
+                    (row,) = self._slice(file, _Part(path, group, present), left).to_pylist()
+                    return row
+                left -= num_rows
+            raise IndexError(f"there is no row {number}")
+
+    def _slice(self, file: pq.ParquetFile, part: "_Part", index: int) -> pa.Table | pa.RecordBatch:
+        """One row of a row group."""
+        if part not in self._kept:
+            if _size(file, part) > self._max_bytes // 4:
+                if self._passing is None or self._passing.part != part or self._passing.first > index:
+                    self._passing = _Passing(file, part)
+                return self._passing.slice(index)
+            self._kept[part] = file.read_row_group(part.group, columns=list(part.columns))
+            while sum(table.nbytes for table in self._kept.values()) > self._max_bytes and len(self._kept) > 1:
+                self._kept.popitem(last=False)
+        self._kept.move_to_end(part)
+        return self._kept[part].slice(index, 1)
+
+
+class _Part(NamedTuple):
+    """Some columns of a row group."""
+
+    path: str
+    group: int
+    columns: tuple[str, ...]
+
+
+class _Passing:
+    """A row group that is too large to be kept: one batch of it."""
+
+    def __init__(self, file: pq.ParquetFile, part: _Part) -> None:
+        self.part = part
+        self.first = 0  # row of the batch
+        rows = rows_at_a_time(file, part.group)
+        self._batches = file.iter_batches(rows, row_groups=[part.group], columns=list(part.columns))
+        self._batch = pa.RecordBatch.from_pylist([])
+
+    def slice(self, index: int) -> pa.RecordBatch:
+        """One row, not before `first`."""
+        while index >= self.first + len(self._batch):
+            self.first += len(self._batch)
+            self._batch = next(self._batches, None)
+            if self._batch is None:
+                raise pa.ArrowInvalid(f"row group {self.part.group} ends too early")
+        return self._batch.slice(index - self.first, 1)
+
+
+def _size(file: pq.ParquetFile, part: _Part) -> int:
+    """Bytes, uncompressed."""
+    found = file.metadata.row_group(part.group)
+    chunks = (found.column(number) for number in range(found.num_columns))
+    return sum(chunk.total_uncompressed_size for chunk in chunks if chunk.path_in_schema.split(".")[0] in part.columns)
