@@ -64,7 +64,9 @@ async def _run(
                         state = {"step": step + 1}
                         with checkpoint.writing(folder / "checkpoints", step + 1, state, config.checkpoint.keep) as target:
                             await asyncio.to_thread(learners.save, target)
-            await asyncio.to_thread(learners.export, folder / "export")
+                        log.artifact("checkpoint", folder / "checkpoints" / str(step + 1))
+                await asyncio.to_thread(learners.export, folder / "export")
+                log.artifact("export", folder / "export")
     finally:
         reservation.release()
 

@@ -31,7 +31,8 @@ HOMES = {
         "arm_rl/sft.py",
         "jobs/",
     ),  # the drivers and what they share
-    "wandb": ("arm_rl/metrics_log.py",),
+    "wandb": ("arm_rl/wandb_page.py",),
+    "tensorboard": ("arm_rl/tensorboard_log.py",),
 }
 
 

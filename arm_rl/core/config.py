@@ -1,5 +1,6 @@
 """The configuration: frozen dataclasses that check themselves. A key's comment is its help text; `config_file` reads and writes them."""
 
+import importlib.util
 import math
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -271,12 +272,16 @@ class EvaluationConfig:
 
 @dataclass(frozen=True, kw_only=True)
 class MetricsConfig:
-    wandb: Literal["online", "offline", "disabled"] = "offline"  # Weights & Biases
+    wandb: Literal["auto", "online", "offline", "disabled"] = "auto"  # Weights & Biases; auto: online where a key for it is found
     wandb_project: str = "arm_rl"  # its project
+    wandb_artifacts: Literal["none", "checkpoint", "export"] = "none"  # what it keeps: every checkpoint, or the model at the end
+    tensorboard: bool = False  # event files for TensorBoard as well
     trajectories_every: int = 10  # steps between writes of a step's trajectories; 0 for none
     timeline: bool = True  # write timeline.json: who did what when, for Perfetto and for `python -m jobs.report RUN --time`
 
     def __post_init__(self) -> None:
+        installed = not self.tensorboard or importlib.util.find_spec("tensorboard") is not None
+        _require(installed, "metrics.tensorboard", "the package tensorboard is not installed (pip install tensorboard)")
         _require(self.trajectories_every >= 0, "metrics.trajectories_every", f"not negative, not {self.trajectories_every}")
 
 
