@@ -3,7 +3,7 @@
 import asyncio
 import functools
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import ray
@@ -101,8 +101,9 @@ class RolloutActor:
     async def update_weights(self, weights: WeightFile, data: bytes | None) -> None:
         """Serves the new version from now on; `data` is the file's content where the file lies on another node."""
         if data is not None:
-            weights = place(data, weights_folder(weights.path.parent.name, len(data)), weights.version)
-        await self._engine.update_weights(weights.path, weights.version)
+            placed = place(data, weights_folder(weights.path.parent.name, len(data)), weights.version)
+            weights = replace(weights, path=placed.path)
+        await self._engine.update_weights(weights.path, weights.version, is_adapter=weights.is_adapter)
 
     async def spans(self) -> Recorded:
         """What this actor did since the last call, for the timeline."""

@@ -22,7 +22,8 @@ MAY_IMPORT = {
 # Where a library may be imported: files, or folders with all in them.
 HOMES = {
     "vllm": ("actors/engine.py", "actors/vllm_worker.py"),
-    "deepspeed": ("actors/learner.py", "actors/learner_state.py"),
+    "deepspeed": ("actors/learner.py", "actors/learner_state.py", "actors/whole_weights.py"),
+    "peft": ("actors/lora.py",),
     "ray": (
         "actors/",
         "arm_rl/bench/",

@@ -20,6 +20,10 @@ def _require(condition: bool, key: str, message: str) -> None:
         raise ConfigError(f"{key}: {message}")
 
 
+def _require_package(name: str, key: str) -> None:
+    _require(importlib.util.find_spec(name) is not None, key, f"the package {name} is not installed (pip install {name})")
+
+
 @dataclass(frozen=True, kw_only=True)
 class RunConfig:
     name: str = MISSING  # name of the run; its folder is root/name
@@ -214,6 +218,9 @@ class LearnerConfig:
     max_grad_norm: float = 1.0  # gradients are clipped to this norm
     freeze_vision: bool = True  # the vision tower is not trained
     freeze_projector: bool = True  # nor the layer that projects its features
+    lora_rank: int = 0  # of low-rank adapters, which are trained in place of the weights; 0: the weights themselves
+    lora_alpha: int = 32  # adapters count lora_alpha / lora_rank
+    lora_targets: tuple[str, ...] = ("q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj")  # their matrices
     gradient_checkpointing: bool = False  # recompute activations in the backward pass
     collective_timeout_seconds: float = 1800.0  # a collective that takes longer ends the run
 
@@ -228,6 +235,19 @@ class LearnerConfig:
         _require(0 < seconds < math.inf, "learner.collective_timeout_seconds", f"above 0, not {seconds}")
         _require(0 <= self.warmup_ratio <= 1, "learner.warmup_ratio", f"between 0 and 1, not {self.warmup_ratio}")
         _require(self.max_grad_norm > 0, "learner.max_grad_norm", f"above 0, not {self.max_grad_norm}")
+        self._check_lora()
+
+    def _check_lora(self) -> None:
+        _require(self.lora_rank >= 0, "learner.lora_rank", f"not negative, not {self.lora_rank}")
+        if not self.lora_rank:
+            return
+        _require(self.lora_alpha > 0, "learner.lora_alpha", f"above 0, not {self.lora_alpha}")
+        _require(bool(self.lora_targets), "learner.lora_targets", "at least one name of a linear layer")
+        frozen = self.freeze_vision and self.freeze_projector
+        _require(
+            frozen, "learner.lora_rank", "only with learner.freeze_vision and learner.freeze_projector: adapters are the language model's"
+        )
+        _require_package("peft", "learner.lora_rank")
 
     @property
     def shares_prompts(self) -> bool:
@@ -280,8 +300,8 @@ class MetricsConfig:
     timeline: bool = True  # write timeline.json: who did what when, for Perfetto and for `python -m jobs.report RUN --time`
 
     def __post_init__(self) -> None:
-        installed = not self.tensorboard or importlib.util.find_spec("tensorboard") is not None
-        _require(installed, "metrics.tensorboard", "the package tensorboard is not installed (pip install tensorboard)")
+        if self.tensorboard:
+            _require_package("tensorboard", "metrics.tensorboard")
         _require(self.trajectories_every >= 0, "metrics.trajectories_every", f"not negative, not {self.trajectories_every}")
 
 
