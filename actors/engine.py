@@ -167,8 +167,8 @@ class Engine:
             self._running.discard(request_id)
 
     @recorded("update", track="weights")
-    async def update_weights(self, path: Path, version: int) -> None:
-        """Replaces all weights by those of a safetensors file with Hugging Face's names.
+    async def update_weights(self, path: Path, version: int, *, is_adapter: bool = False) -> None:
+        """Replaces all weights by those of a safetensors file with Hugging Face's names, or by the model's own with adapters in them.
 
         Requests that run go on under the new weights, their context computed anew: the caches of keys and values, of images and of their
         encodings are emptied together.
@@ -189,7 +189,9 @@ class Engine:
                     await self._answer(llm.pause_generation(mode=self._pause_mode, clear_cache=True))
                 with span("load"):
                     await self._answer(llm.start_weight_update())
-                    await self._answer(llm.update_weights(WeightTransferUpdateRequest(update_info={"path": str(path)})))
+                    await self._answer(
+                        llm.update_weights(WeightTransferUpdateRequest(update_info={"path": str(path), "is_adapter": is_adapter}))
+                    )
                     await self._answer(llm.finish_weight_update(weight_version=str(version)))
                 self._version = version
                 with span("resume"):

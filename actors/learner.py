@@ -1,12 +1,11 @@
 """One rank of the learner: a PolicyModel in a DeepSpeed ZeRO engine. `learner_group` starts the ranks and speaks to them."""
 
-import contextlib
 import datetime
 import logging
 import math
 import random
 import shutil
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -18,9 +17,8 @@ import torch.distributed as dist
 from ray import ObjectRef
 from torch import Tensor, nn
 from transformers import AutoImageProcessor
-from transformers.core_model_loading import revert_weight_conversion
 
-from actors import learner_state
+from actors import learner_state, lora, whole_weights
 from actors.image_inputs import ImagePreparer
 from actors.learner_settings import LearnerSpec, deepspeed_config
 from actors.policy_model import PolicyModel
@@ -35,8 +33,6 @@ from arm_rl.core.spans import Recorded, recorded, span
 from arm_rl.core.types import TrainingSample
 
 logger = logging.getLogger(__name__)
-
-_GATHERED_ELEMENTS = 1 << 28  # of ZeRO-3 shards brought together at a time
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -60,6 +56,7 @@ class Learner:
         self._step = 0  # optimizer steps done
         self._store: dist.TCPStore | None = None
         self._writer: WeightWriter | None = None
+        self._scaling = lora.scaling_of(spec.config) if spec.config.lora_rank else None  # of the adapters
 
     def open_rendezvous(self) -> tuple[str, int]:
         """Rank 0 alone: opens the place where the ranks meet; gives its address and port."""
@@ -203,17 +200,21 @@ class Learner:
     def publish(self, folder: Path, version: int, node_ids: Sequence[str] = ()) -> Published | None:
         """Writes the weights as `version`, under the names of Hugging Face's files, and removes older versions; rank 0 tells where.
 
+        With LoRA only the adapters are written: the engines have the base model.
+
         Args:
             folder: on rank 0's node.
             node_ids: where the engines are.
         """
-        weights = self._full_weights()
+        weights = self._whole_weights() if self._scaling is None else lora.publishable(self._adapters(), self._scaling)
         if self._rank:
             return None
         folder.mkdir(parents=True, exist_ok=True)
         if self._writer is None or self._writer.folder != folder:
             self._writer = WeightWriter(folder)
-        file = self._writer.write(self._hugging_face_weights(weights), version)
+        if self._scaling is None:
+            weights = whole_weights.in_files_order(self._policy.hf, weights)
+        file = self._writer.write(weights, version, is_adapter=self._scaling is not None)
         remove_versions(folder, below=version)
         own = str(ray.get_runtime_context().get_node_id())
         elsewhere = any(node_id != own for node_id in node_ids)
@@ -245,8 +246,12 @@ class Learner:
         return self._step
 
     def export(self, folder: Path) -> None:
-        """Writes a Hugging Face folder: these weights, and everything else as in the model's own folder."""
-        weights = self._full_weights()
+        """Writes a Hugging Face folder: these weights, and everything else as in the model's own folder.
+
+        With LoRA the weights are merged, and the adapters stand in `adapter/` as peft reads them.
+        """
+        weights = self._whole_weights()
+        adapters = {} if self._scaling is None else self._adapters()
         if self._rank:
             return
         folder.mkdir(parents=True, exist_ok=True)
@@ -254,30 +259,15 @@ class Learner:
             if path.is_file() and not path.name.startswith(".") and ".safetensors" not in path.name and path.suffix != ".bin":
                 shutil.copy(path, folder / path.name)
         self._policy.hf.save_pretrained(folder, state_dict=weights)
+        if adapters:
+            lora.save_adapter(adapters, self._spec.config, self._spec.model.path, folder / "adapter")
 
-    def _hugging_face_weights(self, weights: Mapping[str, Tensor]) -> dict[str, Tensor]:
-        """The same under the names of Hugging Face's files, in the model's order: what engines merge stands side by side there."""
-        order = {id(tensor): place for place, tensor in enumerate(weights.values())}
-        renamed = revert_weight_conversion(self._policy.hf, dict(weights))
-        return dict(sorted(renamed.items(), key=lambda item: order.get(id(item[1]), len(order))))
+    def _whole_weights(self) -> dict[str, Tensor]:
+        """All weights by the names of the model in memory; empty but on rank 0."""
+        return whole_weights.whole(self._policy.hf, self._spec.config.zero_stage, self._scaling, wanted=self._rank == 0)
 
-    def _full_weights(self) -> dict[str, Tensor]:
-        """All weights, tied ones once, by the names of the model in memory; empty but on rank 0. ZeRO-3's come as copies on the CPU."""
-        weights: dict[str, Tensor] = {}
-        if self._spec.config.zero_stage < 3:
-            return {name: parameter.detach() for name, parameter in self._policy.hf.named_parameters()} if self._rank == 0 else weights
-        for piece in _pieces(self._policy.hf):
-            with self._gathered([parameter for _, parameter in piece]):
-                if self._rank == 0:
-                    weights |= {name: parameter.detach().to("cpu", copy=True) for name, parameter in piece}
-        return weights
-
-    def _gathered(self, parameters: Sequence[nn.Parameter]) -> contextlib.AbstractContextManager:
-        if self._spec.config.zero_stage < 3:
-            return contextlib.nullcontext()
-        import deepspeed
-
-        return deepspeed.zero.GatheredParameters(list(parameters))
+    def _adapters(self) -> dict[str, tuple[Tensor, Tensor]]:
+        return whole_weights.adapters(self._policy.hf, self._spec.config.zero_stage, wanted=self._rank == 0)
 
     def _load_model(self) -> PolicyModel:
         spec = self._spec
@@ -319,21 +309,6 @@ class Learner:
 def _require_finite_gradient(norm: float) -> None:
     if not math.isfinite(norm):
         raise NonFiniteError("the gradient is not finite")
-
-
-def _pieces(model: nn.Module) -> Iterator[list[tuple[str, nn.Parameter]]]:
-    """The model's parameters with their names, as many at a time as may be gathered together."""
-    piece: list[tuple[str, nn.Parameter]] = []
-    elements = 0
-    for name, parameter in model.named_parameters():
-        size = getattr(parameter, "ds_numel", parameter.numel())  # of a ZeRO-3 shard: that of the whole
-        if piece and elements + size > _GATHERED_ELEMENTS:
-            yield piece
-            piece, elements = [], 0
-        piece.append((name, parameter))
-        elements += size
-    if piece:
-        yield piece
 
 
 def _do_not_compile_collectives() -> None:

@@ -1,7 +1,7 @@
 """The policy as the learner computes it: log-probabilities and entropies of sampled tokens, from Hugging Face's model."""
 
 from collections import OrderedDict
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Self
 
@@ -11,6 +11,7 @@ from torch.nn import functional
 from torch.utils.checkpoint import checkpoint
 from transformers import AutoModelForImageTextToText
 
+from actors import architectures, lora
 from actors.image_inputs import ImageInputs
 from actors.vision_tower import speed_up
 from arm_rl.core.batching import MicroBatch
@@ -41,7 +42,10 @@ class PolicyModel(nn.Module):
         self.train()
         visual = self.hf.model.visual
         visual.requires_grad_(not config.freeze_vision)
-        visual.merger.requires_grad_(not config.freeze_projector)
+        for projector in architectures.projectors(visual):
+            projector.requires_grad_(not config.freeze_projector)
+        if config.lora_rank:
+            lora.add_adapters(self.hf, config)
         if config.freeze_vision and config.freeze_projector and config.zero_stage < 3:  # ZeRO-3's ranks must run the same modules
             self._features = OrderedDict()
         if config.gradient_checkpointing:
@@ -92,12 +96,12 @@ class PolicyModel(nn.Module):
         language_model = self.hf.model.language_model
         if not len(batch.prompt_ids):
             # Padding is on the right, where causal attention never looks: no mask is needed, and attention takes its fastest path.
-            hidden = language_model(inputs_embeds=rows.embeddings, position_ids=rows.positions, use_cache=False).last_hidden_state
-            return None, hidden
+            read = language_model(inputs_embeds=rows.embeddings, position_ids=rows.positions, use_cache=False, **rows.shown)
+            return None, read.last_hidden_state
         prompts = self._rows(batch.prompt_ids, batch.prompt_mask, batch.prompt_shown, images, features)
         device = rows.embeddings.device
         prompt_of, lengths = batch.prompt_of.to(device), batch.prompt_mask.sum(dim=1).to(device)  # [B], [G]
-        read = language_model(inputs_embeds=prompts.embeddings, position_ids=prompts.positions, use_cache=True)
+        read = language_model(inputs_embeds=prompts.embeddings, position_ids=prompts.positions, use_cache=True, **prompts.shown)
         cache = read.past_key_values
         cache.batch_select_indices(prompt_of)
         seen = torch.cat([batch.prompt_mask[batch.prompt_of], batch.attention_mask], dim=1).to(device)  # bool [B, P + T]
@@ -107,6 +111,7 @@ class PolicyModel(nn.Module):
             attention_mask=seen,
             past_key_values=cache,
             use_cache=True,
+            **rows.shown,
         ).last_hidden_state
         ends = read.last_hidden_state[torch.arange(len(lengths), device=device), lengths - 1]  # [G, H]
         return ends[prompt_of], hidden
@@ -126,12 +131,15 @@ class PolicyModel(nn.Module):
         )  # int64 [3, R, T]
         ends = positions.amax(dim=0).masked_fill(~attention_mask, -1).amax(dim=1) + 1  # [R]
         embeddings = self.hf.get_input_embeddings()(token_ids.to(device))  # [R, T, H]
-        if features is not None:
-            embeddings = self._show(embeddings, is_image.to(device), features, shown)
-        return _Rows(embeddings, positions.to(device), ends)
+        beside: dict[str, Any] = {}
+        if features is not None and shown:
+            embeddings, beside = architectures.show(embeddings, is_image.to(device), torch.cat([features[place] for place in shown]))
+        elif features is not None:
+            embeddings = embeddings + 0.0 * sum(feature.sum() for feature in features).to(embeddings.dtype)
+        return _Rows(embeddings, positions.to(device), ends, beside)
 
     def _encode(self, images: ImageInputs) -> list[Tensor]:
-        """Features of each image: [its tokens, H]. A tower that is not trained sees an image that is used again soon only once."""
+        """Features of each image. A tower that is not trained sees an image that is used again soon only once."""
         if self._features is None or not images.keys:
             return self._features_of(images.patches, images.grids)
         pieces = images.patches.split(images.grids.prod(dim=1).tolist())
@@ -149,13 +157,7 @@ class PolicyModel(nn.Module):
     def _features_of(self, patches: Tensor, grids: Tensor) -> list[Tensor]:
         visual, device = self.hf.model.visual, self.scorer.is_call.device
         with torch.set_grad_enabled(torch.is_grad_enabled() and any(weight.requires_grad for weight in visual.parameters())):
-            return list(self.hf.get_image_features(patches.to(device), grids.to(device)).pooler_output)
-
-    def _show(self, embeddings: Tensor, is_image: Tensor, features: Sequence[Tensor], shown: Sequence[int]) -> Tensor:
-        if not shown:
-            return embeddings + 0.0 * sum(feature.sum() for feature in features).to(embeddings.dtype)
-        shown_features = torch.cat([features[place] for place in shown]).to(embeddings.dtype)  # [pads, H]
-        return embeddings.masked_scatter(is_image[..., None], shown_features)
+            return architectures.image_features(self.hf, patches.to(device), grids.to(device))
 
     def _num_tokens(self, grids: Tensor) -> Tensor:
         return grids.prod(dim=1) // self.hf.model.visual.spatial_merge_size**2
@@ -168,6 +170,7 @@ class _Rows:
     embeddings: Tensor  # [R, T, H]
     positions: Tensor  # int64 [3, R, T]
     ends: Tensor  # int64 [R], on the CPU: the position that follows
+    shown: Mapping[str, Any]  # what else the language model is called with
 
 
 class TokenScorer(nn.Module):

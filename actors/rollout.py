@@ -4,7 +4,7 @@ import asyncio
 import functools
 import shutil
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -107,8 +107,8 @@ class RolloutActor(Supervised):
         """Serves the new version from now on; `data` is the file's content where the file lies on another node."""
         if data is not None:
             self._copies = weights_folder(weights.path.parent.name, len(data))
-            weights = place(data, self._copies, weights.version)
-        await self._engine.update_weights(weights.path, weights.version)
+            weights = replace(weights, path=place(data, self._copies, weights.version).path)
+        await self._engine.update_weights(weights.path, weights.version, is_adapter=weights.is_adapter)
         if self._copies is not None:
             remove_versions(self._copies, below=weights.version)
 

@@ -9,6 +9,7 @@ import os
 import select
 import signal
 import threading
+from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -24,6 +25,7 @@ from vllm.model_executor.layers.vocab_parallel_embedding import UnquantizedEmbed
 from vllm.model_executor.model_loader.reload import finalize_layerwise_reload, initialize_layerwise_reload
 from vllm.v1.core.sched import output
 
+from actors import lora
 from actors.weight_file import MappedWeights, map_weights
 from actors.weight_plan import LoadPlan, Recorder
 from actors.weight_sync import BACKEND, OWNER_PID
@@ -48,7 +50,8 @@ class NoInfo(WeightTransferInitInfo):
 class FileInfo(WeightTransferUpdateInfo):
     """Which file holds the new weights."""
 
-    path: str  # safetensors, all of the model's weights under Hugging Face's names
+    path: str  # safetensors, all of the model's weights under Hugging Face's names, or what `lora.publishable` gives
+    is_adapter: bool = False  # the latter: it is merged into the model's own weights
 
 
 class WeightsFileTransfer(WeightTransferEngine[NoInfo, FileInfo]):
@@ -82,19 +85,24 @@ class WeightsFileTransfer(WeightTransferEngine[NoInfo, FileInfo]):
             ValueError: the file lacks weights of some parameter.
         """
         weights = map_weights(Path(update_info.path))
-        if self.plan is not None and self.plan.header == weights.header:
+        if update_info.is_adapter:
+            self._load_layers(
+                lora.merged_weights(self.model_config.model, weights.tensors, self.model_config.dtype, self.device), update_info.path
+            )
+        elif self.plan is not None and self.plan.header == weights.header:
             self.plan.load(weights, os.sched_getaffinity(self._owner))
         else:
-            self._load_layers(weights, update_info.path)
+            self._load_layers(weights.tensors.items(), update_info.path, recorded=weights)
 
-    def _load_layers(self, weights: MappedWeights, path: str) -> None:
+    def _load_layers(self, tensors: Iterable[tuple[str, torch.Tensor]], path: str, recorded: MappedWeights | None = None) -> None:
+        """vLLM's own loading; it is recorded where it is all from one file."""
         expected = {name for name, _ in self.model.named_parameters()}
         self._is_layerwise = True
         initialize_layerwise_reload(self.model)
-        if self.device.type == "cpu" and all(map(_needs_loading_alone, self.model.modules())):
-            self._recorder = Recorder(self.model, weights, may_be_padded=_is_embedding)
+        if recorded is not None and self.device.type == "cpu" and all(map(_needs_loading_alone, self.model.modules())):
+            self._recorder = Recorder(self.model, recorded, may_be_padded=_is_embedding)
         with self._recorder or contextlib.nullcontext():
-            loaded = self.model.load_weights(weights.tensors.items())
+            loaded = self.model.load_weights(tensors)
         missing = sorted(expected - loaded)
         if missing:
             raise ValueError(f"{path}: no weights for {len(missing)} parameters, {missing[0]} among them")

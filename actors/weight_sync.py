@@ -1,7 +1,8 @@
 """How a version of the weights travels from the learners to the engines: one safetensors file in the node's shared memory.
 
 The learner's rank 0 has a `WeightWriter`; engines of the same node read the file. For other nodes `read_bytes` and `place` carry it
-through Ray's object store. Names are Hugging Face's; vLLM maps them to its own parameters (`vllm_worker.py`).
+through Ray's object store. Names are Hugging Face's; vLLM maps them to its own parameters (`vllm_worker.py`). Of a model that is trained
+with LoRA the file holds the adapters alone.
 """
 
 import os
@@ -29,6 +30,7 @@ class WeightFile:
     path: Path
     version: int
     num_bytes: int
+    is_adapter: bool = False  # LoRA's adapters alone, for the base model that the engine has
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -67,7 +69,7 @@ class WeightWriter:
         self._current: WeightBuffer | None = None
         self._spare: WeightBuffer | None = None
 
-    def write(self, tensors: Mapping[str, Tensor], version: int) -> WeightFile:
+    def write(self, tensors: Mapping[str, Tensor], version: int, *, is_adapter: bool = False) -> WeightFile:
         """Writes a version; under its name it appears only when it is whole, and the one written before it is gone.
 
         Tensors that are one in memory (a tied head) are written once, under the first name, as in a Hugging Face checkpoint.
@@ -80,7 +82,7 @@ class WeightWriter:
         before, self._current = self._current, buffer.rename(path)
         if before is not None and before.path != path:  # else it is gone already
             self._spare = _renamed(before, self.folder / "spare")
-        return WeightFile(path=path, version=version, num_bytes=num_bytes)
+        return WeightFile(path=path, version=version, num_bytes=num_bytes, is_adapter=is_adapter)
 
     def _empty_buffer(self, path: Path, num_bytes: int) -> WeightBuffer:
         spare, self._spare = self._spare, None

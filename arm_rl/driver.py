@@ -116,6 +116,7 @@ class Driver:
                 await self._evaluate()
             if last or (every and self.steps_done % every == 0):
                 await self.save()
+        await self.runner.written()
 
     async def step(self) -> dict[str, float]:
         """One step, and its metrics."""
@@ -134,7 +135,7 @@ class Driver:
         every = self.config.metrics.trajectories_every
         groups = collected.groups
         if every and self.steps_done % every == 0:
-            self.runner.record(self.config.run.name, self.steps_done + 1, groups)
+            self.log.trajectories(self.runner.record(self.config.run.name, self.steps_done + 1, groups))
         return {
             **rollout_metrics([one for group in groups for one in group.scored], {group.sample.id: group.sample for group in groups}),
             **collected.metrics(self.steps_done),
@@ -153,6 +154,7 @@ class Driver:
         with checkpoint.writing(folder, self.steps_done, state, self.config.checkpoint.keep) as target:
             await asyncio.to_thread(self.learners.save, target)
             await self.runner.keep(target / _FINISHED, list(finished.values()), self.steps_done)
+        self.log.artifact("checkpoint", folder / str(self.steps_done))
 
     async def resume(self) -> None:
         """Goes on from the run folder's newest checkpoint, if there is one, and serves its weights."""

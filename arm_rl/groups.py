@@ -88,10 +88,11 @@ class GroupRunner:
         self.stop_if_broken(groups, name)
         return list(groups)
 
-    def record(self, stage: str, step: int, groups: Sequence[Group]) -> None:
-        """Starts writing the groups' trajectories, in a task of its own that fetches the images itself."""
+    def record(self, stage: str, step: int, groups: Sequence[Group]) -> Path:
+        """Starts writing the groups' trajectories, in a task of its own that fetches the images itself; gives the file."""
         path = self._run.folder / "trajectories" / trajectory_log.file_name(stage, step)
         self._writing.append(self._write(path, groups, stage, step))
+        return path
 
     @staticmethod
     def _write(path: Path, groups: Sequence[Group], stage: str, step: int) -> ray.ObjectRef:

@@ -63,4 +63,5 @@ async def _run(config: TrainConfig, inputs: Inputs, num_steps: int, progress: Pr
                 await driver.run()
             finally:
                 await driver.close()
-        await asyncio.to_thread(learners.export, folder / "export")
+            await asyncio.to_thread(learners.export, folder / "export")
+            log.artifact("export", folder / "export")

@@ -25,7 +25,7 @@ def rollout_metrics(scored: Sequence[Scored], samples: Mapping[str, Sample] | No
 
     Args:
         scored: all trajectories of the step.
-        samples: by id, for `tools/box_hit`, which is left out without them.
+        samples: by id, for `tools/box_hit` and `tools/by_name/…`, which are left out without them.
     """
     finished = [one for one in scored if one.trajectory.end != "aborted"]
     judged = [one for one in finished if one.reward is not None]
@@ -43,6 +43,7 @@ def rollout_metrics(scored: Sequence[Scored], samples: Mapping[str, Sample] | No
         metrics[f"tools/calls/{track}"] = mean(len(one.trajectory.tool_events) for one in members)
     if samples is not None:
         metrics["tools/box_hit"] = box_hit(samples, finished)
+        metrics |= _metrics_by_tool(samples, [one.trajectory for one in finished])
     return metrics
 
 
@@ -172,6 +173,21 @@ def _tool_metrics(trajectories: Sequence[Trajectory]) -> dict[str, float]:
         "tools/seconds": mean(seconds),
         "tools/seconds_max": max(seconds, default=0.0),
     }
+
+
+def _metrics_by_tool(samples: Mapping[str, Sample], trajectories: Sequence[Trajectory]) -> dict[str, float]:
+    """Of each tool that was called where it was offered: what a policy makes up is no name of a metric."""
+    events: dict[str, list[ToolEvent]] = defaultdict(list)
+    for one in trajectories:
+        for event in one.tool_events:
+            if event.call.name in samples[one.sample_id].tools:
+                events[event.call.name].append(event)
+    metrics = {}
+    for name, calls in sorted(events.items()):
+        metrics[f"tools/by_name/{name}/calls"] = len(calls) / len(trajectories)
+        metrics[f"tools/by_name/{name}/ok"] = share(event.status == "ok" for event in calls)
+        metrics[f"tools/by_name/{name}/seconds"] = mean(event.seconds for event in calls)
+    return metrics
 
 
 def _evaluation_of(samples: Mapping[str, Sample], judged: Sequence[Scored]) -> dict[str, float]:

@@ -1,23 +1,22 @@
-"""Where metrics go: `metrics.jsonl` and Weights & Biases in the run folder, and a line a step on the console."""
+"""Where metrics go: `metrics.jsonl` in the run folder, a line a step on the console, Weights & Biases and TensorBoard where configured."""
 
-import dataclasses
 import json
 import math
 import re
-import secrets
 import time
 from collections import deque
 from collections.abc import Mapping
 from pathlib import Path
 from types import TracebackType
-from typing import Any
+from typing import Any, Literal
 
-import wandb
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn
 
 from arm_rl.core.config import MetricsConfig
 from arm_rl.core.errors import UserError
+from arm_rl.tensorboard_log import TensorboardLog
+from arm_rl.wandb_page import WandbPage
 
 PARTS = ("rollout", "reward", "learner", "tools", "time", "evaluation", "recovery", "data")
 _NAME = re.compile(rf"(?:{'|'.join(PARTS)})/\S+")
@@ -34,7 +33,7 @@ SHOWN = {
 
 
 class MetricsLog:
-    """Writes a run's metrics. A context manager: leaving it finishes the Weights & Biases run, as failed where an error passes."""
+    """Writes a run's metrics. A context manager: leaving it finishes the page at Weights & Biases, as failed where an error passes."""
 
     def __init__(
         self,
@@ -52,7 +51,7 @@ class MetricsLog:
         Args:
             folder: the run's; `metrics.jsonl` in it is appended to, and `wandb/` is created. In a run that is started again, the first
                 step that is logged replaces what stands there of this step and later ones.
-            config: which Weights & Biases, if any.
+            config: where they go beside the folder and the console.
             run_config: the run's configuration, a dataclass, as Weights & Biases shows it.
             total_steps: of this stage.
             stage: written to every line; several stages may share a folder.
@@ -67,7 +66,9 @@ class MetricsLog:
         self._last_time = time.monotonic()
         self._last_step: int | None = None
         self._first = first or {}
-        self._wandb = _start_wandb(folder, config, run_config, stage)
+        self._page = None if config.wandb == "disabled" else WandbPage(folder, config, run_config, stage, PARTS)
+        self._tensorboard = TensorboardLog(folder, stage) if config.tensorboard else None
+        self._unread: list[Path] = []  # trajectory logs that are not on the page yet
         console = console or Console()
         self._progress = Progress(
             TextColumn("{task.description}"),
@@ -102,22 +103,42 @@ class MetricsLog:
             _drop_lines(self._path, self._stage, step)
         with self._path.open("a") as file:
             file.write(json.dumps(line) + "\n")
-        if self._wandb is not None:
-            self._wandb.log({"step": step, **metrics})
+        if self._page is not None:
+            self._page.log(step, metrics)
+            self._log_trajectories(self._page)
+        if self._tensorboard is not None:
+            self._tensorboard.log(step, metrics)
         self._show(step, metrics)
 
+    def trajectories(self, path: Path) -> None:
+        """Puts some of a trajectory log on the page, once it is written."""
+        self._unread.append(path)
+
+    def artifact(self, kind: Literal["checkpoint", "export"], folder: Path) -> None:
+        """Keeps a checkpoint or an exported model at Weights & Biases, where the configuration says so."""
+        if self._page is not None:
+            self._page.artifact(kind, folder)
+
     def close(self, failed: bool = False) -> None:
-        """Finishes the progress bar and the Weights & Biases run."""
+        """Finishes the progress bar, the page and the event file."""
         self._progress.stop()
-        if self._wandb is not None:
-            self._wandb.finish(exit_code=1 if failed else 0)
-            self._wandb = None
+        page, self._page = self._page, None
+        if page is not None:
+            self._log_trajectories(page)
+            page.finish(failed)
+        if self._tensorboard is not None:
+            self._tensorboard.finish()
 
     def __enter__(self) -> "MetricsLog":
         return self
 
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None) -> None:
         self.close(failed=kind is not None)
+
+    def _log_trajectories(self, page: WandbPage) -> None:
+        written, self._unread = [path for path in self._unread if path.exists()], [path for path in self._unread if not path.exists()]
+        for path in written:
+            page.trajectories(path)
 
     def _show(self, step: int, metrics: Mapping[str, float]) -> None:
         now = time.monotonic()
@@ -158,31 +179,6 @@ def _drop_lines(path: Path, stage: str, first_step: int) -> None:
     written = path.with_suffix(".tmp")
     written.write_text("".join(json.dumps(line) + "\n" for line in kept))
     written.replace(path)
-
-
-def _start_wandb(folder: Path, config: MetricsConfig, run_config: Any, stage: str) -> Any:
-    """Starts the run, or goes on with it: its id is kept in the run folder."""
-    if config.wandb == "disabled":
-        return None
-    kept_id = folder / "wandb" / f"{stage.replace('/', '-') or 'run'}.id"
-    kept_id.parent.mkdir(exist_ok=True)
-    if not kept_id.exists():
-        kept_id.write_text(secrets.token_hex(4))
-    run = wandb.init(
-        mode=config.wandb,
-        project=config.wandb_project,
-        dir=str(folder),
-        id=kept_id.read_text().strip(),
-        resume="allow" if config.wandb == "online" else None,  # offline, the id alone joins the parts when they are synced
-        name=f"{folder.name}-{stage}" if stage else folder.name,
-        group=folder.name,
-        config=dataclasses.asdict(run_config),
-        reinit="create_new",
-        settings=wandb.Settings(silent=True, console="off", disable_git=True),
-    )
-    run.define_metric("step")
-    run.define_metric("*", step_metric="step")
-    return run
 
 
 def _time_left(seconds: deque[float], num_steps: int) -> str:

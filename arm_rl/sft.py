@@ -80,9 +80,11 @@ async def _run(
                     state = {"step": step + 1}
                     with checkpoint.writing(folder / "checkpoints", step + 1, state, config.checkpoint.keep) as target:
                         await asyncio.to_thread(learners.save, target)
+                    log.artifact("checkpoint", folder / "checkpoints" / str(step + 1))
                 if not last:
                     stop.check()
-        await asyncio.to_thread(learners.export, folder / "export")
+            await asyncio.to_thread(learners.export, folder / "export")
+            log.artifact("export", folder / "export")
 
 
 class Batches:

@@ -100,8 +100,13 @@ def read_rows(path: Path, rows: Sequence[int]) -> list[tuple[Scored, Sample]]:
 
 def read_images(path: Path, keys: Sequence[str]) -> dict[str, Image]:
     """Those of the images, by key, that were kept."""
-    found = pq.read_table(_images_path(path), filters=pc.field("key").isin(list(keys))).to_pylist()
+    found = pq.read_table(_images_path(path), filters=pc.field("key").isin(pa.array(keys, pa.string()))).to_pylist()
     return {entry["key"]: Image(entry["bytes"], entry["key"]) for entry in found}
+
+
+def num_rows(path: Path) -> int:
+    """How many there are."""
+    return pq.read_metadata(path).num_rows
 
 
 def find_text(path: Path, text: str) -> list[int]:

@@ -22,7 +22,8 @@ MAY_IMPORT = {
 # Where a library may be imported: files, or folders with all in them.
 HOMES = {
     "vllm": ("actors/engine.py", "actors/vllm_worker.py"),
-    "deepspeed": ("actors/learner.py", "actors/learner_state.py"),
+    "deepspeed": ("actors/learner.py", "actors/learner_state.py", "actors/whole_weights.py"),
+    "peft": ("actors/lora.py",),
     "ray": (
         "actors/",
         "arm_rl/bench/",
@@ -31,7 +32,8 @@ HOMES = {
         "arm_rl/sft.py",
         "jobs/",
     ),  # the drivers and what they share
-    "wandb": ("arm_rl/metrics_log.py",),
+    "wandb": ("arm_rl/wandb_page.py",),
+    "tensorboard": ("arm_rl/tensorboard_log.py",),
 }
 
 

@@ -135,7 +135,8 @@ def test_a_key_of_the_environment_turns_up_in_no_file_and_no_log(tmp_path, templ
         "tools: [{class_name: web_search, config: {base_url: 'http://127.0.0.1:9', api_key_variable: PLANTED_KEY, retries: 0}}]"
     )
     (tmp_path / "c.yaml").write_text("run: {name: x}\nmodel: {path: m}\ndata: {train: [a.parquet]}\n")
-    config = load(TrainConfig, tmp_path / "c.yaml", [f"run.root={tmp_path}", f"tools.files=[{tmp_path / 'tools.yaml'}]"])
+    overrides = [f"run.root={tmp_path}", f"tools.files=[{tmp_path / 'tools.yaml'}]", "metrics.wandb=offline", "metrics.tensorboard=true"]
+    config = load(TrainConfig, tmp_path / "c.yaml", overrides)
     folder = open_run(config)
     offered = load_tools(config.tools.files)
     template, tools = copy.copy(template), LocalTools(offered)
@@ -147,8 +148,10 @@ def test_a_key_of_the_environment_turns_up_in_no_file_and_no_log(tmp_path, templ
     assert [event.status for event in finished.trajectory.tool_events] == ["failed"]
     scored = [score(finished.trajectory, sample, RewardConfig(), TOOL_FORMATS["hermes"])]
     with MetricsLog(folder, config.metrics, config, 1, stage="s") as log:
+        trajectories = folder / "trajectories" / "s-000001.parquet"
+        trajectory_log.write(trajectories, scored, {sample.id: sample}, finished.images, stage="s", step=1)
+        log.trajectories(trajectories)
         log.log(1, rollout_metrics(scored))
-    trajectory_log.write(folder / "trajectories" / "s-000001.parquet", scored, {sample.id: sample}, finished.images, stage="s", step=1)
     write_report(folder)
     files = [path for path in tmp_path.rglob("*") if path.is_file()]
     assert {"config.yaml", "metrics.jsonl", "s-000001.parquet", "report.html"} <= {path.name for path in files}

@@ -1,5 +1,6 @@
 """The configuration: frozen dataclasses that check themselves. A key's comment is its help text; `config_file` reads and writes them."""
 
+import importlib.util
 import math
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -17,6 +18,10 @@ class ConfigError(UserError):
 def _require(condition: bool, key: str, message: str) -> None:
     if not condition:
         raise ConfigError(f"{key}: {message}")
+
+
+def _require_package(name: str, key: str) -> None:
+    _require(importlib.util.find_spec(name) is not None, key, f"the package {name} is not installed (pip install {name})")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -218,6 +223,9 @@ class LearnerConfig:
     max_grad_norm: float = 1.0  # gradients are clipped to this norm
     freeze_vision: bool = True  # the vision tower is not trained
     freeze_projector: bool = True  # nor the layer that projects its features
+    lora_rank: int = 0  # of low-rank adapters, which are trained in place of the weights; 0: the weights themselves
+    lora_alpha: int = 32  # adapters count lora_alpha / lora_rank
+    lora_targets: tuple[str, ...] = ("q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj")  # their matrices
     gradient_checkpointing: bool = False  # recompute activations in the backward pass
     collective_timeout_seconds: float = 1800.0  # a collective that takes longer takes the learners back to the last checkpoint
     call_timeout_seconds: float = 7200.0  # so does a step, a checkpoint or an export that takes longer: a rank hangs
@@ -233,6 +241,19 @@ class LearnerConfig:
             _require(0 < getattr(self, name) < math.inf, f"learner.{name}", f"above 0, not {getattr(self, name)}")
         _require(0 <= self.warmup_ratio <= 1, "learner.warmup_ratio", f"between 0 and 1, not {self.warmup_ratio}")
         _require(self.max_grad_norm > 0, "learner.max_grad_norm", f"above 0, not {self.max_grad_norm}")
+        self._check_lora()
+
+    def _check_lora(self) -> None:
+        _require(self.lora_rank >= 0, "learner.lora_rank", f"not negative, not {self.lora_rank}")
+        if not self.lora_rank:
+            return
+        _require(self.lora_alpha > 0, "learner.lora_alpha", f"above 0, not {self.lora_alpha}")
+        _require(bool(self.lora_targets), "learner.lora_targets", "at least one name of a linear layer")
+        frozen = self.freeze_vision and self.freeze_projector
+        _require(
+            frozen, "learner.lora_rank", "only with learner.freeze_vision and learner.freeze_projector: adapters are the language model's"
+        )
+        _require_package("peft", "learner.lora_rank")
 
     @property
     def shares_prompts(self) -> bool:
@@ -278,12 +299,16 @@ class EvaluationConfig:
 
 @dataclass(frozen=True, kw_only=True)
 class MetricsConfig:
-    wandb: Literal["online", "offline", "disabled"] = "offline"  # Weights & Biases
+    wandb: Literal["auto", "online", "offline", "disabled"] = "auto"  # Weights & Biases; auto: online where a key for it is found
     wandb_project: str = "arm_rl"  # its project
+    wandb_artifacts: Literal["none", "checkpoint", "export"] = "none"  # what it keeps: every checkpoint, or the model at the end
+    tensorboard: bool = False  # event files for TensorBoard as well
     trajectories_every: int = 10  # steps between writes of a step's trajectories; 0 for none
     timeline: bool = True  # write timeline.json: who did what when, for Perfetto and for `python -m jobs.report RUN --time`
 
     def __post_init__(self) -> None:
+        if self.tensorboard:
+            _require_package("tensorboard", "metrics.tensorboard")
         _require(self.trajectories_every >= 0, "metrics.trajectories_every", f"not negative, not {self.trajectories_every}")
 
 

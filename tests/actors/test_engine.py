@@ -21,7 +21,8 @@ from transformers import AutoImageProcessor, AutoTokenizer, PreTrainedTokenizerB
 
 from actors.engine import Engine, EngineClosed, EngineMismatch
 from actors.engine_settings import engine_environment
-from actors.weight_sync import WeightFile, write_weights
+from actors.lora import publishable
+from actors.weight_sync import WeightFile, WeightWriter, write_weights
 from arm_rl.core.config import ModelConfig, RolloutConfig
 from arm_rl.core.errors import EngineDied
 from arm_rl.core.images import Image
@@ -368,6 +369,29 @@ async def test_a_missing_file_changes_nothing(engine: Engine, judge: Judge, tmp_
         await engine.update_weights(tmp_path / "99.safetensors", 99)
     assert engine.version == version
     await check_three_turns(engine, judge, version)
+
+
+async def test_adapters_are_merged_into_the_models_own_weights(engine: Engine, judge: Judge, tmp_path: Path) -> None:
+    """Whatever the engine served before; then whole weights are served again."""
+    judge.model.load_state_dict(Qwen2_5_VLForConditionalGeneration.from_pretrained(judge.folder, dtype=torch.float32).state_dict())
+    scaling = torch.tensor(2.0)
+    adapters = {}
+    for name, weight in judge.model.named_parameters():
+        if "language_model" in name and name.endswith(("q_proj.weight", "down_proj.weight")):
+            adapters[name] = (torch.randn(3, weight.shape[1]) * 0.2, torch.randn(weight.shape[0], 3) * 0.2)
+            weight.data += 2.0 * adapters[name][1] @ adapters[name][0]
+    assert len(adapters) == 6
+    version = engine.version + 1
+    file = WeightWriter(tmp_path).write(publishable(adapters, scaling), version, is_adapter=True)
+    assert file.num_bytes < (judge.folder / "model.safetensors").stat().st_size / 10
+    await engine.update_weights(file.path, version, is_adapter=True)
+    await check_three_turns(engine, judge, version)
+
+
+async def test_whole_weights_follow_adapters(engine: Engine, judge: Judge, new_weights: Callable[[int], WeightFile]) -> None:
+    file = new_weights(engine.version + 1)
+    await engine.update_weights(file.path, file.version)
+    await check_three_turns(engine, judge, file.version)
 
 
 async def test_incomplete_weights_close_the_engine_and_leave_no_process(engine: Engine, judge: Judge, tmp_path: Path) -> None:

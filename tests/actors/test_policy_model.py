@@ -15,16 +15,16 @@ from arm_rl.core.batching import collate
 from arm_rl.core.config import LearnerConfig, ModelConfig
 from arm_rl.core.images import Image
 from arm_rl.core.types import TrainingSample
-from tests import random_samples, tiny
+from tests import random_samples, tiny, tiny_qwen3
 from tests.random_samples import VIEW, Ids
 
 FROZEN = LearnerConfig(freeze_vision=True, freeze_projector=True)
 TRAINED = LearnerConfig(freeze_vision=False, freeze_projector=False)
 
 
-@pytest.fixture(scope="module")
-def folder(tmp_path_factory):
-    return tiny.build(tmp_path_factory.mktemp("tiny"), seed=3)
+@pytest.fixture(scope="module", params=[tiny, tiny_qwen3], ids=["qwen2.5", "qwen3"])
+def folder(request, tmp_path_factory):
+    return request.param.build(tmp_path_factory.mktemp("tiny"), seed=3)
 
 
 @pytest.fixture(scope="module")
