@@ -23,6 +23,7 @@ from transformers.core_model_loading import revert_weight_conversion
 from actors import learner_state
 from actors.image_inputs import ImagePreparer
 from actors.learner_settings import LearnerSpec, deepspeed_config
+from actors.model_files import write_folder
 from actors.policy_model import PolicyModel
 from actors.weight_sync import Published, WeightWriter, read_bytes, remove_versions
 from arm_rl.core import spans
@@ -247,13 +248,8 @@ class Learner:
     def export(self, folder: Path) -> None:
         """Writes a Hugging Face folder: these weights, and everything else as in the model's own folder."""
         weights = self._full_weights()
-        if self._rank:
-            return
-        folder.mkdir(parents=True, exist_ok=True)
-        for path in _source_folder(self._spec.model.path).iterdir():
-            if path.is_file() and not path.name.startswith(".") and ".safetensors" not in path.name and path.suffix != ".bin":
-                shutil.copy(path, folder / path.name)
-        self._policy.hf.save_pretrained(folder, state_dict=weights)
+        if self._rank == 0:
+            write_folder(self._policy.hf, weights, self._spec.model.path, folder)
 
     def _hugging_face_weights(self, weights: Mapping[str, Tensor]) -> dict[str, Tensor]:
         """The same under the names of Hugging Face's files, in the model's order: what engines merge stands side by side there."""
@@ -351,14 +347,6 @@ def _resolve(images: Mapping[str, ObjectRef]) -> dict[str, Image]:
     references = list(set(images.values()))
     bundles = dict(zip(references, ray.get(references), strict=True))
     return {key: bundles[reference][key] for key, reference in images.items()}
-
-
-def _source_folder(path: str) -> Path:
-    if Path(path).is_dir():
-        return Path(path)
-    from huggingface_hub import snapshot_download
-
-    return Path(snapshot_download(path, ignore_patterns=["*.safetensors", "*.bin"]))
 
 
 def _seed(seed: int) -> None:

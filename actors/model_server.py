@@ -35,7 +35,7 @@ class ModelServer:
             max_model_len: tokens of a session at most; by default the model's own limit.
         """
         self.folder, self.log = folder, log
-        self.port = port or _free_port()
+        self.port = port or free_port()
         self._environment = {**os.environ, **engine_environment(use_gpu)}
         self._arguments = [] if max_model_len is None else ["--max-model-len", str(max_model_len)]
         if not use_gpu:
@@ -120,7 +120,8 @@ class ModelServer:
             return False
 
 
-def _free_port() -> int:
+def free_port() -> int:
+    """A port of the loopback interface that nothing listens on."""
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
         return int(probe.getsockname()[1])

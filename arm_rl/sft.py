@@ -20,6 +20,7 @@ from arm_rl.demonstrations import read_demonstrations
 from arm_rl.inputs import read_template
 from arm_rl.learners import learner_group
 from arm_rl.metrics_log import MetricsLog
+from arm_rl.model_card import write_card
 from arm_rl.restarts import Progress, with_restarts
 from arm_rl.run_folder import finished, open_run
 
@@ -65,6 +66,7 @@ async def _run(
                         with checkpoint.writing(folder / "checkpoints", step + 1, state, config.checkpoint.keep) as target:
                             await asyncio.to_thread(learners.save, target)
             await asyncio.to_thread(learners.export, folder / "export")
+            write_card(config, folder, folder / "export", num_steps)
     finally:
         reservation.release()
 
