@@ -14,7 +14,7 @@ from arm_rl.core.errors import UserError
 from arm_rl.verdict import Verdict
 
 _USER = re.compile(r"<\|im_start\|>user\n(.*?)<\|im_end\|>", re.DOTALL)  # of ChatML, as Qwen's models have it
-_END = re.compile(r"(?:<\|[\w.]+\|>|</s>|<eos>|\s)+$")
+_END = re.compile(r"(?:<\|[\w.]+\|>|</?s>|<[be]os>|\s)+$")  # and begin
 _IMAGE = "<|image_pad|>"
 
 

@@ -195,7 +195,8 @@ def main() -> int:
     command.add_argument("--arguments", default="{}", help='JSON: arguments by tool, as in \'{"count_words": {"response": "text_0"}}\'')
     command.set_defaults(run=tools)
     arguments = parser.parse_args()
-    return guarded(lambda: arguments.run(arguments))
+    again = "--resume measures only what is missing" if arguments.key == "all" else ""
+    return guarded(lambda: arguments.run(arguments), again=again)
 
 
 if __name__ == "__main__":

@@ -45,9 +45,9 @@ def main(argv: Sequence[str] | None = None) -> int:
     if argv[:1] == ["compare"]:
         return _compare(argv[1:])
     if argv and argv[0].endswith((".yaml", ".yml")):
-        return run_job("evaluate", "Judges the held-out samples of a configuration once each.", TrainConfig, _held_out)
+        return run_job("evaluate", "Judges the held-out samples of a configuration once each.", TrainConfig, _held_out, again="")
     arguments = _parser().parse_intermixed_args(argv)
-    return guarded(lambda: _evaluate(arguments))
+    return guarded(lambda: _evaluate(arguments), again="the same command goes on with what has no verdict yet")
 
 
 async def _held_out(config: TrainConfig) -> str:
