@@ -41,6 +41,7 @@ Result = TypeVar("Result")
 Picture = Image | PILImage.Image | bytes | str | Path
 
 MAX_ANSWERS = 99
+TURN_SECONDS = 600.0  # of an own server, which may have many sessions before this one
 
 
 class JudgeError(UserError):
@@ -103,6 +104,10 @@ class Judge:
         folder: str | Path,
         setup: JudgeSetup | None = None,
         temperature: float = 0.0,
+        api_key: str | None = None,
+        timeout_seconds: float = 300.0,
+        num_retries: int = 5,
+        with_logprobs: bool = False,
         **settings: Any,
     ) -> "Judge":
         """A judge behind an OpenAI-compatible server.
@@ -112,15 +117,28 @@ class Judge:
             model: the name under which the server offers it.
             folder: the model's folder, or its name on the hub: how it is spoken to and how it sees images.
             setup: tools, prompt, wording and limits; by default those of the training, where the folder is an export.
+            api_key: sent as bearer token.
+            timeout_seconds: of one turn.
+            num_retries: of a request that got no answer or was refused for now.
+            with_logprobs: the server is vLLM's, which tells log-probabilities: the verdicts' confidence is made of them.
             settings: as for `Judge`.
         """
         setup = setup or JudgeSetup.read(folder)
         loaded, written = setup.spoken_to(folder)
         local = LocalTools(loaded)
-        phrase = read_phrase(setup.template.question)
-        return cls(
-            _with(local, _at_server(base_url, model, written, temperature)), written, local, limits=setup.limits, phrase=phrase, **settings
+        policy = _at_server(
+            base_url,
+            model,
+            written,
+            temperature=temperature,
+            max_tokens=setup.limits.max_response_tokens,
+            api_key=api_key,
+            timeout_seconds=timeout_seconds,
+            num_retries=num_retries,
+            with_logprobs=with_logprobs,
         )
+        phrase = read_phrase(setup.template.question)
+        return cls(_with(local, policy), written, local, limits=setup.limits, phrase=phrase, **settings)
 
     @classmethod
     def load(
@@ -147,8 +165,9 @@ class Judge:
         async def policy() -> AsyncIterator[Policy]:
             with tempfile.TemporaryDirectory() as logs:
                 server = ModelServer(Path(folder), Path(logs) / "server.log", use_gpu=on_gpu, max_model_len=setup.max_model_len)
+                asking = {"temperature": temperature, "max_tokens": setup.limits.max_response_tokens, "timeout_seconds": TURN_SECONDS}
                 with server:
-                    async with _at_server(server.base_url, SERVED_NAME, written, temperature, with_logprobs=True) as asked:
+                    async with _at_server(server.base_url, SERVED_NAME, written, **asking, with_logprobs=True) as asked:
                         yield asked
 
         local = LocalTools(loaded)
@@ -297,10 +316,8 @@ class Judge:
 
 
 @asynccontextmanager
-async def _at_server(
-    base_url: str, model: str, template: Template, temperature: float, *, with_logprobs: bool = False
-) -> AsyncIterator[Policy]:
-    policy = ServerPolicy(base_url, model, template, temperature=temperature, with_logprobs=with_logprobs)
+async def _at_server(base_url: str, model: str, template: Template, **settings: Any) -> AsyncIterator[Policy]:
+    policy = ServerPolicy(base_url, model, template, **settings)
     try:
         yield policy
     finally:

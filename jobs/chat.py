@@ -86,7 +86,14 @@ def shown_judge(arguments: argparse.Namespace, console: Console) -> Iterator[Jud
             with console.status("loading the model"):
                 url = stack.enter_context(server).base_url
             name = SERVED_NAME
-        asked = ServerPolicy(url, name, template, temperature=arguments.temperature, with_logprobs=arguments.url is None)
+        asked = ServerPolicy(
+            url,
+            name,
+            template,
+            temperature=arguments.temperature,
+            max_tokens=setup.limits.max_response_tokens,
+            with_logprobs=arguments.url is None,
+        )
         local = LocalTools(loaded)
         stack.callback(local.close)
         shown = Shown(asked, local, console)

@@ -86,7 +86,10 @@ async def _measure(config: TrainConfig, settings: Settings, url: str) -> Result:
     ours: list[float] = []  # sessions a second
     bare: list[float] = []
     whole = Load()
-    async with started(config) as (runner, actor), httpx.AsyncClient(base_url=url, timeout=600, limits=httpx.Limits(None, None)) as client:
+    async with (
+        started(config) as (runner, actor),
+        httpx.AsyncClient(base_url=url, timeout=600, limits=httpx.Limits(max_connections=None)) as client,
+    ):
         groups = await runner.run(samples, "service", size=1, temperature=0.0)  # shows what the engine will be asked
         images: dict[str, Image] = {}
         for found in await asyncio.gather(*(group.images for group in groups)):

@@ -62,7 +62,8 @@ def test_a_judge_is_served_and_ends_without_a_trace(folder, tmp_path, free_port)
     command += ["--token-file", str(tmp_path / "token"), "--concurrency", "1", "--max-requests", "2"]
     with log.open("w") as output:
         process = subprocess.Popen(command, stdout=output, stderr=subprocess.STDOUT)
-    client = httpx.Client(base_url=f"http://127.0.0.1:{free_port}", headers=HEADERS, timeout=240)
+    url = f"http://127.0.0.1:{free_port}"
+    client = httpx.Client(base_url=url, headers=HEADERS, timeout=240)
 
     def value(metric: str) -> float:
         found = re.search(rf"^{re.escape(metric)} (\S+)$", client.get("/metrics").text, re.MULTILINE)
@@ -71,16 +72,14 @@ def test_a_judge_is_served_and_ends_without_a_trace(folder, tmp_path, free_port)
     answers: list[httpx.Response] = []
 
     def ask(body: dict) -> threading.Thread:
-        thread = threading.Thread(
-            target=lambda: answers.append(httpx.post(f"{client.base_url}v1/judge", json=body, headers=HEADERS, timeout=240))
-        )
+        thread = threading.Thread(target=lambda: answers.append(httpx.post(f"{url}/v1/judge", json=body, headers=HEADERS, timeout=240)))
         thread.start()
         return thread
 
     try:
         wait_until(lambda: "serving the judge" in log.read_text(), process, log)
         assert client.get("/health").json() == {"status": "ok"}
-        assert httpx.post(f"{client.base_url}v1/judge", json=ASKED).status_code == 401
+        assert httpx.post(f"{url}/v1/judge", json=ASKED).status_code == 401
         answer = client.post("/v1/judge", json=ASKED).json()
         assert answer.keys() == {"choice", "confidence", "consistent", "reasoning", "opinions"}
         assert answer["opinions"][0]["turns"]
