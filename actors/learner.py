@@ -21,6 +21,7 @@ from transformers import AutoImageProcessor
 from actors import learner_state, lora, whole_weights
 from actors.image_inputs import ImagePreparer
 from actors.learner_settings import LearnerSpec, deepspeed_config
+from actors.model_files import write_folder
 from actors.policy_model import PolicyModel
 from actors.weight_sync import Published, WeightWriter, read_bytes, remove_versions
 from arm_rl.core import spans
@@ -254,11 +255,7 @@ class Learner:
         adapters = {} if self._scaling is None else self._adapters()
         if self._rank:
             return
-        folder.mkdir(parents=True, exist_ok=True)
-        for path in _source_folder(self._spec.model.path).iterdir():
-            if path.is_file() and not path.name.startswith(".") and ".safetensors" not in path.name and path.suffix != ".bin":
-                shutil.copy(path, folder / path.name)
-        self._policy.hf.save_pretrained(folder, state_dict=weights)
+        write_folder(self._policy.hf, weights, self._spec.model.path, folder)
         if adapters:
             lora.save_adapter(adapters, self._spec.config, self._spec.model.path, folder / "adapter")
 
@@ -326,14 +323,6 @@ def _resolve(images: Mapping[str, ObjectRef]) -> dict[str, Image]:
     references = list(set(images.values()))
     bundles = dict(zip(references, ray.get(references), strict=True))
     return {key: bundles[reference][key] for key, reference in images.items()}
-
-
-def _source_folder(path: str) -> Path:
-    if Path(path).is_dir():
-        return Path(path)
-    from huggingface_hub import snapshot_download
-
-    return Path(snapshot_download(path, ignore_patterns=["*.safetensors", "*.bin"]))
 
 
 def _seed(seed: int) -> None:

@@ -57,27 +57,52 @@ def read(engine: Any, folder: Path, *, rank: int) -> int:
         FileNotFoundError: there is no checkpoint.
         LearnerStateError: a tensor is missing, or has another shape.
     """
-    if not (folder / _STEP).is_file():
-        raise FileNotFoundError(f"{folder}: no checkpoint of a learner")
-    step = int(json.loads((folder / _STEP).read_text())["step"])
+    step = _step_of(folder)
     access = _Access(engine, step)
     access.begin()
-    files = [safe_open(path, framework="pt") for path in sorted(folder.glob("learner-*.safetensors"))]
-    places = {key: file for file in files for key in file.keys()}  # noqa: SIM118
+    files = _Files(folder)
     for name, parameter in access.parameters:
         for kind in (None, *_MOMENTS):
-            key = _key(name, kind)
-            if key not in places:
-                raise LearnerStateError(f"{folder}: no {key!r}: a file is missing, or other parameters were trained")
-            value = places[key].get_tensor(key)
-            if value.shape != access.shape(parameter):
-                raise LearnerStateError(f"{folder}: {key!r} has the shape {tuple(value.shape)}, not {tuple(access.shape(parameter))}")
-            access.set(parameter, kind, value)
+            access.set(parameter, kind, files.take(_key(name, kind), access.shape(parameter)))
     access.finish()
     states = folder / f"random-{rank}.json"
     if states.is_file():  # else the ranks are more than they were; nothing in training draws at random
         _set_random_states(json.loads(states.read_text()))
     return step
+
+
+@torch.no_grad()
+def read_weights(policy: nn.Module, folder: Path) -> int:
+    """Sets a policy's trainable weights to those of a checkpoint, without an engine; gives the step. Raises as `read`."""
+    step, files = _step_of(folder), _Files(folder)
+    for name, parameter in policy.named_parameters():
+        if parameter.requires_grad:
+            parameter.copy_(files.take(_key(name, None), parameter.shape))
+    return step
+
+
+def _step_of(folder: Path) -> int:
+    if not (folder / _STEP).is_file():
+        raise FileNotFoundError(f"{folder}: no checkpoint of a learner")
+    return int(json.loads((folder / _STEP).read_text())["step"])
+
+
+class _Files:
+    """The whole tensors that the ranks wrote, whichever of them wrote which."""
+
+    def __init__(self, folder: Path) -> None:
+        self._folder = folder
+        files = [safe_open(path, framework="pt") for path in sorted(folder.glob("learner-*.safetensors"))]
+        self._places = {key: file for file in files for key in file.keys()}  # noqa: SIM118
+
+    def take(self, key: str, shape: torch.Size) -> Tensor:
+        """Reads one."""
+        if key not in self._places:
+            raise LearnerStateError(f"{self._folder}: no {key!r}: a file is missing, or other parameters were trained")
+        value = self._places[key].get_tensor(key)
+        if value.shape != shape:
+            raise LearnerStateError(f"{self._folder}: {key!r} has the shape {tuple(value.shape)}, not {tuple(shape)}")
+        return value
 
 
 def _key(name: str, kind: str | None) -> str:

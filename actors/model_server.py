@@ -1,5 +1,6 @@
 """vLLM's OpenAI-compatible server for an exported folder, as a process of its own."""
 
+import json
 import os
 import signal
 import socket
@@ -11,11 +12,16 @@ from types import TracebackType
 
 import httpx
 
+from actors import tether
 from actors.engine_settings import engine_environment
 from arm_rl.core.errors import UserError
 
 SERVED_NAME = "judge"  # under which the model is offered
 GRACE_SECONDS = 10.0  # that the server is given to end by itself
+TETHER = (sys.executable, str(Path(tether.__file__)))
+PROGRAM = (sys.executable, "-m", "vllm.entrypoints.openai.api_server")
+# What a model's generation_config.json says of these would be applied to requests that do not mention them: the policy was not trained so.
+NEUTRAL = {"repetition_penalty": 1.0, "temperature": 1.0, "top_p": 1.0, "top_k": 0}
 
 
 class ServerFailed(UserError):
@@ -23,7 +29,7 @@ class ServerFailed(UserError):
 
 
 class ModelServer:
-    """Serves a folder on the loopback interface for as long as the context lasts."""
+    """Serves a folder on the loopback interface for as long as the context lasts, and no longer than this process."""
 
     def __init__(self, folder: Path, log: Path, *, use_gpu: bool, port: int | None = None, max_model_len: int | None = None) -> None:
         """Prepares.
@@ -35,7 +41,7 @@ class ModelServer:
             max_model_len: tokens of a session at most; by default the model's own limit.
         """
         self.folder, self.log = folder, log
-        self.port = port or _free_port()
+        self.port = port or free_port()
         self._environment = {**os.environ, **engine_environment(use_gpu)}
         self._arguments = [] if max_model_len is None else ["--max-model-len", str(max_model_len)]
         if not use_gpu:
@@ -60,30 +66,13 @@ class ModelServer:
         Raises:
             ServerFailed: it ended, or did not serve in time.
         """
-        command = [
-            sys.executable,
-            "-m",
-            "vllm.entrypoints.openai.api_server",
-            "--model",
-            str(self.folder),
-            "--served-model-name",
-            SERVED_NAME,
-        ]
-        command += [
-            "--served-model-name",
-            SERVED_NAME,
-            "--host",
-            "127.0.0.1",
-            "--port",
-            str(self.port),
-            "--enable-auto-tool-choice",
-            "--tool-call-parser",
-            "hermes",
-        ]
+        command = [*TETHER, *PROGRAM, "--model", str(self.folder), "--served-model-name", SERVED_NAME]
+        command += ["--host", "127.0.0.1", "--port", str(self.port), "--enable-auto-tool-choice", "--tool-call-parser", "hermes"]
+        command += ["--override-generation-config", json.dumps(NEUTRAL)]
         with self.log.open("w") as output:
             self._process = subprocess.Popen(
                 [*command, *self._arguments],
-                stdin=subprocess.DEVNULL,
+                stdin=subprocess.PIPE,  # held as long as this process lives
                 stdout=output,
                 stderr=subprocess.STDOUT,
                 env=self._environment,
@@ -106,6 +95,8 @@ class ModelServer:
                 process.wait(GRACE_SECONDS)
             except (ProcessLookupError, subprocess.TimeoutExpired):
                 continue
+        assert process.stdin is not None
+        process.stdin.close()
 
     def _wait(self, process: subprocess.Popen, limit: float) -> None:
         while not self._healthy():
@@ -120,7 +111,8 @@ class ModelServer:
             return False
 
 
-def _free_port() -> int:
+def free_port() -> int:
+    """A port of the loopback interface that nothing listens on."""
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
         return int(probe.getsockname()[1])

@@ -1,31 +1,35 @@
-"""A run's newest checkpoint as a Hugging Face folder."""
+"""A run's newest checkpoint as a Hugging Face folder: on one machine, without Ray, DeepSpeed and GPUs, whatever the run had of them."""
 
-import asyncio
+from dataclasses import replace
 from pathlib import Path
 
-from actors.reservation import reserved
+from actors import learner_state, lora, whole_weights
+from actors.model_files import write_folder
+from actors.policy_model import PolicyModel
 from arm_rl import checkpoint
 from arm_rl.checkpoint import CheckpointError
 from arm_rl.core.config import SftConfig, TrainConfig
 from arm_rl.inputs import read_template
-from arm_rl.learners import learner_group
+from arm_rl.model_card import write_card
 
 
-async def export_checkpoint(config: TrainConfig | SftConfig, run: Path, out: Path) -> int:
-    """Loads the checkpoint and exports; gives its step.
+def export_checkpoint(config: TrainConfig | SftConfig, run: Path, out: Path) -> int:
+    """Exports, and gives the checkpoint's step. Holds the model once, in its own precision, and one tensor of the checkpoint.
 
     Raises:
         CheckpointError: the run has none.
+        LearnerStateError: it is another model's.
+        UserError: the model that the run began with, or its tools, are not there any more.
     """
     found = checkpoint.latest(run / "checkpoints")
     if found is None:
         raise CheckpointError(f"{run / 'checkpoints'}: there is no checkpoint")
-    template = read_template(config)
-    async with (
-        reserved(config.run.name, config.placement, config.learner.num_ranks, None) as reservation,
-        learner_group(config, template, reservation, num_steps=1) as starting,
-    ):
-        learners = await starting
-        await asyncio.to_thread(learners.load, found.folder)
-        await asyncio.to_thread(learners.export, out)
+    read_template(config)  # checks the folder that the frozen weights and everything beside weights come from
+    policy = PolicyModel.load(replace(config.model, attention=None)).make_trainable(config.learner)
+    learner_state.read_weights(policy, found.folder)
+    scaling = lora.scaling_of(config.learner) if config.learner.lora_rank else None
+    write_folder(policy.hf, whole_weights.whole(policy.hf, 0, scaling, wanted=True), config.model.path, out)
+    if scaling is not None:
+        lora.save_adapter(whole_weights.adapters(policy.hf, 0, wanted=True), config.learner, config.model.path, out / "adapter")
+    write_card(config, run, out, found.step)
     return found.step

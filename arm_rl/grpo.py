@@ -12,6 +12,7 @@ from arm_rl.groups import group_runner
 from arm_rl.inputs import Inputs, read_inputs
 from arm_rl.learners import learner_group
 from arm_rl.metrics_log import MetricsLog
+from arm_rl.model_card import write_card
 from arm_rl.restarts import Progress, with_restarts
 from arm_rl.run_folder import finished, open_run
 from arm_rl.stopping import StopRequest, stopped_by_signal
@@ -64,4 +65,5 @@ async def _run(config: TrainConfig, inputs: Inputs, num_steps: int, progress: Pr
             finally:
                 await driver.close()
             await asyncio.to_thread(learners.export, folder / "export")
+            write_card(config, folder, folder / "export", num_steps)
             log.artifact("export", folder / "export")

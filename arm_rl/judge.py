@@ -1,6 +1,6 @@
 """The judge as a Python object: compares answers, checks one, finds the best of many. Every judgment is a session with tools.
 
-    with Judge.load("runs/demo/export", tools=["configs/tools/image_zoom.yaml"]) as judge:
+    with Judge.load("runs/demo/export") as judge:
         verdict = judge.compare("Which digit is on the red tile?", ["scene.png"], ["4", "7"])
 
 Each method has an asynchronous twin whose name begins with `a`.
@@ -9,7 +9,7 @@ Each method has an asynchronous twin whose name begins with `a`.
 import asyncio
 import tempfile
 import uuid
-from collections.abc import AsyncIterator, Awaitable, Callable, Coroutine, Iterable, Sequence
+from collections.abc import AsyncIterator, Awaitable, Coroutine, Iterable, Sequence
 from concurrent.futures import Future
 from contextlib import AbstractAsyncContextManager, AsyncExitStack, asynccontextmanager, closing
 from dataclasses import dataclass
@@ -23,24 +23,25 @@ from rich.progress import track
 
 from actors.model_server import SERVED_NAME, ModelServer
 from arm_rl.core import session
-from arm_rl.core.config import ModelConfig, SessionConfig, TemplateConfig
+from arm_rl.core.config import SessionConfig, TemplateConfig
 from arm_rl.core.errors import UserError
 from arm_rl.core.images import Image
+from arm_rl.core.phrase import Phrase, read_phrase
 from arm_rl.core.seeding import derive
 from arm_rl.core.session import Memory, Policy, Start, Tools
 from arm_rl.core.template import Template
 from arm_rl.core.types import ImagePart, Message, Sample
+from arm_rl.judge_setup import JudgeSetup
 from arm_rl.loop_thread import LoopThread
 from arm_rl.server_policy import ServerPolicy
 from arm_rl.verdict import Opinion, Ranking, Verdict
-from tools import load_tools
-from tools.base import Tool
 from tools.local import LocalTools
 
 Result = TypeVar("Result")
 Picture = Image | PILImage.Image | bytes | str | Path
 
 MAX_ANSWERS = 99
+TURN_SECONDS = 600.0  # of an own server, which may have many sessions before this one
 
 
 class JudgeError(UserError):
@@ -56,13 +57,6 @@ class Comparison:
     images: Sequence[Picture] = ()
 
 
-def phrase(question: str, answers: Sequence[str]) -> str:
-    """The user's text: the question, then the answers with their numbers; a single answer has none."""
-    if len(answers) == 1:
-        return f"{question}\n\nAnswer: {answers[0]}"
-    return "\n\n".join([question, *(f"Answer {number}: {answer}" for number, answer in enumerate(answers, 1))])
-
-
 class Judge:
     """A model that judges with tools. A context manager; entered, it can be asked from any thread."""
 
@@ -73,7 +67,7 @@ class Judge:
         tools: Tools,
         *,
         limits: SessionConfig | None = None,
-        phrase: Callable[[str, Sequence[str]], str] = phrase,
+        phrase: Phrase | None = None,
         both_orders: bool = False,
         votes: int = 1,
         concurrency: int = 16,
@@ -86,7 +80,7 @@ class Judge:
             template: of the same model, with the tools' schemas.
             tools: that are offered, all of them in every session; closed by who made them.
             limits: of a session; by default, the usual ones of training.
-            phrase: writes a question and its answers as the user's text, as the judge was trained to read it.
+            phrase: words a question and its answers, as the judge was trained to read them; by default as configs/prompts/question.jinja.
             both_orders: answers are compared once as they are given and once reversed, so that their places cancel out.
             votes: sessions of each order; more than one is of use where the policy samples at a temperature above 0.
             concurrency: sessions at a time.
@@ -94,7 +88,8 @@ class Judge:
         """
         self._opened = policy
         self._template, self._tools, self._limits = template, tools, limits or SessionConfig()
-        self._phrase, self._both_orders, self._votes, self._seed = phrase, both_orders, votes, seed
+        self._phrase = phrase or read_phrase(TemplateConfig().question)
+        self._both_orders, self._votes, self._seed = both_orders, votes, seed
         self._concurrency = concurrency
         self._loop: LoopThread | None = None
         self._policy: Policy | None = None
@@ -107,9 +102,12 @@ class Judge:
         model: str,
         *,
         folder: str | Path,
-        tools: Sequence[str] = (),
-        template: TemplateConfig | None = None,
+        setup: JudgeSetup | None = None,
         temperature: float = 0.0,
+        api_key: str | None = None,
+        timeout_seconds: float = 300.0,
+        num_retries: int = 5,
+        with_logprobs: bool = False,
         **settings: Any,
     ) -> "Judge":
         """A judge behind an OpenAI-compatible server.
@@ -118,24 +116,38 @@ class Judge:
             base_url: of the server, with its `/v1`.
             model: the name under which the server offers it.
             folder: the model's folder, or its name on the hub: how it is spoken to and how it sees images.
-            tools: tool files.
-            template: the system prompt and the form of calls; by default, the usual ones.
+            setup: tools, prompt, wording and limits; by default those of the training, where the folder is an export.
+            api_key: sent as bearer token.
+            timeout_seconds: of one turn.
+            num_retries: of a request that got no answer or was refused for now.
+            with_logprobs: the server is vLLM's, which tells log-probabilities: the verdicts' confidence is made of them.
             settings: as for `Judge`.
         """
-        loaded, written = spoken_to(folder, tools, template)
+        setup = setup or JudgeSetup.read(folder)
+        loaded, written = setup.spoken_to(folder)
         local = LocalTools(loaded)
-        return cls(_with(local, _at_server(base_url, model, written, temperature)), written, local, **settings)
+        policy = _at_server(
+            base_url,
+            model,
+            written,
+            temperature=temperature,
+            max_tokens=setup.limits.max_response_tokens,
+            api_key=api_key,
+            timeout_seconds=timeout_seconds,
+            num_retries=num_retries,
+            with_logprobs=with_logprobs,
+        )
+        phrase = read_phrase(setup.template.question)
+        return cls(_with(local, policy), written, local, limits=setup.limits, phrase=phrase, **settings)
 
     @classmethod
     def load(
         cls,
         folder: str | Path,
         *,
-        tools: Sequence[str] = (),
-        template: TemplateConfig | None = None,
+        setup: JudgeSetup | None = None,
         temperature: float = 0.0,
         use_gpu: bool | None = None,
-        max_model_len: int | None = None,
         **settings: Any,
     ) -> "Judge":
         """A judge on this machine: a vLLM server of its own, which starts and ends with it.
@@ -143,22 +155,24 @@ class Judge:
         Args:
             folder: an exported model.
             use_gpu: by default, where there is one.
-            max_model_len: tokens of a session at most; by default the model's own limit.
-            tools, template, settings: as for `at`.
+            setup, settings: as for `at`.
         """
-        loaded, written = spoken_to(folder, tools, template)
+        setup = setup or JudgeSetup.read(folder)
+        loaded, written = setup.spoken_to(folder)
         on_gpu = torch.cuda.is_available() if use_gpu is None else use_gpu
 
         @asynccontextmanager
         async def policy() -> AsyncIterator[Policy]:
             with tempfile.TemporaryDirectory() as logs:
-                server = ModelServer(Path(folder), Path(logs) / "server.log", use_gpu=on_gpu, max_model_len=max_model_len)
+                server = ModelServer(Path(folder), Path(logs) / "server.log", use_gpu=on_gpu, max_model_len=setup.max_model_len)
+                asking = {"temperature": temperature, "max_tokens": setup.limits.max_response_tokens, "timeout_seconds": TURN_SECONDS}
                 with server:
-                    async with _at_server(server.base_url, SERVED_NAME, written, temperature, with_logprobs=True) as asked:
+                    async with _at_server(server.base_url, SERVED_NAME, written, **asking, with_logprobs=True) as asked:
                         yield asked
 
         local = LocalTools(loaded)
-        return cls(_with(local, policy()), written, local, **settings)
+        phrase = read_phrase(setup.template.question)
+        return cls(_with(local, policy()), written, local, limits=setup.limits, phrase=phrase, **settings)
 
     def __enter__(self) -> "Judge":
         self._loop = LoopThread("judge")
@@ -302,10 +316,8 @@ class Judge:
 
 
 @asynccontextmanager
-async def _at_server(
-    base_url: str, model: str, template: Template, temperature: float, *, with_logprobs: bool = False
-) -> AsyncIterator[Policy]:
-    policy = ServerPolicy(base_url, model, template, temperature=temperature, with_logprobs=with_logprobs)
+async def _at_server(base_url: str, model: str, template: Template, **settings: Any) -> AsyncIterator[Policy]:
+    policy = ServerPolicy(base_url, model, template, **settings)
     try:
         yield policy
     finally:
@@ -318,13 +330,6 @@ async def _with(tools: LocalTools, policy: AbstractAsyncContextManager[Policy]) 
     with closing(tools):
         async with policy as entered:
             yield entered
-
-
-def spoken_to(folder: str | Path, tools: Sequence[str], template: TemplateConfig | None) -> tuple[dict[str, Tool], Template]:
-    """The tools, and the template of a model that is offered them."""
-    loaded = load_tools(tools)
-    schemas = {name: tool.schema for name, tool in loaded.items()}
-    return loaded, Template.load(ModelConfig(path=str(folder)), template or TemplateConfig(), schemas)
 
 
 def _read(picture: Picture) -> Image:

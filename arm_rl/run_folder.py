@@ -14,6 +14,7 @@ _MAY_CHANGE = (
     "checkpoint",
     "metrics",
     "evaluation",
+    "template.question",
     "placement",
     "run.stall_seconds",
     "run.max_restarts",

@@ -52,7 +52,7 @@ class ServerPolicy:
             num_retries: of a request that got no answer or was refused for now; the time between tries doubles, and the server's own
                 `Retry-After` counts where it is longer.
             api_key: sent as bearer token.
-            with_logprobs: asks for token ids and their log-probabilities too, as vLLM's server gives them.
+            with_logprobs: asks for token ids and their log-probabilities too, as vLLM's server gives them, and for no more after a call.
         """
         self._model, self._template = model, template
         self._temperature, self._max_tokens = temperature, max_tokens
@@ -83,7 +83,9 @@ class ServerPolicy:
             body["tools"] = [self._template.schemas[name] for name in request.tools]
             body["tool_choice"] = "auto" if request.allow_call else "none"
         if self._with_logprobs:
-            body |= {"logprobs": True, "return_token_ids": True}
+            # Token ids as an own engine gives them: the turn ends with its call, and what stops it is part of it.
+            body |= {"logprobs": True, "return_token_ids": True, "include_stop_str_in_output": True}
+            body["stop"] = [self._template.tool_format.call_end]
         response = await self._post(body)
         if response.status_code != httpx.codes.OK:
             raise ServerError(f"{response.request.url}: {response.status_code}: {response.text[:2000]}")

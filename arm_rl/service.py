@@ -24,6 +24,7 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from arm_rl.core.images import Image, ImageError
 from arm_rl.judge import Judge, JudgeError
+from arm_rl.remote_reward import RemoteRewardError, RewardRequest, reward_answer
 from arm_rl.verdict import Opinion, Ranking, Verdict
 
 CLOSED_BY_CLIENT = 499  # for the metrics: nobody is left to be told
@@ -49,13 +50,6 @@ class JudgeRequest(_Asked):
     question: str
     answers: Annotated[list[str], Field(min_length=1, description="Several are compared, a single one is checked.")]
     images: Annotated[list[str], Field(description="Each as base64, or as a data URL.")] = []
-
-
-class RewardRequest(BaseModel):
-    """As OpenRLHF sends it: `query` is prompt and answer together."""
-
-    query: list[str]
-    prompts: list[str] | None = None
 
 
 class OpinionAnswer(BaseModel):
@@ -165,12 +159,15 @@ def build_app(judge: Judge | AbstractContextManager[Judge], limits: ServiceLimit
     @app.post("/get_reward", dependencies=guarded)
     async def get_reward(asked: RewardRequest, request: Request) -> dict[str, Any]:
         """The probability that each answer is right: 0 to 1; 0.5 where the judge gives no judgment."""
-        pairs = _pairs(asked, limits)
+        _check_lengths(limits, *asked.query)
+        try:
+            pairs = asked.pairs()
+        except RemoteRewardError as error:
+            raise HTTPException(422, str(error)) from error
         one: Judge = request.app.state.judge
         verdicts = await run("get_reward", lambda: asyncio.gather(*(one.averify(prompt, [], answer) for prompt, answer in pairs)))
         meter.count([opinion for verdict in verdicts for opinion in verdict.opinions])
-        rewards = [_probability(verdict) for verdict in verdicts]
-        return {"rewards": rewards, "scores": rewards, "extra_logs": {}}
+        return reward_answer(verdicts)
 
     @app.get("/health")
     async def health() -> dict[str, str]:
@@ -270,29 +267,10 @@ def _checked(asked: JudgeRequest, limits: ServiceLimits) -> list[Image]:
     return images
 
 
-def _pairs(asked: RewardRequest, limits: ServiceLimits) -> list[tuple[str, str]]:
-    if asked.prompts is None or len(asked.prompts) != len(asked.query):
-        raise HTTPException(422, "prompts: one for each query is needed, so that the judge knows where the answer begins")
-    pairs = []
-    for number, (query, prompt) in enumerate(zip(asked.query, asked.prompts, strict=True)):
-        if not query.startswith(prompt):
-            raise HTTPException(422, f"query[{number}] does not begin with prompts[{number}]")
-        pairs.append((prompt, query.removeprefix(prompt)))
-    _check_lengths(limits, *asked.query)
-    return pairs
-
-
 def _check_lengths(limits: ServiceLimits, *texts: str) -> None:
     longest = max(map(len, texts), default=0)
     if longest > limits.max_characters:
         raise HTTPException(422, f"a text has {longest} characters, {limits.max_characters} at most")
-
-
-def _probability(verdict: Verdict) -> float:
-    """That the answer is right."""
-    if verdict.choice is None or verdict.confidence is None:
-        return 0.5
-    return verdict.confidence if verdict.choice else 1.0 - verdict.confidence
 
 
 def _told(opinion: Opinion, choice: int | bool | None) -> OpinionAnswer:

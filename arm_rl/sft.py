@@ -21,6 +21,7 @@ from arm_rl.demonstrations import Demonstration, read_demonstrations
 from arm_rl.inputs import read_template
 from arm_rl.learners import learner_group
 from arm_rl.metrics_log import MetricsLog
+from arm_rl.model_card import write_card
 from arm_rl.order import Order
 from arm_rl.restarts import Progress, with_restarts
 from arm_rl.rows import BrokenRows
@@ -84,6 +85,7 @@ async def _run(
                 if not last:
                     stop.check()
             await asyncio.to_thread(learners.export, folder / "export")
+            write_card(config, folder, folder / "export", num_steps)
             log.artifact("export", folder / "export")
 
 

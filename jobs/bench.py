@@ -16,11 +16,15 @@ from rich.progress import track
 from rich.table import Table
 
 from actors.cluster import cluster
-from arm_rl.bench import driver, learner, overlap, rollout, sessions, summary, sync, trl
+from actors.model_server import free_port
+from arm_rl.bench import driver, learner, overlap, rollout, service, sessions, summary, sync, trl
 from arm_rl.bench import tools as bench_tools
 from arm_rl.bench.result import Result
 from arm_rl.core.config import ToolsConfig
 from arm_rl.core.errors import UserError
+from arm_rl.judge_setup import JudgeSetup
+from arm_rl.service import ServiceLimits
+from jobs import serve
 from jobs.command_line import guarded
 
 TOOL_FILES = [f"configs/tools/{name}.yaml" for name in ("image_zoom", "text_checks", "python_executor")]
@@ -94,6 +98,15 @@ def ranks(options: Options) -> Iterable[Result]:
     return (learner.measure_ranks(options.sized(case)) for case in learner.RANK_CASES)
 
 
+def served(options: Options) -> Iterable[Result]:
+    """Judgments a second of the reward service with 64 clients, over the bare engine sampling the same sessions."""
+    settings = options.sized(service.Settings(model=options.judge))
+    setup = JudgeSetup.of(settings.config(options.out))
+    takes = ServiceLimits(max_requests=settings.clients)
+    with serve.service(Path(settings.model), setup, takes=takes, port=free_port(), concurrency=settings.clients) as url:
+        yield service.measure(settings, url)
+
+
 BENCHMARKS: dict[str, Callable[[Options], Iterable[Result]]] = {
     "vs_trl": vs_trl,
     "vs_trl_images": vs_trl_images,
@@ -103,6 +116,7 @@ BENCHMARKS: dict[str, Callable[[Options], Iterable[Result]]] = {
     "sync_over_copy": sync_over_copy,
     "driver_share": driver_share,
     "ranks": ranks,
+    "service": served,
 }
 
 
@@ -181,7 +195,8 @@ def main() -> int:
     command.add_argument("--arguments", default="{}", help='JSON: arguments by tool, as in \'{"count_words": {"response": "text_0"}}\'')
     command.set_defaults(run=tools)
     arguments = parser.parse_args()
-    return guarded(lambda: arguments.run(arguments))
+    again = "--resume measures only what is missing" if arguments.key == "all" else ""
+    return guarded(lambda: arguments.run(arguments), again=again)
 
 
 if __name__ == "__main__":

@@ -11,14 +11,14 @@ from rich.console import Console
 from rich.panel import Panel
 
 from actors.model_server import SERVED_NAME, ModelServer
-from arm_rl.core.config import TrainConfig
-from arm_rl.core.config_file import load
+from arm_rl.core.phrase import read_phrase
 from arm_rl.core.session import Completion, Memory, Policy, PolicyRequest, ToolResult, Tools
 from arm_rl.core.types import ToolCall
-from arm_rl.judge import Judge, spoken_to
+from arm_rl.judge import Judge
 from arm_rl.server_policy import ServerPolicy
 from arm_rl.verdict import Verdict
 from jobs.command_line import guarded
+from jobs.judge_options import add_judge_options, judge_setup
 from tools.local import LocalTools
 
 
@@ -76,41 +76,44 @@ def _said(verdict: Verdict) -> str:
 @contextlib.contextmanager
 def shown_judge(arguments: argparse.Namespace, console: Console) -> Iterator[Judge]:
     """The judge that the command line names, each turn shown."""
-    config = load(TrainConfig, arguments.config) if arguments.config else None
-    files = arguments.tools if arguments.tools is not None else config.tools.files if config else ()
-    loaded, template = spoken_to(arguments.folder, files, config.template if config else None)
+    setup = judge_setup(arguments)
+    loaded, template = setup.spoken_to(arguments.folder)
     with contextlib.ExitStack() as stack:
         url, name = arguments.url, arguments.name
         if url is None:
             log = Path(stack.enter_context(tempfile.TemporaryDirectory())) / "server.log"
-            length = config.rollout.max_model_len if config else None
+            server = ModelServer(arguments.folder, log, use_gpu=arguments.gpu, max_model_len=setup.max_model_len)
             with console.status("loading the model"):
-                url = stack.enter_context(ModelServer(arguments.folder, log, use_gpu=arguments.gpu, max_model_len=length)).base_url
+                url = stack.enter_context(server).base_url
             name = SERVED_NAME
-        server = ServerPolicy(url, name, template, temperature=arguments.temperature, with_logprobs=arguments.url is None)
+        asked = ServerPolicy(
+            url,
+            name,
+            template,
+            temperature=arguments.temperature,
+            max_tokens=setup.limits.max_response_tokens,
+            with_logprobs=arguments.url is None,
+        )
         local = LocalTools(loaded)
         stack.callback(local.close)
-        shown = Shown(server, local, console)
+        shown = Shown(asked, local, console)
 
         @contextlib.asynccontextmanager
         async def policy() -> AsyncIterator[Policy]:
             yield shown.policy
-            await server.close()
+            await asked.close()
 
-        yield stack.enter_context(Judge(policy(), template, shown, limits=config.session if config else None))
+        phrase = read_phrase(setup.template.question)
+        yield stack.enter_context(Judge(policy(), template, shown, limits=setup.limits, phrase=phrase))
 
 
 def main() -> int:
     """Asks, judges and shows until there is no more question."""
     parser = argparse.ArgumentParser(prog="python -m jobs.chat", description=__doc__)
-    parser.add_argument("folder", type=Path, help="an exported model, for example runs/demo/export")
+    add_judge_options(parser)
     parser.add_argument("images", type=Path, nargs="*", help="that the questions are about")
-    parser.add_argument("--config", help="a run's config.yaml: tools, prompt and limits as in training")
-    parser.add_argument("--tools", nargs="*", help="tool files, in place of the configuration's")
     parser.add_argument("--url", help="of an OpenAI-compatible server that offers the model already, with its /v1")
     parser.add_argument("--name", default=SERVED_NAME, help="of the model at that server")
-    parser.add_argument("--temperature", type=float, default=0.0)
-    parser.add_argument("--gpu", action="store_true", help="run on a GPU")
     arguments = parser.parse_args()
     console = Console(highlight=False)
 

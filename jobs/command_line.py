@@ -24,10 +24,16 @@ logger = logging.getLogger(__name__)
 
 INTERRUPTED = 130  # exit status after Ctrl-C
 STOPPED = 143  # after SIGTERM
+FROM_CHECKPOINT = "started again with the same command, the run goes on from its last checkpoint"
 
 
-def run_job(name: str, description: str, cls: type[ConfigT], job: Callable[[ConfigT], Awaitable[str]]) -> int:
+def run_job(
+    name: str, description: str, cls: type[ConfigT], job: Callable[[ConfigT], Awaitable[str]], *, again: str = FROM_CHECKPOINT
+) -> int:
     """Parses the command line, runs the job on a cluster and prints its last line.
+
+    Args:
+        again: as for `guarded`.
 
     Returns:
         The exit status.
@@ -47,11 +53,15 @@ def run_job(name: str, description: str, cls: type[ConfigT], job: Callable[[Conf
         with cluster():
             return asyncio.run(_awaited(job(config)))
 
-    return guarded(start)
+    return guarded(start, again=again)
 
 
-def guarded(start: Callable[[], str]) -> int:
-    """Runs `start`, prints its last line, and turns errors that a user can mend and Ctrl-C into one line and an exit status."""
+def guarded(start: Callable[[], str], *, again: str = "") -> int:
+    """Runs `start`, prints its last line, and turns errors that a user can mend and Ctrl-C into one line and an exit status.
+
+    Args:
+        again: what is said after Ctrl-C of a job that goes on when it is started again.
+    """
     logging.basicConfig(level=logging.INFO, format="%(asctime)s %(name)s: %(message)s", datefmt="%H:%M:%S")
     logging.getLogger("httpx").setLevel(logging.WARNING)
     transformers.utils.logging.set_verbosity_error()
@@ -73,7 +83,7 @@ def guarded(start: Callable[[], str]) -> int:
         logger.debug("the whole of it", exc_info=error)
         return 1
     except KeyboardInterrupt:
-        sys.stderr.write("interrupted; started again with the same command, the run goes on from its last checkpoint\n")
+        sys.stderr.write("; ".join(["interrupted", *([again] if again else [])]) + "\n")
         return INTERRUPTED
     finally:
         logging.getLogger(rows.__name__).removeHandler(skipped)

@@ -39,7 +39,7 @@ from arm_rl.report import write_report
 from arm_rl.screening import screened_sessions
 from arm_rl.server_policy import ServerPolicy
 from arm_rl.sft import train_sft
-from jobs.command_line import guarded
+from jobs.command_line import FROM_CHECKPOINT, guarded
 from rewards.judgment import is_correct
 from tools import load_tools
 from tools.local import LocalTools
@@ -227,7 +227,7 @@ def main() -> int:
             Demo(spec, folder, arguments.seed, spec.short if arguments.short else spec.full).run()
         return ""
 
-    return guarded(start)
+    return guarded(start, again=FROM_CHECKPOINT)
 
 
 if __name__ == "__main__":

@@ -32,6 +32,7 @@ from arm_rl.evaluation import evaluate_model
 from arm_rl.inputs import read_template
 from jobs.command_line import guarded, run_job
 
+TOOLS_COMPARED = "tools-compared.json"
 WAYS = {"tools": (TOOLS,), "no-tools": (NO_TOOLS,), "both": (TOOLS, NO_TOOLS)}
 
 
@@ -45,9 +46,9 @@ def main(argv: Sequence[str] | None = None) -> int:
     if argv[:1] == ["compare"]:
         return _compare(argv[1:])
     if argv and argv[0].endswith((".yaml", ".yml")):
-        return run_job("evaluate", "Judges the held-out samples of a configuration once each.", TrainConfig, _held_out)
+        return run_job("evaluate", "Judges the held-out samples of a configuration once each.", TrainConfig, _held_out, again="")
     arguments = _parser().parse_intermixed_args(argv)
-    return guarded(lambda: _evaluate(arguments))
+    return guarded(lambda: _evaluate(arguments), again="the same command goes on with what has no verdict yet")
 
 
 async def _held_out(config: TrainConfig) -> str:
@@ -137,7 +138,12 @@ async def _ask(config: TrainConfig, benches: Sequence[tuple[str, Path]], argumen
                     known = await ask_all(ready, questions, folder, max_broken=config.run.max_broken_sessions, on_done=bar.step)
     summaries = _summaries(questions, known)
     (folder / "summary.json").write_text(json.dumps(summaries, indent=2))
-    Console(width=140).print(*summary_tables(summaries), sep="\n")
+    console = Console(width=140)
+    console.print(*summary_tables(summaries), sep="\n")
+    if arguments.ways == "both":
+        compared = _ways_compared(questions, known)
+        (folder / TOOLS_COMPARED).write_text(json.dumps(compared, indent=2))
+        console.print(comparison_table(compared, NO_TOOLS, TOOLS))
     missing = len(questions) - len(known)
     told = f"{missing} of {len(questions)} sessions broke: the same command asks them again\n" if missing else ""
     return f"{told}done: {FILE}, summary.json and the trajectories are in {folder}"
@@ -150,6 +156,20 @@ def _summaries(questions: Sequence[Question], known: dict[Key, Judged]) -> dict[
         judged = [known[key] for key in keys if key in known]
         summaries.setdefault(name, {})[way] = summarize(BENCHMARKS[name], judged, len(keys))
     return summaries
+
+
+def _ways_compared(questions: Sequence[Question], known: dict[Key, Judged]) -> dict[str, dict[str, Any]]:
+    """What the tools change, row by row: for each benchmark, asked with them against asked without."""
+    compared = {}
+    for name in dict.fromkeys(question.benchmark for question in questions):
+        ways = {
+            way: [
+                known[question.key] for question in questions if (question.benchmark, question.way) == (name, way) and question.key in known
+            ]
+            for way in (NO_TOOLS, TOOLS)
+        }
+        compared[name] = compare(BENCHMARKS[name], ways[NO_TOOLS], ways[TOOLS])
+    return compared
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)

@@ -1,11 +1,9 @@
 """Writes a Hugging Face folder from a run's newest checkpoint: `python -m jobs.export runs/NAME [OUT]`."""
 
 import argparse
-import asyncio
 import sys
 from pathlib import Path
 
-from actors.cluster import cluster
 from arm_rl.core.config import ConfigError
 from arm_rl.core.config_file import load_saved
 from arm_rl.export import export_checkpoint
@@ -25,8 +23,7 @@ def main() -> int:
         if not file.is_file():
             raise ConfigError(f"{arguments.run}: not a run's folder: it has no config.yaml")
         config = load_saved(file)
-        with cluster():
-            step = asyncio.run(export_checkpoint(config, arguments.run, out))
+        step = export_checkpoint(config, arguments.run, out)
         return f"done: the model of step {step} is in {out}"
 
     return guarded(start)

@@ -1,10 +1,12 @@
 """Serves a judge: `python -m jobs.serve FOLDER`. Requests go through the whole loop, tools included; --model-only serves the bare model."""
 
 import argparse
+import contextlib
 import signal
 import sys
 import tempfile
 import threading
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -12,90 +14,90 @@ from ray import serve
 
 from actors.cluster import cluster
 from actors.model_server import ModelServer
-from arm_rl.core.config import SessionConfig, TemplateConfig, TrainConfig
-from arm_rl.core.config_file import load
 from arm_rl.core.errors import UserError
 from arm_rl.judge import Judge
+from arm_rl.judge_setup import JudgeSetup
 from arm_rl.model_folder import check_files
 from arm_rl.service import ServiceLimits, build_app
 from jobs.command_line import guarded
+from jobs.judge_options import add_judge_options, judge_setup
 
+NAME = "judge"  # of the application and its deployment
 GRACE_SECONDS = 30.0  # that running requests are given when the service ends
 
 
-def start_service(
+@contextlib.contextmanager
+def service(
     folder: Path,
+    setup: JudgeSetup,
     *,
-    tools: tuple[str, ...] = (),
-    template: TemplateConfig | None = None,
-    limits: SessionConfig | None = None,
-    service: ServiceLimits | None = None,
+    takes: ServiceLimits | None = None,
     token: str | None = None,
     host: str = "127.0.0.1",
     port: int = 8000,
     replicas: int = 1,
     num_gpus: float = 0.0,
     **judging: Any,
-) -> None:
-    """Puts the service on Ray Serve and returns when it serves. Wants a Ray cluster.
+) -> Iterator[str]:
+    """The service on Ray Serve, for as long as the context lasts; its address. Wants a Ray cluster.
+
+    At the end, requests that run are given `GRACE_SECONDS`.
 
     Args:
+        setup: how the judge is asked.
         judging: further settings of the judge.
     """
-    asked = service or ServiceLimits()
-    settings = {"template": template, "limits": limits, "use_gpu": num_gpus > 0, **judging}
+    limits = takes or ServiceLimits()
     folder = folder.absolute()
-    files = tuple(str(Path(file).absolute()) for file in tools)
 
     def build() -> Any:
-        return build_app(Judge.load(folder, tools=files, **settings), asked, token)
+        return build_app(Judge.load(folder, setup=setup, use_gpu=num_gpus > 0, **judging), limits, token)
 
     ray_options = {"num_cpus": 0.25, "num_gpus": num_gpus}
     deployment = serve.deployment(
-        name="judge",
+        name=NAME,
         num_replicas=replicas,
-        max_ongoing_requests=2 * asked.max_requests,  # beyond its own limit: the service says 429 itself
+        max_ongoing_requests=2 * limits.max_requests,  # beyond its own limit: the service says 429 itself
         ray_actor_options=ray_options,
         graceful_shutdown_timeout_s=GRACE_SECONDS,
         health_check_timeout_s=60,
     )(serve.ingress(build)())
-    serve.start(http_options={"host": host, "port": port, "request_timeout_s": None})
-    serve.run(deployment.bind(), name="judge", route_prefix="/")
+    try:
+        serve.start(http_options={"host": host, "port": port, "request_timeout_s": None})
+        serve.run(deployment.bind(), name=NAME, route_prefix="/")
+        yield f"http://{host}:{port}"
+        serve.delete(NAME)  # waits for running requests; the shutdown alone would close their connections
+    finally:
+        serve.shutdown()
 
 
 def main() -> int:
     """Serves until Ctrl-C, or until it is told to end."""
     parser = argparse.ArgumentParser(prog="python -m jobs.serve", description=__doc__)
-    parser.add_argument("folder", type=Path, help="an exported model, for example runs/demo/export")
-    parser.add_argument("--config", help="a run's config.yaml: tools, prompt and limits as in training")
-    parser.add_argument("--tools", nargs="*", help="tool files, in place of the configuration's")
+    add_judge_options(parser)
     parser.add_argument("--both-orders", action="store_true", help="judge pairs in both orders, so that places cancel out")
     parser.add_argument("--votes", type=int, default=1, help="sessions of each order")
-    parser.add_argument("--temperature", type=float, default=0.0, help="of sampling")
     parser.add_argument("--concurrency", type=int, default=16, help="sessions at a time of each replica")
     parser.add_argument("--max-requests", type=int, default=64, help="at a time of each replica; more are answered with 429")
     parser.add_argument("--replicas", type=int, default=1, help="judges that share the requests")
     parser.add_argument("--token-file", type=Path, help="file with a token that each request has to bear")
     parser.add_argument("--host", default="127.0.0.1", help="interface to listen on")
     parser.add_argument("--port", type=int, default=8000)
-    parser.add_argument("--gpu", action="store_true", help="serve on a GPU")
     parser.add_argument("--model-only", action="store_true", help="only vLLM's OpenAI-compatible server, without sessions and tools")
     arguments = parser.parse_args()
     return guarded(lambda: _serve_model(arguments) if arguments.model_only else _serve_judge(arguments))
 
 
 def _serve_judge(arguments: argparse.Namespace) -> str:
-    config = load(TrainConfig, arguments.config) if arguments.config else None
+    setup = judge_setup(arguments)
     token = _token(arguments.token_file)
     check_files(str(arguments.folder), a_folder=True)
-    with cluster():
-        start_service(
+    with (
+        cluster(),
+        service(
             arguments.folder,
-            tools=tuple(arguments.tools if arguments.tools is not None else config.tools.files if config else ()),
-            template=config.template if config else None,
-            limits=config.session if config else None,
-            max_model_len=config.rollout.max_model_len if config else None,
-            service=ServiceLimits(max_requests=arguments.max_requests),
+            setup,
+            takes=ServiceLimits(max_requests=arguments.max_requests),
             token=token,
             host=arguments.host,
             port=arguments.port,
@@ -105,13 +107,11 @@ def _serve_judge(arguments: argparse.Namespace) -> str:
             votes=arguments.votes,
             temperature=arguments.temperature,
             concurrency=arguments.concurrency,
-        )
-        sys.stdout.write(f"serving the judge at http://{arguments.host}:{arguments.port} (its requests: /docs); Ctrl-C ends it\n")
+        ) as url,
+    ):
+        sys.stdout.write(f"serving the judge at {url} (its requests: /docs); Ctrl-C ends it\n")
         sys.stdout.flush()
-        try:
-            _wait_for_the_end()
-        finally:
-            serve.shutdown()
+        _wait_for_the_end()
     return "done: the service has ended"
 
 

@@ -7,7 +7,7 @@ import pytest
 
 from arm_rl.core.session import Completion, Session
 from arm_rl.core.types import Trajectory, Turn
-from arm_rl.judge import Comparison, Judge, JudgeError, phrase
+from arm_rl.judge import Comparison, Judge, JudgeError
 from arm_rl.verdict import Opinion, Verdict, position_bias
 from tests.scripted import call, noise
 from tools import load_tools
@@ -156,8 +156,3 @@ def test_opinions_are_weighed(opinions, orders, choice, confidence):
     verdict = Verdict.of([opinion(*one) for one in opinions], orders)
     assert verdict.choice == choice
     assert verdict.confidence == (None if confidence is None else pytest.approx(confidence))
-
-
-def test_the_phrase_numbers_the_answers():
-    assert phrase("Which?", ["a", "b"]) == "Which?\n\nAnswer 1: a\n\nAnswer 2: b"
-    assert phrase("Right?", ["a"]) == "Right?\n\nAnswer: a"

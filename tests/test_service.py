@@ -68,17 +68,23 @@ async def test_a_data_url_is_an_image_too(serve):
 
 
 async def test_rewards_as_openrlhf_asks_for_them(serve, template):
+    """What its `RemoteRewardModel` posts: decoded token ids, special tokens and all; `raise_for_status`, then the answer's keys."""
+
     class Sure(Preferring):
         async def __call__(self, request):
             request = type("Asked", (), {"messages": (*request.messages, None)})()  # no image to zoom into
             return await super().__call__(request)
 
+    chat = "<|im_start|>system\nAnswer.<|im_end|>\n<|im_start|>user\nWhich?<|im_end|>\n<|im_start|>assistant\n"
+    prompts = ["Which?", "Which?", chat, "Which?"]
+    queries = ["Which?7", "<|endoftext|><s>Which?4</s>", f"{chat}7<|im_end|>\n<|endoftext|>", "Which?7\n"]
     async with serve(Sure(template)) as client:
-        answer = await client.post(
-            "/get_reward", json={"query": ["Which?7", "Which?4"], "prompts": ["Which?", "Which?"], "labels": ["", ""]}
-        )
-    assert answer.json()["rewards"] == pytest.approx([0.9, 0.1])
-    assert answer.json()["scores"] == answer.json()["rewards"]
+        response = await client.post("/get_reward", json={"query": queries, "prompts": prompts, "labels": ["", None, "7", ""]})
+    response.raise_for_status()
+    answer = response.json()
+    assert answer["rewards"] == pytest.approx([0.9, 0.1, 0.9, 0.9])
+    assert answer["scores"] == answer["rewards"]
+    assert answer["extra_logs"] == {}
 
 
 @pytest.mark.parametrize(
@@ -95,6 +101,8 @@ async def test_rewards_as_openrlhf_asks_for_them(serve, template):
         ("/v1/rank", ASKED | {"answers": ["1"]}, 422, "at least 2 are ranked"),
         ("/get_reward", {"query": ["Which?7"]}, 422, "prompts"),
         ("/get_reward", {"query": ["Which?7"], "prompts": ["Who?"]}, 422, "does not begin with"),
+        ("/get_reward", {"query": ["Oh. Which?7"], "prompts": ["Which?"]}, 422, "query[0] does not begin with"),
+        ("/get_reward", {"query": ["<|image_pad|>?7"], "prompts": ["<|image_pad|>?"]}, 422, "prompts[0] shows an image"),
     ],
 )
 async def test_what_cannot_be_judged_is_refused(serve, path, body, status, message):

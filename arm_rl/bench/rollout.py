@@ -77,7 +77,7 @@ def measure(settings: Settings) -> Result:
 
 async def _measure(config: TrainConfig, settings: Settings) -> Result:
     samples = read_inputs(config).samples[: settings.groups]
-    async with _started(config) as (runner, actor):
+    async with started(config) as (runner, actor):
         groups = await _groups(runner, config, samples)  # warms up, and shows what will be asked
         images: dict[str, Image] = {}
         for found in await asyncio.gather(*(group.images for group in groups)):
@@ -91,9 +91,9 @@ async def _measure(config: TrainConfig, settings: Settings) -> Result:
         tokens = {"ours": 0, "vllm": 0, "adapter": 0}
         for _ in range(settings.repeats):
             await actor.clear.remote()
-            before, started = usage.cpu_seconds(), time.perf_counter()
+            before, begun = usage.cpu_seconds(), time.perf_counter()
             groups = await _groups(runner, config, samples)
-            ours.append(num_sessions / (time.perf_counter() - started))
+            ours.append(num_sessions / (time.perf_counter() - begun))
             used["ours"] = usage.since(before)
             tokens["ours"] += sum(one.trajectory.num_sampled_tokens for group in groups for one in group.scored)
             for way in rates:
@@ -126,7 +126,8 @@ async def _groups(runner: GroupRunner, config: TrainConfig, samples: Sequence[Sa
 
 
 @asynccontextmanager
-async def _started(config: TrainConfig) -> AsyncIterator[tuple[GroupRunner, Any]]:
+async def started(config: TrainConfig) -> AsyncIterator[tuple[GroupRunner, Any]]:
+    """A rollout actor on an engine of its own, and its handle."""
     async with (
         reserved(config.run.name, config.placement, 0, config.rollout) as reservation,
         group_runner(config, read_inputs(config).template, reservation, MeasuredRollout) as runner,

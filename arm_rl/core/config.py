@@ -63,6 +63,7 @@ class ModelConfig:
 @dataclass(frozen=True, kw_only=True)
 class TemplateConfig:
     system_prompt: str = "configs/prompts/judge.txt"  # file with the system prompt
+    question: str = "configs/prompts/question.jinja"  # file that words a question and its answers, where the judge is asked as a product
     tool_format: str = "hermes"  # how tools are shown and calls are written
 
 

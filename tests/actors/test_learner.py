@@ -19,10 +19,13 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 from transformers import AutoImageProcessor, AutoModelForImageTextToText, AutoTokenizer
 
+from actors import learner_state
 from actors.image_inputs import ImagePreparer
 from actors.learner_group import LearnerGroup, LearnerLost
 from actors.learner_settings import LearnerSpec, deepspeed_config, learner_environment
 from actors.learner_state import LearnerStateError
+from actors.model_files import write_folder
+from actors.policy_model import PolicyModel
 from arm_rl.core.batching import make_batch
 from arm_rl.core.config import LearnerConfig, ModelConfig
 from arm_rl.core.errors import MismatchError, NonFiniteError
@@ -311,6 +314,15 @@ def test_an_exported_folder_loads_with_equal_weights(trained, task):
     assert AutoTokenizer.from_pretrained(folder).encode(text) == AutoTokenizer.from_pretrained(task.folder).encode(text)
     assert AutoImageProcessor.from_pretrained(folder).patch_size == tiny.VIEW_FACTOR // 2
     assert (folder / "generation_config.json").exists()
+
+
+def test_a_checkpoint_is_exported_without_a_learner(trained, task, tmp_path):
+    """Whatever stage and number of ranks wrote it, the same bits as the learner's own weights."""
+    trained.group.save(tmp_path)
+    policy = PolicyModel.load(spec_of(task, trained.setup).model).make_trainable(spec_of(task, Setup(1, 0, 1)).config)
+    assert learner_state.read_weights(policy, tmp_path) >= NUM_STEPS
+    write_folder(policy.hf, dict(policy.hf.named_parameters()), str(task.folder), tmp_path / "export")
+    assert_equal(load_file(tmp_path / "export" / "model.safetensors"), trained.published())
 
 
 def test_sft_and_text_alone(trained, task):

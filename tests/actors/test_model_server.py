@@ -1,8 +1,10 @@
 """The server's process: it ends with its context, however that ends. The program is a stand-in; the real one is tested as a whole run."""
 
 import os
+import subprocess
 import sys
 import time
+from pathlib import Path
 
 import httpx
 import psutil
@@ -32,7 +34,7 @@ def server(tmp_path, monkeypatch):
         program = tmp_path / "program"
         program.write_text(script.format(python=sys.executable) if "{python}" in script else script)
         program.chmod(0o755)
-        monkeypatch.setattr(model_server.sys, "executable", str(program))
+        monkeypatch.setattr(model_server, "PROGRAM", (str(program),))
         return ModelServer(tmp_path / "model", tmp_path / "server.log", use_gpu=False)
 
     return server
@@ -40,10 +42,10 @@ def server(tmp_path, monkeypatch):
 
 def alive(group):
     """Whether a process of the group still runs; one that has ended may wait for its parent."""
-    limit = time.monotonic() + 5  # a killed process ends a moment later
-    while running := [process for process in psutil.process_iter() if _runs(process, group)]:
+    limit = time.monotonic() + 30  # a killed process ends a moment later
+    while found := running(group):
         if time.monotonic() > limit:
-            return running
+            return found
         time.sleep(0.05)
     return []
 
@@ -61,6 +63,40 @@ def test_it_serves_for_as_long_as_the_context_lasts(server):
         process = running._process.pid
     assert not alive(process)
     running.close()
+
+
+OWNER = """
+import sys, time
+from pathlib import Path
+from actors import model_server
+model_server.PROGRAM = (sys.argv[1],)
+server = model_server.ModelServer(Path("model"), Path(sys.argv[2]), use_gpu=False)
+server.start()
+print(server._process.pid, flush=True)
+time.sleep(600)
+"""
+
+
+DEAF = HEALTHY.replace("import http", "import signal; signal.signal(15, signal.SIG_IGN)\nimport http", 1)
+
+
+@pytest.mark.parametrize("program", [HEALTHY, DEAF])
+def test_it_ends_with_its_owner(tmp_path, server, program, monkeypatch):
+    """Killed hard, it closes nothing; a server that does not listen is killed as well."""
+    server(program)
+    tether = Path(model_server.tether.__file__).read_text().replace("GRACE_SECONDS = 10.0", "GRACE_SECONDS = 0.5")
+    (tmp_path / "tether.py").write_text(tether)
+    owner_text = OWNER.replace("server = ", f"model_server.TETHER = (sys.executable, {str(tmp_path / 'tether.py')!r})\nserver = ")
+    command = [sys.executable, "-c", owner_text, str(tmp_path / "program"), str(tmp_path / "log")]
+    with subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as owner:
+        group = int(owner.stdout.readline())
+        assert running(group)
+        owner.kill()
+    assert not alive(group)
+
+
+def running(group):
+    return [process for process in psutil.process_iter() if _runs(process, group)]
 
 
 def test_it_ends_with_an_error_inside(server):

@@ -65,6 +65,12 @@ def test_benchmarks_both_ways_in_both_orders(run, server, tmp_path):
     assert re.search(r"overall +│ +25\.0 \(0\.0 to 75\.0\) │ +25\.0", out)
     assert "for the answer shown first" in out
     assert "direct_attributes" in out
+    compared = json.loads((tmp_path / "run" / "tools-compared.json").read_text())
+    assert {name: (one["num_rows"], one["won"], one["lost"]) for name, one in compared.items()} == {
+        "vstar": (4, 0, 0),
+        "vl_rewardbench": (3, 0, 0),
+    }
+    assert "p (McNemar)" in out
     num_sessions = 2 * (4 + 6)
     assert len(server.bodies) == num_sessions + num_sessions // 2, "one turn more where there is a call"
     log = trajectory_log.read(tmp_path / "run/trajectories/vstar-tools-evaluation-000000.parquet")

@@ -4,6 +4,7 @@ import pytest
 
 from arm_rl.core.config import SessionConfig, TemplateConfig
 from arm_rl.judge import Judge
+from arm_rl.judge_setup import JudgeSetup
 from tests.scripted import noise
 
 
@@ -11,9 +12,8 @@ from tests.scripted import noise
 def test_a_folder_becomes_a_judge(judge_folder):
     limits = SessionConfig(max_turns=3, max_prompt_tokens=256, max_response_tokens=96)
     template = TemplateConfig(system_prompt="configs/prompts/digits.txt")
-    with Judge.load(
-        judge_folder, tools=["configs/tools/digits.yaml"], template=template, limits=limits, max_model_len=384, use_gpu=False, votes=2
-    ) as judge:
+    setup = JudgeSetup(tools=("configs/tools/digits.yaml",), template=template, limits=limits, max_model_len=384)
+    with Judge.load(judge_folder, setup=setup, use_gpu=False, votes=2) as judge:
         verdict = judge.compare("Which digit is on the red tile?", [noise()], ["4", "7"])
     turns = [turn for trajectory in verdict.trajectories for turn in trajectory.turns]
     assert len(verdict.opinions) == 2

@@ -1,0 +1,147 @@
+"""The judge's service as a reward in other trainers: TRL takes `trl_reward(URL)`, verl the functions `compute_score` and `compute_scores`.
+
+The reward of an answer is the probability that it is right, as the judge says. This file wants nothing of the project but itself, so that
+it can be copied into another trainer's environment, or be named by its path as verl does; httpx and Pillow are all that it imports.
+"""
+
+import base64
+import functools
+import io
+import os
+import random
+import time
+from collections.abc import Callable, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from typing import Any
+
+import httpx
+from PIL import Image
+
+AGAIN = frozenset({429, 502, 503, 504})  # the service is busy, or begins: another try may be answered
+LONGEST_WAIT = 10.0  # seconds between two tries
+
+Picture = Image.Image | bytes | str | os.PathLike[str] | Mapping[str, Any]
+
+
+class RewardClient:
+    """Asks the service. Safe from several threads."""
+
+    def __init__(self, url: str, *, token: str | None = None, concurrency: int = 32, timeout_seconds: float = 600.0) -> None:
+        """Prepares.
+
+        Args:
+            url: of the service, for example http://localhost:8000.
+            token: that the service asks for.
+            concurrency: answers that are judged at a time.
+            timeout_seconds: of one judgment, tries included.
+        """
+        self._timeout = timeout_seconds
+        self._pool = ThreadPoolExecutor(concurrency, thread_name_prefix="rewards")
+        headers = {"Authorization": f"Bearer {token}"} if token else None
+        self._client = httpx.Client(base_url=url, headers=headers, timeout=timeout_seconds, limits=httpx.Limits(max_connections=None))
+
+    def reward(self, question: str, answer: str, images: Sequence[Picture] = ()) -> float | None:
+        """The probability that the answer is right; None where the judge gives no judgment.
+
+        Raises:
+            RuntimeError: the service refuses the question.
+            httpx.HTTPError: it does not answer in time.
+        """
+        body = {"question": question, "answers": [answer], "images": [_written(image) for image in images]}
+        deadline, wait = time.monotonic() + self._timeout, 0.5
+        while True:
+            response = self._client.post("/v1/judge", json=body)
+            if response.status_code not in AGAIN or time.monotonic() + wait > deadline:
+                break
+            time.sleep(wait * random.uniform(0.5, 1.0))  # not all of a batch at once
+            wait = min(2 * wait, LONGEST_WAIT)
+        if response.status_code != httpx.codes.OK:
+            raise RuntimeError(f"{response.url}: {response.status_code}: {response.text[:2000]}")
+        verdict = response.json()
+        if verdict["choice"] is None:
+            return None
+        return verdict["confidence"] if verdict["choice"] else 1.0 - verdict["confidence"]
+
+    def rewards(self, asked: Sequence[tuple[str, str, Sequence[Picture]]]) -> list[float | None]:
+        """Of many questions, answers and their images, in order; as many at a time as `concurrency` says."""
+        return list(self._pool.map(lambda one: self.reward(*one), asked))
+
+    def close(self) -> None:
+        """Closes the connections."""
+        self._pool.shutdown()
+        self._client.close()
+
+
+def trl_reward(url: str, **settings: Any) -> Callable[..., list[float | None]]:
+    """A function for `reward_funcs` of TRL's trainers: `GRPOTrainer(reward_funcs=trl_reward("http://localhost:8000"), …)`.
+
+    Prompts and completions may be texts or messages. The question is the last thing that the user says; images come from the data's column
+    `images` or `image`. An answer without a judgment has no reward (None), which TRL leaves out.
+    """
+    client = RewardClient(url, **settings)
+
+    def judge(prompts: Sequence[Any], completions: Sequence[Any], **columns: Any) -> list[float | None]:
+        images = columns.get("images") or [[one] if one is not None else [] for one in columns.get("image") or [None] * len(prompts)]
+        said = zip(prompts, completions, images, strict=True)
+        return client.rewards([(_text(prompt, "user"), _text(completion, "assistant"), shown or ()) for prompt, completion, shown in said])
+
+    return judge
+
+
+def compute_score(
+    data_source: str, solution_str: str, ground_truth: Any, extra_info: Mapping[str, Any] | None = None, *, url: str, **settings: Any
+) -> float:
+    """verl's custom reward function, for one answer. The row's `extra_info` holds `question`, and `images` where there are any.
+
+    In verl's configuration: `custom_reward_function.path=…/reward_client.py`, `.name=compute_score`, `.reward_kwargs={url: …}`. An answer
+    without a judgment has 0.5.
+    """
+    settings = {name: value for name, value in settings.items() if name in ("token", "concurrency", "timeout_seconds")}
+    return compute_scores([data_source], [solution_str], [ground_truth], [extra_info], url=url, **settings)[0]
+
+
+def compute_scores(
+    data_sources: Sequence[str],
+    solution_strs: Sequence[str],
+    ground_truths: Sequence[Any],
+    extra_infos: Sequence[Mapping[str, Any] | None],
+    *,
+    url: str,
+    **settings: Any,
+) -> list[float]:
+    """The same for verl's reward manager `batch`: all answers of a batch at once."""
+    asked = []
+    for solution, info in zip(solution_strs, extra_infos, strict=True):
+        if not info or "question" not in info:
+            raise ValueError("extra_info: the judge needs the row's question there (and its images, where it has any)")
+        shown = info.get("images")
+        asked.append((info["question"], solution, [] if shown is None else list(shown)))
+    rewards = _client(url, tuple(sorted(settings.items()))).rewards(asked)
+    return [0.5 if reward is None else reward for reward in rewards]
+
+
+@functools.cache
+def _client(url: str, settings: tuple[tuple[str, Any], ...]) -> RewardClient:
+    """One a process: connections are kept."""
+    return RewardClient(url, **dict(settings))
+
+
+def _text(said: Any, role: str) -> str:
+    """A text as it is; of messages, the last one of that role, its images left out."""
+    if isinstance(said, str):
+        return said
+    content = next((message["content"] for message in reversed(said) if message["role"] == role), "") or ""
+    return content if isinstance(content, str) else "".join(part.get("text") or "" for part in content)
+
+
+def _written(picture: Picture) -> str:
+    """As the service takes it."""
+    if isinstance(picture, Mapping):  # Hugging Face's and verl's way to keep an image in a row
+        picture = picture.get("bytes") or picture["path"]
+    if isinstance(picture, Image.Image):
+        buffer = io.BytesIO()
+        picture.save(buffer, format="PNG")
+        picture = buffer.getvalue()
+    data = picture if isinstance(picture, bytes) else Path(picture).read_bytes()
+    return base64.b64encode(data).decode()
