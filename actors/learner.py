@@ -245,7 +245,11 @@ class Learner:
         return self._step
 
     def export(self, folder: Path) -> None:
-        """Writes a Hugging Face folder: these weights, and everything else as in the model's own folder."""
+        """Writes a Hugging Face folder: these weights, and everything else as in the model's own folder.
+
+        Raises:
+            OSError: there is no room, for example.
+        """
         weights = self._full_weights()
         if self._rank:
             return
@@ -253,7 +257,8 @@ class Learner:
         for path in _source_folder(self._spec.model.path).iterdir():
             if path.is_file() and not path.name.startswith(".") and ".safetensors" not in path.name and path.suffix != ".bin":
                 shutil.copy(path, folder / path.name)
-        self._policy.hf.save_pretrained(folder, state_dict=weights)
+        with learner_state.system_errors():
+            self._policy.hf.save_pretrained(folder, state_dict=weights)
 
     def _hugging_face_weights(self, weights: Mapping[str, Tensor]) -> dict[str, Tensor]:
         """The same under the names of Hugging Face's files, in the model's order: what engines merge stands side by side there."""

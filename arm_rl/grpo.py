@@ -12,7 +12,7 @@ from arm_rl.inputs import Inputs, read_inputs
 from arm_rl.learners import learner_group
 from arm_rl.metrics_log import MetricsLog
 from arm_rl.restarts import Progress, with_restarts
-from arm_rl.run_folder import finished, open_run
+from arm_rl.run_folder import exporting, finished, open_run
 from arm_rl.timeline import Timeline
 
 
@@ -56,6 +56,7 @@ async def _run(config: TrainConfig, inputs: Inputs, num_steps: int, progress: Pr
                     await driver.run()
                 finally:
                     await driver.close()
-            await asyncio.to_thread(learners.export, folder / "export")
+            with exporting(folder, num_steps) as target:
+                await asyncio.to_thread(learners.export, target)
     finally:
         reservation.release()

@@ -22,7 +22,7 @@ from arm_rl.learners import learner_group
 from arm_rl.metrics_log import MetricsLog
 from arm_rl.restarts import Progress, with_restarts
 from arm_rl.rows import BrokenRows
-from arm_rl.run_folder import finished, open_run
+from arm_rl.run_folder import exporting, finished, open_run
 
 
 async def train_sft(config: SftConfig) -> None:
@@ -72,7 +72,8 @@ async def _run(
                         state = {"step": step + 1}
                         with checkpoint.writing(folder / "checkpoints", step + 1, state, config.checkpoint.keep) as target:
                             await asyncio.to_thread(learners.save, target)
-            await asyncio.to_thread(learners.export, folder / "export")
+            with exporting(folder, num_steps) as target:
+                await asyncio.to_thread(learners.export, target)
     finally:
         reservation.release()
 

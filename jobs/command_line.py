@@ -2,13 +2,15 @@
 
 import argparse
 import asyncio
+import errno
 import logging
+import os
 import sys
 from collections.abc import Awaitable, Callable
 from typing import TypeVar
 
 import transformers
-from ray.exceptions import RayError
+from ray.exceptions import ObjectStoreFullError, OutOfDiskError, RayError
 
 from actors.cluster import cluster
 from actors.supervision import cause_of, described
@@ -61,9 +63,13 @@ def guarded(start: Callable[[], str]) -> int:
     except UserError as error:
         sys.stderr.write(f"error: {error}\n")
         return 1
-    except RayError as error:  # whose own text is a page: of an actor's error, its trace there is enough
-        sys.stderr.write(f"error: {described(error)}\n")
-        if not isinstance(cause_of(error), RayError | UserError):
+    except (RayError, OSError) as error:  # Ray's own text is a page: of an actor's error, its trace there is enough
+        full = _is_full(error)
+        if not full and not isinstance(error, RayError):
+            raise
+        hint = "; once there is room, the same command goes on from the last checkpoint" if full else ""
+        sys.stderr.write(f"error: {described(error)}{hint}\n")
+        if not full and not isinstance(cause_of(error), RayError | UserError):
             logger.info("where it was raised:\n%s", error)
         logger.debug("the whole of it", exc_info=error)
         return 1
@@ -73,6 +79,14 @@ def guarded(start: Callable[[], str]) -> int:
     finally:
         logging.getLogger(rows.__name__).removeHandler(skipped)
     return 0
+
+
+def _is_full(error: BaseException) -> bool:
+    """Whether it says that a disk or Ray's object store has no room left: in whatever words, since libraries wrap the system's errors."""
+    cause = cause_of(error)
+    if isinstance(cause, ObjectStoreFullError | OutOfDiskError):
+        return True
+    return isinstance(cause, OSError) and any(os.strerror(number) in str(cause) for number in (errno.ENOSPC, errno.EDQUOT))
 
 
 class _Skipped(logging.Handler):
