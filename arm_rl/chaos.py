@@ -58,7 +58,7 @@ class Summary:
     hangs: int = 0  # of the kills: processes that were stopped in place of killed
     lost: int = 0  # trajectories that were drawn and are nowhere in the ledger, or in no file
     trained_twice: int = 0  # in the ledger, or in the files
-    recovery_seconds: dict[str, float] = field(default_factory=dict)  # mean: as `_recovered` says
+    recovery_seconds: dict[str, float] = field(default_factory=dict)  # mean: as `_Recovery.seconds` says
     starts: int = 0  # of the driver
     reward: float = 0.0  # mean of the last steps
     reached_mark: bool = False
