@@ -143,7 +143,7 @@ def chaos(
     """Runs the command to its end, killing as many of each kind as is said, in a random order and at random times.
 
     Args:
-        command: `jobs.train CONFIG key=value ...`, of a synchronous or an asynchronous run.
+        command: `jobs.train CONFIG key=value ...`, of a synchronous or an asynchronous run; with `metrics.trajectories_every=1`.
         run: the run's folder.
         kills: by kind.
         seed: of order and times.
