@@ -10,6 +10,7 @@ import gc
 import itertools
 import math
 import multiprocessing
+import os
 from collections import OrderedDict
 from collections.abc import Coroutine, Iterable, Sequence
 from multiprocessing.process import BaseProcess
@@ -93,7 +94,7 @@ class Engine:
             EngineDied: it is.
         """
         if self._llm is not None and (self._llm.errored or self._ended.done()):
-            raise EngineDied("vLLM's engine process ended; its own log says why (out of memory, or a fault in a kernel)")
+            raise EngineDied(f"vLLM's engine process ended (out of memory, or a fault in a kernel?); its own log: {_log_file()}")
 
     async def pulse(self) -> None:
         """Returns once vLLM's process has answered a question, as it does between two of its steps: never, where it hangs.
@@ -109,11 +110,22 @@ class Engine:
         return len(self._running)
 
     async def start(self, version: int = 0) -> None:
-        """Loads the model; its weights count as `version`."""
+        """Loads the model; its weights count as `version`.
+
+        Raises:
+            EngineDied: vLLM's process ended before it served.
+        """
         from vllm.engine.arg_utils import AsyncEngineArgs
 
         others = set(multiprocessing.active_children())
-        self._llm = _import_async_llm().from_engine_args(AsyncEngineArgs(**self._arguments))
+        arguments, cls = AsyncEngineArgs(**self._arguments), _import_async_llm()
+        try:
+            self._llm = cls.from_engine_args(arguments)
+        except RuntimeError as error:
+            raise EngineDied(
+                f"vLLM's engine did not start ({error}): out of memory (rollout.gpu_memory_utilization, rollout.cpu_kv_cache_gib, "
+                f"rollout.max_model_len), or what its own log says: {_log_file()}"
+            ) from error
         self._processes = set(multiprocessing.active_children()) - others
         self._ended = _end_of_any(self._processes)
         self._tokenizer = self._llm.get_tokenizer()
@@ -356,6 +368,11 @@ def _end_of_any(processes: Iterable[BaseProcess]) -> asyncio.Future[None]:
     for process in processes:
         loop.add_reader(process.sentinel, end, process.sentinel)
     return ended
+
+
+def _log_file() -> str:
+    """Where this process's errors go, and with them those of the processes that it starts."""
+    return os.path.realpath("/proc/self/fd/2")
 
 
 def _num_bytes(view: PILImage.Image) -> int:

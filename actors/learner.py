@@ -250,14 +250,18 @@ class Learner:
         """Writes a Hugging Face folder: these weights, and everything else as in the model's own folder.
 
         With LoRA the weights are merged, and the adapters stand in `adapter/` as peft reads them.
+
+        Raises:
+            OSError: there is no room, for example.
         """
         weights = self._whole_weights()
         adapters = {} if self._scaling is None else self._adapters()
         if self._rank:
             return
-        write_folder(self._policy.hf, weights, self._spec.model.path, folder)
-        if adapters:
-            lora.save_adapter(adapters, self._spec.config, self._spec.model.path, folder / "adapter")
+        with learner_state.system_errors():
+            write_folder(self._policy.hf, weights, self._spec.model.path, folder)
+            if adapters:
+                lora.save_adapter(adapters, self._spec.config, self._spec.model.path, folder / "adapter")
 
     def _whole_weights(self) -> dict[str, Tensor]:
         """All weights by the names of the model in memory; empty but on rank 0."""

@@ -6,6 +6,7 @@ DeepSpeed's own checkpoints are pickles tied to the number of ranks. Its univers
 their own after the run and are pickles too; they do not know ZeRO 0. Frozen weights are not written: the model's folder has them.
 """
 
+import contextlib
 import json
 import random
 from collections.abc import Iterator, Mapping
@@ -41,13 +42,20 @@ def write(engine: Any, folder: Path, *, rank: int, num_ranks: int, step: int) ->
             whole = access.get(parameter, kind)  # all ranks together
             if place % num_ranks == rank:
                 mine[_key(name, kind)] = whole.detach().to("cpu", torch.float32, copy=True).contiguous()
-    try:
+    with system_errors():
         save_file(mine, folder / f"learner-{rank}.safetensors")
-    except SafetensorError as error:  # it wraps the system's error, the text of which it keeps
-        raise OSError(str(error)) from error
     (folder / f"random-{rank}.json").write_text(json.dumps(_random_states()))
     if rank == 0:
         (folder / _STEP).write_text(json.dumps({"step": step}))
+
+
+@contextlib.contextmanager
+def system_errors() -> Iterator[None]:
+    """Raises the system's errors as such, which safetensors wraps; it keeps their text."""
+    try:
+        yield
+    except SafetensorError as error:
+        raise OSError(str(error)) from error
 
 
 def read(engine: Any, folder: Path, *, rank: int) -> int:

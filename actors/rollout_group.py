@@ -92,7 +92,9 @@ class _Place:
                 self.lost(actor, error)
 
     async def update(self, published: Published) -> None:
-        """Brings the actor to a version. One that is being started takes the newest by itself."""
+        """Brings the actor to a version. One that is being started takes the newest by itself: nobody waits for it."""
+        if self._actor is None and not self._coming.done():
+            return
 
         async def load(actor: ActorHandle) -> None:
             if self._version != published.file.version:
@@ -124,6 +126,7 @@ class _Place:
     async def _started(self) -> ActorHandle:
         actor = self._make()
         try:
+            await self._placed(actor)
             self.node_id, self._version = await actor.start.remote(), 0
             while (published := self._newest.published) is not None and published.file.version != self._version:
                 try:
@@ -139,6 +142,21 @@ class _Place:
 
     async def _watched(self, actor: ActorHandle) -> None:
         self.lost(actor, await end_of(actor, self._stall_seconds))
+
+    async def _placed(self, actor: ActorHandle) -> None:
+        """Waits until its process runs.
+
+        Raises:
+            ActorsLost: it will not: what it needs went with a node.
+        """
+        process = asyncio.ensure_future(actor.__ray_ready__.remote())
+        if not (await asyncio.wait([process], timeout=self._stall_seconds))[0]:
+            process.cancel()
+            raise ActorsLost(
+                f"no place for a rollout actor in {self._stall_seconds:g} seconds (run.stall_seconds): the cluster has lost what it needs; "
+                "with as much again, or a smaller rollout.num_actors, the same command goes on from the last checkpoint"
+            )
+        await process
 
     async def _replaced(self, dead: ActorHandle, error: RayError | BaseException) -> ActorHandle:
         died = time.monotonic()

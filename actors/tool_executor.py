@@ -10,7 +10,7 @@ from typing import Any
 
 import ray
 from ray.actor import ActorHandle
-from ray.exceptions import RayError
+from ray.exceptions import ObjectStoreFullError, OutOfDiskError, RayError
 
 from actors.supervision import RETRIES, Supervised, described
 from arm_rl.core import spans
@@ -120,6 +120,8 @@ class ToolPool:
                 if stateful and await self._has_lost_state(executor, memory.session):
                     return _lost_state(call)
                 return await self._run(executor, call, memory, retries=0 if stateful else RETRIES)
+        except (ObjectStoreFullError, OutOfDiskError):  # no fault of the tool's
+            raise
         except RayError as error:
             logger.warning("%s: the executor was lost: %s", call.name, described(error))
             if stateful:

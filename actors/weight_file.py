@@ -6,6 +6,7 @@
 import fcntl
 import json
 import mmap
+import os
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -58,7 +59,7 @@ class WeightBuffer:
         self.path = path
         self.num_bytes = num_bytes
         self._file = path.open("w+b")
-        self._file.truncate(num_bytes)
+        os.posix_fallocate(self._file.fileno(), 0, num_bytes)  # an error where there is no room; a write into the map would kill
         self._bytes = torch.frombuffer(mmap.mmap(self._file.fileno(), num_bytes), dtype=torch.uint8)
 
     def rename(self, path: Path) -> Self:

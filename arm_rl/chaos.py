@@ -58,7 +58,7 @@ class Summary:
     hangs: int = 0  # of the kills: processes that were stopped in place of killed
     lost: int = 0  # trajectories that were drawn and are nowhere in the ledger, or in no file
     trained_twice: int = 0  # in the ledger, or in the files
-    recovery_seconds: dict[str, float] = field(default_factory=dict)  # mean: as `_recovered` says
+    recovery_seconds: dict[str, float] = field(default_factory=dict)  # mean: as `_Recovery.seconds` says
     starts: int = 0  # of the driver
     reward: float = 0.0  # mean of the last steps
     reached_mark: bool = False
@@ -143,7 +143,7 @@ def chaos(
     """Runs the command to its end, killing as many of each kind as is said, in a random order and at random times.
 
     Args:
-        command: `jobs.train CONFIG key=value ...`, of a synchronous or an asynchronous run.
+        command: `jobs.train CONFIG key=value ...`, of a synchronous or an asynchronous run; with `metrics.trajectories_every=1`.
         run: the run's folder.
         kills: by kind.
         seed: of order and times.

@@ -44,7 +44,7 @@ class Collected:
         for group in self.kept.values():
             for turn in group.turns:
                 if turn.token_ids:
-                    tokens[version - turn.policy_version] += len(turn.token_ids)
+                    tokens[max(version - turn.policy_version, 0)] += len(turn.token_ids)  # below 0 after a kill
         num_tokens = max(tokens.total(), 1)
         return {
             "rollout/groups_kept": len(self.kept) / len(self.groups),

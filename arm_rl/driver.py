@@ -32,7 +32,8 @@ from arm_rl.core.training import training_sample
 from arm_rl.core.types import Batch, Sample, TrainingSample
 from arm_rl.data import Cursor
 from arm_rl.evaluation import evaluate
-from arm_rl.groups import Group, GroupRunner, RunStopped
+from arm_rl.groups import Group, GroupRunner, RunStopped, number_of
+from arm_rl.journal import Journal
 from arm_rl.learners import published_folder
 from arm_rl.ledger import fates
 from arm_rl.metrics import rollout_metrics
@@ -69,7 +70,10 @@ class Driver:
         self.config = config
         self.runner, self.learners = runner, learners
         self.held_out = held_out
-        self.collector = Collector(config, runner, cursor)
+        # A synchronous run needs none: what it does again after a kill, it does with the same bits.
+        self._checkpoints = config.run.folder / "checkpoints"
+        self._journal = Journal(runner, self._checkpoints) if config.algorithm.max_staleness else None
+        self.collector = Collector(config, self._journal or runner, cursor)
         self.num_steps = num_steps
         self.log, self.timeline = log, timeline
         self._progress = progress or Progress()
@@ -149,16 +153,18 @@ class Driver:
     async def save(self) -> None:
         """Writes a checkpoint, with the groups that are finished and wait for a step."""
         finished = self.collector.finished()
+        written = self._journal.numbers() if self._journal is not None else set()  # of which the checkpoint will know
         state = {"step": self.steps_done, "collector": self.collector.state(), "owes_evaluation": self._owes_evaluation}
-        folder = self.config.run.folder / "checkpoints"
-        with checkpoint.writing(folder, self.steps_done, state, self.config.checkpoint.keep) as target:
+        with checkpoint.writing(self._checkpoints, self.steps_done, state, self.config.checkpoint.keep) as target:
             await asyncio.to_thread(self.learners.save, target)
             await self.runner.keep(target / _FINISHED, list(finished.values()), self.steps_done)
-        self.log.artifact("checkpoint", folder / str(self.steps_done))
+        if self._journal is not None:
+            self._journal.forget(written)
+        self.log.artifact("checkpoint", self._checkpoints / str(self.steps_done))
 
     async def resume(self) -> None:
         """Goes on from the run folder's newest checkpoint, if there is one, and serves its weights."""
-        found = await asyncio.to_thread(checkpoint.latest, self.config.run.folder / "checkpoints")
+        found = await asyncio.to_thread(checkpoint.latest, self._checkpoints)
         if found is None:
             return
         await asyncio.to_thread(self.learners.load, found.folder)
@@ -190,6 +196,8 @@ class Driver:
         try:
             return await self._learn_from(groups)
         except BadBatch as error:
+            if self._journal is not None:
+                self._journal.forget(number_of(group.scored[0].trajectory.group_id) for group in groups)  # or they would come again
             path = self.config.run.folder / "failed_batch" / trajectory_log.file_name(self.config.run.name, self.steps_done + 1)
             await self.runner.keep(path, groups, self.steps_done + 1)
             raise RunStopped(

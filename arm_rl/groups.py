@@ -2,6 +2,7 @@
 
 import asyncio
 import itertools
+import logging
 import sys
 from collections import defaultdict
 from collections.abc import AsyncIterator, Iterator, Mapping, Sequence
@@ -11,13 +12,13 @@ from pathlib import Path
 
 import ray
 from ray.actor import ActorHandle
-from ray.exceptions import RayActorError
+from ray.exceptions import ObjectLostError, RayActorError, RayError
 
 from actors.reservation import Reservation
 from actors.rollout import RolloutActor, RolloutSpec
 from actors.rollout_group import RolloutGroup
 from actors.scorer import Score, Scorer
-from actors.supervision import RETRIES, Deaths, watch
+from actors.supervision import RETRIES, Deaths, cause_of, described, watch
 from actors.tool_executor import ToolExecutor
 from arm_rl import trajectory_log
 from arm_rl.core.config import TrainConfig
@@ -26,6 +27,8 @@ from arm_rl.core.images import Image
 from arm_rl.core.spans import span
 from arm_rl.core.template import Template
 from arm_rl.core.types import Sample, Scored, Turn
+
+logger = logging.getLogger(__name__)
 
 
 class RunStopped(UserError):
@@ -119,8 +122,14 @@ class GroupRunner:
         }
 
     async def written(self) -> None:
-        """Waits until all trajectories are on disk."""
-        await asyncio.gather(*self._writing)
+        """Waits until all trajectories are on disk, but those whose images went with a node."""
+        for writing in self._writing:
+            try:
+                await writing
+            except RayError as error:
+                if not isinstance(cause_of(error), ObjectLostError):
+                    raise
+                logger.warning("trajectories were not written: %s", described(error))
         self._writing.clear()
 
     async def group(self, sample: Sample, group_id: str, *, size: int, temperature: float) -> Group:

@@ -14,7 +14,7 @@ from arm_rl.learners import learner_group
 from arm_rl.metrics_log import MetricsLog
 from arm_rl.model_card import write_card
 from arm_rl.restarts import Progress, with_restarts
-from arm_rl.run_folder import finished, open_run
+from arm_rl.run_folder import exporting, finished, open_run
 from arm_rl.stopping import StopRequest, stopped_by_signal
 from arm_rl.timeline import Timeline
 
@@ -64,6 +64,7 @@ async def _run(config: TrainConfig, inputs: Inputs, num_steps: int, progress: Pr
                 await driver.run()
             finally:
                 await driver.close()
-            await asyncio.to_thread(learners.export, folder / "export")
-            write_card(config, folder, folder / "export", num_steps)
+            with exporting(folder, num_steps) as target:
+                await asyncio.to_thread(learners.export, target)
+                write_card(config, folder, target, num_steps)
             log.artifact("export", folder / "export")

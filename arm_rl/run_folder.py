@@ -1,13 +1,17 @@
 """A run's folder: made once, and entered again only with the configuration that it was made with."""
 
 import dataclasses
+import json
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 from arm_rl import checkpoint
 from arm_rl.core.config import ConfigError, SftConfig, TrainConfig
 from arm_rl.core.config_file import read_saved, save
 
-# What may differ when a run is started again: how long it goes on, on which machines and what is written, not what is learned from.
+# What may differ when a run is started again: how long it goes on, on which machines, in how much memory and what is written, not what is
+# learned from.
 _MAY_CHANGE = (
     "num_steps",
     "num_epochs",
@@ -24,8 +28,20 @@ _MAY_CHANGE = (
     "learner.num_threads",
     "learner.collective_timeout_seconds",
     "learner.call_timeout_seconds",
+    "learner.micro_batch_tokens",
+    "learner.gradient_checkpointing",
     "rollout.num_actors",
+    "rollout.tensor_parallel_size",
+    "rollout.max_concurrent_sessions",
+    "rollout.max_num_seqs",
+    "rollout.gpu_memory_utilization",
+    "rollout.cpu_kv_cache_gib",
+    "rollout.enforce_eager",
+    "tools.num_executors",
+    "tools.concurrency",
+    "reward.num_scorers",
 )
+_EXPORTED = "exported.json"  # the step of the model in export/: written when it is whole
 
 
 def open_run(config: TrainConfig | SftConfig) -> Path:
@@ -48,7 +64,18 @@ def open_run(config: TrainConfig | SftConfig) -> Path:
 def finished(folder: Path, num_steps: int) -> bool:
     """Whether a run's steps are all done and its model is exported."""
     written = checkpoint.steps(folder / "checkpoints")
-    return bool(written) and written[-1] >= num_steps and (folder / "export" / "config.json").is_file()
+    exported, model = folder / _EXPORTED, folder / "export" / "config.json"
+    if not (written and exported.is_file() and model.is_file()):
+        return False
+    return min(written[-1], json.loads(exported.read_text())["step"]) >= num_steps
+
+
+@contextmanager
+def exporting(folder: Path, step: int) -> Iterator[Path]:
+    """The folder to export a run's model into, after that step. What an error leaves half-done does not count as exported."""
+    (folder / _EXPORTED).unlink(missing_ok=True)
+    yield folder / "export"
+    (folder / _EXPORTED).write_text(json.dumps({"step": step}))
 
 
 def _difference(old: object, new: object, key: str = "") -> str | None:

@@ -25,7 +25,7 @@ from arm_rl.model_card import write_card
 from arm_rl.order import Order
 from arm_rl.restarts import Progress, with_restarts
 from arm_rl.rows import BrokenRows
-from arm_rl.run_folder import finished, open_run
+from arm_rl.run_folder import exporting, finished, open_run
 from arm_rl.stopping import StopRequest, stopped_by_signal
 from arm_rl.stored import Stored
 
@@ -84,8 +84,9 @@ async def _run(
                     log.artifact("checkpoint", folder / "checkpoints" / str(step + 1))
                 if not last:
                     stop.check()
-            await asyncio.to_thread(learners.export, folder / "export")
-            write_card(config, folder, folder / "export", num_steps)
+            with exporting(folder, num_steps) as target:
+                await asyncio.to_thread(learners.export, target)
+                write_card(config, folder, target, num_steps)
             log.artifact("export", folder / "export")
 
 

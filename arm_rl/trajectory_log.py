@@ -66,6 +66,12 @@ def write(
     _write_table(path, pa.Table.from_pylist(rows, schema=_ROWS.with_metadata(metadata)), ROWS_READ_TOGETHER)
 
 
+def remove(path: Path) -> None:
+    """Removes what `write` wrote, if it is there."""
+    for file in (path, _images_path(path)):
+        file.unlink(missing_ok=True)
+
+
 def read(path: Path) -> TrajectoryLog:
     """Reads what `write` wrote."""
     table = pq.read_table(path)

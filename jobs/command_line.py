@@ -2,13 +2,15 @@
 
 import argparse
 import asyncio
+import errno
 import logging
+import os
 import sys
 from collections.abc import Awaitable, Callable
 from typing import TypeVar
 
 import transformers
-from ray.exceptions import RayError
+from ray.exceptions import ObjectStoreFullError, OutOfDiskError, RayError
 
 from actors.cluster import cluster
 from actors.supervision import cause_of, described
@@ -60,7 +62,7 @@ def guarded(start: Callable[[], str], *, again: str = "") -> int:
     """Runs `start`, prints its last line, and turns errors that a user can mend and Ctrl-C into one line and an exit status.
 
     Args:
-        again: what is said after Ctrl-C of a job that goes on when it is started again.
+        again: what is said after Ctrl-C, and where there was no room, of a job that goes on when it is started again.
     """
     logging.basicConfig(level=logging.INFO, format="%(asctime)s %(name)s: %(message)s", datefmt="%H:%M:%S")
     logging.getLogger("httpx").setLevel(logging.WARNING)
@@ -76,9 +78,12 @@ def guarded(start: Callable[[], str], *, again: str = "") -> int:
     except UserError as error:
         sys.stderr.write(f"error: {error}\n")
         return 1
-    except RayError as error:  # whose own text is a page: of an actor's error, its trace there is enough
-        sys.stderr.write(f"error: {described(error)}\n")
-        if not isinstance(cause_of(error), RayError | UserError):
+    except (RayError, OSError) as error:  # Ray's own text is a page: of an actor's error, its trace there is enough
+        full = _is_full(error)
+        if not full and not isinstance(error, RayError):
+            raise
+        sys.stderr.write("; ".join([f"error: {described(error)}", *([again] if full and again else [])]) + "\n")
+        if not full and not isinstance(cause_of(error), RayError | UserError):
             logger.info("where it was raised:\n%s", error)
         logger.debug("the whole of it", exc_info=error)
         return 1
@@ -88,6 +93,14 @@ def guarded(start: Callable[[], str], *, again: str = "") -> int:
     finally:
         logging.getLogger(rows.__name__).removeHandler(skipped)
     return 0
+
+
+def _is_full(error: BaseException) -> bool:
+    """Whether it says that a disk or Ray's object store has no room left: in whatever words, since libraries wrap the system's errors."""
+    cause = cause_of(error)
+    if isinstance(cause, ObjectStoreFullError | OutOfDiskError):
+        return True
+    return isinstance(cause, OSError) and any(os.strerror(number) in str(cause) for number in (errno.ENOSPC, errno.EDQUOT))
 
 
 class _Skipped(logging.Handler):

@@ -1,6 +1,8 @@
 """A run's folder: entered again only with the configuration that it was made with."""
 
 import dataclasses
+import errno
+import os
 
 import pytest
 from omegaconf import OmegaConf
@@ -8,7 +10,7 @@ from omegaconf import OmegaConf
 from arm_rl import checkpoint
 from arm_rl.core.config import ConfigError, SftConfig, TrainConfig
 from arm_rl.core.config_file import build, load
-from arm_rl.run_folder import finished, open_run
+from arm_rl.run_folder import exporting, finished, open_run
 
 
 @pytest.fixture
@@ -101,9 +103,16 @@ def test_a_run_is_finished_when_its_steps_are_done_and_its_model_is_exported(tmp
     assert not finished(tmp_path, 5)
     with checkpoint.writing(tmp_path / "checkpoints", 4, {}, 2):
         pass
-    (tmp_path / "export").mkdir()
-    (tmp_path / "export" / "config.json").write_text("{}")
+    with exporting(tmp_path, 4) as target:
+        target.mkdir()
+        (target / "config.json").write_text("{}")
+        assert not finished(tmp_path, 4), "not yet"
     assert not finished(tmp_path, 5)
     assert finished(tmp_path, 4)
+    with pytest.raises(OSError, match="No space"), exporting(tmp_path, 4):
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+    assert not finished(tmp_path, 4), "the model that is there may be half of one"
+    with exporting(tmp_path, 4):
+        pass
     (tmp_path / "export" / "config.json").unlink()
     assert not finished(tmp_path, 4)

@@ -2,6 +2,7 @@
 
 import asyncio
 import copy
+import dataclasses
 import math
 import os
 import random
@@ -413,6 +414,13 @@ async def test_incomplete_weights_close_the_engine_and_leave_no_process(engine: 
         await engine.generate(judge.ids("Go"), [], max_tokens=5, temperature=1.0, seed=1)
     await engine.close()  # once more does no harm
     assert not Path(f"/proc/{process[0]}").exists()
+
+
+async def test_an_engine_without_memory_does_not_start_and_says_so(judge: Judge, environment: None) -> None:
+    enormous = dataclasses.replace(ROLLOUT, cpu_kv_cache_gib=1 << 20)
+    engine = Engine(ModelConfig(path=str(judge.folder), dtype="float32"), enormous, VIEW, seed=0, use_gpu=False)
+    with pytest.raises(EngineDied, match="vLLM's engine did not start .*: out of memory .*, or what its own log says: /"):
+        await engine.start()
 
 
 async def test_an_update_ends_when_the_process_dies_that_should_answer(judge: Judge, environment: None, tmp_path: Path) -> None:
