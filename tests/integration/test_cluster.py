@@ -1,6 +1,5 @@
 """A cluster that was started by hand: jobs through the dashboard's API, a node lost and one added in mid-run, a stop and a second start."""
 
-import os
 import re
 import shutil
 import sys
@@ -29,13 +28,6 @@ ROOT = Path(__file__).parents[2]
 SOON_DEAD = {"health_check_initial_delay_ms": 0, "health_check_period_ms": 1000, "health_check_failure_threshold": 5}
 
 
-class Blocker:
-    """Takes a node's cores but a single actor's share."""
-
-    def node_id(self) -> str:
-        return ray.get_runtime_context().get_node_id()
-
-
 @dataclass
 class Machines:
     """A head that runs nothing but the jobs' drivers, and nodes with room for one actor each: the learner and the engine sit apart."""
@@ -47,7 +39,12 @@ class Machines:
         self.blockers: list[ray.actor.ActorHandle] = []
 
     def add(self) -> None:
-        """One more node."""
+        """One more node, whose cores are taken but for a single actor's share."""
+
+        class Blocker:
+            def node_id(self) -> str:
+                return ray.get_runtime_context().get_node_id()
+
         node = self.cluster.add_node(num_cpus=1, object_store_memory=100 << 20)
         place = NodeAffinitySchedulingStrategy(node.node_id, soft=False)
         blocker = ray.remote(Blocker).options(num_cpus=1 - CPU_SHARE, scheduling_strategy=place).remote()
