@@ -38,13 +38,14 @@ do
 done
 
 job="slurm-$SLURM_JOB_ID-$(date +%s)" # another one where Slurm starts the script again
-trap 'ray job stop --address "$dashboard" --no-wait "$job"' TERM
+stopping=
+trap 'stopping=yes; ray job stop --address "$dashboard" --no-wait "$job"' TERM
 ray job submit --address "$dashboard" --submission-id "$job" --working-dir . -- python -m "jobs.$1" "${@:2}" &
 submitted=$!
 status=0
 wait "$submitted" || status=$?
-while kill -0 "$submitted" 2>/dev/null; do # the signal ended the wait, not the job
+if [ "$stopping" ]; then # the signal ended the wait, not the job
     status=0
     wait "$submitted" || status=$?
-done
+fi
 exit "$status"
