@@ -2,6 +2,7 @@
 
 import asyncio
 import itertools
+import logging
 import sys
 from collections import defaultdict
 from collections.abc import AsyncIterator, Iterator, Mapping, Sequence
@@ -17,7 +18,7 @@ from actors.reservation import Reservation
 from actors.rollout import RolloutActor, RolloutSpec
 from actors.rollout_group import RolloutGroup
 from actors.scorer import Score, Scorer
-from actors.supervision import RETRIES, Deaths, watch
+from actors.supervision import RETRIES, Deaths, described, watch, went_with_its_node
 from actors.tool_executor import ToolExecutor
 from arm_rl import trajectory_log
 from arm_rl.core.config import TrainConfig
@@ -26,6 +27,8 @@ from arm_rl.core.images import Image
 from arm_rl.core.spans import span
 from arm_rl.core.template import Template
 from arm_rl.core.types import Sample, Scored, Turn
+
+logger = logging.getLogger(__name__)
 
 
 class RunStopped(UserError):
@@ -119,7 +122,11 @@ class GroupRunner:
 
     async def written(self) -> None:
         """Waits until all trajectories are on disk."""
-        await asyncio.gather(*self._writing)
+        for written in await asyncio.gather(*self._writing, return_exceptions=True):
+            if isinstance(written, BaseException):
+                if not went_with_its_node(written):
+                    raise written
+                logger.warning("trajectories of a step are not on disk: their images went with a node (%s)", described(written))
         self._writing.clear()
 
     async def group(self, sample: Sample, group_id: str, *, size: int, temperature: float) -> Group:

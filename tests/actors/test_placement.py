@@ -175,10 +175,10 @@ def test_the_papers_run_needs_two_nodes_of_eight():
 )
 def test_a_refusal_says_what_is_missing(request_, nodes, message):
     if message is None:
-        assert plan(*request_, nodes)
+        assert plan(*request_, nodes=nodes)
         return
     with pytest.raises(PlacementError) as refused:
-        plan(*request_, nodes)
+        plan(*request_, nodes=nodes)
     assert message in str(refused.value)
 
 

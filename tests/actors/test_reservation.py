@@ -20,14 +20,6 @@ from arm_rl.core.config import PlacementConfig, RolloutConfig
 pytestmark = [pytest.mark.ray, pytest.mark.timeout(300)]
 
 
-class Where:
-    def node_id(self):
-        return ray.get_runtime_context().get_node_id()
-
-    def gpus(self):
-        return ray.get_gpu_ids()
-
-
 @pytest.fixture(scope="module")
 def nodes() -> Iterator[dict[str, str]]:
     """Two nodes of four GPUs, one without: their ids."""
@@ -49,6 +41,14 @@ def nodes() -> Iterator[dict[str, str]]:
 
 def places(options: list[dict], method: str = "node_id") -> list:
     """What actors with these options say of their places."""
+
+    class Where:
+        def node_id(self):
+            return ray.get_runtime_context().get_node_id()
+
+        def gpus(self):
+            return ray.get_gpu_ids()
+
     actors = [ray.remote(Where).options(**one).remote() for one in options]
     said = ray.get([getattr(actor, method).remote() for actor in actors])
     for actor in actors:
