@@ -11,11 +11,11 @@ from typing import Any
 import ray
 import torch.distributed as dist
 from ray import ObjectRef
-from ray.exceptions import ObjectLostError, RayActorError, RayError
+from ray.exceptions import RayActorError, RayError
 
 from actors.learner import Learner, RankBatch
 from actors.learner_settings import LearnerSpec, learner_environment
-from actors.supervision import cause_of, described
+from actors.supervision import cause_of, described, went_with_its_node
 from actors.weight_sync import Published
 from arm_rl.core.loss import Objective, means
 from arm_rl.core.types import Batch
@@ -160,7 +160,7 @@ def _all(calls: Sequence[ObjectRef], limit: float) -> list[Any]:
 def _loss_behind(error: RayError, others: Sequence[ObjectRef]) -> RayError | None:
     """Why the group is lost, where it is: a rank died (which another one may notice first), a collective failed, or images are gone."""
     cause = cause_of(error)
-    if isinstance(error, RayActorError) or isinstance(cause, ObjectLostError):  # the images went with their node
+    if isinstance(error, RayActorError) or went_with_its_node(error):  # the images
         return error
     if not (isinstance(cause, dist.DistError) or "gloo" in str(cause).lower()):
         return None

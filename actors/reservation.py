@@ -17,7 +17,7 @@ from arm_rl.core.config import PlacementConfig, RolloutConfig
 
 logger = logging.getLogger(__name__)
 
-_TELL_EVERY_SECONDS = 30  # that resources are waited for
+_FIRST_TOLD_SECONDS, _TELL_EVERY_SECONDS = 5, 30  # that resources are waited for
 
 _names: Counter[str] = Counter()  # given so far: a dead actor's name is free again only some time later
 
@@ -78,7 +78,7 @@ async def reserved(run: str, config: PlacementConfig, num_ranks: int, rollout: R
         for seconds in itertools.count(1):
             if await asyncio.to_thread(group.wait, 1):
                 break
-            if seconds % _TELL_EVERY_SECONDS == 5:
+            if seconds % _TELL_EVERY_SECONDS == _FIRST_TOLD_SECONDS:
                 _tell(placement)
         where = placement_group_table(group)["bundles_to_node_id"]
         watching = asyncio.create_task(_watch(group, placement))

@@ -9,7 +9,7 @@ import time
 
 import ray
 from ray.actor import ActorHandle
-from ray.exceptions import ActorUnavailableError, RayActorError, RayError, RayTaskError
+from ray.exceptions import ActorUnavailableError, ObjectLostError, RayActorError, RayError, RayTaskError
 
 from arm_rl.core.errors import UserError
 
@@ -119,6 +119,11 @@ def cause_of(error: BaseException) -> BaseException:
     while isinstance(error, RayTaskError) and isinstance(error.cause, BaseException):
         error = error.cause
     return error
+
+
+def went_with_its_node(error: BaseException) -> bool:
+    """Whether an object is gone that nobody can make again: unlike processes, nodes take along what their actors have returned."""
+    return isinstance(cause_of(error), ObjectLostError)
 
 
 def described(error: BaseException) -> str:

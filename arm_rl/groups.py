@@ -12,13 +12,13 @@ from pathlib import Path
 
 import ray
 from ray.actor import ActorHandle
-from ray.exceptions import ObjectLostError, RayActorError, RayError
+from ray.exceptions import RayActorError
 
 from actors.reservation import Reservation
 from actors.rollout import RolloutActor, RolloutSpec
 from actors.rollout_group import RolloutGroup
 from actors.scorer import Score, Scorer
-from actors.supervision import RETRIES, Deaths, cause_of, described, watch
+from actors.supervision import RETRIES, Deaths, described, watch, went_with_its_node
 from actors.tool_executor import ToolExecutor
 from arm_rl import trajectory_log
 from arm_rl.core.config import TrainConfig
@@ -122,14 +122,12 @@ class GroupRunner:
         }
 
     async def written(self) -> None:
-        """Waits until all trajectories are on disk, but those whose images went with a node."""
-        for writing in self._writing:
-            try:
-                await writing
-            except RayError as error:
-                if not isinstance(cause_of(error), ObjectLostError):
-                    raise
-                logger.warning("trajectories were not written: %s", described(error))
+        """Waits until all trajectories are on disk."""
+        for written in await asyncio.gather(*self._writing, return_exceptions=True):
+            if isinstance(written, BaseException):
+                if not went_with_its_node(written):
+                    raise written
+                logger.warning("trajectories of a step are not on disk: their images went with a node (%s)", described(written))
         self._writing.clear()
 
     async def group(self, sample: Sample, group_id: str, *, size: int, temperature: float) -> Group:

@@ -1,4 +1,4 @@
-"""Starts a stage's learners anew where a rank was lost, as if the run had been killed and started again: from its last checkpoint."""
+"""Starts a stage anew where a learner or what a node held was lost, as if the run had been killed and started again."""
 
 import logging
 import time
@@ -6,7 +6,7 @@ from collections.abc import Awaitable, Callable
 from dataclasses import dataclass, replace
 
 from actors.learner_group import LearnerLost
-from actors.supervision import BACK
+from actors.supervision import BACK, described, went_with_its_node
 from arm_rl.core.config import PlacementConfig
 from arm_rl.groups import RunStopped
 
@@ -55,13 +55,16 @@ async def with_restarts(stage: Callable[[Progress], Awaitable[None]], limit: int
     while True:
         try:
             return await stage(progress)
-        except LearnerLost as error:
+        except Exception as error:
+            if not isinstance(error, LearnerLost) and not went_with_its_node(error):
+                raise
+            cause = str(error) if isinstance(error, LearnerLost) else described(error)
             num_in_vain = 1 if progress.furthest > furthest else num_in_vain + 1
             furthest = progress.furthest
             if num_in_vain > limit:
                 raise RunStopped(
-                    f"{error}: {num_in_vain} times without getting beyond step {furthest} (run.max_restarts: {limit})"
+                    f"{cause}: {num_in_vain} times without getting beyond step {furthest} (run.max_restarts: {limit})"
                 ) from error
-            logger.warning("%s; the learners are started anew from the last checkpoint", error)
+            logger.warning("%s; the learners are started anew from the last checkpoint", cause)
             progress.num_lost += 1
             progress.lost_at = time.monotonic()

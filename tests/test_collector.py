@@ -296,3 +296,44 @@ async def test_what_runs_ahead_can_be_waited_for():
     puppets.end(4, 5, 6, 7)
     await asyncio.wait_for(idle, 20)
     await collector.close()
+
+
+@pytest.mark.parametrize(
+    "algorithm", [{}, {"max_staleness": 1}, {"refill_flat": True, "max_staleness": 1}, {"max_staleness": 1, "max_empty_steps": 3}]
+)
+async def test_a_collection_that_is_cancelled_keeps_what_it_had_taken(algorithm):
+    def end(puppets):
+        flat = "refill_flat" in algorithm
+        puppets.end(0, 1, flat=flat)
+        puppets.end(2)
+
+    puppets, others = Puppets(), Puppets()
+    collector, undisturbed = make(puppets, **algorithm), make(others, **algorithm)
+    step, other_step = asyncio.create_task(collector.collect(0)), asyncio.create_task(undisturbed.collect(0))
+    await breathe()
+    end(puppets)
+    end(others)
+    await breathe()
+    step.cancel()
+    with pytest.raises(asyncio.CancelledError):
+        await step
+    state, finished = json.loads(json.dumps(collector.state())), collector.finished()
+    assert sorted(finished) == [0, 1, 2]
+    await collector.close()
+
+    later = Puppets()
+    restored = make(later, **algorithm)
+    restored.restore(state, finished)
+    again = asyncio.create_task(restored.collect(0))
+    await breathe()
+    rest = sorted(later.numbers())
+    assert rest == sorted(set(others.numbers()) - {0, 1, 2}), "the same groups, but for those that are there"
+    later.end(*rest)
+    others.end(*rest)
+    collected, expected = await again, await other_step
+    assert numbers(collected) == numbers(expected)
+    restored.settle(collected)
+    undisturbed.settle(expected)
+    assert restored.state()["num_started"] == undisturbed.state()["num_started"]
+    await restored.close()
+    await undisturbed.close()

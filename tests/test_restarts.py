@@ -1,6 +1,7 @@
 """Learners that are lost: started anew as long as the run gets further."""
 
 import pytest
+from ray.exceptions import ObjectLostError, RayTaskError
 
 from actors.learner_group import LearnerLost
 from arm_rl.groups import RunStopped
@@ -42,6 +43,13 @@ async def test_no_restart_where_none_is_wanted():
     with pytest.raises(RunStopped):
         await with_restarts(run, limit=0)
     assert len(told) == 1
+
+
+async def test_what_went_with_its_node_is_a_loss_too():
+    lost = RayTaskError("score", "its trace", ObjectLostError("ab" * 28, None, "a call"))
+    run, told = stage(1, 2, error=lost)
+    await with_restarts(run, limit=1)
+    assert told == [0, 1, 1]
 
 
 async def test_what_is_no_loss_ends_the_run_at_once():
