@@ -20,7 +20,7 @@ def open_file(path: str) -> pq.ParquetFile:
     Raises:
         OSError, pa.ArrowException: it cannot be read.
     """
-    return pq.ParquetFile(path, buffer_size=_READ_BYTES, page_checksum_verification=True)
+    return pq.ParquetFile(path, buffer_size=_READ_BYTES, pre_buffer=False, page_checksum_verification=True)  # not whole row groups at once
 
 
 def rows_at_a_time(file: pq.ParquetFile, group: int) -> int:
@@ -35,7 +35,7 @@ class RowReader:
     Row groups are kept while they fit into `max_bytes`. A large one passes by up to the wanted row, and on from there for a later one.
     """
 
-    def __init__(self, max_bytes: int = 64 << 20) -> None:
+    def __init__(self, max_bytes: int = 32 << 20) -> None:
         self._max_bytes = max_bytes
         self._kept: OrderedDict[_Part, pa.Table] = OrderedDict()
         self._passing: _Passing | None = None

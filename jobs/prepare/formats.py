@@ -1,0 +1,56 @@
+"""The command `convert`: training data from one format to another."""
+
+import argparse
+from pathlib import Path
+
+from arm_rl.conversion import convert as convert_file
+from arm_rl.formats import EMBEDDED, FORMATS, format_of
+from arm_rl.image_store import ImageSource, Limits
+from arm_rl.rows import BrokenRows
+from jobs.prepare.commands import Commands, progress
+from tools import load_tools
+
+
+def convert(commands: Commands) -> None:
+    """Adds the command that converts data."""
+    parser = commands.add_parser(
+        "convert",
+        help="training data from one format to another",
+        description="Reads and writes verl's RL parquet (and demonstrations in parquet), ShareGPT JSON as LLaMA-Factory reads it, and "
+        "OpenAI's chat JSON lines with tools. What a format has no place for is kept beside it, so that a way back loses nothing.",
+    )
+    parser.add_argument("source", type=Path, metavar="IN")
+    parser.add_argument("target", type=Path, metavar="OUT")
+    parser.add_argument("--to", choices=[*FORMATS], help="format of OUT (default: by its name)")
+    parser.add_argument("--read-as", choices=[*FORMATS], help="format of IN (default: by its name: .parquet, .jsonl, .json)")
+    parser.add_argument(
+        "--images",
+        choices=("embed", "files"),
+        help="in OUT itself, or as files in the folder images beside it, each content once (default: files for sharegpt)",
+    )
+    parser.add_argument("--image-root", type=Path, help="folder that images of IN may not leave (default: the folder of IN)")
+    parser.add_argument("--fetch", action="store_true", help="fetch images that are given as URLs")
+    parser.add_argument("--max-image-mb", type=int, default=32, metavar="MB", help="of one that is fetched (default: %(default)s)")
+    parser.add_argument("--tools", nargs="+", default=[], metavar="FILE", help="files that list the tools, for formats that hold schemas")
+    parser.add_argument("--skip-broken", action="store_true", help="leave out rows that cannot be used, and count them")
+    parser.set_defaults(run=_convert)
+
+
+def _convert(arguments: argparse.Namespace) -> str:
+    source, target = arguments.source, arguments.target
+    write_as = arguments.to or format_of(target)
+    embedded = EMBEDDED[write_as] if arguments.images is None else arguments.images == "embed"
+    limits = Limits(fetch=arguments.fetch, max_bytes=arguments.max_image_mb << 20)
+    with progress(f"reading {source.name}", None, "rows") as step:
+        number = convert_file(
+            source,
+            target,
+            arguments.read_as or format_of(source),
+            write_as,
+            images=ImageSource(source.parent, arguments.image_root, limits),
+            image_folder=None if embedded else target.parent / "images",
+            schemas={name: tool.schema for name, tool in load_tools(arguments.tools).items()},
+            broken=BrokenRows(skip=arguments.skip_broken),
+            on_row=step,
+        )
+    return f"done: {number} rows are in {target}"
