@@ -16,8 +16,9 @@ from ray.exceptions import RayActorError, RayError
 from actors.engine_settings import engine_environment
 from actors.placement import Reservation
 from actors.rollout import RolloutActor, RolloutSpec
-from actors.supervision import ActorsLost, Deaths, described
+from actors.supervision import ActorsLost, Deaths, StageLost, described
 from actors.weight_sync import Published
+from arm_rl.core.config import Transfer
 from arm_rl.core.errors import EngineDied
 from arm_rl.core.types import Sample, Trajectory
 
@@ -59,8 +60,8 @@ class _Newest:
 class _Place:
     """Where an actor is, or will be."""
 
-    def __init__(self, make: Callable[[], ActorHandle], newest: _Newest, deaths: Deaths) -> None:
-        self._make, self._newest, self._deaths = make, newest, deaths
+    def __init__(self, make: Callable[[], ActorHandle], newest: _Newest, deaths: Deaths, transfer: Transfer) -> None:
+        self._make, self._newest, self._deaths, self._transfer = make, newest, deaths, transfer
         self.num_groups = 0  # that run here
         self.node_id = ""
         self._version = 0  # that the actor serves
@@ -130,6 +131,8 @@ class _Place:
     async def _replaced(self, dead: ActorHandle, error: RayError | BaseException) -> ActorHandle:
         died = time.monotonic()
         ray.kill(dead)  # where only its engine died
+        if self._transfer != "file":
+            raise StageLost(f"an engine was lost, and with it the group through which weights come: {described(error)}")
         while True:
             self._deaths.add(error)
             try:
@@ -149,19 +152,23 @@ class _Place:
 class RolloutGroup:
     """All rollout actors."""
 
-    def __init__(self, makers: Sequence[Callable[[], ActorHandle]]) -> None:
-        """Begins to start an actor in each place; `start` waits for them."""
+    def __init__(self, makers: Sequence[Callable[[], ActorHandle]], transfer: Transfer = "file") -> None:
+        """Begins to start an actor in each place; `start` waits for them.
+
+        Args:
+            transfer: how weights come; an actor that is lost is replaced only where they come by file, else the stage is.
+        """
         self.deaths = Deaths("rollout", MAX_DEATHS)
         self.num_reruns = 0  # of groups, since it was last set to 0
         self._newest = _Newest()
-        self._places = [_Place(make, self._newest, self.deaths) for make in makers]
+        self._places = [_Place(make, self._newest, self.deaths, transfer) for make in makers]
 
     @classmethod
     async def start(
         cls, spec: RolloutSpec, executors: Sequence[ActorHandle], reservation: Reservation, actor_class: type[RolloutActor] = RolloutActor
     ) -> "RolloutGroup":
         """Starts the engines, all at once."""
-        environment = {"env_vars": engine_environment(spec.use_gpu)}
+        environment = {"env_vars": engine_environment(spec.use_gpu, spec.transfer)}
 
         def maker(number: int) -> Callable[[], ActorHandle]:
             options = {
@@ -171,7 +178,7 @@ class RolloutGroup:
             }
             return lambda: ray.remote(actor_class).options(**options).remote(spec, executors, number)
 
-        group = cls([maker(number) for number in range(spec.rollout.num_actors)])
+        group = cls([maker(number) for number in range(spec.rollout.num_actors)], spec.transfer)
         try:
             await asyncio.gather(*(place.actor() for place in group._places))
         except BaseException:
@@ -184,6 +191,7 @@ class RolloutGroup:
 
         Raises:
             ActorsLost: engine after engine.
+            StageLost: one, where none can be replaced.
         """
         error: BaseException | None = None
         for _ in range(MAX_RUNS):
@@ -217,6 +225,10 @@ class RolloutGroup:
         """Brings every engine to the new version."""
         self._newest.set(published)
         await asyncio.gather(*(place.update(published) for place in self._places))
+
+    async def actors(self) -> list[ActorHandle]:
+        """All of them, for learners that send weights directly. Raises as `run_group`."""
+        return list(await asyncio.gather(*(place.actor() for place in self._places)))
 
     def spans(self) -> dict[str, ray.ObjectRef]:
         """What each actor did since the last call, by its name in the timeline."""

@@ -1,11 +1,11 @@
-"""Starts a stage's learners anew where a rank was lost, as if the run had been killed and started again: from its last checkpoint."""
+"""Starts a stage anew where actors that work as a group lost one, as if the run had been killed: from its last checkpoint."""
 
 import logging
 import time
 from collections.abc import Awaitable, Callable
 from dataclasses import dataclass
 
-from actors.learner_group import LearnerLost
+from actors.supervision import StageLost
 from arm_rl.groups import RunStopped
 
 logger = logging.getLogger(__name__)
@@ -47,7 +47,7 @@ async def with_restarts(stage: Callable[[Progress], Awaitable[None]], limit: int
     while True:
         try:
             return await stage(progress)
-        except LearnerLost as error:
+        except StageLost as error:
             num_in_vain = 1 if progress.furthest > furthest else num_in_vain + 1
             furthest = progress.furthest
             if num_in_vain > limit:

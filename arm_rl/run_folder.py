@@ -19,6 +19,7 @@ _MAY_CHANGE = (
     "learner.num_ranks",
     "learner.zero_stage",
     "learner.offload_optimizer",
+    "learner.offload_parameters",
     "learner.num_threads",
     "learner.collective_timeout_seconds",
     "rollout.num_actors",
