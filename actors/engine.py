@@ -12,7 +12,8 @@ import math
 import multiprocessing
 import os
 from collections import OrderedDict
-from collections.abc import Coroutine, Iterable, Sequence
+from collections.abc import AsyncIterator, Coroutine, Iterable, Sequence
+from contextlib import asynccontextmanager
 from multiprocessing.process import BaseProcess
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar, get_args
@@ -21,7 +22,7 @@ from PIL import Image as PILImage
 from transformers import AutoConfig
 
 from actors.engine_settings import engine_arguments
-from arm_rl.core.config import ModelConfig, RolloutConfig
+from arm_rl.core.config import ModelConfig, RolloutConfig, Transfer
 from arm_rl.core.errors import EngineDied
 from arm_rl.core.images import Image
 from arm_rl.core.session import Completion
@@ -53,7 +54,15 @@ class Engine:
     """One vLLM engine for one model, inside the event loop that starts it."""
 
     def __init__(
-        self, model: ModelConfig, rollout: RolloutConfig, view: ViewSize, *, seed: int, use_gpu: bool, can_sleep: bool = False
+        self,
+        model: ModelConfig,
+        rollout: RolloutConfig,
+        view: ViewSize,
+        *,
+        seed: int,
+        use_gpu: bool,
+        can_sleep: bool = False,
+        transfer: Transfer = "file",
     ) -> None:
         """Prepares; `start` loads.
 
@@ -64,9 +73,10 @@ class Engine:
             seed: of the engine; each request has its own.
             use_gpu: whether vLLM runs on GPUs.
             can_sleep: on GPUs, whether `sleep` will be used.
+            transfer: how new weights come.
         """
         self._use_gpu, self._can_sleep = use_gpu, can_sleep and use_gpu
-        self._arguments = engine_arguments(model, rollout, view, seed=seed, use_gpu=use_gpu, can_sleep=can_sleep)
+        self._arguments = engine_arguments(model, rollout, view, seed=seed, use_gpu=use_gpu, can_sleep=can_sleep, transfer=transfer)
         # Running requests are kept; those of tensor parallel workers, which lack cached images (`vllm_worker`), are waited for.
         self._pause_mode: PauseMode = "keep" if rollout.tensor_parallel_size == 1 else "wait"
         config = AutoConfig.from_pretrained(model.path)
@@ -78,6 +88,7 @@ class Engine:
         # vLLM's front end and its engine process keep twin caches of images, which agree only while requests reach both in the same
         # order, whole, and not around an update of the weights: so one request is submitted at a time.
         self._submission = asyncio.Lock()
+        self._updating = False  # an update has it
         self._llm: AsyncLLM | None = None
         self._failure: BaseException | None = None
         self._version = 0
@@ -190,29 +201,66 @@ class Engine:
             EngineDied: vLLM's process is gone.
             Exception: whatever vLLM raised; the weights may be mixed, so the engine is closed.
         """
-        from vllm.distributed.weight_transfer.base import WeightTransferUpdateRequest
-
         if not Path(path).is_file():
             raise FileNotFoundError(path)
-        async with self._submission:
-            llm = self._open()
+        await self.begin_update()
+        await self.receive_weights({"path": str(path), "is_adapter": is_adapter})
+        await self.end_update(version)
+
+    async def connect_weights(self, info: dict[str, Any]) -> None:
+        """Joins the learners' group, where weights come from their GPUs. Raises as `update_weights`."""
+        from vllm.distributed.weight_transfer.base import WeightTransferInitRequest
+
+        await self._answer(self._open().init_weight_transfer_engine(WeightTransferInitRequest(init_info=info)))
+
+    async def begin_update(self) -> None:
+        """The first part of an update: running requests are paused. Raises as `update_weights`, and so do the other parts."""
+        await self._submission.acquire()
+        if self._llm is None:
+            self._submission.release()
+        self._open()
+        self._updating = True
+        async with self._closed_on_failure() as llm:
+            with span("pause"):
+                await self._answer(llm.pause_generation(mode=self._pause_mode, clear_cache=True))
+            await self._answer(llm.start_weight_update())
+
+    async def receive_weights(self, info: dict[str, Any]) -> None:
+        """The second part, once or more: weights, where `info` says, in the terms of the transfer."""
+        from vllm.distributed.weight_transfer.base import WeightTransferUpdateRequest
+
+        async with self._closed_on_failure() as llm:
+            with span("load"):
+                await self._answer(llm.update_weights(WeightTransferUpdateRequest(update_info=info)))
+
+    async def end_update(self, version: int) -> None:
+        """The last part: requests go on."""
+        async with self._closed_on_failure() as llm:
+            with span("load"):
+                await self._answer(llm.finish_weight_update(weight_version=str(version)))
+            self._version = version
+            with span("resume"):
+                await self._answer(llm.resume_generation())
+        self._end_of_update()
+
+    @asynccontextmanager
+    async def _closed_on_failure(self) -> AsyncIterator["AsyncLLM"]:
+        """For parts of an update: where one fails, the weights may be mixed."""
+        llm = self._open()
+        try:
+            yield llm
+        except BaseException as error:
             try:
-                with span("pause"):
-                    await self._answer(llm.pause_generation(mode=self._pause_mode, clear_cache=True))
-                with span("load"):
-                    await self._answer(llm.start_weight_update())
-                    await self._answer(
-                        llm.update_weights(WeightTransferUpdateRequest(update_info={"path": str(path), "is_adapter": is_adapter}))
-                    )
-                    await self._answer(llm.finish_weight_update(weight_version=str(version)))
-                self._version = version
-                with span("resume"):
-                    await self._answer(llm.resume_generation())
-            except BaseException as error:
                 self.check()
                 self._failure = error
                 await self._shut_down()
-                raise
+            finally:
+                self._end_of_update()
+            raise
+
+    def _end_of_update(self) -> None:
+        self._updating = False
+        self._submission.release()
 
     @recorded("sleep", track="weights")
     async def sleep(self) -> None:
@@ -227,7 +275,10 @@ class Engine:
             await self._answer(self._open().wake_up())
 
     async def close(self) -> None:
-        """Ends vLLM's process; requests that run come back as aborted."""
+        """Ends vLLM's process; requests that run come back as aborted. An update that nobody ends any more is not waited for."""
+        if self._updating:
+            await self._shut_down()
+            return
         async with self._submission:
             await self._shut_down()
 
@@ -239,7 +290,7 @@ class Engine:
         if llm.output_handler is not None:
             llm.output_handler.cancel()  # or it reports the end of the process as an error
         # On CPU there is no device to release, and vLLM would collect garbage for seconds before it exits: its process is killed.
-        await asyncio.to_thread(llm.shutdown, None if self._use_gpu else 0.0)
+        await asyncio.to_thread(llm.shutdown, None if self._use_gpu and not self._updating else 0.0)
         for process in self._processes:
             await asyncio.to_thread(process.join)
 

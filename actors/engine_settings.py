@@ -3,16 +3,18 @@
 import os
 from typing import Any
 
-from actors.weight_sync import BACKEND, OWNER_PID, WORKER_EXTENSION
-from arm_rl.core.config import ModelConfig, RolloutConfig
+from actors.weight_sync import BACKENDS, OWNER_PID, WORKER_EXTENSION
+from arm_rl.core.config import ModelConfig, RolloutConfig, Transfer
 from arm_rl.core.view import ViewSize
 
 CPU_BLOCK_SIZE = 32  # best for short prompts; on CPU the key-value cache's blocks are multiples of it
 
 
-def engine_environment(use_gpu: bool) -> dict[str, str]:
+def engine_environment(use_gpu: bool, transfer: Transfer = "file") -> dict[str, str]:
     """Environment variables of a process with an engine in it; to be set before vLLM is imported there."""
     common = {"VLLM_NO_USAGE_STATS": "1", "TOKENIZERS_PARALLELISM": "false"}
+    if transfer == "ipc":
+        common["VLLM_ALLOW_INSECURE_SERIALIZATION"] = "1"  # for handles of GPU memory, from this process to vLLM's own on this machine
     if use_gpu:
         return common | {"VLLM_LOGGING_LEVEL": "WARNING"}
     return common | {
@@ -26,7 +28,7 @@ def engine_environment(use_gpu: bool) -> dict[str, str]:
 
 
 def engine_arguments(
-    model: ModelConfig, rollout: RolloutConfig, view: ViewSize, *, seed: int, use_gpu: bool, can_sleep: bool
+    model: ModelConfig, rollout: RolloutConfig, view: ViewSize, *, seed: int, use_gpu: bool, can_sleep: bool, transfer: Transfer = "file"
 ) -> dict[str, Any]:
     """Arguments of vLLM's `AsyncEngineArgs`; the parameters are those of `Engine`."""
     common = {
@@ -41,7 +43,7 @@ def engine_arguments(
         "mm_processor_kwargs": {"do_resize": False, "size": {"shortest_edge": view.min_pixels, "longest_edge": view.max_pixels}},
         "logprobs_mode": "processed_logprobs",  # of the distribution sampled from
         "generation_config": "auto",  # all of the model's end tokens
-        "weight_transfer_config": {"backend": BACKEND},
+        "weight_transfer_config": {"backend": BACKENDS[transfer]},
         "worker_extension_cls": WORKER_EXTENSION,
         "additional_config": {OWNER_PID: os.getpid()},
         "disable_log_stats": True,

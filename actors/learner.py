@@ -1,5 +1,6 @@
 """One rank of the learner: a PolicyModel in a DeepSpeed ZeRO engine. `learner_group` starts the ranks and speaks to them."""
 
+import dataclasses
 import datetime
 import logging
 import math
@@ -8,30 +9,35 @@ import shutil
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import ray
 import torch
 import torch.distributed as dist
 from ray import ObjectRef
+from ray.actor import ActorHandle
 from torch import Tensor, nn
 from transformers import AutoImageProcessor
 
 from actors import learner_state, lora, whole_weights
 from actors.image_inputs import ImagePreparer
-from actors.learner_settings import LearnerSpec, deepspeed_config
+from actors.learner_settings import LearnerSpec, attention, deepspeed_config
 from actors.model_files import write_folder
 from actors.policy_model import PolicyModel
 from actors.weight_sync import Published, WeightWriter, read_bytes, remove_versions
 from arm_rl.core import spans
 from arm_rl.core.batching import MicroBatch, collate
+from arm_rl.core.config import Transfer
 from arm_rl.core.errors import MismatchError, NonFiniteError
 from arm_rl.core.images import Image
 from arm_rl.core.loss import GrpoObjective, Objective, TokenScores, TokenTargets, loss, token_weights
 from arm_rl.core.schedule import learning_rate
 from arm_rl.core.spans import Recorded, recorded, span
 from arm_rl.core.types import TrainingSample
+
+if TYPE_CHECKING:
+    from actors.direct_transfer import DirectTransfer
 
 logger = logging.getLogger(__name__)
 
@@ -57,6 +63,7 @@ class Learner:
         self._step = 0  # optimizer steps done
         self._store: dist.TCPStore | None = None
         self._writer: WeightWriter | None = None
+        self._transfer: DirectTransfer | None = None
         self._scaling = lora.scaling_of(spec.config) if spec.config.lora_rank else None  # of the adapters
 
     def open_rendezvous(self) -> tuple[str, int]:
@@ -221,6 +228,23 @@ class Learner:
         elsewhere = any(node_id != own for node_id in node_ids)
         return Published(file=file, node_id=own, data=ray.put(read_bytes(file)) if elsewhere else None)
 
+    @recorded("send")
+    def send(self, kind: Transfer, version: int, engines: Sequence[ActorHandle], workers_per_engine: int) -> None:
+        """Sends the weights to the engines' GPUs as `version`; connects to them the first time."""
+        from actors.direct_transfer import DirectTransfer, Engines, PolicySource
+
+        if self._transfer is None:
+            source = PolicySource(self._policy.hf, self._spec.config.zero_stage, wanted=kind == "ipc" or self._rank == 0)
+            self._transfer = DirectTransfer(
+                kind,
+                source,
+                Engines(engines, workers_per_engine),
+                rank=self._rank,
+                address=ray.util.get_node_ip_address(),
+                num_workers=len(engines) * workers_per_engine,
+            )
+        self._transfer.send(version)
+
     def remove_published(self, folder: Path) -> None:
         """Removes what `publish` wrote: shared memory is not left to the next run."""
         shutil.rmtree(folder, ignore_errors=True)
@@ -272,7 +296,8 @@ class Learner:
 
     def _load_model(self) -> PolicyModel:
         spec = self._spec
-        return PolicyModel.load(spec.model, never_sampled_ids=spec.never_sampled_ids, call_token_id=spec.call_token_id)
+        model = dataclasses.replace(spec.model, attention=attention(spec.model, spec.use_gpu))
+        return PolicyModel.load(model, never_sampled_ids=spec.never_sampled_ids, call_token_id=spec.call_token_id)
 
     def _load_reference(self, settings: Mapping[str, Any]) -> nn.Module:
         model = self._load_model().requires_grad_(False).eval()

@@ -11,12 +11,14 @@ from typing import Any
 import ray
 import torch.distributed as dist
 from ray import ObjectRef
+from ray.actor import ActorHandle
 from ray.exceptions import RayActorError, RayError
 
 from actors.learner import Learner, RankBatch
 from actors.learner_settings import LearnerSpec, learner_environment
-from actors.supervision import cause_of, described, went_with_its_node
+from actors.supervision import StageLost, cause_of, described, went_with_its_node
 from actors.weight_sync import Published
+from arm_rl.core.config import Transfer
 from arm_rl.core.loss import Objective, means
 from arm_rl.core.types import Batch
 
@@ -27,7 +29,7 @@ _SECONDS_TO_DIE = 10.0  # after one rank's collective has failed: until it is kn
 _SECONDS_TO_CLEAN = 10.0  # a rank may hang in a collective
 
 
-class LearnerLost(RuntimeError):
+class LearnerLost(StageLost):
     """A rank died, or a collective took too long: the group is of no use, and a new one can go on from the last checkpoint."""
 
 
@@ -92,6 +94,21 @@ class LearnerGroup:
     def publish(self, folder: Path, version: int, node_ids: Sequence[str] = ()) -> Published:
         """Writes the weights as `version` on rank 0's node, for the engines on `node_ids`."""
         return self._call("publish", folder, version, node_ids)[0]
+
+    def send(self, kind: Transfer, version: int, engines: Sequence[ActorHandle], workers_per_engine: int) -> None:
+        """Sends the weights to the engines' GPUs as `version`; connects to them the first time.
+
+        Raises:
+            StageLost: they did not arrive in time, or an engine or a rank was lost meanwhile.
+        """
+        calls = [actor.send.remote(kind, version, engines, workers_per_engine) for actor in self._ranks]
+        try:
+            done, late = ray.wait(calls, num_returns=len(calls), timeout=self._limit)
+            ray.get(done)
+        except RayError as error:
+            raise StageLost(f"the weights did not reach the engines: {described(error)}") from error
+        if late:  # NCCL waits for ever for one that is gone
+            raise StageLost(f"the weights did not reach the engines within {self._limit:g} seconds (learner.call_timeout_seconds)")
 
     def spans(self) -> dict[str, ObjectRef]:
         """What each rank did since the last call, by its name in the timeline."""

@@ -3,6 +3,8 @@
 from dataclasses import dataclass
 from typing import Any
 
+from transformers.utils import is_flash_attn_2_available
+
 from arm_rl.core.config import LearnerConfig, ModelConfig
 from arm_rl.core.view import ViewSize
 
@@ -20,6 +22,13 @@ class LearnerSpec:
     with_reference: bool = False  # keep a frozen copy of the model as it is loaded, for a KL penalty
     use_gpu: bool = True
     seed: int = 0
+
+
+def attention(model: ModelConfig, use_gpu: bool) -> str | None:
+    """Which implementation transformers is asked for; None leaves it the choice."""
+    if model.attention is None and use_gpu and model.dtype == "bfloat16" and is_flash_attn_2_available():
+        return "flash_attention_2"
+    return model.attention
 
 
 def learner_environment(config: LearnerConfig, use_gpu: bool) -> dict[str, str]:
@@ -50,6 +59,8 @@ def deepspeed_config(config: LearnerConfig, dtype: str, num_parameters: int, use
     }
     if config.offload_optimizer:
         zero["offload_optimizer"] = {"device": "cpu", "pin_memory": use_gpu}
+    if config.offload_parameters:
+        zero["offload_param"] = {"device": "cpu", "pin_memory": use_gpu}
     settings: dict[str, Any] = {
         "train_micro_batch_size_per_gpu": 1,  # DeepSpeed wants a number; the loss is scaled here, not there
         "gradient_accumulation_steps": 1,  # the boundary is set by hand

@@ -16,7 +16,7 @@ from actors.supervision import Supervised
 from actors.tool_executor import ToolPool, ToolTraits
 from actors.weight_sync import WeightFile, place, remove_versions, weights_folder
 from arm_rl.core import session, spans
-from arm_rl.core.config import ModelConfig, RolloutConfig, SessionConfig, TemplateConfig
+from arm_rl.core.config import ModelConfig, RolloutConfig, SessionConfig, TemplateConfig, Transfer
 from arm_rl.core.images import Image
 from arm_rl.core.seeding import derive
 from arm_rl.core.session import Completion, PolicyRequest, Start
@@ -37,6 +37,7 @@ class RolloutSpec:
     traits: ToolTraits  # of the same
     use_gpu: bool
     can_sleep: bool  # the engines share their GPUs with learners
+    transfer: Transfer = "file"  # how new weights come
     seed: int  # of the run
     stall_seconds: float  # as in the run's configuration
 
@@ -51,7 +52,8 @@ class RolloutActor(Supervised):
         self._pool = ToolPool(executors, spec.traits)
         self._slots = asyncio.Semaphore(spec.rollout.max_concurrent_sessions)
         seed = derive(spec.seed, "engine", number)
-        self._engine = Engine(spec.model, spec.rollout, self._template.view, seed=seed, use_gpu=spec.use_gpu, can_sleep=spec.can_sleep)
+        where = {"use_gpu": spec.use_gpu, "can_sleep": spec.can_sleep}
+        self._engine = Engine(spec.model, spec.rollout, self._template.view, seed=seed, transfer=spec.transfer, **where)
 
     async def start(self) -> str:
         """Loads the model; returns the node's id when the engine serves."""
@@ -119,6 +121,22 @@ class RolloutActor(Supervised):
             EngineDied: it will not.
         """
         await self._engine.pulse()
+
+    async def connect_weights(self, info: dict[str, Any]) -> None:
+        """Joins the learners' group; this and the three parts of an update are called by the learners (`direct_transfer`)."""
+        await self._engine.connect_weights(info)
+
+    async def begin_update(self) -> None:
+        """Pauses."""
+        await self._engine.begin_update()
+
+    async def receive_weights(self, info: dict[str, Any]) -> None:
+        """Takes weights from the learners' GPUs."""
+        await self._engine.receive_weights(info)
+
+    async def end_update(self, version: int) -> None:
+        """Serves the new version from now on."""
+        await self._engine.end_update(version)
 
     async def spans(self) -> Recorded:
         """What this actor did since the last call, for the timeline."""

@@ -16,8 +16,9 @@ from ray.exceptions import RayActorError, RayError
 from actors.engine_settings import engine_environment
 from actors.reservation import Reservation
 from actors.rollout import RolloutActor, RolloutSpec
-from actors.supervision import ActorsLost, Deaths, described, end_of
+from actors.supervision import ActorsLost, Deaths, StageLost, described, end_of
 from actors.weight_sync import Published
+from arm_rl.core.config import Transfer
 from arm_rl.core.errors import EngineDied
 from arm_rl.core.types import Sample, Trajectory
 
@@ -60,8 +61,9 @@ class _Newest:
 class _Place:
     """Where an actor is, or will be."""
 
-    def __init__(self, make: Callable[[], ActorHandle], newest: _Newest, deaths: Deaths, stall_seconds: float) -> None:
-        self._make, self._newest, self._deaths, self._stall_seconds = make, newest, deaths, stall_seconds
+    def __init__(self, make: Callable[[], ActorHandle], newest: _Newest, deaths: Deaths, stall_seconds: float, transfer: Transfer) -> None:
+        self._make, self._newest, self._deaths = make, newest, deaths
+        self._stall_seconds, self._transfer = stall_seconds, transfer
         self.num_groups = 0  # that run here
         self.node_id = ""
         self._version = 0  # that the actor serves
@@ -161,6 +163,8 @@ class _Place:
     async def _replaced(self, dead: ActorHandle, error: RayError | BaseException) -> ActorHandle:
         died = time.monotonic()
         ray.kill(dead)  # where only its engine died, or something hangs
+        if self._transfer != "file":
+            raise StageLost(f"an engine was lost, and with it the group through which weights come: {described(error)}")
         while True:
             self._deaths.add(error)
             try:
@@ -180,19 +184,24 @@ class _Place:
 class RolloutGroup:
     """All rollout actors."""
 
-    def __init__(self, makers: Sequence[Callable[[], ActorHandle]], stall_seconds: float) -> None:
-        """Begins to start an actor in each place; `start` waits for them."""
+    def __init__(self, makers: Sequence[Callable[[], ActorHandle]], stall_seconds: float, transfer: Transfer = "file") -> None:
+        """Begins to start an actor in each place; `start` waits for them.
+
+        Args:
+            stall_seconds: without a sign of life, after which an actor counts as dead.
+            transfer: how weights come; an actor that is lost is replaced only where they come by file, else the stage is.
+        """
         self.deaths = Deaths("rollout", MAX_DEATHS)
         self.num_reruns = 0  # of groups, since it was last set to 0
         self._newest = _Newest()
-        self._places = [_Place(make, self._newest, self.deaths, stall_seconds) for make in makers]
+        self._places = [_Place(make, self._newest, self.deaths, stall_seconds, transfer) for make in makers]
 
     @classmethod
     async def start(
         cls, spec: RolloutSpec, executors: Sequence[ActorHandle], reservation: Reservation, actor_class: type[RolloutActor] = RolloutActor
     ) -> "RolloutGroup":
         """Starts the engines, all at once."""
-        environment = {"env_vars": engine_environment(spec.use_gpu)}
+        environment = {"env_vars": engine_environment(spec.use_gpu, spec.transfer)}
 
         def maker(number: int) -> Callable[[], ActorHandle]:
             def make() -> ActorHandle:
@@ -205,7 +214,7 @@ class RolloutGroup:
 
             return make
 
-        group = cls([maker(number) for number in range(spec.rollout.num_actors)], spec.stall_seconds)
+        group = cls([maker(number) for number in range(spec.rollout.num_actors)], spec.stall_seconds, spec.transfer)
         try:
             await asyncio.gather(*(place.actor() for place in group._places))
         except BaseException:
@@ -218,6 +227,7 @@ class RolloutGroup:
 
         Raises:
             ActorsLost: engine after engine.
+            StageLost: one, where none can be replaced.
         """
         error: BaseException | None = None
         for _ in range(MAX_RUNS):
@@ -251,6 +261,10 @@ class RolloutGroup:
         """Brings every engine to the new version."""
         self._newest.set(published)
         await asyncio.gather(*(place.update(published) for place in self._places))
+
+    async def actors(self) -> list[ActorHandle]:
+        """All of them, for learners that send weights directly. Raises as `run_group`."""
+        return list(await asyncio.gather(*(place.actor() for place in self._places)))
 
     def spans(self) -> dict[str, ray.ObjectRef]:
         """What each actor did since the last call, by its name in the timeline."""

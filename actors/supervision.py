@@ -25,6 +25,10 @@ class ActorsLost(UserError):
     """Actors die as often as they are started anew."""
 
 
+class StageLost(RuntimeError):
+    """Actors that work as one group have lost a member: the stage can go on from its last checkpoint, with new ones."""
+
+
 class Stalled(RuntimeError):
     """An actor hangs."""
 

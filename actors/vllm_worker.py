@@ -18,6 +18,8 @@ from vllm.config import VllmConfig
 from vllm.config.weight_transfer import WeightTransferConfig
 from vllm.distributed.weight_transfer.base import WeightTransferEngine, WeightTransferInitInfo, WeightTransferUpdateInfo
 from vllm.distributed.weight_transfer.factory import WeightTransferEngineFactory
+from vllm.distributed.weight_transfer.ipc_engine import IPCWeightTransferEngine
+from vllm.distributed.weight_transfer.nccl_engine import NCCLWeightTransferEngine
 from vllm.model_executor.layers.attention import is_deferred_attention_layer
 from vllm.model_executor.layers.linear import UnquantizedLinearMethod
 from vllm.model_executor.layers.utils import dispatch_cpu_unquantized_gemm
@@ -28,7 +30,7 @@ from vllm.v1.core.sched import output
 from actors import lora
 from actors.weight_file import MappedWeights, map_weights
 from actors.weight_plan import LoadPlan, Recorder
-from actors.weight_sync import BACKEND, OWNER_PID
+from actors.weight_sync import BACKENDS, OWNER_PID
 
 
 class WorkerExtension:
@@ -119,6 +121,27 @@ class WeightsFileTransfer(WeightTransferEngine[NoInfo, FileInfo]):
         """There is nothing to release."""
 
 
+class NcclTransfer(NCCLWeightTransferEngine):
+    """vLLM's own, in a process that ends with its owner."""
+
+    def __init__(self, config: WeightTransferConfig, vllm_config: VllmConfig, device: torch.device, model: torch.nn.Module) -> None:
+        super().__init__(config, vllm_config, device, model)
+        _die_with(vllm_config.additional_config[OWNER_PID])
+
+    def finish_weight_update(self) -> None:
+        """As for files."""
+        super().finish_weight_update()
+        _repack_tied_head(self.model)
+
+
+class IpcTransfer(IPCWeightTransferEngine):
+    """vLLM's own, in a process that ends with its owner."""
+
+    def __init__(self, config: WeightTransferConfig, vllm_config: VllmConfig, device: torch.device, model: torch.nn.Module) -> None:
+        super().__init__(config, vllm_config, device, model)
+        _die_with(vllm_config.additional_config[OWNER_PID])
+
+
 def _die_with(owner_pid: int) -> None:
     """Kills this process when the engine's owner is gone.
 
@@ -172,4 +195,6 @@ def _send_all_images() -> None:
 
 
 _send_all_images()
-WeightTransferEngineFactory.register_engine(BACKEND, WeightsFileTransfer)
+WeightTransferEngineFactory.register_engine(BACKENDS["file"], WeightsFileTransfer)
+WeightTransferEngineFactory.register_engine(BACKENDS["nccl"], NcclTransfer)
+WeightTransferEngineFactory.register_engine(BACKENDS["ipc"], IpcTransfer)

@@ -16,9 +16,10 @@ from typing import Any
 from torch import Tensor
 
 from actors.weight_file import WeightBuffer, header_of
+from arm_rl.core.config import Transfer
 
 SHARED_MEMORY = Path("/dev/shm")
-BACKEND = "weights_file"  # name of this transfer in vLLM's registry
+BACKENDS: dict[Transfer, str] = {"file": "weights_file", "nccl": "weights_nccl", "ipc": "weights_ipc"}  # names in vLLM's registry
 WORKER_EXTENSION = "actors.vllm_worker.WorkerExtension"
 OWNER_PID = "owner_pid"  # key, in vLLM's additional configuration, of the process without which vLLM's must not live
 

@@ -250,6 +250,10 @@ class Driver:
 
     async def _sync(self, version: int) -> None:
         """Brings the engines to the learners' weights."""
+        if self.config.transfer != "file":
+            engines, workers = await self.runner.rollouts.actors(), self.config.rollout.tensor_parallel_size
+            await asyncio.to_thread(self.learners.send, self.config.transfer, version, engines, workers)
+            return
         node_ids = self.runner.rollouts.node_ids
         published = await asyncio.to_thread(self.learners.publish, published_folder(self.config), version, node_ids)
         await self.runner.rollouts.update_weights(published)

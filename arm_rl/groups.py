@@ -204,6 +204,7 @@ async def group_runner(
             traits=await executors[0].traits.remote(),
             use_gpu=config.placement.use_gpu,
             can_sleep=config.placement.kind == "shared",
+            transfer=config.transfer,
             seed=config.run.seed,
             stall_seconds=config.run.stall_seconds,
         )

@@ -1,12 +1,11 @@
-"""Starts a stage anew where a learner or what a node held was lost, as if the run had been killed and started again."""
+"""Starts a stage anew where actors that work as a group lost one, or a node took along what it held: from its last checkpoint."""
 
 import logging
 import time
 from collections.abc import Awaitable, Callable
 from dataclasses import dataclass, replace
 
-from actors.learner_group import LearnerLost
-from actors.supervision import BACK, described, went_with_its_node
+from actors.supervision import BACK, StageLost, described, went_with_its_node
 from arm_rl.core.config import PlacementConfig
 from arm_rl.groups import RunStopped
 
@@ -56,9 +55,9 @@ async def with_restarts(stage: Callable[[Progress], Awaitable[None]], limit: int
         try:
             return await stage(progress)
         except Exception as error:
-            if not isinstance(error, LearnerLost) and not went_with_its_node(error):
+            if not isinstance(error, StageLost) and not went_with_its_node(error):
                 raise
-            cause = str(error) if isinstance(error, LearnerLost) else described(error)
+            cause = str(error) if isinstance(error, StageLost) else described(error)
             num_in_vain = 1 if progress.furthest > furthest else num_in_vain + 1
             furthest = progress.furthest
             if num_in_vain > limit:

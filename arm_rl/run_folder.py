@@ -25,6 +25,7 @@ _MAY_CHANGE = (
     "learner.num_ranks",
     "learner.zero_stage",
     "learner.offload_optimizer",
+    "learner.offload_parameters",
     "learner.num_threads",
     "learner.collective_timeout_seconds",
     "learner.call_timeout_seconds",

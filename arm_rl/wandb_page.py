@@ -130,7 +130,10 @@ def _mode(config: MetricsConfig) -> Literal["online", "offline", "disabled"]:
     if config.wandb != "auto":
         return config.wandb
     given = os.environ.get("WANDB_API_KEY") or os.environ.get("WANDB_IDENTITY_TOKEN_FILE")
-    return "online" if given or wbauth.read_netrc_auth(host=wandb.setup().settings.base_url) else "offline"
+    try:
+        return "online" if given or wbauth.read_netrc_auth(host=wandb.setup().settings.base_url) else "offline"
+    except wandb.Error:  # a key that cannot be one: when the run starts wandb says what is wrong with it
+        return "online"
 
 
 def _start(mode: Literal["online", "offline", "disabled"], **options: Any) -> wandb.Run:

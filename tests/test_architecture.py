@@ -21,7 +21,7 @@ MAY_IMPORT = {
 
 # Where a library may be imported: files, or folders with all in them.
 HOMES = {
-    "vllm": ("actors/engine.py", "actors/vllm_worker.py"),
+    "vllm": ("actors/engine.py", "actors/vllm_worker.py", "actors/direct_transfer.py"),
     "deepspeed": ("actors/learner.py", "actors/learner_state.py", "actors/whole_weights.py"),
     "peft": ("actors/lora.py",),
     "ray": (

@@ -73,6 +73,14 @@ def test_rollout_metrics_by_track():
     assert (metrics["tools/calls/a"], metrics["tools/calls/b"]) == (1.0, 0.0)
 
 
+def test_tools_by_name_are_those_that_were_offered():
+    called = [zoom_event(), zoom_event(status="failed", seconds=1.5), zoom_event(name="made up")]
+    metrics = rollout_metrics([zooming(*called), zooming()], {"s0": make_sample()})
+    found = {name.removeprefix("tools/by_name/"): value for name, value in metrics.items() if name.startswith("tools/by_name/")}
+    zoom = "image_zoom_in_tool"
+    assert found == {f"{zoom}/calls": 2 / 2, f"{zoom}/ok": 1 / 2, f"{zoom}/seconds": 1.0}
+
+
 def test_evaluation_leaves_out_what_is_no_judgment(step):
     metrics = evaluation_metrics({"s0": make_sample()}, step)
     assert metrics == pytest.approx(

@@ -186,20 +186,6 @@ def test_images_in_files_and_in_rows_stay_where_they_are(tmp_path):
     ]
 
 
-def test_prompts_that_are_too_long_are_left_out_and_counted(tmp_path, template, caplog):
-    files = [write(tmp_path / "d.parquet", [row(number, text="Which digit? " * (1 + 20 * (number % 3))) for number in range(9)])]
-    all_of_them = read_samples(files, ())
-    picture = {"original_image": PICTURE}
-    lengths = {sample.id: len(template.prompt_ids(sample, picture)) for sample in all_of_them}
-    limit = sorted(lengths.values())[5]
-    kept = read_samples(files, (), template=template, max_prompt_tokens=limit)
-    assert {sample.id for sample in kept} == {one for one, length in lengths.items() if length <= limit}
-    assert f"left out {9 - len(kept)} of 9 rows: longer than {limit} tokens (session.max_prompt_tokens)" in caplog.text
-    assert 0 < len(kept) < 9
-    with pytest.raises(DataError, match="left out 9 of 9 rows: longer than 1 tokens"):
-        read_samples(files, (), template=template, max_prompt_tokens=1)
-
-
 def test_a_folder_without_shards_is_named(tmp_path):
     with pytest.raises(DataError, match="a folder without parquet files"):
         read_samples([str(tmp_path)], ())

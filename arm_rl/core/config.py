@@ -10,6 +10,8 @@ from omegaconf import MISSING
 
 from arm_rl.core.errors import UserError
 
+Transfer = Literal["file", "nccl", "ipc"]  # how weights come to the engines
+
 
 class ConfigError(UserError):
     """A configuration that cannot work; the message starts with the key's path."""
@@ -52,7 +54,7 @@ class ModelConfig:
     dtype: Literal["float32", "bfloat16"] = "bfloat16"  # of weights and activations, in engine and learner
     min_pixels: int | None = None  # smallest view of an image, in pixels; by default the processor's own
     max_pixels: int | None = None  # largest view of an image, in pixels; by default the processor's own
-    attention: str | None = None  # attention implementation in the learner: sdpa, flash_attention_2, ...; by default transformers' choice
+    attention: str | None = None  # in the learner: sdpa, flash_attention_2, ...; by default flash where it is installed and can run
 
     def __post_init__(self) -> None:
         low, high = self.min_pixels, self.max_pixels
@@ -214,6 +216,7 @@ class LearnerConfig:
     num_ranks: int = 1  # data-parallel learner ranks
     zero_stage: Literal[0, 1, 2, 3] = 3  # DeepSpeed ZeRO
     offload_optimizer: bool = False  # optimizer states in the host's memory
+    offload_parameters: bool = False  # and the weights that are not in use (ZeRO 3)
     num_threads: int = 1  # CPU threads of a rank where there is no GPU
     micro_batch_tokens: int = 16384  # tokens of one forward pass at most, padding and images counted; a longer trajectory is alone
     learning_rate: float = 2e-6  # at its peak
@@ -242,6 +245,13 @@ class LearnerConfig:
             _require(0 < getattr(self, name) < math.inf, f"learner.{name}", f"above 0, not {getattr(self, name)}")
         _require(0 <= self.warmup_ratio <= 1, "learner.warmup_ratio", f"between 0 and 1, not {self.warmup_ratio}")
         _require(self.max_grad_norm > 0, "learner.max_grad_norm", f"above 0, not {self.max_grad_norm}")
+        stage = f"not {self.zero_stage}"
+        _require(
+            not self.offload_optimizer or self.zero_stage > 0, "learner.offload_optimizer", f"only with learner.zero_stage from 1, {stage}"
+        )
+        _require(
+            not self.offload_parameters or self.zero_stage == 3, "learner.offload_parameters", f"only with learner.zero_stage 3, {stage}"
+        )
         self._check_lora()
 
     def _check_lora(self) -> None:
@@ -268,9 +278,16 @@ class PlacementConfig:
     use_gpu: bool = True  # false: everything on CPU
     gpus_per_node: int = 8  # GPUs of one machine
     may_grow: bool = False  # the cluster gets more nodes (an autoscaler): what does not fit on it now is waited for
+    weight_transfer: Literal["auto", "file", "nccl", "ipc"] = "auto"  # new weights through shared memory, or from GPU to GPU
 
     def __post_init__(self) -> None:
         _require(self.gpus_per_node >= 1, "placement.gpus_per_node", f"at least 1, not {self.gpus_per_node}")
+        fitting = {"apart": "nccl", "shared": "ipc"}[self.kind] if self.use_gpu else "file"
+        _require(
+            self.weight_transfer in ("auto", "file", fitting),
+            "placement.weight_transfer",
+            f"file, or nccl on GPUs apart, or ipc on shared ones, not {self.weight_transfer}",
+        )
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -353,13 +370,26 @@ class TrainConfig:
             f"at most the trajectories of an optimizer step ({trajectories}), not {self.learner.num_ranks}",
         )
         _require_gpus(self.placement, self.learner.num_ranks, self.rollout)
+        _require_attention(self.model, self.placement)
         size = self.rollout.block_size
         _require(self.placement.use_gpu or size is None or size % 32 == 0, "rollout.block_size", f"a multiple of 32 on CPU, not {size}")
+        direct = self.placement.weight_transfer not in ("auto", "file")
+        _require(not (direct and self.learner.lora_rank), "placement.weight_transfer", "file with learner.lora_rank: adapters are small")
         _require(
             not (self.placement.use_gpu and self.placement.kind == "shared" and algorithm.max_staleness),
             "algorithm.max_staleness",
             "0 where learners and engines take turns on the same GPUs (placement.kind=shared)",
         )
+
+    @property
+    def transfer(self) -> Transfer:
+        """How weights come to the engines."""
+        placement = self.placement
+        if placement.weight_transfer != "auto":
+            return placement.weight_transfer
+        if not placement.use_gpu or self.learner.lora_rank:
+            return "file"
+        return "ipc" if placement.kind == "shared" else "nccl"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -389,6 +419,7 @@ class SftConfig:
             f"at least learner.num_ranks ({self.learner.num_ranks}), not {self.batch_size}",
         )
         _require_gpus(self.placement, self.learner.num_ranks, None)
+        _require_attention(self.model, self.placement)
 
 
 def _require_gpus(placement: PlacementConfig, num_ranks: int, rollout: RolloutConfig | None) -> None:
@@ -408,3 +439,13 @@ def _require_gpus(placement: PlacementConfig, num_ranks: int, rollout: RolloutCo
             "rollout.num_actors",
             f"learner.num_ranks ({num_ranks}) where GPUs are shared, not {rollout.num_actors}",
         )
+
+
+def _require_attention(model: ModelConfig, placement: PlacementConfig) -> None:
+    """Flash attention wants its package, a GPU and bfloat16."""
+    if model.attention is None or not model.attention.startswith("flash_attention"):
+        return
+    fits = placement.use_gpu and model.dtype == "bfloat16"
+    _require(fits, "model.attention", f"{model.attention} only with placement.use_gpu and model.dtype=bfloat16")
+    if model.attention == "flash_attention_2":
+        _require_package("flash_attn", "model.attention")

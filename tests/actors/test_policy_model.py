@@ -278,6 +278,19 @@ def test_gradient_checkpointing_changes_nothing(folder, preparer, ids, images, s
         torch.testing.assert_close(again[name], gradient, atol=2e-5, rtol=1e-4, msg=name)
 
 
+def test_bfloat16_gives_nearly_the_gradient_of_float32(folder, preparer, ids, images, samples):
+    """The whole gradient's direction and size; its parts may be rounding noise alone."""
+    exact = gradients(load(folder, ids), preparer, images, [samples])
+    low = PolicyModel.load(
+        ModelConfig(path=str(folder), dtype="bfloat16"), never_sampled_ids=ids.never_sampled, call_token_id=ids.tool_call
+    )
+    rounded = gradients(low.make_trainable(TRAINED), preparer, images, [samples])
+    assert {gradient.dtype for gradient in rounded.values()} == {torch.bfloat16}
+    first, second = (torch.cat([found[name].float().flatten() for name in exact]) for found in (exact, rounded))
+    assert torch.nn.functional.cosine_similarity(first, second, dim=0) > 0.99
+    assert second.norm() / first.norm() == pytest.approx(1, abs=0.05)
+
+
 def test_the_entropy_has_a_gradient_only_where_it_is_wanted(folder, ids, samples):
     policy = load(folder, ids)
     batch = collate(samples[3:4])

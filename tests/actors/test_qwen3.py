@@ -25,7 +25,7 @@ from tests.actors.test_engine import ROLLOUT, VIEW, Judge, check_three_turns, en
 from tests.actors.test_learner import NUM_STEPS, Setup, Task, cluster, spec_of  # noqa: F401
 from tests.random_samples import Ids
 
-pytestmark = pytest.mark.asyncio(loop_scope="module")
+IN_ONE_LOOP = pytest.mark.asyncio(loop_scope="module")
 
 
 @pytest.fixture(scope="module")
@@ -43,6 +43,7 @@ async def engine(judge: Judge, environment: None) -> AsyncIterator[Engine]:  # n
     await engine.close()
 
 
+@IN_ONE_LOOP
 async def test_the_engine_is_hugging_face_before_and_after_updates(engine: Engine, judge: Judge, tmp_path: Path) -> None:
     await check_three_turns(engine, judge, version=0)
     for version in (1, 2):  # loaded by vLLM, then as recorded
@@ -51,6 +52,7 @@ async def test_the_engine_is_hugging_face_before_and_after_updates(engine: Engin
         await check_three_turns(engine, judge, version)
 
 
+@IN_ONE_LOOP
 async def test_what_layers_see_of_an_image_matters(judge: Judge) -> None:
     """Else the tests above would say nothing of it."""
     ids = judge.ids("{} Which digit?", noise(1))

@@ -53,6 +53,14 @@ def test_a_value_may_refer_to_another(least):
 
 
 REFUSED = [
+    # What cannot run together.
+    (("learner.zero_stage=0", "learner.offload_optimizer=true"), "learner.offload_optimizer: only with learner.zero_stage from 1, not 0"),
+    (("learner.zero_stage=2", "learner.offload_parameters=true"), "learner.offload_parameters: only with learner.zero_stage 3, not 2"),
+    (("model.attention=flash_attention_2", "model.dtype=float32"), "model.attention: flash_attention_2 only with "),
+    (
+        ("model.attention=flash_attention_2", "placement.use_gpu=false"),
+        "model.attention: flash_attention_2 only with ",
+    ),
     # Unknown keys.
     ("model.foo=1", "model.foo: unknown key in "),
     ("modle.path=a", "modle: unknown key in .*; did you mean model\\?"),
