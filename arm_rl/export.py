@@ -9,8 +9,8 @@ from actors.policy_model import PolicyModel
 from arm_rl import checkpoint
 from arm_rl.checkpoint import CheckpointError
 from arm_rl.core.config import SftConfig, TrainConfig
-from arm_rl.inputs import read_template
 from arm_rl.model_card import write_card
+from arm_rl.model_folder import check_files, check_weights
 
 
 def export_checkpoint(config: TrainConfig | SftConfig, run: Path, out: Path) -> int:
@@ -19,12 +19,13 @@ def export_checkpoint(config: TrainConfig | SftConfig, run: Path, out: Path) -> 
     Raises:
         CheckpointError: the run has none.
         LearnerStateError: it is another model's.
-        UserError: the model that the run began with, or its tools, are not there any more.
+        ModelFolderError: the model that the run began with is not whole any more.
     """
     found = checkpoint.latest(run / "checkpoints")
     if found is None:
         raise CheckpointError(f"{run / 'checkpoints'}: there is no checkpoint")
-    read_template(config)  # checks the folder that the frozen weights and everything beside weights come from
+    check_files(config.model.path)  # frozen weights, and everything beside weights, come from there
+    check_weights(config.model.path)
     policy = PolicyModel.load(replace(config.model, attention=None)).make_trainable(config.learner)
     learner_state.read_weights(policy, found.folder)
     scaling = lora.scaling_of(config.learner) if config.learner.lora_rank else None

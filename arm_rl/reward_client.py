@@ -138,7 +138,7 @@ def _text(said: Any, role: str) -> str:
 def _written(picture: Picture) -> str:
     """As the service takes it."""
     if isinstance(picture, Mapping):  # Hugging Face's and verl's way to keep an image in a row
-        picture = picture.get("bytes") or picture["path"]
+        return _written(picture.get("bytes") or picture["path"])
     if isinstance(picture, Image.Image):
         buffer = io.BytesIO()
         picture.save(buffer, format="PNG")

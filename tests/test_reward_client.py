@@ -22,6 +22,8 @@ from tests.scripted import noise
 class Service:
     """Answers as the reward service does: an answer is right with 0.9 where it is in the question; `?` has no judgment."""
 
+    url = ""
+
     def __init__(self) -> None:
         self.asked: list[dict[str, Any]] = []
         self.headers: list[dict[str, str]] = []
