@@ -7,8 +7,9 @@ from collections.abc import Callable, Sequence
 from jobs.command_line import guarded
 from jobs.prepare.commands import Commands
 from jobs.prepare.documents import documents
+from jobs.prepare.pairs import pairs
 
-COMMANDS: tuple[Callable[[Commands], None], ...] = (documents,)
+COMMANDS: tuple[Callable[[Commands], None], ...] = (documents, pairs)
 
 
 def main(argv: Sequence[str] | None = None) -> int:

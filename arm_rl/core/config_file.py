@@ -19,7 +19,7 @@ from omegaconf.errors import OmegaConfBaseException
 
 from arm_rl.core.config import ConfigError, SftConfig, TrainConfig
 
-ConfigT = TypeVar("ConfigT", TrainConfig, SftConfig)
+ConfigT = TypeVar("ConfigT")  # a configuration: a frozen dataclass whose sections are such dataclasses
 
 
 def load(cls: type[ConfigT], path: str | os.PathLike, overrides: Sequence[str] = ()) -> ConfigT:
@@ -128,7 +128,8 @@ def _keys(cls: type, prefix: str = "") -> list[tuple[str, str, str]]:
         if dataclasses.is_dataclass(item.type):
             rows += _keys(typing.cast(type, item.type), f"{prefix}{item.name}.")
         else:
-            default = "(needed)" if item.default == MISSING else str(item.default)
+            value = item.default_factory() if item.default_factory is not dataclasses.MISSING else item.default
+            default = "(needed)" if value == MISSING else str(value)
             rows.append((prefix + item.name, default, comments.get(item.name, "")))
     return rows
 
