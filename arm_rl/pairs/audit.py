@@ -22,7 +22,7 @@ MIN_ROWS = 40  # with fewer, no classifier tells anything
 CUES = ("words", "characters", "lines", "characters a word", "digits", "capitals", "punctuation", "ends with a stop")
 _FOLDS = 5
 _STEP = 0.05  # share of the questions left out at a time
-_SIGMAS = 1.96  # of chance's own spread, within which an accuracy counts as chance
+_SIGMAS = 2.5  # of chance's own spread, within which an accuracy counts as chance
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -81,13 +81,18 @@ def balance(
     """
     left = list(answered)
     step = max(1, round(_STEP * len(left)))
-    while True:
-        choices = arranged(left)
-        found = audit(choices)
-        if found.at_chance or len(answered) - len(left) + step > max_dropped * len(answered):
-            return choices, found
+    choices = arranged(left)
+    found = audit(choices)
+    if found.at_chance:
+        return choices, found
+    while found.accuracy is not None and found.accuracy > found.chance:  # what just passes as chance would leave half of it in
+        if len(answered) - len(left) + step > max_dropped * len(answered):
+            break
         easiest = {*sorted(found.margins, key=lambda question: -found.margins[question])[:step]}
         left = [one for one in left if one.question.id not in easiest]
+        choices = arranged(left)
+        found = audit(choices)
+    return choices, found
 
 
 def _margins(choices: Sequence[Choice]) -> list[float]:
@@ -95,7 +100,9 @@ def _margins(choices: Sequence[Choice]) -> list[float]:
     features, right, rows = [], [], []
     for number, choice in enumerate(choices):
         own = np.array([_surface(answer) for answer in choice.answers])
-        features.append(np.hstack([own - own.mean(axis=0), np.eye(len(choice.answers))]))
+        most, least = own == own.max(axis=0), own == own.min(axis=0)  # by however little: differences alone would hide it
+        ranks = most / most.sum(axis=0) - least / least.sum(axis=0)
+        features.append(np.hstack([own - own.mean(axis=0), ranks, np.eye(len(choice.answers))]))
         right += [str(place) == choice.label for place in range(1, len(choice.answers) + 1)]
         rows += [number] * len(choice.answers)
     probabilities = _held_out_probabilities(np.vstack(features), right, rows)

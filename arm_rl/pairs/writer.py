@@ -106,7 +106,7 @@ class FlawWriter:
                 except (ServerError, httpx.TransportError) as error:
                     if isinstance(error, ServerError) and error.status in _HOPELESS:
                         raise WritingStopped(str(error)) from error
-                    failure = f"the server failed: {error or repr(error):.300}"
+                    failure = f"the server failed: {error!r:.300}"
                     return Outcome(answered=Answered(question=question, flawed=()), against=(*against, failure), failed=True)
                 answer = written_answer(reply.text)
                 if answer is None:

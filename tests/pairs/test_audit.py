@@ -8,7 +8,7 @@ from arm_rl.pairs.audit import MIN_ROWS, audit, balance
 from arm_rl.pairs.choices import Answered, arrange
 from tests.pairs.made_questions import question
 
-WORDS = "the of a bird wire tree red blue two three sits stands near far left right house river".split()
+WORDS = ["the", "of", "a", "bird", "wire", "tree", "red", "blue", "two", "three", "sits", "stands", "near", "far", "left", "right"]
 
 
 def sentence(rng, length):
