@@ -83,7 +83,7 @@ def _sample(path: str, number: int, row: dict[str, Any], all_tools: tuple[str, .
     if texts and label.isdecimal() and int(label) > len(texts):
         raise DataError(f"{where}: reward_model.ground_truth is {label}, and extra_info.texts has {len(texts)} answers")
     return Sample(
-        id=f"{Path(path).stem}-{number}" if extra.get("id") is None else str(extra["id"]),
+        id=sample_id(path, number, extra),
         track=track,
         messages=messages,
         images=tuple(
@@ -96,6 +96,12 @@ def _sample(path: str, number: int, row: dict[str, Any], all_tools: tuple[str, .
         expected_tools=expected or (),
         target_box=_box(extra.get("target_box"), where),
     )
+
+
+def sample_id(path: str, number: int, extra_info: dict[str, Any] | None) -> str:
+    """The id of a row's sample: its own, or one of the file's name and the row's number."""
+    own = (extra_info or {}).get("id")
+    return f"{Path(path).stem}-{number}" if own is None else str(own)
 
 
 def read_images(entries: Any, path: str, root: Path | None, where: str) -> list[tuple[bytes, Path | None]]:

@@ -5,7 +5,8 @@ Columns: `messages` (role and content; `<image>` where an image stands; an assis
 rollouts.
 """
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
+from itertools import islice
 from pathlib import Path
 from typing import Any
 
@@ -21,6 +22,7 @@ from arm_rl.core.types import ImageInfo, ImagePart, Message, Sample, Trajectory,
 from arm_rl.data import parse_messages, read_images
 from arm_rl.rows import BrokenRows, DataError, read_rows
 
+_ROW_GROUP = 256  # rows
 _SCHEMA = pa.schema(
     [
         ("id", pa.string()),
@@ -32,12 +34,27 @@ _SCHEMA = pa.schema(
 )
 
 
-def write_demonstrations(path: Path, demonstrations: Sequence[tuple[Sample, Session]]) -> None:
-    """Writes finished sessions as demonstrations.
+def write_demonstrations(path: Path, demonstrations: Iterable[tuple[Sample, Session]]) -> int:
+    """Writes finished sessions as demonstrations, a row group in memory at a time; the file is there only when it is whole.
+
+    Returns:
+        Their number.
 
     Raises:
         DataError: a text that holds `<image>`, which would be read as an image.
     """
+    path.parent.mkdir(parents=True, exist_ok=True)
+    unfinished = path.with_name(path.name + ".tmp")
+    left, number = iter(demonstrations), 0
+    with pq.ParquetWriter(unfinished, _SCHEMA) as writer:
+        while rows := _rows(islice(left, _ROW_GROUP)):
+            writer.write_table(pa.Table.from_pylist(rows, schema=_SCHEMA), row_group_size=_ROW_GROUP)
+            number += len(rows)
+    unfinished.replace(path)
+    return number
+
+
+def _rows(demonstrations: Iterable[tuple[Sample, Session]]) -> list[dict[str, Any]]:
     rows = []
     for sample, session in demonstrations:
         messages = (*sample.messages, *session.messages)
@@ -54,8 +71,7 @@ def write_demonstrations(path: Path, demonstrations: Sequence[tuple[Sample, Sess
                 "tools": list(sample.tools),
             }
         )
-    path.parent.mkdir(parents=True, exist_ok=True)
-    pq.write_table(pa.Table.from_pylist(rows, schema=_SCHEMA), path, row_group_size=256)
+    return rows
 
 
 def read_demonstrations(

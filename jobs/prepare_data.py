@@ -6,10 +6,12 @@ from collections.abc import Callable, Sequence
 
 from jobs.command_line import guarded
 from jobs.prepare.commands import Commands
+from jobs.prepare.difficulty import difficulty
 from jobs.prepare.documents import documents
 from jobs.prepare.pairs import pairs
+from jobs.prepare.trajectories import trajectories
 
-COMMANDS: tuple[Callable[[Commands], None], ...] = (documents, pairs)
+COMMANDS: tuple[Callable[[Commands], None], ...] = (documents, pairs, difficulty, trajectories)
 
 
 def main(argv: Sequence[str] | None = None) -> int:

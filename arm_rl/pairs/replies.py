@@ -1,15 +1,13 @@
-"""What a model wrote when it was asked for flawed answers: on disk, a line each, as it comes; what is there is not asked again."""
+"""What a model wrote when it was asked for flawed answers: on disk as it comes; what is there is not asked again."""
 
-import json
 from dataclasses import asdict, dataclass
-from pathlib import Path
-from types import TracebackType
 
 from arm_rl.core.errors import UserError
+from arm_rl.json_lines import JsonLines
 
 
 class RepliesError(UserError):
-    """A file of replies that cannot be used; the message names the line."""
+    """Replies that cannot be used."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -26,28 +24,20 @@ class Reply:
 
 
 class Replies:
-    """The replies of one file: those that there are, and those that come."""
+    """The replies that there are, and those that come."""
 
-    def __init__(self, path: Path) -> None:
-        """Reads the file. A last line that was cut off is left out, and written over.
+    def __init__(self, lines: JsonLines) -> None:
+        """Takes the replies of a file.
 
         Raises:
-            RepliesError: a line that is no reply.
+            RepliesError: it holds something else.
         """
-        path.parent.mkdir(parents=True, exist_ok=True)
-        self._known: dict[tuple[str, int, int], Reply] = {}
-        whole = 0
-        with path.open("a+b") as file:
-            file.seek(0)
-            for number, line in enumerate(file, 1):
-                if line.endswith(b"\n"):
-                    whole += len(line)
-                    try:
-                        self._keep(Reply(**json.loads(line)))
-                    except (ValueError, TypeError) as error:
-                        raise RepliesError(f"{path}: line {number}: not a reply ({error!r}); without it, it is asked for again") from error
-        self._file = path.open("ab")
-        self._file.truncate(whole)
+        self._lines = lines
+        try:
+            known = [Reply(**values) for values in lines.found]
+        except TypeError as error:
+            raise RepliesError(f"the file of replies holds something else ({error}): choose another --out") from error
+        self._known = {(reply.question, reply.number, reply.attempt): reply for reply in known}
 
     def find(self, question: str, number: int, attempt: int, digest: str) -> Reply | None:
         """The reply to exactly this request; the last one, where it was asked in other words before."""
@@ -56,15 +46,5 @@ class Replies:
 
     def add(self, reply: Reply) -> None:
         """Keeps a reply; it is on disk when this returns."""
-        self._keep(reply)
-        self._file.write(json.dumps(asdict(reply), ensure_ascii=False).encode("utf-8", "replace") + b"\n")
-        self._file.flush()
-
-    def _keep(self, reply: Reply) -> None:
         self._known[reply.question, reply.number, reply.attempt] = reply
-
-    def __enter__(self) -> "Replies":
-        return self
-
-    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
-        self._file.close()
+        self._lines.add(asdict(reply))

@@ -10,6 +10,7 @@ from typing import Any
 from arm_rl.backends import Server
 from arm_rl.chat_server import ChatServer
 from arm_rl.core.config_file import describe, load
+from arm_rl.json_lines import JsonLines
 from arm_rl.pairs.build import read_all, report, write_files
 from arm_rl.pairs.config import PairsConfig
 from arm_rl.pairs.replies import Replies
@@ -55,8 +56,8 @@ def _pairs(arguments: argparse.Namespace) -> str:
 async def _written(questions: Sequence[Question], server: Server, config: PairsConfig, folder: Path) -> tuple[list[Outcome], int]:
     chat = ChatServer(server.url, timeout_seconds=server.timeout_seconds, num_retries=server.num_retries, api_key=server.api_key)
     try:
-        with Replies(folder / REPLIES) as replies, progress("writing flawed answers", len(questions), "questions") as step:
-            writer = FlawWriter(chat, server.model, config, replies)
+        with JsonLines(folder / REPLIES) as lines, progress("writing flawed answers", len(questions), "questions") as step:
+            writer = FlawWriter(chat, server.model, config, Replies(lines))
             outcomes = await writer.write_all(questions, concurrency=server.concurrency, on_done=lambda outcome: step())
         return outcomes, writer.num_asked
     finally:
