@@ -27,9 +27,9 @@ def pairs(commands: Commands) -> None:
     parser = commands.add_parser(
         "pairs",
         help="answers to judge, out of questions and their right answers",
-        description="A language model writes plausible but flawed answers to questions. They become training data of two answers (pair), "
-        "one (point) or several (rank), in which nothing but the content tells which is right. Replies are kept: an interrupted run goes "
-        "on, and other limits need no new ones.",
+        description="A language model writes plausible but flawed answers to questions. They become training data of two answers (pair), one\n"
+        "(point) or several (rank), in which nothing but the content tells which is right. Replies are kept: an interrupted run\n"
+        "goes on, and other limits need no new ones.",
         epilog=f"keys:\n{describe(PairsConfig)}",
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
