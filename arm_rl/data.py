@@ -129,7 +129,7 @@ class _Reading:
                 f"{where}: extra_info.tools has {unknown[0]!r}, which no file of tools.files lists ({', '.join(self.all_tools) or 'none'})"
             )
         return Sample(
-            id=f"{Path(path).stem}-{number}" if extra.get("id") is None else str(extra["id"]),
+            id=sample_id(path, number, extra),
             track=track,
             messages=messages,
             images=tuple(
@@ -151,6 +151,12 @@ def _label(row: dict[str, Any], texts: Sequence[str], where: str) -> str:
     if texts and label.isdecimal() and int(label) > len(texts):
         raise DataError(f"{where}: reward_model.ground_truth is {label}, and extra_info.texts has {len(texts)} answers")
     return label
+
+
+def sample_id(path: str, number: int, extra_info: dict[str, Any] | None) -> str:
+    """The id of a row's sample: its own, or one of the file's name and the row's number."""
+    own = (extra_info or {}).get("id")
+    return f"{Path(path).stem}-{number}" if own is None else str(own)
 
 
 def read_images(entries: Any, path: str, root: Path | None, where: str) -> list[tuple[bytes, Path | None]]:

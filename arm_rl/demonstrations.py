@@ -5,8 +5,9 @@ Columns: `messages` (role and content; `<image>` where an image stands; an assis
 rollouts.
 """
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
+from itertools import islice
 from pathlib import Path
 from typing import Any
 
@@ -24,6 +25,7 @@ from arm_rl.rows import BrokenRows, DataError, TooLong, files_of, read_rows
 from arm_rl.stored import Stored
 
 _NEEDED = ("messages", "images", "tools")
+_ROW_GROUP = 256  # rows
 _SCHEMA = pa.schema(
     [
         ("id", pa.string()),
@@ -35,12 +37,27 @@ _SCHEMA = pa.schema(
 )
 
 
-def write_demonstrations(path: Path, demonstrations: Sequence[tuple[Sample, Session]]) -> None:
-    """Writes finished sessions as demonstrations.
+def write_demonstrations(path: Path, demonstrations: Iterable[tuple[Sample, Session]]) -> int:
+    """Writes finished sessions as demonstrations, a row group in memory at a time; the file is there only when it is whole.
+
+    Returns:
+        Their number.
 
     Raises:
         DataError: a text that holds `<image>`, which would be read as an image.
     """
+    path.parent.mkdir(parents=True, exist_ok=True)
+    unfinished = path.with_name(path.name + ".tmp")
+    left, number = iter(demonstrations), 0
+    with pq.ParquetWriter(unfinished, _SCHEMA) as writer:
+        while rows := _rows(islice(left, _ROW_GROUP)):
+            writer.write_table(pa.Table.from_pylist(rows, schema=_SCHEMA), row_group_size=_ROW_GROUP)
+            number += len(rows)
+    unfinished.replace(path)
+    return number
+
+
+def _rows(demonstrations: Iterable[tuple[Sample, Session]]) -> list[dict[str, Any]]:
     rows = []
     for sample, session in demonstrations:
         messages = (*sample.messages, *session.messages)
@@ -57,8 +74,7 @@ def write_demonstrations(path: Path, demonstrations: Sequence[tuple[Sample, Sess
                 "tools": list(sample.tools),
             }
         )
-    path.parent.mkdir(parents=True, exist_ok=True)
-    pq.write_table(pa.Table.from_pylist(rows, schema=_SCHEMA), path, row_group_size=256)
+    return rows
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)

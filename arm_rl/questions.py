@@ -13,7 +13,10 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from arm_rl.core import images
 from arm_rl.core.errors import UserError
+from arm_rl.core.images import Image, ImageError
+from arm_rl.core.types import ImageRef
 
 _TEXTS = ("id", "track", "question", "answer")  # needed
 _KNOWN = {*_TEXTS, "images", "tools", "document", "constraints", "source"}
@@ -85,6 +88,23 @@ def write_questions(path: Path, questions: Iterable[Question]) -> int:
             number += 1
     unfinished.replace(path)
     return number
+
+
+def read_images(question: Question) -> list[Image]:
+    """The images of a question, checked.
+
+    Raises:
+        ImageError: one is missing or broken; the message names it.
+    """
+    found = []
+    for path in question.images:
+        image = images.load(ImageRef(path=str(path)))
+        try:
+            images.check(image.data)
+        except ImageError as error:
+            raise ImageError(f"{path}: {error}") from error
+        found.append(image)
+    return found
 
 
 def _question(line: str, folder: Path, where: str) -> Question:

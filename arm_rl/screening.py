@@ -11,16 +11,44 @@ from arm_rl.core.types import Sample
 from rewards.outcome import Outcome
 
 
-def passes(outcome: Outcome) -> bool:
-    """Whether a session may be learned from: right form, right judgment, and no call that failed."""
-    return outcome.format_ok and outcome.correct and outcome.num_successful_calls == outcome.num_calls
+def refusal(*, format_ok: bool, correct: bool, num_calls: int, num_successful_calls: int, call_needed: bool) -> str | None:
+    """Why a session may not be learned from; None where it may: right form, right judgment, and calls as they should be.
+
+    Args:
+        call_needed: a call must have succeeded, whatever others did; else it may do without, but no call may have failed.
+    """
+    if not format_ok:
+        return "the form is broken"
+    if not correct:
+        return "the judgment is wrong"
+    if call_needed:
+        return None if num_successful_calls else "no call succeeded"
+    return None if num_successful_calls == num_calls else "a call failed"
+
+
+def passes(outcome: Outcome, *, call_needed: bool) -> bool:
+    """Whether a session may be learned from, as `refusal`."""
+    reason = refusal(
+        format_ok=outcome.format_ok,
+        correct=outcome.correct,
+        num_calls=outcome.num_calls,
+        num_successful_calls=outcome.num_successful_calls,
+        call_needed=call_needed,
+    )
+    return reason is None
 
 
 def screened_sessions(
-    samples: Iterable[Sample], policy_of: Callable[[Sample], Policy], tools: Tools, limits: SessionConfig, template: Template
+    samples: Iterable[Sample],
+    policy_of: Callable[[Sample], Policy],
+    tools: Tools,
+    limits: SessionConfig,
+    template: Template,
+    *,
+    call_needed: bool = False,
 ) -> Iterator[tuple[Sample, Session]]:
-    """Runs the teacher on each sample, one after the other, and gives the sessions that pass."""
+    """Runs a teacher in this process on each sample, one after the other, and gives the sessions that pass."""
     for sample in samples:
         finished = asyncio.run(session.run(sample, policy_of(sample), tools, limits, template=template))
-        if passes(Outcome.of(finished.trajectory, sample, template.tool_format)):
+        if passes(Outcome.of(finished.trajectory, sample, template.tool_format), call_needed=call_needed):
             yield sample, finished

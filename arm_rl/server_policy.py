@@ -3,27 +3,15 @@
 import asyncio
 import base64
 import json
-import logging
-import random
 from collections.abc import Mapping
 from typing import Any
 
-import httpx
-
+from arm_rl.chat_server import ChatServer, ServerError
 from arm_rl.core.images import Image
 from arm_rl.core.parsing import whole_characters
 from arm_rl.core.session import Completion, PolicyRequest
 from arm_rl.core.template import Template
 from arm_rl.core.types import ImagePart, Message
-
-logger = logging.getLogger(__name__)
-
-PASSING = frozenset({408, 425, 429, 500, 502, 503, 504})  # refusals that another try may not meet
-LONGEST_WAIT = 60.0  # seconds between two tries
-
-
-class ServerError(RuntimeError):
-    """The server refused a request or gave no usable answer; the message holds what it said."""
 
 
 class ServerPolicy:
@@ -56,13 +44,8 @@ class ServerPolicy:
         """
         self._model, self._template = model, template
         self._temperature, self._max_tokens = temperature, max_tokens
-        self._num_retries, self._with_logprobs = num_retries, with_logprobs
-        self._client = httpx.AsyncClient(
-            base_url=base_url.rstrip("/"),
-            timeout=timeout_seconds,
-            limits=httpx.Limits(max_connections=None),  # who asks limits how many sessions run
-            headers={"Authorization": f"Bearer {api_key}"} if api_key else None,
-        )
+        self._with_logprobs = with_logprobs
+        self._server = ChatServer(base_url, timeout_seconds=timeout_seconds, num_retries=num_retries, api_key=api_key)
 
     async def __call__(self, request: PolicyRequest) -> Completion:
         """Asks for one turn.
@@ -86,39 +69,17 @@ class ServerPolicy:
             # Token ids as an own engine gives them: the turn ends with its call, and what stops it is part of it.
             body |= {"logprobs": True, "return_token_ids": True, "include_stop_str_in_output": True}
             body["stop"] = [self._template.tool_format.call_end]
-        response = await self._post(body)
-        if response.status_code != httpx.codes.OK:
-            raise ServerError(f"{response.request.url}: {response.status_code}: {response.text[:2000]}")
+        choice = await self._server.complete(body)
         try:
-            choice = response.json()["choices"][0]
             text, cut = self._turn(choice["message"]), choice["finish_reason"] == "length"
             ids, logprobs = _tokens(choice) if self._with_logprobs else ((), ())
         except (ValueError, KeyError, IndexError, TypeError, AttributeError) as error:
-            raise ServerError(f"{response.request.url}: not a chat completion ({error!r}): {response.text[:2000]}") from error
+            raise ServerError(f"{self._server.url}: not a chat completion ({error!r}): {choice!r:.2000}") from error
         return Completion(token_ids=ids, logprobs=logprobs, text=whole_characters(text), finish_reason="length" if cut else "stop")
-
-    async def _post(self, body: dict[str, Any]) -> httpx.Response:
-        """The server's answer, after as many tries as are allowed."""
-        for tries in range(self._num_retries + 1):
-            wait = min(2.0**tries, LONGEST_WAIT) * random.uniform(0.5, 1.0)  # not all sessions at once
-            try:
-                response = await self._client.post("/chat/completions", json=body)
-            except httpx.TransportError as error:
-                if tries == self._num_retries:
-                    raise
-                reason = repr(error)
-            else:
-                if response.status_code not in PASSING or tries == self._num_retries:
-                    return response
-                reason = str(response.status_code)
-                wait = max(wait, _retry_after(response))
-            logger.warning("%s: %s; asked again in %.1f s", self._client.base_url, reason, wait)
-            await asyncio.sleep(wait)
-        raise AssertionError("the last try returns or raises")
 
     async def close(self) -> None:
         """Closes the connections."""
-        await self._client.aclose()
+        await self._server.close()
 
     def _turn(self, message: Mapping[str, Any]) -> str:
         """The turn as the model wrote it: servers take the first call out of the text, here it goes back in."""
@@ -154,12 +115,6 @@ class ServerPolicy:
         stays = view.of(*size) == size  # where a view's bounds are narrow, the server would make another one of it
         sent = Image.from_pil(view.view(image) if stays else image.pil())
         return "data:image/png;base64," + base64.b64encode(sent.data).decode()
-
-
-def _retry_after(response: httpx.Response) -> float:
-    """Seconds that the server asks to wait; 0 where it does not say, or names a date."""
-    written = response.headers.get("Retry-After", "")
-    return min(float(written), LONGEST_WAIT) if written.isdigit() else 0.0
 
 
 def _tokens(choice: Mapping[str, Any]) -> tuple[tuple[int, ...], tuple[float, ...]]:

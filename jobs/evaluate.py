@@ -4,7 +4,6 @@ import argparse
 import asyncio
 import contextlib
 import json
-import os
 import re
 import sys
 from collections.abc import Sequence
@@ -13,7 +12,6 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-import httpx
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 
@@ -27,17 +25,13 @@ from arm_rl.benchmarks.summary import compare, summarize
 from arm_rl.benchmarks.tables import comparison_table, summary_tables
 from arm_rl.core.config import TrainConfig
 from arm_rl.core.config_file import load
-from arm_rl.core.errors import UserError
 from arm_rl.evaluation import evaluate_model
 from arm_rl.inputs import read_template
 from jobs.command_line import guarded, run_job
+from jobs.server_options import CommandError, add_server_options, read_server
 
 TOOLS_COMPARED = "tools-compared.json"
 WAYS = {"tools": (TOOLS,), "no-tools": (NO_TOOLS,), "both": (TOOLS, NO_TOOLS)}
-
-
-class CommandError(UserError):
-    """A command line that cannot be followed."""
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -75,13 +69,10 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("--both-orders", action="store_true", help="ask each pair in both orders, and report the position bias")
     parser.add_argument("--limit", type=int, metavar="ROWS", help="of each benchmark, about")
     parser.add_argument("--out", type=Path, metavar="FOLDER", help="of the results (default: runs/eval-MODEL)")
-    server = parser.add_argument_group("where MODEL is a server")
-    server.add_argument("--served-model", metavar="NAME", help="by default the only one that the server offers")
-    server.add_argument("--processor", metavar="MODEL", help="folder or name of the model's processor; by default what the server says")
-    server.add_argument("--concurrency", type=int, default=32, help="sessions at a time (default: %(default)s)")
-    server.add_argument("--timeout", type=float, default=300.0, metavar="SECONDS", help="of one turn (default: %(default)g)")
-    server.add_argument("--retries", type=int, default=5, help="of a request that the server could not take (default: %(default)s)")
-    server.add_argument("--api-key-variable", metavar="NAME", help="environment variable that holds the server's key")
+    add_server_options(parser, where="where MODEL is a server")
+    parser.add_argument(
+        "--processor", metavar="MODEL", help="folder or name of the server's model: for its processor; by default what it says"
+    )
     return parser
 
 
@@ -233,42 +224,13 @@ class _Bar:
 
 def _server(arguments: argparse.Namespace) -> tuple[Server, str]:
     """The server, and the model whose template it uses."""
-    key = None
-    if arguments.api_key_variable:
-        key = os.environ.get(arguments.api_key_variable)
-        if not key:
-            raise CommandError(f"--api-key-variable: there is no environment variable {arguments.api_key_variable}")
-    name, processor = arguments.served_model, arguments.processor
-    if not name or not processor:
-        offered = _offered(arguments.model, key)
-        if not name and len(offered) != 1:
-            raise CommandError(f"--served-model: one of {', '.join(offered)}")
-        name = name or next(iter(offered))
-        processor = processor or offered.get(name)
-        if not processor:
-            raise CommandError(
-                f"--processor: {arguments.model} does not say from where it loaded {name}; a Hugging Face folder or name is needed"
-            )
-    server = Server(
-        url=arguments.model,
-        model=name,
-        api_key=key,
-        concurrency=arguments.concurrency,
-        timeout_seconds=arguments.timeout,
-        num_retries=arguments.retries,
-    )
-    return server, processor
-
-
-def _offered(url: str, key: str | None) -> dict[str, str | None]:
-    """The server's models, and from where it loaded each where it says so (vLLM does)."""
-    try:
-        response = httpx.get(f"{url.rstrip('/')}/models", headers={"Authorization": f"Bearer {key}"} if key else None, timeout=30)
-        return {one["id"]: one.get("root") for one in response.raise_for_status().json()["data"]}
-    except (httpx.HTTPError, ValueError, KeyError, TypeError) as error:
+    server, source = read_server(arguments.model, arguments, with_source=not arguments.processor)
+    processor = arguments.processor or source
+    if not processor:
         raise CommandError(
-            f"{url}: no list of models ({error!r}): name --served-model and --processor, or is it another address?"
-        ) from error
+            f"--processor: {arguments.model} does not say from where it loaded {server.model}; a Hugging Face folder or name is needed"
+        )
+    return server, processor
 
 
 def _short(model: str) -> str:

@@ -6,10 +6,13 @@ from collections.abc import Callable, Sequence
 
 from jobs.command_line import guarded
 from jobs.prepare.commands import Commands
+from jobs.prepare.difficulty import difficulty
 from jobs.prepare.documents import documents
 from jobs.prepare.formats import convert
+from jobs.prepare.pairs import pairs
+from jobs.prepare.trajectories import trajectories
 
-COMMANDS: tuple[Callable[[Commands], None], ...] = (documents, convert)
+COMMANDS: tuple[Callable[[Commands], None], ...] = (documents, pairs, difficulty, trajectories, convert)
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -18,7 +21,9 @@ def main(argv: Sequence[str] | None = None) -> int:
     commands = parser.add_subparsers(dest="command", required=True, metavar="COMMAND")
     for add in COMMANDS:
         add(commands)
-    arguments = parser.parse_args(argv)
+    argv = sys.argv[1:] if argv is None else list(argv)
+    command = commands.choices.get(argv[0]) if argv else None
+    arguments = parser.parse_args(argv) if command is None else command.parse_intermixed_args(argv[1:])  # options between key=value too
     return guarded(lambda: arguments.run(arguments))
 
 

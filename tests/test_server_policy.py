@@ -8,6 +8,7 @@ from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 import httpx
 import pytest
 
+from arm_rl.chat_server import ServerError
 from arm_rl.core import session
 from arm_rl.core.config import SessionConfig
 from arm_rl.core.images import Image
@@ -15,7 +16,7 @@ from arm_rl.core.session import PolicyRequest
 from arm_rl.core.template import Template
 from arm_rl.core.types import Message
 from arm_rl.core.view import ViewSize
-from arm_rl.server_policy import ServerError, ServerPolicy
+from arm_rl.server_policy import ServerPolicy
 from tests.scripted import ANSWER, ZOOM, call, make_sample, noise
 from tools import load_tools
 from tools.local import LocalTools

@@ -21,7 +21,7 @@ from arm_rl.core.config import ConfigError, SftConfig, TrainConfig
 
 _ENVIRONMENT = re.compile(r"\$\{\s*oc\.env\s*:")  # OmegaConf's way to a variable
 
-ConfigT = TypeVar("ConfigT", TrainConfig, SftConfig)
+ConfigT = TypeVar("ConfigT")  # a configuration: a frozen dataclass whose sections are such dataclasses
 
 
 def load(cls: type[ConfigT], path: str | os.PathLike, overrides: Sequence[str] = ()) -> ConfigT:
@@ -135,7 +135,8 @@ def _keys(cls: type, prefix: str = "") -> list[tuple[str, str, str]]:
         if dataclasses.is_dataclass(item.type):
             rows += _keys(typing.cast(type, item.type), f"{prefix}{item.name}.")
         else:
-            default = "(needed)" if item.default == MISSING else "{}" if item.default is dataclasses.MISSING else str(item.default)
+            value = item.default_factory() if item.default_factory is not dataclasses.MISSING else item.default
+            default = "(needed)" if value == MISSING else str(value)
             rows.append((prefix + item.name, default, comments.get(item.name, "")))
     return rows
 

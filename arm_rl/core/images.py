@@ -52,6 +52,14 @@ class Image:
         """
         return _size(self)
 
+    @property
+    def mime_type(self) -> str:
+        """Such as image/png. Raises as `size`."""
+        try:
+            return PILImage.open(io.BytesIO(self.data)).get_format_mimetype() or "image/png"
+        except Exception as error:
+            raise _unreadable(self.data, error) from error
+
     def pil(self) -> PILImage.Image:
         """Decodes to RGB, upright: on white where it is transparent, the first picture where it moves.
 

@@ -275,13 +275,8 @@ class _Loop:
             image_names=names,
             seconds=time.perf_counter() - started,
         )
-        parts: list[str | ImagePart] = []
-        for name in names:
-            parts += [f"{name}: ", ImagePart(name=name)]
-        lines = [event.text] if event.text else []
-        if not self._call_allowed(len(self.turns) + 1):
-            lines.append(self.limits.last_turn_notice)
-        return event, Message(role="tool", parts=(*parts, "\n".join(lines)))
+        notice = None if self._call_allowed(len(self.turns) + 1) else self.limits.last_turn_notice
+        return event, observation(event, notice)
 
     def _shown(self, result: ToolResult) -> ToolResult:
         """The result, or a failed one where the policy cannot be shown its images."""
@@ -322,6 +317,15 @@ class _Loop:
         if refused_call:
             return "turn_limit"
         return "length" if completion.finish_reason == "length" else "answered"
+
+
+def observation(event: ToolEvent, notice: str | None) -> Message:
+    """What the policy sees of a call. `notice` is added before a turn that must answer."""
+    parts: list[str | ImagePart] = []
+    for name in event.image_names:
+        parts += [f"{name}: ", ImagePart(name=name)]
+    lines = [*([event.text] if event.text else []), *([notice] if notice is not None else [])]
+    return Message(role="tool", parts=(*parts, "\n".join(lines)))
 
 
 def _cut_middle(text: str, limit: int) -> str:

@@ -13,6 +13,7 @@ from arm_rl.digits.tasks import Task, Track
 from arm_rl.digits.teacher import ScriptedTeacher
 from arm_rl.digits.tiles import Tiles, TilesTask
 from arm_rl.digits.tracks import TRACKS, misfits
+from arm_rl.preferences import ROW_GROUP
 from tools import load_tools
 from tools.local import LocalTools
 
@@ -36,7 +37,7 @@ def test_equal_arguments_give_equal_bytes(file, tmp_path):
 def test_columns_and_row_groups(file):
     written = pq.ParquetFile(file)
     assert written.schema_arrow.names == ["data_source", "prompt", "images", "ability", "reward_model", "extra_info"]
-    assert [written.metadata.row_group(number).num_rows for number in range(written.num_row_groups)] == [dataset.ROW_GROUP, 22]
+    assert [written.metadata.row_group(number).num_rows for number in range(written.num_row_groups)] == [ROW_GROUP, 22]
 
 
 def test_the_reader_gets_each_scene_back(file):

@@ -1,0 +1,85 @@
+"""The command `pairs`: answers to judge, out of questions and their right answers."""
+
+import argparse
+import asyncio
+import json
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from arm_rl.backends import Server
+from arm_rl.chat_server import ChatServer
+from arm_rl.core.config_file import describe, load
+from arm_rl.core.phrase import read_phrase
+from arm_rl.json_lines import JsonLines
+from arm_rl.pairs.build import read_all, report, write_files
+from arm_rl.pairs.config import PairsConfig
+from arm_rl.pairs.replies import Replies
+from arm_rl.pairs.writer import FlawWriter, Outcome
+from arm_rl.questions import Question
+from jobs.prepare.commands import Commands, progress
+from jobs.server_options import add_server_options, read_server
+
+REPLIES, REPORT = "replies.jsonl", "report.json"
+
+
+def pairs(commands: Commands) -> None:
+    """Adds the command that makes preference pairs."""
+    parser = commands.add_parser(
+        "pairs",
+        help="answers to judge, out of questions and their right answers",
+        description="A language model writes plausible but flawed answers to questions. They become training data of two answers (pair),\n"
+        "one (point) or several (rank), in which nothing but the content tells which is right. Replies are kept: an interrupted\n"
+        "run goes on, and other limits need no new ones.",
+        epilog=f"keys:\n{describe(PairsConfig)}",
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    parser.add_argument("questions", nargs="+", metavar="FILE", help="JSONL of questions; also key=value of the configuration")
+    parser.add_argument("--server", required=True, metavar="URL", help="http://…/v1 of an OpenAI-compatible server")
+    parser.add_argument("--out", type=Path, required=True, metavar="FOLDER", help="of the files, the replies and the report")
+    parser.add_argument("--config", default="configs/pairs.yaml", help="(default: %(default)s)")
+    add_server_options(parser, where="the server")
+    parser.set_defaults(run=_pairs)
+
+
+def _pairs(arguments: argparse.Namespace) -> str:
+    overrides = [one for one in arguments.questions if "=" in one and not Path(one).exists()]
+    config = load(PairsConfig, arguments.config, overrides)
+    phrase = read_phrase(config.question)
+    questions = read_all([Path(one) for one in arguments.questions if one not in overrides])
+    server, _ = read_server(arguments.server, arguments)
+    outcomes, num_asked = asyncio.run(_written(questions, server, config, arguments.out))
+    made = write_files(outcomes, config, phrase, arguments.out)
+    found = report(outcomes, made, config, num_asked)
+    (arguments.out / REPORT).write_text(json.dumps(found, indent=2, ensure_ascii=False), encoding="utf-8")
+    return "\n".join([*told(found), f"done: {', '.join(found['files'])} and {REPORT} are in {arguments.out}"])
+
+
+async def _written(questions: Sequence[Question], server: Server, config: PairsConfig, folder: Path) -> tuple[list[Outcome], int]:
+    chat = ChatServer(server.url, timeout_seconds=server.timeout_seconds, num_retries=server.num_retries, api_key=server.api_key)
+    try:
+        with JsonLines(folder / REPLIES) as lines, progress("writing flawed answers", len(questions), "questions") as step:
+            writer = FlawWriter(chat, server.model, config, Replies(lines))
+            outcomes = await writer.write_all(questions, concurrency=server.concurrency, on_done=lambda outcome: step())
+        return outcomes, writer.num_asked
+    finally:
+        await chat.close()
+
+
+def told(found: dict[str, Any]) -> list[str]:
+    """The report in a few lines."""
+    lines = [f"{found['used']} of {found['questions']} questions used, {found['requests']} requests"]
+    lines += [f"  not used: {reason}: {one['questions']} (such as {one['such_as'][0]})" for reason, one in found["not_used"].items()]
+    for name, file in found["files"].items():
+        labels = ", ".join(f"{label}: {number}" for label, number in file["labels"].items())
+        lines.append(f"{name}: {file['rows']} rows (labels {labels}); {_judged(file)}")
+        if file["questions_dropped_for_balance"]:
+            lines.append(f"  {file['questions_dropped_for_balance']} questions left out whose answers place, length and form told apart")
+    return lines
+
+
+def _judged(file: dict[str, Any]) -> str:
+    if file["at_chance"] is None:
+        return "too few to tell whether place, length and form give anything away"
+    verdict = "chance" if file["at_chance"] else "MORE THAN CHANCE: do not train on it as it is"
+    return f"by place, length and form alone {file['accuracy_by_cues']:.1%} can be judged right, {verdict}"

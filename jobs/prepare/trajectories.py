@@ -1,0 +1,89 @@
+"""The command `trajectories`: demonstrations for the cold start, by a stronger model."""
+
+import argparse
+import asyncio
+import json
+from collections.abc import Mapping
+from contextlib import AbstractAsyncContextManager, ExitStack
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+from actors.cluster import cluster
+from arm_rl.backends import Server, engine_backend, server_backend, server_template
+from arm_rl.cold_start import best, demonstrations, recorded, report, run_sessions, sessions_of
+from arm_rl.core.config import TrainConfig
+from arm_rl.core.config_file import load
+from arm_rl.core.parsing import TOOL_FORMATS
+from arm_rl.core.template import Template
+from arm_rl.core.types import Sample
+from arm_rl.data import read_samples
+from arm_rl.demonstrations import write_demonstrations
+from arm_rl.inputs import read_template
+from arm_rl.run_folder import open_run
+from jobs.prepare.commands import Commands, progress
+from jobs.server_options import CommandError, add_server_options, read_server
+
+FILE, REPORT = "demonstrations.parquet", "report.json"
+
+
+def trajectories(commands: Commands) -> None:
+    """Adds the command that makes demonstrations."""
+    parser = commands.add_parser(
+        "trajectories",
+        help="demonstrations for the cold start, by a stronger model",
+        description="A stronger model judges the samples of data.train through the session loop, with tools. A session is kept if its form "
+        "and its judgment are right and a call succeeded; of each sample, the one with the fewest calls. The file is what jobs.sft reads. "
+        "The model is model.path's, or a server's: then only the processor is read from model.path. Started again, it goes on where it "
+        "stopped.",
+    )
+    parser.add_argument("config", metavar="CONFIG", help="YAML file of a GRPO stage")
+    parser.add_argument("overrides", nargs="*", metavar="key=value", help="a key of the configuration, and its value")
+    parser.add_argument("--server", metavar="URL", help="http://…/v1 of an OpenAI-compatible server")
+    parser.add_argument("--best-of", type=int, default=1, metavar="N", help="sessions of each sample (default: %(default)s)")
+    parser.add_argument("--out", type=Path, metavar="FILE", help=f"(default: {FILE} in the run's folder)")
+    add_server_options(parser, where="with --server")
+    parser.set_defaults(run=_trajectories)
+
+
+def _trajectories(arguments: argparse.Namespace) -> str:
+    config = load(TrainConfig, arguments.config, arguments.overrides)
+    config = replace(config, run=replace(config.run, name=f"{config.run.name}-trajectories"))
+    if arguments.best_of < 1:
+        raise CommandError(f"--best-of: at least 1, not {arguments.best_of}")
+    server = read_server(arguments.server, arguments)[0] if arguments.server else None
+    template = read_template(config) if server is None else server_template(config)
+    samples = read_samples(config.data.train, list(template.schemas), config.data)
+    folder = open_run(config)
+    sessions = sessions_of(samples, arguments.best_of)
+    known = {one.group_id for one in recorded(folder)}
+    pending = {group_id: sample for group_id, sample in sessions.items() if group_id not in known}
+    if pending:
+        asyncio.run(_run(config, template, pending, server))
+    found = [one for one in recorded(folder) if one.group_id in sessions]
+    chosen = best(found, samples)
+    shown = report(samples, found, chosen, arguments.best_of)
+    (folder / REPORT).write_text(json.dumps(shown, indent=2))
+    if not chosen:
+        raise CommandError("\n".join(["no session can be learned from:", *told(shown)]))
+    out = arguments.out or folder / FILE
+    written = write_demonstrations(out, demonstrations(chosen, config.session.last_turn_notice))
+    return "\n".join([*told(shown), f"done: {written} demonstrations are in {out}; {REPORT} and the trajectories are in {folder}"])
+
+
+async def _run(config: TrainConfig, template: Template, sessions: Mapping[str, Sample], server: Server | None) -> None:
+    with ExitStack() as stack:
+        if server is None:
+            stack.enter_context(cluster())
+        backend: AbstractAsyncContextManager[Any] = (
+            engine_backend(config, template) if server is None else server_backend(config, template, server)
+        )
+        async with backend as ready:
+            with progress("running sessions", len(sessions), "sessions") as step:
+                await run_sessions(ready, sessions, config, TOOL_FORMATS[config.template.tool_format], on_done=step)
+
+
+def told(shown: dict[str, Any]) -> list[str]:
+    """The report in a few lines."""
+    lines = [f"{shown['kept']} of {shown['samples']} samples have a demonstration, out of {shown['sessions']} sessions"]
+    return lines + [f"  not learned from: {reason}: {number} sessions" for reason, number in shown["refused_sessions"].items()]
