@@ -33,7 +33,7 @@ class SimulatedLoop(asyncio.SelectorEventLoop):
         self._spent = 0.0
         result = func(*args)
         future: asyncio.Future[T] = self.create_future()
-        self.call_later(self._spent, lambda: future.done() or future.set_result(result))
+        self.call_later(self._spent, future.set_result, result)
         return future
 
     def _sleep(self, timeout: float | None) -> None:

@@ -22,8 +22,8 @@ class Gpu:
     network: float  # bytes/s to other nodes, one direction: its own adapter, as in the vendor's own nodes
 
 
-# NVIDIA's data sheets: H200, H100 SXM and A100 80GB SXM, B200 (HGX), L40S. NVLink is given there for both directions together. Adapters: DGX
-# H100, H200 and B200 have one of 400 Gbit/s a GPU, DGX A100 one of 200; for L40S servers two GPUs to one of 200 are taken.
+# NVIDIA's data sheets: H200, H100 SXM and A100 80GB SXM, B200 (HGX), L40S. NVLink is given there for both directions together; an L40S has
+# none. Adapters: DGX H100, H200 and B200 have one of 400 Gbit/s a GPU, DGX A100 one of 200; L40S servers are taken to have one for two.
 GPUS = {
     gpu.name: gpu
     for gpu in (
@@ -50,8 +50,8 @@ class Cluster:
         return self.nodes * self.gpus_per_node
 
     def collective(self, ranks: int) -> float:
-        """Bytes/s at which each of so many ranks receives what all have: NVLink within a node; beyond, all adapters of a node together bring
-        in what its GPUs hand on by NVLink."""
+        """Bytes/s at which each of so many ranks receives what all have: by NVLink in a node, and beyond it by all adapters of a node
+        together, whose GPUs hand it on by NVLink."""
         gpu = self.gpu
         return gpu.nvlink if ranks <= self.gpus_per_node else min(gpu.nvlink, gpu.network * self.gpus_per_node)
 

@@ -95,7 +95,7 @@ class MeasuredRollouts:
                     started = version.number
                     await asyncio.sleep(seconds)
                     if place % 2 == 0:
-                        turns.append(turn(1, 1, started))
+                        turns.append(turn(1, (), started))
             return trajectory(sample, group_id, index, (0,), turns)
 
         return list(await asyncio.gather(*(session(index) for index in range(size))))

@@ -1,8 +1,8 @@
 """Memory of a GPU by part, in bytes: a learner's rank, and an engine.
 
-Model states are those of ZeRO (Rajbhandari et al. 2020, arXiv 1910.02054, section 3.1: 2 + 2 + 12 bytes a parameter in mixed precision, each
-part divided by the ranks from its stage on), with what DeepSpeed 0.19 does beside it: gradients are added up in float32. Activations are
-counted as Korthikanti et al. count them (2022, arXiv 2205.05198, section 4), for the blocks of Qwen's models as transformers writes them.
+Model states are those of ZeRO (Rajbhandari et al. 2020, arXiv 1910.02054, section 3.1: 2 + 2 + 12 bytes a parameter in mixed precision,
+each part divided by the ranks from its stage on), with what DeepSpeed 0.19 does beside it: gradients are added up in float32. Activations
+are counted as Korthikanti et al. count them (2022, arXiv 2205.05198, section 4), for Qwen's blocks as transformers writes them.
 """
 
 from collections.abc import Mapping
@@ -141,20 +141,28 @@ def learner(
     image_tokens = int(config.micro_batch_tokens * image_share)
     tokens = config.micro_batch_tokens - image_tokens
     patches = image_tokens * shape.patches_per_token
-    keep = {"checkpointing": config.gradient_checkpointing, "element": element}
     frozen = config.freeze_vision and config.freeze_projector
-    tower = patches * block_bytes(shape.tower, element=element) if frozen else activations(shape.tower, patches, **keep)
+    tower = (
+        patches * block_bytes(shape.tower, element=element)
+        if frozen
+        else activations(shape.tower, patches, checkpointing=config.gradient_checkpointing, element=element)
+    )
     parts = {
         "weights": states.weights * (1 + reference),
         "gradients": states.gradients,
         "optimizer": states.optimizer,
         "ZeRO buffers": zero_buffers(shape, trained, zero_stage=config.zero_stage, element=element),
-        "activations": activations(shape.text, tokens, **keep),
+        "activations": activations(shape.text, tokens, checkpointing=config.gradient_checkpointing, element=element),
         "vision activations": tower + patches * shape.patch_values * element,
         "logits": logits(shape.vocabulary, int(tokens * loss_share), element=element),
     }
     parts["fragments"] = int(_FRAGMENTS * sum(parts.values()))
     return parts | {"context": _CONTEXT, "host": states.host}
+
+
+def on_gpu(parts: Mapping[str, int]) -> int:
+    """Their sum without the host's."""
+    return sum(size for name, size in parts.items() if name != "host")
 
 
 def lora_parameters(shape: ModelShape, rank: int) -> int:

@@ -16,7 +16,7 @@ class UnknownModel(UserError):
     """There is no such folder, and the name is none of `KNOWN`."""
 
 
-def _qwen2_5(*, vision_intermediate: int = 3420, tied: bool = False, **text: int) -> PreTrainedConfig:
+def _qwen2_5(*, vision_intermediate: int = 3420, tied: bool = False, **text: Any) -> PreTrainedConfig:
     vision = {
         "depth": 32,
         "hidden_size": 1280,
@@ -29,7 +29,7 @@ def _qwen2_5(*, vision_intermediate: int = 3420, tied: bool = False, **text: int
     )
 
 
-def _qwen3(*, large_vision: bool = False, tied: bool = False, **text: int) -> PreTrainedConfig:
+def _qwen3(*, large_vision: bool = False, tied: bool = False, **text: Any) -> PreTrainedConfig:
     depth, hidden, intermediate, taps = (27, 1152, 4304, [8, 16, 24]) if large_vision else (24, 1024, 4096, [5, 11, 17])
     vision = {
         "depth": depth,
@@ -45,7 +45,7 @@ def _qwen3(*, large_vision: bool = False, tied: bool = False, **text: int) -> Pr
     )
 
 
-def _sizes(hidden: int, intermediate: int, layers: int, heads: int, key_value_heads: int) -> dict[str, int]:
+def _sizes(hidden: int, intermediate: int, layers: int, heads: int, key_value_heads: int) -> dict[str, Any]:
     return {
         "hidden_size": hidden,
         "intermediate_size": intermediate,

@@ -24,13 +24,14 @@ from actors.rollout_group import RolloutGroup
 from actors.scorer import Score
 from actors.weight_sync import Published, WeightFile
 from arm_rl.core.config import MetricsConfig, TrainConfig
-from arm_rl.core.types import Batch, Message, Sample, Trajectory, Turn
+from arm_rl.core.types import Batch, ImageInfo, Message, Sample, Trajectory, Turn
 from arm_rl.data import Cursor
 from arm_rl.driver import Driver
 from arm_rl.groups import GroupRunner
 from arm_rl.metrics_log import MetricsLog
 from arm_rl.plan import clock
 
+PAD = -1  # stands for an image token of a simulated trajectory
 _SAMPLES = 4096  # of the simulated data
 
 
@@ -107,7 +108,7 @@ async def _simulate(config: TrainConfig, rollouts: Rollouts, learning: Learning,
         tempfile.TemporaryDirectory() as folder,
         MetricsLog(Path(folder), MetricsConfig(wandb="disabled"), None, 0, console=Console(file=io.StringIO())) as log,
     ):
-        makers = [lambda number=number: _engine(number, rollouts) for number in range(config.rollout.num_actors)]  # type: ignore[misc]
+        makers = [lambda number=number: _engine(number, rollouts) for number in range(config.rollout.num_actors)]
         runner = GroupRunner(config, RolloutGroup(makers), [_scorer(rollouts)])
         driver = Driver(
             config,
@@ -115,7 +116,7 @@ async def _simulate(config: TrainConfig, rollouts: Rollouts, learning: Learning,
             learners=_Learners(learning),
             cursor=Cursor([_sample(number) for number in range(_SAMPLES)], config.run.seed),
             held_out=[],
-            image_pad_id=-1,
+            image_pad_id=PAD,
             num_steps=steps,
             log=log,
         )
@@ -192,27 +193,30 @@ def _sample(number: int) -> Sample:
     return Sample(id=str(number), track="simulated", messages=(Message(role="user", parts=("",)),), label="1")
 
 
-def trajectory(sample: Sample, group_id: str, index: int, prompt: Sequence[int], turns: Sequence[Turn]) -> Trajectory:
+def trajectory(
+    sample: Sample, group_id: str, index: int, prompt: tuple[int, ...], turns: Sequence[Turn], images: Sequence[ImageInfo] = ()
+) -> Trajectory:
     """A session that came to its end."""
     return Trajectory(
         sample_id=sample.id,
         track=sample.track,
         group_id=group_id,
         index=index,
-        prompt_ids=tuple(prompt),
+        prompt_ids=prompt,
         turns=tuple(turns),
+        images=tuple(images),
         end="answered",
     )
 
 
-def turn(num_tokens: int, observed: int, version: int) -> Turn:
+def turn(num_tokens: int, observed: tuple[int, ...], version: int) -> Turn:
     """A turn of so many tokens, all alike."""
     return Turn(
         token_ids=(0,) * num_tokens,
         logprobs=(0.0,) * num_tokens,
         text="",
         finish_reason="stop",
-        observation_ids=(0,) * observed,
+        observation_ids=observed,
         policy_version=version,
     )
 

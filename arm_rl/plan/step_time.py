@@ -1,7 +1,7 @@
 """How long the parts of a step take, from the GPU's roofline, and what bounds each (Williams et al. 2009, "Roofline").
 
-Operations are counted as in Kaplan et al. 2020 (arXiv 2001.08361, section 2.1): 2 for each parameter and token forward, twice that backward,
-and attention apart. Traffic of ZeRO is that of its paper (section 7): 2 Psi for stages 0 to 2, 3 Psi for stage 3.
+Operations are counted as in Kaplan et al. 2020 (arXiv 2001.08361, section 2.1): 2 for each parameter and token forward, twice that
+backward, and attention apart. Traffic of ZeRO is that of its paper (section 7): 2 Psi for stages 0 to 2, 3 Psi for stage 3.
 """
 
 import math
