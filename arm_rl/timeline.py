@@ -14,7 +14,7 @@ import asyncio
 import json
 import logging
 from collections.abc import Awaitable, Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, get_args
 
@@ -114,6 +114,7 @@ class Event:
     start: int  # microseconds since 1970
     end: int
     failed: bool = False  # an error ended it
+    details: Mapping[str, Any] = field(default_factory=dict)  # as it was recorded
 
     @property
     def actor_kind(self) -> str:
@@ -140,6 +141,7 @@ def read(folder: Path) -> list[Event]:
                     start=line["ts"],
                     end=line["ts"] + line["dur"],
                     failed="error" in line.get("args", ()),
+                    details=line.get("args", {}),
                 )
             )
         elif line["name"] == "process_name":

@@ -36,10 +36,9 @@ def load(cls: type[ConfigT], path: str | os.PathLike, overrides: Sequence[str] =
     return build(cls, written, source=str(path))
 
 
-def load_saved(path: str | os.PathLike) -> TrainConfig | SftConfig:
+def load_saved(path: str | os.PathLike, overrides: Sequence[str] = ()) -> TrainConfig | SftConfig:
     """Reads the configuration of a run, of whichever kind it is. Raises as `load`."""
-    written = _read(path)
-    return build(TrainConfig, written, str(path)) if "algorithm" in written else build(SftConfig, written, str(path))
+    return load(TrainConfig, path, overrides) if "algorithm" in _read(path) else load(SftConfig, path, overrides)
 
 
 def read_saved(cls: type, path: str | os.PathLike) -> dict[str, Any]:

@@ -1,0 +1,1 @@
+"""What a run needs and how long its steps take, before any GPU is paid for: memory, roofline and a simulation of the driver."""

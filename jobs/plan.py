@@ -1,0 +1,253 @@
+"""Plans a run without a GPU: `python -m jobs.plan CONFIG --nodes 2 --gpus 8 --gpu h200 key=value …`."""
+
+import argparse
+import dataclasses
+import json
+import sys
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from rich.console import Console
+from rich.progress import Progress
+from rich.table import Table
+
+from arm_rl.core.config import SftConfig, TrainConfig
+from arm_rl.core.config_file import load_saved
+from arm_rl.plan import memory
+from arm_rl.plan.fit import Memory, memory_of
+from arm_rl.plan.hardware import GIB, GPUS, Cluster
+from arm_rl.plan.modelled import Setting
+from arm_rl.plan.search import Tried, search
+from arm_rl.plan.shapes import ModelShape
+from arm_rl.plan.steps import StepPlan, scaling, step_of, stops_at
+from arm_rl.plan.workload import Workload
+from jobs.command_line import guarded
+
+_SHOWN = 8  # nearby settings
+_WORTH_SAYING = 0.03  # of a step's seconds
+
+
+def plan(setting: Setting, *, nearby: bool, most_gpus: int, console: Console, as_json: bool) -> str:
+    """Prints tables, or JSON; gives the verdict."""
+    with Progress(console=Console(stderr=True), transient=True) as progress:
+        task = progress.add_task("", total=None)
+
+        def told(name: str) -> None:
+            progress.update(task, description=name)
+
+        needs = memory_of(setting)
+        told("as configured")
+        step = step_of(setting) if needs.fits else None
+        tried = search(setting, told) if nearby else []
+        sizes = scaling(setting, most_gpus, told) if most_gpus and step is not None else []
+    said = verdict(setting, needs, step, tried, sizes)
+    if as_json:
+        return json.dumps(_as_json(setting, needs, step, tried, sizes, said), indent=1)
+    console.print(*_tables(setting, needs, step, tried, sizes), sep="\n")
+    return said
+
+
+def verdict(setting: Setting, needs: Memory, step: StepPlan | None, tried: Sequence[Tried], sizes: Sequence[tuple[int, StepPlan]]) -> str:
+    """In a line."""
+    best = tried[0] if tried and tried[0].step is not None else None
+    if step is None:
+        said = "does not fit: " + "; ".join(needs.problems)
+        return said + (f"; {', '.join(best.changes)} fits" if best is not None else "")
+    share = memory.on_gpu(needs.learner) / needs.limit
+    said = f"fits: a learner takes {share:.0%} of its GPU; {step.seconds:.0f} s a step, {step.rate:.1f} trajectories/s"
+    gain = 1 - _relative(best, tried) if best is not None else 0.0
+    if best is not None and gain > _WORTH_SAYING:
+        said += f"; {', '.join(best.changes)} takes {gain:.0%} less"
+    last = stops_at(sizes)
+    if last is not None:
+        said += f"; more than {last} GPUs bring little"
+    return said
+
+
+def _relative(one: Tried, tried: Sequence[Tried]) -> float:
+    """Its step's seconds over those of the setting as it is configured."""
+    own = next((other.step for other in tried if not other.changes), None)
+    return one.step.seconds / own.seconds if one.step is not None and own is not None else 1.0
+
+
+def _tables(
+    setting: Setting, needs: Memory, step: StepPlan | None, tried: Sequence[Tried], sizes: Sequence[tuple[int, StepPlan]]
+) -> list[Table]:
+    cluster, shape = setting.cluster, setting.shape
+    title = (
+        f"{shape.name}, {shape.parameters / 1e9:.2f} billion parameters, on {cluster.nodes} x {cluster.gpus_per_node} {cluster.gpu.name}"
+    )
+    tables = [_memory_table(title, setting, needs)]
+    if step is not None:
+        tables.append(_step_table(step))
+    if tried:
+        tables.append(_tried_table(tried))
+    if sizes:
+        tables.append(_sizes_table(sizes))
+    return tables
+
+
+def _memory_table(title: str, setting: Setting, needs: Memory) -> Table:
+    table = Table("GPU of", "part", "GiB", title=title, title_justify="left")
+    table.columns[-1].justify = "right"
+    rows: list[tuple[str, Mapping[str, int]]] = [("a learner", needs.learner)]
+    if needs.engine:
+        rows.append(("an engine", needs.engine))
+    for name, parts in rows:
+        for part, size in parts.items():
+            if size and part != "host":
+                table.add_row(name, part, f"{size / GIB:.1f}")
+                name = ""
+        table.add_row(name, "in all", f"{memory.on_gpu(parts) / GIB:.1f}")
+        table.add_section()
+    if needs.longest != memory.on_gpu(needs.learner):
+        table.add_row("a learner", "in all, with the longest session that is allowed", f"{needs.longest / GIB:.1f}")
+    if setting.takes_turns:
+        table.add_row("both", "engine, and what a learner keeps beside it", f"{_together(setting, needs) / GIB:.1f}")
+    if needs.learner["host"]:
+        table.add_row("host", "optimizer of a rank, off-loaded", f"{needs.learner['host'] / GIB:.1f}")
+    table.add_row("", "there is", f"{needs.limit / GIB:.1f}")
+    return table
+
+
+def _together(setting: Setting, needs: Memory) -> int:
+    return memory.on_gpu(needs.engine) + memory.idle_learner(needs.learner)
+
+
+def _step_table(step: StepPlan) -> Table:
+    table = Table(
+        "phase",
+        "seconds",
+        "share",
+        "bound by",
+        title=f"a step: {step.seconds:.1f} s, {step.trajectories} trajectories",
+        title_justify="left",
+    )
+    for column in table.columns[1:3]:
+        column.justify = "right"
+
+    def row(name: str, seconds: float, bound: str = "") -> None:
+        if seconds:
+            table.add_row(name, f"{seconds:.1f}", f"{seconds / step.seconds:.0%}", bound)
+
+    row("the driver waits for groups", step.rollout)
+    row("learners train", step.learner, _bounds(step.bounds))
+    row("new weights travel", step.sync, "host and network")
+    table.add_section()
+    row("an engine reads prompts", step.prefill, "compute")
+    row("an engine samples", step.decode, _bounds(step.engine_bounds))
+    if step.rollout or step.prefill:
+        row("an engine is idle", step.engine_idle * step.seconds, "tools, the longest sessions, learners, weights")
+    row("a learner is idle", step.learner_idle * step.seconds, "groups, weights")
+    row("a call waits for an executor", step.tools, "tools.num_executors")
+    return table
+
+
+def _bounds(bounds: Mapping[str, float]) -> str:
+    total = sum(bounds.values()) or 1.0
+    shares = sorted(bounds.items(), key=lambda pair: -pair[1])
+    return ", ".join(f"{name} {seconds / total:.0%}" for name, seconds in shares if seconds >= 0.01 * total)
+
+
+def _tried_table(tried: Sequence[Tried]) -> Table:
+    table = Table("nearby settings", "seconds", "idle: engine, learner", "", title_justify="left")
+    table.columns[1].justify = "right"
+    fitting = [one for one in tried if one.step is not None]
+    for one in (*fitting[:_SHOWN], *[one for one in fitting[_SHOWN:] if not one.changes]):
+        assert one.step is not None
+        idle = f"{one.step.engine_idle:.0%}, {one.step.learner_idle:.0%}"
+        table.add_row("\n".join(one.changes) or "as configured", f"{_relative(one, tried):.2f} x", idle, "")
+    for one in [one for one in tried if one.step is None][: _SHOWN // 2]:
+        table.add_row("\n".join(one.changes) or "as configured", "", "", one.problems[0])
+    return table
+
+
+def _sizes_table(sizes: Sequence[tuple[int, StepPlan]]) -> Table:
+    table = Table(
+        "GPUs",
+        "s a step",
+        "trajectories/s",
+        "of linear",
+        "rollouts",
+        "learners",
+        "sync",
+        "engine idle",
+        "learners bound by",
+        title_justify="left",
+    )
+    for column in table.columns[:-1]:
+        column.justify = "right"
+    first_gpus, first = sizes[0]
+    for gpus, step in sizes:
+        linear = step.rate / first.rate * first_gpus / gpus
+        times = (step.rollout, step.learner, step.sync)
+        table.add_row(
+            str(gpus),
+            f"{step.seconds:.1f}",
+            f"{step.rate:.1f}",
+            f"{linear:.0%}",
+            *(f"{seconds:.1f}" for seconds in times),
+            f"{step.engine_idle:.0%}",
+            _bounds(step.bounds),
+        )
+    return table
+
+
+def _as_json(
+    setting: Setting, needs: Memory, step: StepPlan | None, tried: Sequence[Tried], sizes: Sequence[tuple[int, StepPlan]], said: str
+) -> dict[str, Any]:
+    return {
+        "model": dataclasses.asdict(setting.shape),
+        "cluster": dataclasses.asdict(setting.cluster),
+        "workload": dataclasses.asdict(setting.workload),
+        "efficiency": dataclasses.asdict(setting.efficiency),
+        "memory": dataclasses.asdict(needs),
+        "step": None if step is None else dataclasses.asdict(step),
+        "nearby": [dataclasses.asdict(one) for one in tried],
+        "scaling": [{"gpus": gpus, **dataclasses.asdict(one)} for gpus, one in sizes],
+        "verdict": said,
+    }
+
+
+def main() -> int:
+    """Plans from the command line."""
+    parser = argparse.ArgumentParser(
+        prog="python -m jobs.plan", description="What a run needs of its GPUs, and how long its steps take. It needs none itself."
+    )
+    parser.add_argument("config", help="YAML file of jobs.train or jobs.sft")
+    parser.add_argument(
+        "overrides", nargs="*", metavar="key=value", help="a key of the configuration, and its value; model.path may be a name"
+    )
+    parser.add_argument("--nodes", type=int, default=1, help="of the cluster (%(default)s)")
+    parser.add_argument("--gpus", type=int, default=8, help="of a node (%(default)s)")
+    parser.add_argument("--gpu", choices=sorted(GPUS), default="h200", help="their kind (%(default)s)")
+    parser.add_argument(
+        "--workload",
+        nargs="+",
+        default=[],
+        metavar="key=value",
+        help="what sessions are like: " + ", ".join(f.name for f in dataclasses.fields(Workload)),
+    )
+    parser.add_argument(
+        "--scale", type=int, default=0, metavar="GPUS", help="also on twice, four times, … as many nodes, up to so many GPUs"
+    )
+    parser.add_argument("--no-search", action="store_true", help="leave out the nearby settings")
+    parser.add_argument("--json", action="store_true", help="print everything as JSON")
+    arguments = parser.parse_args()
+
+    def start() -> str:
+        config: TrainConfig | SftConfig = load_saved(arguments.config, arguments.overrides)
+        setting = Setting(
+            config=config,
+            shape=ModelShape.of(config.model.path),
+            cluster=Cluster(gpu=GPUS[arguments.gpu], nodes=arguments.nodes, gpus_per_node=arguments.gpus),
+            workload=Workload.parse(arguments.workload),
+        )
+        console = Console(width=140, soft_wrap=False)
+        return plan(setting, nearby=not arguments.no_search, most_gpus=arguments.scale, console=console, as_json=arguments.json)
+
+    return guarded(start)
+
+
+if __name__ == "__main__":
+    sys.exit(main())
