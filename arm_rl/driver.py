@@ -131,10 +131,16 @@ class Driver:
             await asyncio.to_thread(self.learners.save, target)
             await self.runner.keep(target / _FINISHED, list(finished.values()), self.steps_done)
 
-    async def resume(self) -> None:
-        """Goes on from the run folder's newest checkpoint, if there is one, and serves its weights."""
+    async def resume(self, *, serves_other: bool = False) -> None:
+        """Goes on from the run folder's newest checkpoint, if there is one, and serves its weights.
+
+        Args:
+            serves_other: the engines may have other weights than those that the learners began with.
+        """
         found = await asyncio.to_thread(checkpoint.latest, self.config.run.folder / "checkpoints")
         if found is None:
+            if serves_other:
+                await self._sync(0)
             return
         await asyncio.to_thread(self.learners.load, found.folder)
         self.steps_done = found.step

@@ -5,7 +5,7 @@ import itertools
 import sys
 from collections import defaultdict
 from collections.abc import AsyncIterator, Iterator, Mapping, Sequence
-from contextlib import asynccontextmanager
+from contextlib import asynccontextmanager, nullcontext
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -172,16 +172,23 @@ class GroupRunner:
             )
 
 
+_LIGHT = {"num_cpus": 0, "max_restarts": -1}  # options of actors beside the engines
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Engines:
+    """Rollouts and the tools that their sessions call: runs that differ in what they learn by may use the same ones, one after another."""
+
+    rollouts: RolloutGroup
+    executors: Sequence[ActorHandle]
+
+
 @asynccontextmanager
-async def group_runner(
+async def serving(
     config: TrainConfig, template: Template, reservation: Reservation, actor_class: type[RolloutActor] = RolloutActor
-) -> AsyncIterator[GroupRunner]:
-    """Starts engines, tool executors and scorers; ends them whatever happens."""
-    light = {"num_cpus": 0, "max_restarts": -1}
-    executors = [ray.remote(ToolExecutor).options(**light).remote(config.tools) for _ in range(config.tools.num_executors)]
-    scorers = [
-        ray.remote(Scorer).options(**light).remote(config.reward, config.template.tool_format) for _ in range(config.reward.num_scorers)
-    ]
+) -> AsyncIterator[Engines]:
+    """Starts engines and tool executors; ends them whatever happens."""
+    executors = [ray.remote(ToolExecutor).options(**_LIGHT).remote(config.tools) for _ in range(config.tools.num_executors)]
     rollouts = None
     try:
         spec = RolloutSpec(
@@ -196,16 +203,35 @@ async def group_runner(
             seed=config.run.seed,
         )
         rollouts = await RolloutGroup.start(spec, executors, reservation, actor_class)
-        runner = GroupRunner(config, rollouts, scorers, executors)
-        try:
-            yield runner
-            await runner.written()
-        finally:
-            runner.close()
+        yield Engines(rollouts=rollouts, executors=executors)
     finally:
         if rollouts is not None:
             await rollouts.close()
-        for actor in (*executors, *scorers):
+        for actor in executors:
+            ray.kill(actor)
+
+
+@asynccontextmanager
+async def group_runner(
+    config: TrainConfig,
+    template: Template,
+    reservation: Reservation,
+    actor_class: type[RolloutActor] = RolloutActor,
+    engines: Engines | None = None,
+) -> AsyncIterator[GroupRunner]:
+    """Starts scorers, and engines and tool executors where none are given; ends what it started, whatever happens."""
+    number = config.reward.num_scorers
+    scorers = [ray.remote(Scorer).options(**_LIGHT).remote(config.reward, config.template.tool_format) for _ in range(number)]
+    try:
+        async with nullcontext(engines) if engines else serving(config, template, reservation, actor_class) as used:
+            runner = GroupRunner(config, used.rollouts, scorers, used.executors)
+            try:
+                yield runner
+                await runner.written()
+            finally:
+                runner.close()
+    finally:
+        for actor in scorers:
             ray.kill(actor)
 
 

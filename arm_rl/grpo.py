@@ -7,7 +7,7 @@ from actors.placement import Reservation, plan
 from arm_rl.core.config import TrainConfig
 from arm_rl.data import Cursor
 from arm_rl.driver import Driver
-from arm_rl.groups import group_runner
+from arm_rl.groups import Engines, group_runner
 from arm_rl.inputs import Inputs, read_inputs
 from arm_rl.learners import learner_group
 from arm_rl.metrics_log import MetricsLog
@@ -16,25 +16,28 @@ from arm_rl.run_folder import finished, open_run
 from arm_rl.timeline import Timeline
 
 
-async def train_grpo(config: TrainConfig) -> None:
+async def train_grpo(config: TrainConfig, engines: Engines | None = None) -> None:
     """Runs the stage and exports the model to the run folder.
 
     A run started again goes on from its last checkpoint; one that is finished is left as it is.
+
+    Args:
+        engines: that serve a model of this shape, whichever its weights; by default some of its own.
     """
     inputs = read_inputs(config)
     num_steps = config.num_steps or config.num_epochs * math.ceil(len(inputs.samples) / config.algorithm.samples_per_step)
     if not finished(open_run(config), num_steps):
-        await with_restarts(lambda progress: _run(config, inputs, num_steps, progress), config.run.max_restarts)
+        await with_restarts(lambda progress: _run(config, inputs, num_steps, progress, engines), config.run.max_restarts)
 
 
-async def _run(config: TrainConfig, inputs: Inputs, num_steps: int, progress: Progress) -> None:
+async def _run(config: TrainConfig, inputs: Inputs, num_steps: int, progress: Progress, engines: Engines | None) -> None:
     """Starts everything, goes on from the last checkpoint, and ends everything."""
     folder = config.run.folder
-    reservation = Reservation(plan(config.placement, config.learner.num_ranks, config.rollout))
+    reservation = Reservation(plan(config.placement, config.learner.num_ranks, None if engines else config.rollout))
     try:
         async with (
             learner_group(config, inputs.template, reservation, num_steps=num_steps * config.algorithm.updates_per_step) as starting,
-            group_runner(config, inputs.template, reservation) as runner,
+            group_runner(config, inputs.template, reservation, engines=engines) as runner,
         ):
             learners = await starting
             with MetricsLog(folder, config.metrics, config, num_steps, stage=config.run.name) as log:
@@ -51,7 +54,7 @@ async def _run(config: TrainConfig, inputs: Inputs, num_steps: int, progress: Pr
                     progress=progress,
                 )
                 try:
-                    await driver.resume()
+                    await driver.resume(serves_other=engines is not None)
                     await driver.run()
                 finally:
                     await driver.close()

@@ -1,0 +1,23 @@
+"""The setting of the findings as data: the mixed task, its base model, the cold start, and what is equal in all runs."""
+
+from arm_rl.digits.pretrain import Phase, Plan
+from arm_rl.digits.teacher import ScriptedTeacher
+from arm_rl.digits.tracks import MIXED
+
+# Half of the samples ask for an engraved digit, which only the zoom tool shows, half for a plain one, which the small view shows too.
+ENGRAVED, PLAIN = (track.name for track in MIXED)
+KINDS = (ENGRAVED, PLAIN)
+
+CONFIG, SFT_CONFIG = "configs/findings.yaml", "configs/findings_sft.yaml"
+NUM_TRAIN, NUM_VALIDATION, NUM_TEST = 4800, 400, 960  # samples, half of each kind
+NUM_DEMONSTRATIONS = 2880  # that pass the screening: 90 steps
+
+PLAN = Plan(
+    warm_up=Phase(steps=500, batch=32, learning_rate=1e-3),
+    joint=Phase(steps=1300, batch=32, learning_rate=1e-3, end_share=0.1),
+    mix=(0.22, 0.26, 0.08, 0.08, 0.16, 0.1, 0.1),
+    max_calls=3,
+)
+
+# The first tool must be rare and poor, for accuracy alone to stall; where it is much poorer, nothing learns to zoom.
+TEACHER = ScriptedTeacher(tracks=MIXED, call_share=0.15, right_place_share=0.2, near_place_share=0.4, repeat_share=0.1)
