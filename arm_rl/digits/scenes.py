@@ -83,15 +83,21 @@ def cell_box(row: int, column: int) -> Box:
 @functools.cache
 def _digits() -> tuple[np.ndarray, np.ndarray]:
     """Images (N, POINTS, POINTS) as ink in 0..1, and their classes (N,)."""
-    bundled = load_digits()
-    ink = np.stack([_enlarge(image, POINTS) for image in bundled.images / 16.0])
-    return ink, bundled.target
+    images, classes = _written()
+    return np.stack([_enlarge(image, POINTS) for image in images]), classes
 
 
 @functools.cache
 def plain_ink(image: int) -> np.ndarray:
     """A plain digit's ink in 0..1, (PLAIN, PLAIN)."""
-    return _enlarge(load_digits().images[image] / 16.0, PLAIN)
+    return _enlarge(_written()[0][image], PLAIN)
+
+
+@functools.cache
+def _written() -> tuple[np.ndarray, np.ndarray]:
+    """scikit-learn's digits as they are: ink in 0..1, (N, 8, 8), and their classes (N,)."""
+    bundled = load_digits()
+    return bundled.images / 16.0, bundled.target
 
 
 def _enlarge(image: np.ndarray, side: int) -> np.ndarray:

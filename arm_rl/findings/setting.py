@@ -1,5 +1,8 @@
 """The setting of the findings as data: the mixed task, its base model, the cold start, and what is equal in all runs."""
 
+from typing import Literal
+
+from arm_rl.digits import phrases
 from arm_rl.digits.pretrain import Phase, Plan
 from arm_rl.digits.teacher import ScriptedTeacher
 from arm_rl.digits.tracks import MIXED
@@ -9,7 +12,8 @@ ENGRAVED, PLAIN = (track.name for track in MIXED)
 KINDS = (ENGRAVED, PLAIN)
 
 CONFIG, SFT_CONFIG = "configs/findings.yaml", "configs/findings_sft.yaml"
-NUM_TRAIN, NUM_VALIDATION, NUM_TEST = 4800, 400, 960  # samples, half of each kind
+NUM_TRAIN, NUM_JUDGED = 4800, 640  # samples, half of each kind
+JudgedSplit = Literal["validation", "test"]  # settings are sought on the one; the figures come from the other, used once
 NUM_DEMONSTRATIONS = 2880  # that pass the screening: 90 steps
 
 PLAN = Plan(
@@ -21,3 +25,6 @@ PLAN = Plan(
 
 # The first tool must be rare and poor, for accuracy alone to stall; where it is much poorer, nothing learns to zoom.
 TEACHER = ScriptedTeacher(tracks=MIXED, call_share=0.15, right_place_share=0.2, near_place_share=0.4, repeat_share=0.1)
+
+STAGE1_STEPS, STAGE1_LEARNING_RATE = 12, 2e-4
+CALL_OPENING = f"<think>{phrases.LOOK}</think><tool_call>"  # what a first turn begins with where the tool is forced
