@@ -22,7 +22,9 @@ from arm_rl.data import read_samples
 from arm_rl.demonstrations import write_demonstrations
 from arm_rl.digits import dataset
 from arm_rl.digits.base import make_base
+from arm_rl.digits.pretrain import Plan
 from arm_rl.digits.scenes import Split
+from arm_rl.digits.tracks import TILES
 from arm_rl.evaluation import evaluate_model
 from arm_rl.findings import setting
 from arm_rl.findings.designs import DESIGNS
@@ -87,14 +89,20 @@ class Findings:
                 partial.rename(path)
 
     def _make_base(self) -> None:
-        if (self.base / "model.safetensors").is_file():
-            return
-        self.say("the base model, taught to see both kinds of digits, to match and to write calls")
+        """The first demo's base model, and from it the one of the mixed task."""
         config = load(SftConfig, setting.SFT_CONFIG, [])
         schemas = {name: tool.schema for name, tool in load_tools(config.tools.files).items()}
-        partial = self.base.with_suffix(".partial")
-        make_base(partial, config.template, schemas, tracks=setting.MIXED, plan=setting.PLAN, seed=0, share=self.size.pretraining)
-        partial.rename(self.base)
+        first = self.root / "demo_base"
+        plans = {
+            first: ("the demo's base model", TILES, Plan(num_threads=1), None),
+            self.base: ("the base model: plain digits as well, and a third call", setting.MIXED, setting.PLAN, first),
+        }
+        for folder, (title, tracks, steps, start) in plans.items():
+            if not folder.is_dir():
+                self.say(title)
+                partial = folder.with_suffix(".partial")
+                make_base(partial, config.template, schemas, tracks=tracks, plan=steps, seed=0, share=self.size.pretraining, start=start)
+                partial.rename(folder)
 
     def _cold_start(self, seed: int) -> None:
         folder = self.root / str(seed)
