@@ -54,11 +54,12 @@ async def evaluate_model(config: TrainConfig, engines: Engines | None = None) ->
     if not inputs.held_out:
         raise ConfigError("data.held_out: at least one parquet file is needed to evaluate")
     folder = open_run(config)
-    reservation = Reservation(plan(config.placement, 0, None if engines else config.rollout))
+    place = engines or Reservation(plan(config.placement, 0, config.rollout))
     try:
-        async with group_runner(config, inputs.template, reservation, engines=engines) as runner:
+        async with group_runner(config, inputs.template, place) as runner:
             metrics = await evaluate(runner, inputs.held_out, config.evaluation, stage=config.run.name, step=0)
     finally:
-        reservation.release()
+        if isinstance(place, Reservation):
+            place.release()
     (folder / "evaluation.json").write_text(json.dumps(metrics, indent=2))
     return metrics

@@ -213,17 +213,13 @@ async def serving(
 
 @asynccontextmanager
 async def group_runner(
-    config: TrainConfig,
-    template: Template,
-    reservation: Reservation,
-    actor_class: type[RolloutActor] = RolloutActor,
-    engines: Engines | None = None,
+    config: TrainConfig, template: Template, engines: Engines | Reservation, actor_class: type[RolloutActor] = RolloutActor
 ) -> AsyncIterator[GroupRunner]:
-    """Starts scorers, and engines and tool executors where none are given; ends what it started, whatever happens."""
+    """Starts scorers, and where a place for engines is given, these and tool executors; ends what it started, whatever happens."""
     number = config.reward.num_scorers
     scorers = [ray.remote(Scorer).options(**_LIGHT).remote(config.reward, config.template.tool_format) for _ in range(number)]
     try:
-        async with nullcontext(engines) if engines else serving(config, template, reservation, actor_class) as used:
+        async with nullcontext(engines) if isinstance(engines, Engines) else serving(config, template, engines, actor_class) as used:
             runner = GroupRunner(config, used.rollouts, scorers, used.executors)
             try:
                 yield runner
