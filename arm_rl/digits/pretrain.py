@@ -58,22 +58,32 @@ class Probe(nn.Module):
         self.cell = nn.Linear(small_judge.HIDDEN, len(COLOR_NAMES) + 1 + 2 * scenes.GRID)  # of an image token: colour or none, row, column
         self.digit = nn.Linear(small_judge.HIDDEN, len(scenes.CLASSES))  # of a crop
         self.where = nn.Linear(small_judge.HIDDEN, scenes.GRID**2 + 1)  # of a question: the cell of its tile, or none
-        self.plain = nn.Linear(small_judge.HIDDEN, len(scenes.CLASSES) + 1) if plain else None  # of an image token: plain digit, or none
+        # Of an image token, and of a question: a plain digit, or none.
+        self.plain = nn.ModuleList(nn.Linear(small_judge.HIDDEN, len(scenes.CLASSES) + 1) for _ in range(2)) if plain else None
 
     def loss(self, scene_tokens: Tensor, crop_tokens: Tensor, asked: Tensor, batch: Sequence[scenes.Scene]) -> Tensor:
         """Cross-entropies of what image tokens (B, 16, hidden), crops (B, 16, hidden) and questions (B, colours, hidden) should tell."""
         colors, digits, cells = _targets(batch)
         color, row, column = self.cell(scene_tokens).split([len(COLOR_NAMES) + 1, scenes.GRID, scenes.GRID], dim=-1)
         places = torch.arange(scenes.GRID**2).repeat(len(batch))
-        plain = functional.cross_entropy(self.plain(scene_tokens).flatten(0, 1), _plain_digits(batch).flatten()) if self.plain else 0.0
         return (
             functional.cross_entropy(color.flatten(0, 1), colors.flatten())
             + 0.5 * functional.cross_entropy(row.flatten(0, 1), places // scenes.GRID)
             + 0.5 * functional.cross_entropy(column.flatten(0, 1), places % scenes.GRID)
             + functional.cross_entropy(self.digit(crop_tokens.mean(dim=1)), digits)
             + functional.cross_entropy(self.where(asked).flatten(0, 1), cells.flatten())
-            + plain
+            + self._plain_loss(scene_tokens, asked, cells, _plain_digits(batch))
         )
+
+    def _plain_loss(self, scene_tokens: Tensor, asked: Tensor, cells: Tensor, plain: Tensor) -> Tensor | float:
+        """The same of plain digits (B, 16): of the cells, and of the tiles of each colour, whose `cells` are (B, colours)."""
+        if self.plain is None:
+            return 0.0
+        of_cell, of_color = self.plain
+        none = torch.full((len(plain), 1), len(scenes.CLASSES))  # of a colour that no tile has
+        colored = torch.cat([plain, none], dim=1).gather(1, cells)
+        shown = functional.cross_entropy(of_cell(scene_tokens).flatten(0, 1), plain.flatten())
+        return shown + functional.cross_entropy(of_color(asked).flatten(0, 1), colored.flatten())
 
 
 def _targets(batch: Sequence[scenes.Scene]) -> tuple[Tensor, Tensor, Tensor]:
