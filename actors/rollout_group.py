@@ -17,7 +17,7 @@ from actors.engine_settings import engine_environment
 from actors.reservation import Reservation
 from actors.rollout import RolloutActor, RolloutSpec
 from actors.supervision import ActorsLost, Deaths, StageLost, described, end_of
-from actors.weight_sync import Published
+from actors.weight_sync import Published, WeightFile
 from arm_rl.core.config import Transfer
 from arm_rl.core.errors import EngineDied
 from arm_rl.core.types import Sample, Trajectory
@@ -51,9 +51,9 @@ class _Newest:
         self._changed.set()
         self._changed = asyncio.Event()
 
-    async def other_than(self, version: int) -> Published:
+    async def other_than(self, file: WeightFile) -> Published:
         """Waits for another one, if need be."""
-        while self.published is None or self.published.file.version == version:
+        while self.published is None or self.published.file == file:
             await self._changed.wait()
         return self.published
 
@@ -66,7 +66,7 @@ class _Place:
         self._stall_seconds, self._transfer = stall_seconds, transfer
         self.num_groups = 0  # that run here
         self.node_id = ""
-        self._version = 0  # that the actor serves
+        self._served: WeightFile | None = None  # None: the model as it was loaded
         self._actor: ActorHandle | None = None
         self._coming: asyncio.Task[ActorHandle] = asyncio.create_task(self._started())
         self._watching: asyncio.Task[None] | None = None  # the actor
@@ -99,7 +99,7 @@ class _Place:
             return
 
         async def load(actor: ActorHandle) -> None:
-            if self._version != published.file.version:
+            if self._served != published.file:
                 await self._load(actor, published)
 
         await self.on(load)
@@ -129,12 +129,12 @@ class _Place:
         actor = self._make()
         try:
             await self._placed(actor)
-            self.node_id, self._version = await actor.start.remote(), 0
-            while (published := self._newest.published) is not None and published.file.version != self._version:
+            self.node_id, self._served = await actor.start.remote(), None
+            while (published := self._newest.published) is not None and published.file != self._served:
                 try:
                     await self._load(actor, published)
                 except FileNotFoundError:  # the learners are writing the next version
-                    await self._newest.other_than(published.file.version)
+                    await self._newest.other_than(published.file)
         except BaseException:
             ray.kill(actor)
             raise
@@ -178,7 +178,7 @@ class _Place:
     async def _load(self, actor: ActorHandle, published: Published) -> None:
         """The bytes travel only to engines on other nodes."""
         await actor.update_weights.remote(published.file, None if self.node_id == published.node_id else published.data)
-        self._version = published.file.version
+        self._served = published.file
 
 
 class RolloutGroup:

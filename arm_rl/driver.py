@@ -161,10 +161,16 @@ class Driver:
             self._journal.forget(written)
         self.log.artifact("checkpoint", self._checkpoints / str(self.steps_done))
 
-    async def resume(self) -> None:
-        """Goes on from the run folder's newest checkpoint, if there is one, and serves its weights."""
+    async def resume(self, *, serves_other: bool = False) -> None:
+        """Goes on from the run folder's newest checkpoint, if there is one, and serves its weights.
+
+        Args:
+            serves_other: the engines may have other weights than those that the learners began with.
+        """
         found = await asyncio.to_thread(checkpoint.latest, self._checkpoints)
         if found is None:
+            if serves_other:
+                await self._sync(0)
             return
         await asyncio.to_thread(self.learners.load, found.folder)
         self.steps_done = found.step

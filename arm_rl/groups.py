@@ -6,7 +6,7 @@ import logging
 import sys
 from collections import defaultdict
 from collections.abc import AsyncIterator, Iterator, Mapping, Sequence
-from contextlib import asynccontextmanager
+from contextlib import asynccontextmanager, nullcontext
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -180,18 +180,23 @@ class GroupRunner:
             )
 
 
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Engines:
+    """Rollouts and the tools that their sessions call: runs that differ in what they learn by may use the same ones, one after another."""
+
+    rollouts: RolloutGroup
+    executors: Sequence[ActorHandle]
+    reservation: Reservation  # that they sit in
+
+
 @asynccontextmanager
-async def group_runner(
+async def serving(
     config: TrainConfig, template: Template, reservation: Reservation, actor_class: type[RolloutActor] = RolloutActor
-) -> AsyncIterator[GroupRunner]:
-    """Starts engines, tool executors and scorers; ends them whatever happens."""
+) -> AsyncIterator[Engines]:
+    """Starts engines and tool executors; ends them whatever happens."""
     executors = [
         ray.remote(ToolExecutor).options(**reservation.light_options("tools", number)).remote(config.tools)
         for number in range(config.tools.num_executors)
-    ]
-    scorers = [
-        ray.remote(Scorer).options(**reservation.light_options("scorer", number)).remote(config.reward, config.template.tool_format)
-        for number in range(config.reward.num_scorers)
     ]
     rollouts = None
     try:
@@ -209,16 +214,34 @@ async def group_runner(
             stall_seconds=config.run.stall_seconds,
         )
         rollouts = await RolloutGroup.start(spec, executors, reservation, actor_class)
-        runner = GroupRunner(config, rollouts, scorers, executors)
-        try:
-            yield runner
-            await runner.written()
-        finally:
-            runner.close()
+        yield Engines(rollouts=rollouts, executors=executors, reservation=reservation)
     finally:
         if rollouts is not None:
             await rollouts.close()
-        for actor in (*executors, *scorers):
+        for actor in executors:
+            ray.kill(actor)
+
+
+@asynccontextmanager
+async def group_runner(
+    config: TrainConfig, template: Template, engines: Engines | Reservation, actor_class: type[RolloutActor] = RolloutActor
+) -> AsyncIterator[GroupRunner]:
+    """Starts scorers, and where a place for engines is given, these and tool executors; ends what it started, whatever happens."""
+    reservation = engines.reservation if isinstance(engines, Engines) else engines
+    scorers = [
+        ray.remote(Scorer).options(**reservation.light_options("scorer", number)).remote(config.reward, config.template.tool_format)
+        for number in range(config.reward.num_scorers)
+    ]
+    try:
+        async with nullcontext(engines) if isinstance(engines, Engines) else serving(config, template, engines, actor_class) as used:
+            runner = GroupRunner(config, used.rollouts, scorers, used.executors)
+            try:
+                yield runner
+                await runner.written()
+            finally:
+                runner.close()
+    finally:
+        for actor in scorers:
             ray.kill(actor)
 
 

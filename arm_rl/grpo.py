@@ -8,7 +8,7 @@ from actors.reservation import reserved
 from arm_rl.core.config import TrainConfig
 from arm_rl.data import Cursor
 from arm_rl.driver import Driver
-from arm_rl.groups import group_runner
+from arm_rl.groups import Engines, group_runner
 from arm_rl.inputs import Inputs, read_inputs
 from arm_rl.learners import learner_group
 from arm_rl.metrics_log import MetricsLog
@@ -19,10 +19,13 @@ from arm_rl.stopping import StopRequest, stopped_by_signal
 from arm_rl.timeline import Timeline
 
 
-async def train_grpo(config: TrainConfig) -> None:
+async def train_grpo(config: TrainConfig, engines: Engines | None = None) -> None:
     """Runs the stage and exports the model to the run folder.
 
     A run started again goes on from its last checkpoint; one that is finished is left as it is.
+
+    Args:
+        engines: that serve a model of this shape, whichever its weights; by default some of its own.
 
     Raises:
         Stopped: SIGTERM came; a checkpoint is written first.
@@ -33,16 +36,16 @@ async def train_grpo(config: TrainConfig) -> None:
         return
     await require_shared(config.run.folder)
     with stopped_by_signal() as stop:
-        await with_restarts(lambda progress: _run(config, inputs, num_steps, progress, stop), config.run.max_restarts)
+        await with_restarts(lambda progress: _run(config, inputs, num_steps, progress, stop, engines), config.run.max_restarts)
 
 
-async def _run(config: TrainConfig, inputs: Inputs, num_steps: int, progress: Progress, stop: StopRequest) -> None:
+async def _run(config: TrainConfig, inputs: Inputs, num_steps: int, progress: Progress, stop: StopRequest, engines: Engines | None) -> None:
     """Starts everything, goes on from the last checkpoint, and ends everything."""
-    folder = config.run.folder
+    folder, rollout = config.run.folder, None if engines else config.rollout
     async with (
-        reserved(config.run.name, progress.placement(config.placement), config.learner.num_ranks, config.rollout) as reservation,
+        reserved(config.run.name, progress.placement(config.placement), config.learner.num_ranks, rollout) as reservation,
         learner_group(config, inputs.template, reservation, num_steps=num_steps * config.algorithm.updates_per_step) as starting,
-        group_runner(config, inputs.template, reservation) as runner,
+        group_runner(config, inputs.template, engines or reservation) as runner,
     ):
         learners = await starting
         with MetricsLog(folder, config.metrics, config, num_steps, stage=config.run.name, first=inputs.left_out) as log:
@@ -60,7 +63,7 @@ async def _run(config: TrainConfig, inputs: Inputs, num_steps: int, progress: Pr
                 stop=stop,
             )
             try:
-                await driver.resume()
+                await driver.resume(serves_other=engines is not None)
                 await driver.run()
             finally:
                 await driver.close()

@@ -11,7 +11,7 @@ import time
 import traceback
 import uuid
 from collections.abc import Awaitable, Callable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Protocol
 
 from arm_rl.core import images
@@ -244,7 +244,7 @@ class _Loop:
         return self.limits.max_response_tokens - (len(self.context) - len(self.prompt_ids))
 
     async def _ask(self, allow_call: bool) -> Completion:
-        return await self.policy(
+        completion = await self.policy(
             PolicyRequest(
                 prompt_ids=tuple(self.context),
                 messages=tuple(self.messages),
@@ -255,6 +255,9 @@ class _Loop:
                 seed=self.seed + len(self.turns),
             )
         )
+        if self.sample.prefill and not self.turns:
+            return replace(completion, text=self.sample.prefill + completion.text)
+        return completion
 
     async def _act(self, call: ToolCall) -> tuple[ToolEvent, Message]:
         """Runs the call; the event is the evidence, the message is what the policy sees of it."""

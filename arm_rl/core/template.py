@@ -132,11 +132,12 @@ class Template:
         return [self.schemas[name] for name in sample.tools]
 
     def prompt_ids(self, sample: Sample, images: Mapping[str, Image]) -> tuple[int, ...]:
-        """Token ids of the conversation up to where the policy begins."""
+        """Token ids of the conversation up to where the policy begins: after the sample's prefill."""
         messages = self.conversation(sample)
         schemas = self.offered(sample) if sample.tools and self._shows_tools else None
         text = self._render([self._as_dict(message) for message in messages], schemas, True)
-        return self._encode(text, [images[name] for message in messages for name in message.image_names])
+        ids = self._encode(text, [images[name] for message in messages for name in message.image_names])
+        return ids + self.turn_ids(sample.prefill, ended=False) if sample.prefill else ids
 
     def observation_ids(self, observation: Message, images: Mapping[str, Image], *, turn_ended: bool) -> tuple[int, ...]:
         """Token ids between a turn of the policy and its next one.

@@ -65,6 +65,7 @@ class Sample:
     label: str  # the right judgment: "1".."N" for the better answer, or "true" / "false"
     tools: tuple[str, ...] = ()  # tools offered; none offered: the judge must answer at once
     expected_tools: tuple[str, ...] = ()  # tools that fit this sample; empty where that is not known
+    prefill: str = ""  # the beginning of the judge's first turn, written for it: no loss; for evaluation in an engine only
     target_box: tuple[float, float, float, float] | None = None  # x1, y1, x2, y2 in 0..1000: where the evidence is, for evaluation only
 
 

@@ -1,6 +1,7 @@
 """The base model of a demo as a Hugging Face folder: built, pre-trained, and written."""
 
 import dataclasses
+import shutil
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -25,6 +26,7 @@ def make_base(
     plan: Plan,
     seed: int,
     share: float = 1.0,
+    start: Path | None = None,
 ) -> None:
     """Writes the pre-trained base model to `folder`.
 
@@ -33,8 +35,12 @@ def make_base(
         schemas: of the tools that are offered, by name.
         tracks: what it learns to judge.
         share: of the steps of pre-training; less than 1 shows that it runs, and learns little.
+        start: a base model of such tracks that is trained further; by default fresh weights.
     """
-    model.build(folder, seed, tracks, list(schemas))
+    if start is None:
+        model.build(folder, seed, tracks, list(schemas))
+    else:
+        shutil.copytree(start, folder, dirs_exist_ok=True)
     written = Template.load(ModelConfig(path=str(folder), dtype="float32"), template, schemas)
     judge, _ = model.load(folder)
     with Progress(TextColumn("{task.description}"), BarColumn(), TimeRemainingColumn(), TextColumn("{task.fields[loss]}")) as progress:

@@ -3,11 +3,12 @@
 import re
 from collections.abc import Sequence
 from pathlib import Path
+from typing import get_args
 
 from arm_rl.core.images import Image
 from arm_rl.digits import scenes, tasks
 from arm_rl.digits.tasks import Task, Track
-from arm_rl.digits.tracks import TILES, TRACKS
+from arm_rl.digits.tracks import MIXED, TILES, TRACKS
 from arm_rl.preferences import Preference, write_preferences
 
 
@@ -43,8 +44,9 @@ def task_of(identity: str) -> tuple[Task, Track]:
     Raises:
         ValueError: not an id of these tracks.
     """
-    match = re.fullmatch(rf"({'|'.join(TRACKS)})-(train|held_out|pretrain)-(\d+)-(\d+)", identity)
+    known = TRACKS | {track.name: track for track in MIXED}
+    match = re.fullmatch(rf"({'|'.join(known)})-({'|'.join(get_args(scenes.Split))})-(\d+)-(\d+)", identity)
     if match is None:
-        raise ValueError(f"{identity!r} is not the id of a sample of the demos' tracks ({', '.join(TRACKS)})")
-    track = TRACKS[match[1]]
+        raise ValueError(f"{identity!r} is not the id of a sample of the demos' tracks ({', '.join(known)})")
+    track = known[match[1]]
     return track.task(int(match[3]), match[2], int(match[4])), track  # type: ignore[arg-type]

@@ -1,8 +1,8 @@
 """What the base model is taught, as token sequences with images: the skills one by one, and no wish to use a tool.
 
 A lesson is a session as the session loop would write it, with a weight for each token. The opening of a thought that leads to a call
-has weight 0: the base learns *how* to look, and what it says by itself before it has looked is `unsure`. Whether to look is left to
-the cold start and to reinforcement learning; so is, where there are several tracks, which tool fits which of them best.
+has weight 0: the base learns *how* to look, and what it says by itself before it has looked is what the prompt shows: mostly `unsure`.
+Whether to look is left to the cold start and to reinforcement learning; so is, where there are several tracks, which tool fits best.
 """
 
 import functools
@@ -18,7 +18,7 @@ from arm_rl.digits import phrases, pixels, scenes, tasks
 from arm_rl.digits.tasks import Look, Task, Track
 from arm_rl.digits.tracks import TILES, misfits
 
-MIX = [0.3, 0.3, 0.1, 0.08, 0.06, 0.06, 0.1]  # shares of the kinds of joint lessons
+MIX = (0.3, 0.3, 0.1, 0.08, 0.06, 0.06, 0.1)  # shares of the kinds of joint lessons
 SLIP = 0.15  # of the pointing lessons point elsewhere: a base that is too sure loses the skill when the cold start contradicts it
 STRAY = 0.5  # of the lessons that point or look in vain call another track's tool, where there are several tracks
 CHOICE_WEIGHT = 4.0  # of a choice that the thought decides: one token of a whole lesson
@@ -38,11 +38,16 @@ class Lesson:
 class Teacher:
     """Writes lessons about the tracks' tasks, with the session's own template."""
 
-    def __init__(self, template: Template, tracks: Sequence[Track] = TILES) -> None:
+    def __init__(
+        self, template: Template, tracks: Sequence[Track] = TILES, *, mix: Sequence[float] = MIX, max_calls: int = MAX_CALLS
+    ) -> None:
         self.template = template
         self.tracks = tracks
+        self.mix, self.max_calls = mix, max_calls
         blank = Image.from_pil(pixels.PILImage.new("RGB", (scenes.CELL, scenes.CELL)))
-        self._blanks = dict.fromkeys(("original_image", "observation_1", "observation_2"), blank)  # only sizes matter here
+        self._blanks = dict.fromkeys(
+            ("original_image", *(f"observation_{number}" for number in range(1, max_calls + 1))), blank
+        )  # only sizes matter here
 
     def task(self, seed: int, index: int) -> tuple[Task, Track]:
         """The task of that number: the tracks take turns."""
@@ -62,11 +67,11 @@ class Teacher:
             self.look_once,
             self._look_twice,
             self._look_in_vain,
-            self._unsure,
+            self._at_once,
             self._no_tools,
             self.matching,
         )
-        return kinds[rng.choice(len(kinds), p=MIX)](task, track, rng)
+        return kinds[rng.choice(len(kinds), p=self.mix)](task, track, rng)
 
     def look_once(self, task: Task, track: Track, rng: np.random.Generator) -> Lesson:
         """The right call, then the answer."""
@@ -86,7 +91,7 @@ class Teacher:
         return self._looks(task, [first, task.right(rng)], rng, last_call_weight=1.0)
 
     def _look_in_vain(self, task: Task, track: Track, rng: np.random.Generator) -> Lesson:
-        looks = [self._stray(track, rng) or _wrong(task, rng) for _ in range(rng.integers(1, 3))]
+        looks = [self._stray(track, rng) or _wrong(task, rng) for _ in range(rng.integers(1, self.max_calls + 1))]
         return self._looks(task, looks, rng, last_call_weight=0.0)
 
     def _looks(self, task: Task, looks: Sequence[Look], rng: np.random.Generator, *, last_call_weight: float) -> Lesson:
@@ -102,17 +107,23 @@ class Teacher:
             writer.answer(last.choice, last.thought)
         return writer.lesson()
 
-    def _unsure(self, task: Task, track: Track, rng: np.random.Generator) -> Lesson:
-        return self._guess(task, rng, tools=True, thought=phrases.UNSURE, thought_weight=1.0)
+    def _at_once(self, task: Task, track: Track, rng: np.random.Generator) -> Lesson:
+        return self._answer(task, rng, tools=True, look=False)
 
     def _no_tools(self, task: Task, track: Track, rng: np.random.Generator) -> Lesson:
         """Even a thought of looking ends in an answer where there is nothing to look with."""
-        look = rng.random() < 0.5
-        return self._guess(task, rng, tools=False, thought=phrases.LOOK if look else phrases.UNSURE, thought_weight=0.0 if look else 1.0)
+        return self._answer(task, rng, tools=False, look=rng.random() < 0.5)
 
-    def _guess(self, task: Task, rng: np.random.Generator, *, tools: bool, thought: str, thought_weight: float) -> Lesson:
+    def _answer(self, task: Task, rng: np.random.Generator, *, tools: bool, look: bool) -> Lesson:
+        """What the prompt shows, or a guess, after a thought that fits or one of looking."""
         writer = self._start(task, tools=tools)
-        writer.answer(int(rng.integers(1, 3)), thought, thought_weight=thought_weight, choice_weight=GUESS_WEIGHT)
+        guess = int(rng.integers(1, 3))
+        thought = phrases.LOOK if look else task.at_once or phrases.UNSURE
+        thought_weight = 0.0 if look else 1.0
+        if task.at_once is None:
+            writer.answer(guess, thought, thought_weight=thought_weight, choice_weight=GUESS_WEIGHT)
+        else:
+            writer.answer(int(task.label), thought, thought_weight=thought_weight)
         return writer.lesson()
 
     def _start(self, task: Task, *, tools: bool = True) -> "_Writer":
@@ -173,7 +184,7 @@ class _Writer:
 
     def observe(self, look: Look) -> None:
         lines = [look.text] if look.text else []
-        if self._num_calls == MAX_CALLS:
+        if self._num_calls == self._teacher.max_calls:
             lines.append(phrases.NOTICE)
         name = None
         if look.view is not None:

@@ -52,6 +52,10 @@ class PagesTask:
     def target_box(self) -> None:
         """A page is not a part of an image."""
 
+    @property
+    def at_once(self) -> None:
+        """Nobody."""
+
     def right(self, rng: np.random.Generator) -> Look:
         """The asked page."""
         return self._look(self.place)

@@ -13,6 +13,7 @@ from arm_rl.digits import scenes
 
 VIEW = 64  # pixels a side of what the judge sees
 PATCH = 8  # pixels a side of a patch
+CELL_VIEW = VIEW // scenes.GRID  # pixels a side of a cell in it
 MERGE = 2  # patches a side of an image token
 SIDE = VIEW // PATCH  # patches a side
 NUM_PATCHES = SIDE * SIDE
@@ -22,11 +23,16 @@ NUM_TOKENS = NUM_PATCHES // MERGE**2  # image tokens of a view
 def scene_view(scene: scenes.Scene) -> np.ndarray:
     """What the judge sees of a scene: (VIEW, VIEW, 3), uint8, within 1 of the resized drawing.
 
-    A bicubic filter is linear and the engraving invisible to it, so the view is the background's and each tile's share: ten times as fast.
+    A bicubic filter is linear and the engraving invisible to it, so the view is the background's, each tile's and each plain digit's share:
+    ten times as fast.
     """
     total = _resized(scenes.background()).astype(np.float32)
     for tile in scene.tiles:
         total = total + _tile_share(tile.color, tile.row, tile.column)
+        if tile.plain:
+            top, left = tile.row * CELL_VIEW, tile.column * CELL_VIEW
+            ink = _plain_share(tile.image)[..., None] * (scenes.INK - np.array(scenes.COLORS[tile.color]))
+            total[top : top + CELL_VIEW, left : left + CELL_VIEW] += ink
     return np.clip(total, 0, 255).round().astype(np.uint8)
 
 
@@ -37,6 +43,15 @@ def _tile_share(color: str, row: int, column: int) -> np.ndarray:
     top, left, side = row * scenes.CELL + scenes.MARGIN, column * scenes.CELL + scenes.MARGIN, scenes.CELL - 2 * scenes.MARGIN
     canvas[top : top + side, left : left + side] = scenes.COLORS[color]
     return _resized(canvas).astype(np.float32) - _resized(scenes.background())
+
+
+@functools.cache
+def _plain_share(image: int) -> np.ndarray:
+    """A plain digit's ink in the view of its cell, (CELL_VIEW, CELL_VIEW): the filter reaches no further."""
+    ink = np.zeros((scenes.CELL, scenes.CELL), dtype=np.float32)
+    edge = (scenes.CELL - scenes.PLAIN) // 2
+    ink[edge : edge + scenes.PLAIN, edge : edge + scenes.PLAIN] = scenes.plain_ink(image)
+    return np.asarray(PILImage.fromarray(ink).resize((CELL_VIEW, CELL_VIEW), PILImage.Resampling.BICUBIC))
 
 
 def _resized(pixels: np.ndarray) -> np.ndarray:

@@ -18,8 +18,9 @@ from transformers import Qwen2_5_VLForConditionalGeneration
 from arm_rl.core.template import Template
 from arm_rl.digits import model as small_judge
 from arm_rl.digits import pixels, scenes
-from arm_rl.digits.lessons import Lesson, Teacher
+from arm_rl.digits.lessons import MAX_CALLS, MIX, Lesson, Teacher
 from arm_rl.digits.tasks import Track
+from arm_rl.digits.tiles import Tiles
 from arm_rl.digits.tracks import TILES
 
 COLOR_NAMES = list(scenes.COLORS)
@@ -43,17 +44,22 @@ class Plan:
     warm_up: Phase = Phase(steps=260, batch=32, learning_rate=1e-3)
     matching: Phase = Phase(steps=60, batch=64, learning_rate=1e-3)
     joint: Phase = Phase(steps=460, batch=32, learning_rate=1e-3, end_share=0.1)
+    mix: Sequence[float] = MIX  # of the joint lessons
+    max_calls: int = MAX_CALLS  # in a lesson
     num_threads: int = 2
 
 
 class Probe(nn.Module):
     """Linear heads for auxiliary targets: thrown away afterwards. Without them nothing is learned for hundreds of steps."""
 
-    def __init__(self) -> None:
+    def __init__(self, plain: bool = False) -> None:
+        """With `plain`, image tokens should tell plain digits as well."""
         super().__init__()
         self.cell = nn.Linear(small_judge.HIDDEN, len(COLOR_NAMES) + 1 + 2 * scenes.GRID)  # of an image token: colour or none, row, column
         self.digit = nn.Linear(small_judge.HIDDEN, len(scenes.CLASSES))  # of a crop
         self.where = nn.Linear(small_judge.HIDDEN, scenes.GRID**2 + 1)  # of a question: the cell of its tile, or none
+        # Of an image token, and of a question: a plain digit, or none.
+        self.plain = nn.ModuleList(nn.Linear(small_judge.HIDDEN, len(scenes.CLASSES) + 1) for _ in range(2)) if plain else None
 
     def loss(self, scene_tokens: Tensor, crop_tokens: Tensor, asked: Tensor, batch: Sequence[scenes.Scene]) -> Tensor:
         """Cross-entropies of what image tokens (B, 16, hidden), crops (B, 16, hidden) and questions (B, colours, hidden) should tell."""
@@ -66,7 +72,18 @@ class Probe(nn.Module):
             + 0.5 * functional.cross_entropy(column.flatten(0, 1), places % scenes.GRID)
             + functional.cross_entropy(self.digit(crop_tokens.mean(dim=1)), digits)
             + functional.cross_entropy(self.where(asked).flatten(0, 1), cells.flatten())
+            + self._plain_loss(scene_tokens, asked, cells, _plain_digits(batch))
         )
+
+    def _plain_loss(self, scene_tokens: Tensor, asked: Tensor, cells: Tensor, plain: Tensor) -> Tensor | float:
+        """The same of plain digits (B, 16): of the cells, and of the tiles of each colour, whose `cells` are (B, colours)."""
+        if self.plain is None:
+            return 0.0
+        of_cell, of_color = self.plain
+        none = torch.full((len(plain), 1), len(scenes.CLASSES))  # of a colour that no tile has
+        colored = torch.cat([plain, none], dim=1).gather(1, cells)
+        shown = functional.cross_entropy(of_cell(scene_tokens).flatten(0, 1), plain.flatten())
+        return shown + functional.cross_entropy(of_color(asked).flatten(0, 1), colored.flatten())
 
 
 def _targets(batch: Sequence[scenes.Scene]) -> tuple[Tensor, Tensor, Tensor]:
@@ -79,6 +96,16 @@ def _targets(batch: Sequence[scenes.Scene]) -> tuple[Tensor, Tensor, Tensor]:
             cell, color = tile.row * scenes.GRID + tile.column, COLOR_NAMES.index(tile.color)
             colors[number, cell], cells[number, color] = color, cell
     return colors, torch.tensor([scenes.CLASSES.index(scene.asked.digit) for scene in batch]), cells
+
+
+def _plain_digits(batch: Sequence[scenes.Scene]) -> Tensor:
+    """The plain digit of each cell, or none: (B, 16)."""
+    digits = torch.full((len(batch), scenes.GRID**2), len(scenes.CLASSES))
+    for number, scene in enumerate(batch):
+        for tile in scene.tiles:
+            if tile.plain:
+                digits[number, tile.row * scenes.GRID + tile.column] = scenes.CLASSES.index(tile.digit)
+    return digits
 
 
 def lesson_logits(
@@ -153,12 +180,14 @@ def train(
     torch.manual_seed(seed)
     rng = np.random.default_rng([seed, 7])
     indices = itertools.count()
-    teacher, probe = Teacher(template, tracks), Probe()
+    tiles = [track for track in tracks if isinstance(track, Tiles)]
+    teacher = Teacher(template, tracks, mix=plan.mix, max_calls=plan.max_calls)
+    probe = Probe(plain=any(track.asked_plain is not None for track in tiles))
     total = plan.warm_up.steps + plan.matching.steps + plan.joint.steps
     done = 0
 
     def warm_up(batch: list[int]) -> Tensor:
-        drawn = [scenes.make_scene(seed, "pretrain", index) for index in batch]
+        drawn = [tiles[index % len(tiles)].task(seed, "pretrain", index).scene for index in batch]
         views = [pixels.scene_view(scene) for scene in drawn]
         views += [scenes.draw_cell(scene, scene.asked.row, scene.asked.column) for scene in drawn]
         shown, read = pixels.encode(model.model.visual, pixels.patches(np.stack(views))).split(len(drawn))

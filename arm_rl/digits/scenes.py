@@ -1,19 +1,20 @@
-"""Draws the scenes of the digits task: tiles with engraved handwritten digits, a question, two claimed answers.
+"""Draws the scenes of the digits task: tiles with handwritten digits, engraved or plain, a question, two claimed answers.
 
 The digit of a tile is engraved: each of its points is a 2x2 checkerboard whose mean is the tile's own colour. A small view of the
-scene averages that away; a crop at full resolution shows it. Everything else is symmetric in the two claimed answers, the digits of
-the other tiles too: where one of them shows the wrong answer, the third shows the right one. So only the asked tile tells them apart.
+scene averages that away; a crop at full resolution shows it. A plain digit is written in light ink, and the small view shows it too.
+Everything else is symmetric in the two claimed answers, the digits of the other tiles too: where one of them shows the wrong answer,
+the third shows the right one. So only the asked tile tells them apart.
 """
 
 import functools
-from dataclasses import dataclass
-from typing import Literal
+from dataclasses import dataclass, replace
+from typing import Literal, get_args
 
 import numpy as np
 from PIL import Image as PILImage
 from sklearn.datasets import load_digits
 
-Split = Literal["train", "held_out", "pretrain"]
+Split = Literal["train", "held_out", "pretrain", "validation", "test"]
 Box = tuple[int, int, int, int]
 
 CLASSES = (0, 1, 4, 7)
@@ -25,6 +26,8 @@ CELL_SPAN = 1000 // GRID  # the same in a tool's coordinates, 0..1000
 MARGIN = 4  # pixels between a tile and the edges of its cell
 POINTS = 24  # points of an engraved digit a side; a point is 2x2 pixels
 DEPTH = 60  # how far a checkerboard departs from the tile's colour, in 0..255
+PLAIN = 32  # pixels a side of a plain digit: 8 in the small view, as it was written
+INK = 240  # grey of a plain digit's strokes, in 0..255
 NUM_TILES = 3
 HELD_OUT_SHARE = 0.25  # of the digit images
 
@@ -33,13 +36,14 @@ _CLAIMS = [(right, wrong, first, echo) for right in CLASSES for wrong in CLASSES
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Tile:
-    """One tile and the digit image engraved in it."""
+    """One tile and the digit image in it."""
 
     color: str
     row: int  # 0..3, of cells, from the top
     column: int  # 0..3, from the left
     digit: int  # what is written
     image: int  # index in scikit-learn's set
+    plain: bool = False  # written so that the small view shows it, not engraved
 
     @property
     def box(self) -> Box:
@@ -79,28 +83,46 @@ def cell_box(row: int, column: int) -> Box:
 @functools.cache
 def _digits() -> tuple[np.ndarray, np.ndarray]:
     """Images (N, POINTS, POINTS) as ink in 0..1, and their classes (N,)."""
+    images, classes = _written()
+    return np.stack([_enlarge(image, POINTS) for image in images]), classes
+
+
+@functools.cache
+def plain_ink(image: int) -> np.ndarray:
+    """A plain digit's ink in 0..1, (PLAIN, PLAIN)."""
+    return _enlarge(_written()[0][image], PLAIN)
+
+
+@functools.cache
+def _written() -> tuple[np.ndarray, np.ndarray]:
+    """scikit-learn's digits as they are: ink in 0..1, (N, 8, 8), and their classes (N,)."""
     bundled = load_digits()
-    ink = np.stack([_enlarge(image) for image in bundled.images / 16.0])
-    return ink, bundled.target
+    return bundled.images / 16.0, bundled.target
 
 
-def _enlarge(image: np.ndarray) -> np.ndarray:
+def _enlarge(image: np.ndarray, side: int) -> np.ndarray:
     small = PILImage.fromarray(image.astype(np.float32))
-    return np.clip(np.asarray(small.resize((POINTS, POINTS), PILImage.Resampling.BILINEAR)), 0.0, 1.0)
+    return np.clip(np.asarray(small.resize((side, side), PILImage.Resampling.BILINEAR)), 0.0, 1.0)
 
 
 @functools.cache
 def digit_images(split: Split, digit: int) -> np.ndarray:
-    """Indices of a class's images in a split. `pretrain` shares its images with `train`; `held_out` shares them with nobody."""
+    """Indices of a class's images in a split. `pretrain` has those of `train`; `validation` and `test` are halves of `held_out`."""
     indices = np.flatnonzero(_digits()[1] == digit)
     order = np.random.default_rng(digit).permutation(len(indices))
     num_held_out = round(len(indices) * HELD_OUT_SHARE)
-    return np.sort(indices[order[:num_held_out]] if split == "held_out" else indices[order[num_held_out:]])
+    half = num_held_out // 2
+    parts = {"held_out": order[:num_held_out], "validation": order[:half], "test": order[half:num_held_out]}
+    return np.sort(indices[parts.get(split, order[num_held_out:])])
 
 
-def make_scene(seed: int, split: Split, index: int) -> Scene:
-    """The scene at `index` of a split. Every 48 scenes in a row hold each pair of claims equally often, in both orders."""
-    stream = ("train", "held_out", "pretrain").index(split)
+def make_scene(seed: int, split: Split, index: int, asked_plain: bool | None = None) -> Scene:
+    """The scene at `index` of a split. Every 48 scenes in a row hold each pair of claims equally often, in both orders.
+
+    Args:
+        asked_plain: whether the asked tile's digit is plain, in scenes where every second one of the others is; None: all are engraved.
+    """
+    stream = get_args(Split).index(split) + (0 if asked_plain is None else 10 * (1 + asked_plain))
     block, place = divmod(index, len(_CLAIMS))
     right, wrong, first, echo = _CLAIMS[np.random.default_rng([seed, stream, 1, block]).permutation(len(_CLAIMS))[place]]
     rng = np.random.default_rng([seed, stream, 0, index])
@@ -114,6 +136,9 @@ def make_scene(seed: int, split: Split, index: int) -> Scene:
         Tile(color=color, row=cell // GRID, column=cell % GRID, digit=digit, image=int(rng.choice(digit_images(split, digit))))
         for color, cell, digit in zip(colors, cells, [right, *others], strict=True)
     )
+    if asked_plain is not None:
+        kinds = [asked_plain, *(rng.random(NUM_TILES - 1) < 0.5)]
+        tiles = tuple(replace(tile, plain=bool(plain)) for tile, plain in zip(tiles, kinds, strict=True))
     return Scene(tiles=tiles, claims=(right, wrong) if first == 0 else (wrong, right), label="1" if first == 0 else "2")
 
 
@@ -141,12 +166,16 @@ def background() -> np.ndarray:
 
 
 @functools.cache
-def tile_pixels(color: str, image: int) -> np.ndarray:
-    """A tile with its engraved digit, (CELL - 2 MARGIN, CELL - 2 MARGIN, 3), uint8."""
+def tile_pixels(color: str, image: int, plain: bool = False) -> np.ndarray:
+    """A tile with its digit, (CELL - 2 MARGIN, CELL - 2 MARGIN, 3), uint8."""
     side = CELL - 2 * MARGIN
+    pixels = np.tile(np.array(COLORS[color], dtype=np.float64), (side, side, 1))
+    if plain:
+        edge = (side - PLAIN) // 2
+        pixels[edge : edge + PLAIN, edge : edge + PLAIN] += plain_ink(image)[..., None] * (INK - np.array(COLORS[color]))
+        return pixels.round().astype(np.uint8)
     ink = np.kron(_digits()[0][image], np.array([[1, -1], [-1, 1]])) * DEPTH  # (2 POINTS, 2 POINTS), zero mean in each point
     edge = (side - ink.shape[0]) // 2
-    pixels = np.tile(np.array(COLORS[color], dtype=np.float64), (side, side, 1))
     pixels[edge : edge + ink.shape[0], edge : edge + ink.shape[1]] += ink[..., None]
     return pixels.round().astype(np.uint8)
 
@@ -156,7 +185,7 @@ def draw_cell(scene: Scene, row: int, column: int) -> np.ndarray:
     cell = background()[row * CELL : (row + 1) * CELL, column * CELL : (column + 1) * CELL].copy()
     for tile in scene.tiles:
         if (tile.row, tile.column) == (row, column):
-            cell[MARGIN : CELL - MARGIN, MARGIN : CELL - MARGIN] = tile_pixels(tile.color, tile.image)
+            cell[MARGIN : CELL - MARGIN, MARGIN : CELL - MARGIN] = tile_pixels(tile.color, tile.image, tile.plain)
     return cell
 
 
@@ -166,5 +195,5 @@ def draw(scene: Scene) -> np.ndarray:
     for tile in scene.tiles:
         top, left = tile.row * CELL + MARGIN, tile.column * CELL + MARGIN
         side = CELL - 2 * MARGIN
-        canvas[top : top + side, left : left + side] = tile_pixels(tile.color, tile.image)
+        canvas[top : top + side, left : left + side] = tile_pixels(tile.color, tile.image, tile.plain)
     return canvas

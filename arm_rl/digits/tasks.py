@@ -59,6 +59,10 @@ class Task(Protocol):
     def target_box(self) -> Box | None:
         """Where in the image the evidence is."""
 
+    @property
+    def at_once(self) -> str | None:
+        """The thought of someone to whom the prompt shows the answer; None where it does not."""
+
     def right(self, rng: np.random.Generator) -> Look:
         """The right tool at the right place."""
 

@@ -28,15 +28,19 @@ class ScriptedTeacher:
     stray_share: float = 0.5  # of the calls: another track's tool
     right_place_share: float = 1 / 2  # of the calls of the right tool: as asked
     near_place_share: float = 1 / 4  # of the calls of the right tool: a place that resembles it; the rest goes anywhere else
+    repeat_share: float = 0.0  # of the sessions with a call: a second one, in the same way
 
     def script(self, task: Task, track: Track, *, tools: bool) -> tuple[str, ...]:
         """The turns of one session, tags and all. Equal tasks give equal scripts."""
         rng = np.random.default_rng([self.seed, 11, *task.key])
         guess = int(rng.integers(1, 3))
         if not tools or rng.random() >= self.call_share:
-            return (phrases.answer_turn(guess, phrases.UNSURE),)
-        look = self._look(task, track, rng)
-        return (phrases.call_turn(look.tool, look.arguments), phrases.answer_turn(look.choice or guess, look.thought))
+            return (phrases.answer_turn(int(task.label) if task.at_once else guess, task.at_once or phrases.UNSURE),)
+        looks = [self._look(task, track, rng)]
+        if rng.random() < self.repeat_share:
+            looks.append(self._look(task, track, rng))
+        calls = (phrases.call_turn(look.tool, look.arguments) for look in looks)
+        return (*calls, phrases.answer_turn(looks[-1].choice or guess, looks[-1].thought))
 
     def _look(self, task: Task, track: Track, rng: np.random.Generator) -> Look:
         others = misfits(self.tracks, track)

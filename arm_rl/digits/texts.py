@@ -74,6 +74,10 @@ class TextsTask:
     def target_box(self) -> None:
         """There is no image."""
 
+    @property
+    def at_once(self) -> None:
+        """Nobody."""
+
     def right(self, rng: np.random.Generator) -> Look:
         """The asked bounds, on either text."""
         return self._look(int(rng.integers(2)), self.lower)

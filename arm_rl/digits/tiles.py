@@ -1,4 +1,4 @@
-"""The track `digits`: a digit that is too fine for the small view of its scene. The zoom tool shows it."""
+"""Tracks of scenes with tiles. `digits`: digits too fine for the small view; the zoom tool shows them. `engraved` and `plain`: some are."""
 
 import functools
 from collections.abc import Sequence
@@ -54,6 +54,11 @@ class TilesTask:
         return tuple(map(str, self.scene.claims))
 
     @property
+    def at_once(self) -> str | None:
+        """Of a plain digit: what it is."""
+        return phrases.seen(self.scene.asked.digit) if self.scene.asked.plain else None
+
+    @property
     def target_box(self) -> scenes.Box:
         """The asked tile's cell."""
         return self.scene.asked.box
@@ -74,15 +79,23 @@ class TilesTask:
 
 
 class Tiles:
-    """Scenes of tiles with engraved digits."""
+    """Scenes of tiles.
 
-    name = "digits"
+    Args:
+        name: of the track.
+        asked_plain: as in `scenes.make_scene`.
+    """
+
     ability = "fine-grained perception"
     tool = ImageZoomTool.name
 
+    def __init__(self, name: str = "digits", asked_plain: bool | None = None) -> None:
+        self.name, self.asked_plain = name, asked_plain
+
     def task(self, seed: int, split: scenes.Split, index: int) -> TilesTask:
         """The scene at `index`."""
-        return TilesTask(scene=scenes.make_scene(seed, split, index), key=(seed, index))
+        kind = () if self.asked_plain is None else (int(self.asked_plain),)
+        return TilesTask(scene=scenes.make_scene(seed, split, index, self.asked_plain), key=(seed, index, *kind))
 
     def stray(self, rng: np.random.Generator) -> Look:
         """A cell of an image that is not there."""

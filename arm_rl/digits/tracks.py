@@ -1,4 +1,4 @@
-"""The demos' tracks by name, and which tools do not fit them."""
+"""The tracks by name, and which tools do not fit them."""
 
 from collections.abc import Sequence
 
@@ -9,13 +9,14 @@ from arm_rl.digits.tiles import Tiles
 
 TRACKS: dict[str, Track] = {"digits": Tiles(), "pages": Pages(), "texts": Texts()}
 TILES: Sequence[Track] = (TRACKS["digits"],)  # of the first demo
+MIXED: Sequence[Track] = (Tiles("engraved", asked_plain=False), Tiles("plain", asked_plain=True))  # half need the tool: `jobs.findings`
 
 
 def misfits(tracks: Sequence[Track], track: Track | None = None) -> list[Misfit]:
     """Tools that a judge of several tracks might take for `track` by mistake: the other tracks', and one that resembles a track's own.
 
-    Of a single track: none.
+    Where all of them need the same tool: none.
     """
-    if len(tracks) == 1:
+    if len({track.tool for track in tracks}) == 1:
         return []
     return [*(other for other in tracks if other is not track), SentenceCheck()]

@@ -8,6 +8,7 @@ cut for the ranks and when weights travel is the code that trains. What is simul
 """
 
 import asyncio
+import inspect
 import io
 import itertools
 import tempfile
@@ -109,7 +110,7 @@ async def _simulate(config: TrainConfig, rollouts: Rollouts, learning: Learning,
         MetricsLog(Path(folder), MetricsConfig(wandb="disabled"), None, 0, console=Console(file=io.StringIO())) as log,
     ):
         makers = [lambda number=number: _engine(number, rollouts) for number in range(config.rollout.num_actors)]
-        runner = GroupRunner(config, RolloutGroup(makers), [_scorer(rollouts)])
+        runner = GroupRunner(config, RolloutGroup(makers, config.run.stall_seconds), [_scorer(rollouts)])
         driver = Driver(
             config,
             runner=runner,
@@ -147,10 +148,7 @@ def _engine(number: int, rollouts: Rollouts) -> Any:
     async def rest() -> None:
         await rollouts.sleep(number)
 
-    handle = SimpleNamespace(run_group=SimpleNamespace(remote=run_group))
-    for name, method in {"start": start, "update_weights": update, "sleep": rest, "wake": rest}.items():
-        setattr(handle, name, _remote(method))
-    return handle
+    return _handle(run_group=SimpleNamespace(remote=run_group), start=start, update_weights=update, sleep=rest, wake=rest)
 
 
 def _scorer(rollouts: Rollouts) -> Any:
@@ -160,10 +158,21 @@ def _scorer(rollouts: Rollouts) -> Any:
         rewards = rollouts.rewards(trajectories[0].group_id, len(trajectories))
         return [Score(reward, {}, reward > 0, True, None) for reward in rewards]
 
+    return _handle(score=score)
+
+
+def _handle(**methods: Any) -> Any:
+    """An actor that never dies. Methods that are no coroutines are taken as they are."""
+
     async def lives() -> None:
         await asyncio.Event().wait()
 
-    return SimpleNamespace(score=_remote(score), lives=_remote(lives))
+    async def at_once() -> None: ...
+
+    handle = SimpleNamespace()
+    for name, method in (methods | {"lives": lives, "pulse": at_once, "__ray_ready__": at_once}).items():
+        setattr(handle, name, _remote(method) if inspect.iscoroutinefunction(method) else method)
+    return handle
 
 
 def _remote(method: Any) -> Any:

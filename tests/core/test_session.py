@@ -70,6 +70,20 @@ async def test_an_answer_ends_the_session(play, template, sample):
     assert [message.role for message in finished.messages] == ["assistant"]
 
 
+async def test_a_prefill_begins_the_first_turn_and_no_other(play, template, sample):
+    opening = "<think>look closer</think><tool_call>"
+    plain, _ = await play(call(), ANSWER)
+    forced, policy = await play(call().removeprefix(opening), ANSWER, sample=dataclasses.replace(sample, prefill=opening))
+    prompt = plain.trajectory.prompt_ids + template.turn_ids(opening, ended=False)
+    assert policy.requests[0].prompt_ids == forced.trajectory.prompt_ids == prompt
+    assert [turn.text for turn in forced.trajectory.turns] == [turn.text for turn in plain.trajectory.turns]
+    assert forced.trajectory.turns[0].token_ids == template.turn_ids(call().removeprefix(opening), ended=False)
+    assert forced.trajectory.tool_events[0].status == "ok"
+    assert policy.requests[1].prompt_ids[len(plain.trajectory.prompt_ids) :][: len(template.turn_ids(call(), ended=False))] == (
+        template.turn_ids(call(), ended=False)
+    ), "the context is that of a session without one"
+
+
 async def test_a_call_brings_an_observation_and_the_session_goes_on(play):
     finished, policy = await play(call([0, 0, 500, 250]), ANSWER)
     trajectory = finished.trajectory

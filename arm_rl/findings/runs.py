@@ -1,0 +1,159 @@
+"""The runs of the findings: data and base model once; for each seed a cold start, its evaluation, stage 1, and each design's stage 2.
+
+    ROOT/base_model  ROOT/data/{train,validation,test}.parquet  ROOT/base
+    ROOT/SEED/demonstrations.parquet  ROOT/SEED/{sft,cold_start,stage1,DESIGN}     each a run folder
+
+Everything that is there is left as it is, and a run that was stopped goes on from its last checkpoint. One set of engines serves all runs
+of a seed: a run's first weights reach it as any version does.
+"""
+
+import asyncio
+import contextlib
+import itertools
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+from actors.reservation import reserved
+from arm_rl.core.config import SftConfig, TrainConfig
+from arm_rl.core.config_file import load
+from arm_rl.core.template import Template
+from arm_rl.data import read_samples
+from arm_rl.demonstrations import write_demonstrations
+from arm_rl.digits import dataset
+from arm_rl.digits.base import make_base
+from arm_rl.digits.pretrain import Plan
+from arm_rl.digits.scenes import Split
+from arm_rl.digits.tracks import TILES
+from arm_rl.evaluation import evaluate_model
+from arm_rl.findings import setting
+from arm_rl.findings.designs import DESIGNS
+from arm_rl.groups import serving
+from arm_rl.grpo import train_grpo
+from arm_rl.inputs import read_inputs
+from arm_rl.run_folder import finished
+from arm_rl.screening import screened_sessions
+from arm_rl.sft import train_sft
+from tools import load_tools
+from tools.local import LocalTools
+
+
+@dataclass(frozen=True, kw_only=True)
+class Size:
+    """How much of everything."""
+
+    train: int = setting.NUM_TRAIN  # samples
+    held_out: int = setting.NUM_JUDGED  # samples of the split that is judged
+    demonstrations: int = setting.NUM_DEMONSTRATIONS  # that pass the screening
+    pretraining: float = 1.0  # share of its steps
+    stage1_steps: int = setting.STAGE1_STEPS
+    overrides: tuple[str, ...] = ()  # of all GRPO runs
+
+
+_SHORT = ("num_steps=2", "algorithm.drop_flat_groups=false")  # an untrained judge earns nothing
+QUICK = Size(train=96, held_out=24, demonstrations=32, pretraining=0.004, stage1_steps=1, overrides=_SHORT)
+_WAYS = ("evaluation.without_tools=true", f"evaluation.prefill='{setting.CALL_OPENING}'")
+
+
+class Findings:
+    """All runs below one folder."""
+
+    def __init__(self, root: Path, size: Size, *, split: setting.JudgedSplit, say: Callable[[str], None]) -> None:
+        """`say` is told what begins; `split` is what judges are judged on: `validation` while settings are sought."""
+        self.root, self.size, self.split, self.say = root, size, split, say
+        self.base, self.data = root / "base_model", root / "data"
+
+    def run(self, seeds: Sequence[int], designs: Sequence[str]) -> None:
+        """Everything that is not done yet."""
+        self._make_data()
+        self._make_base()
+        if not (self.root / "base" / "evaluation.json").is_file():
+            self.say("the base model, judging")
+            asyncio.run(evaluate_model(self.config(self.base, f"run.root={self.root}", "run.name=base", *_WAYS)))
+        for seed in seeds:
+            self._cold_start(seed)
+            asyncio.run(self._train(seed, designs))
+
+    def config(self, model: Path, *overrides: str) -> TrainConfig:
+        """The GRPO configuration of a run."""
+        files = [f"data.train=[{self.data / 'train.parquet'}]", f"data.held_out=[{self.data / self.split}.parquet]"]
+        return load(TrainConfig, setting.CONFIG, [f"model.path={model}", *files, *self.size.overrides, *overrides])
+
+    def _make_data(self) -> None:
+        sizes: dict[Split, int] = {"train": self.size.train, self.split: self.size.held_out}
+        for split, number in sizes.items():
+            path = self.data / f"{split}.parquet"
+            if not path.is_file():
+                self.say(f"{number} samples: {split}")
+                partial = dataset.write(path.with_suffix(".partial"), seed=0, split=split, num_samples=number, tracks=setting.MIXED)
+                partial.rename(path)
+
+    def _make_base(self) -> None:
+        """The first demo's base model, and from it the one of the mixed task."""
+        config = load(SftConfig, setting.SFT_CONFIG, [])
+        schemas = {name: tool.schema for name, tool in load_tools(config.tools.files).items()}
+        first = self.root / "demo_base"
+        plans = {
+            first: ("the demo's base model", TILES, Plan(num_threads=1), None),
+            self.base: ("the base model: plain digits as well, and a third call", setting.MIXED, setting.PLAN, first),
+        }
+        for folder, (title, tracks, steps, start) in plans.items():
+            if not folder.is_dir():
+                self.say(title)
+                partial = folder.with_suffix(".partial")
+                make_base(partial, config.template, schemas, tracks=tracks, plan=steps, seed=0, share=self.size.pretraining, start=start)
+                partial.rename(folder)
+
+    def _cold_start(self, seed: int) -> None:
+        folder = self.root / str(seed)
+        demonstrations = folder / "demonstrations.parquet"
+        if not demonstrations.is_file():
+            self.say(f"seed {seed}: demonstrations")
+            write_demonstrations(demonstrations, self._demonstrate(seed))
+        files = [f"data.train=[{demonstrations}]", f"model.path={self.base}"]
+        config = load(SftConfig, setting.SFT_CONFIG, [*files, f"run.root={folder}", f"run.seed={seed}"])
+        if not (config.run.folder / "export" / "config.json").is_file():
+            self.say(f"seed {seed}: cold start")
+            asyncio.run(train_sft(config))
+
+    def _demonstrate(self, seed: int) -> list:
+        config = self.config(self.base)
+        tools = load_tools(config.tools.files)
+        template = Template.load(config.model, config.template, {name: tool.schema for name, tool in tools.items()})
+        teacher = replace(setting.TEACHER, seed=seed)
+        samples = read_samples(config.data.train, list(tools))
+        with contextlib.closing(LocalTools(tools)) as local:
+            sessions = screened_sessions(samples, lambda sample: teacher.policy(sample, template), local, config.session, template)
+            return list(itertools.islice(sessions, self.size.demonstrations))
+
+    async def _train(self, seed: int, designs: Sequence[str]) -> None:
+        """Evaluates the cold start and runs stages, all on the same engines; nothing is started where nothing is left to do."""
+        folder, common = self.root / str(seed), (f"run.root={self.root / str(seed)}", f"run.seed={seed}")
+        cold = self.config(folder / "sft" / "export", "run.name=cold_start", *common, *_WAYS)
+        judged = (cold.run.folder / "evaluation.json").is_file()
+        stages = dict(self._stages(folder, common, designs))
+        left = {name: config for name, config in stages.items() if not finished(config.run.folder, config.num_steps or 0)}
+        if judged and not left:
+            return
+        async with (
+            reserved(f"findings-{seed}", cold.placement, 0, cold.rollout) as reservation,
+            serving(cold, read_inputs(cold).template, reservation) as engines,
+        ):
+            if not judged:
+                self.say(f"seed {seed}: the cold start, judging")
+                await evaluate_model(cold, engines)
+            for name, config in left.items():
+                self.say(f"seed {seed}: {name}")
+                await train_grpo(config, engines)
+
+    def _stages(self, folder: Path, common: Sequence[str], designs: Sequence[str]) -> Iterator[tuple[str, TrainConfig]]:
+        """Names and configurations, in the order in which they need each other."""
+        if any(DESIGNS[name].stage1 for name in designs):
+            rate, steps = setting.STAGE1_LEARNING_RATE, self.size.stage1_steps
+            changed = ("run.name=stage1", "reward.name=stage1", f"learner.learning_rate={rate}", f"num_steps={steps}")
+            yield "stage1", self.config(folder / "sft" / "export", *common, *changed, "evaluation.final=false")
+        for name in designs:
+            design = DESIGNS[name]
+            start = folder / ("stage1" if design.stage1 else "sft") / "export"
+            ways = _WAYS if design.ways else ()
+            yield name, self.config(start, *common, f"run.name={name}", f"reward.name={design.reward}", *ways)

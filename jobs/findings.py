@@ -1,0 +1,73 @@
+"""The findings job, `make findings`: reward designs side by side on a mixed task, over several seeds, with intervals.
+
+Started again, it goes on where it was, with more seeds or other designs if asked; the summary is of all runs that are finished. It may be
+stopped at any time, and a folder is for one process at a time.
+"""
+
+import argparse
+import json
+import sys
+from pathlib import Path
+
+from rich.console import Console
+
+from actors.cluster import cluster
+from arm_rl.core.errors import UserError
+from arm_rl.findings import results
+from arm_rl.findings.designs import DESIGNS
+from arm_rl.findings.plot import plot
+from arm_rl.findings.runs import QUICK, Findings, Size
+from arm_rl.findings.setting import JudgedSplit
+from arm_rl.findings.tables import markdown
+from jobs.command_line import guarded
+
+
+def write(root: Path) -> Path:
+    """Writes `summary.json`, `table.md` and `plot.svg` of the runs that are finished; gives the summary's path."""
+    found = results.read(root)
+    (root / "table.md").write_text(markdown(found))
+    (root / "plot.svg").write_text(plot(found))
+    path = root / "summary.json"
+    path.write_text(json.dumps(results.summary(found), indent=2, default=str))
+    return path
+
+
+def main() -> int:
+    """Runs what is left and writes the summary."""
+    parser = argparse.ArgumentParser(
+        prog="python -m jobs.findings", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("--out", type=Path, help="folder of all runs; by default runs/findings, or runs/findings-quick")
+    parser.add_argument(
+        "--seeds", type=int, nargs="+", default=[0, 1, 2, 3, 4], help="of cold starts and all that follows; by default 0 to 4"
+    )
+    parser.add_argument("--designs", nargs="+", default=list(DESIGNS), metavar="NAME", help=f"of {', '.join(DESIGNS)}; by default all")
+    parser.add_argument(
+        "--validation", action="store_true", help="judge on validation samples, to seek settings; into runs/findings-validation"
+    )
+    parser.add_argument("--quick", action="store_true", help="a few steps of everything: shows that it runs, learns nothing")
+    parser.add_argument("--summary", action="store_true", help="train nothing, only write the summary of what is there")
+    arguments = parser.parse_args()
+    suffix = "-quick" if arguments.quick else "-validation" if arguments.validation else ""
+    root: Path = arguments.out or Path(f"runs/findings{suffix}")
+    console = Console(highlight=False, soft_wrap=True)
+
+    def start() -> str:
+        unknown = [name for name in arguments.designs if name not in DESIGNS]
+        if unknown:
+            raise UserError(f"--designs: there is no {unknown[0]!r}; there are {', '.join(DESIGNS)}")
+        if not arguments.summary:
+            split: JudgedSplit = "validation" if arguments.validation else "test"
+            with cluster():
+                Findings(root, QUICK if arguments.quick else Size(), split=split, say=console.print).run(arguments.seeds, arguments.designs)
+        elif not root.is_dir():
+            raise UserError(f"--summary: there is no folder {root}")
+        path = write(root)
+        console.print((root / "table.md").read_text(), markup=False)
+        return f"done: {path}, with the tables in table.md and the plot in plot.svg beside it"
+
+    return guarded(start)
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,131 @@
+"""Statistics by hand-made numbers; what is read from run folders; tables and plot."""
+
+import json
+import math
+import xml.etree.ElementTree as ElementTree
+
+import pytest
+
+from arm_rl.findings import results
+from arm_rl.findings.designs import DESIGNS, PAPER
+from arm_rl.findings.plot import plot
+from arm_rl.findings.results import Results
+from arm_rl.findings.statistics import Estimate, difference, estimate
+from arm_rl.findings.tables import markdown
+from jobs.findings import write
+
+
+def test_an_interval_is_student_s():
+    found = estimate([1.0, 2.0, 3.0, 4.0, 5.0])  # deviation sqrt(2.5), t of 4 degrees at 97.5 %: 2.776
+    assert found.mean == 3
+    assert found.high - found.mean == pytest.approx(2.776445 * math.sqrt(2.5 / 5))
+    assert found.mean - found.low == pytest.approx(found.high - found.mean)
+    assert found.num_seeds == 5
+
+
+def test_one_seed_says_nothing_of_how_sure():
+    found = estimate([0.5])
+    assert (found.mean, found.low, found.high) == (0.5, -math.inf, math.inf)
+    assert found.above(0) == found.below(0) == "open"
+    with pytest.raises(ValueError, match="no values"):
+        estimate([])
+
+
+def test_a_difference_is_paired_by_seed():
+    first, second = {0: 1.0, 1: 2.0, 2: 9.0}, {1: 1.9, 0: 0.9, 5: 0.0}
+    found = difference(first, second)
+    assert found is not None
+    assert found.num_seeds == 2
+    assert found.mean == pytest.approx(0.1)
+    assert found.high - found.low == pytest.approx(0, abs=1e-9), "both seeds differ by the same"
+    assert difference(first, {7: 1.0}) is None
+
+
+@pytest.mark.parametrize(
+    ("low", "high", "above", "below"),
+    [(0.1, 0.3, "holds", "does not hold"), (-0.3, -0.1, "does not hold", "holds"), (-0.1, 0.1, "open", "open")],
+)
+def test_a_verdict_needs_the_whole_interval(low, high, above, below):
+    found = Estimate(mean=(low + high) / 2, low=low, high=high, num_seeds=5)
+    assert (found.above(0), found.below(0)) == (above, below)
+
+
+def judged(accuracy: float, calls: float, **more: float) -> dict[str, float]:
+    kinds = {"accuracy/engraved": accuracy, "accuracy/plain": accuracy, "tool_calls/engraved": calls, "tool_calls/plain": calls}
+    return {"accuracy": accuracy, "tool_calls": calls, **kinds, **more}
+
+
+@pytest.fixture
+def root(tmp_path):
+    """Three seeds of three designs; the last seed of one of them is not finished."""
+    for seed in range(3):
+        ways = {"accuracy_without_tools": 0.6, "accuracy_with_prefill": 0.55 + 0.01 * seed}
+        cold = tmp_path / str(seed) / "cold_start" / "evaluation.json"
+        cold.parent.mkdir(parents=True)
+        cold.write_text(json.dumps(judged(0.6, 0.1, **ways)))
+        for name, accuracy, calls in (("accuracy", 0.65, 0.0), (PAPER, 0.95, 1.0), ("need", 0.95, 0.5)):
+            folder = tmp_path / str(seed) / name
+            folder.mkdir()
+            step = {
+                "stage": name,
+                "learner/loss": 0.1,
+                "rollout/accuracy/engraved": 0.5,
+                "tools/calls/engraved": 0.2,
+                "tools/calls/plain": 0.1,
+            }
+            lines: list[dict] = [{"step": 1, **step}, {"step": 2, **step, "rollout/accuracy/plain": 0.7}]
+            for value in (0.1, accuracy + 0.001 * seed):  # a run that was stopped after its evaluation judges again
+                lines.append({"stage": name, "step": 2, **{f"evaluation/{key}": one for key, one in judged(value, calls).items()}})
+            (folder / "metrics.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
+            if (seed, name) != (2, "need"):
+                (folder / "export").mkdir()
+                (folder / "export" / "config.json").write_text("{}")
+    return tmp_path
+
+
+def test_finished_runs_are_read_and_claims_are_weighed(root):
+    found = results.read(root)
+    assert found.designs == ["accuracy", PAPER, "need"]
+    assert found.values("accuracy", "accuracy") == pytest.approx({0: 0.65, 1: 0.651, 2: 0.652})
+    assert set(found.values("need", "accuracy")) == {0, 1}
+    curve = found.curves["accuracy"][0]
+    assert curve["accuracy/engraved"] == [0.5, 0.5]
+    assert math.isnan(curve["accuracy/plain"][0])
+    assert curve["accuracy/plain"][1] == 0.7
+    verdicts = {claim.text: claim.verdict for claim in results.claims(found)}
+    assert verdicts["accuracy only is less accurate than it"] == "holds"
+    assert verdicts["it calls at least 25% less"] == "holds"
+    assert verdicts["the group's need is within 0.01 of the paper's accuracy"] == "holds"
+    assert verdicts["before training, forcing the tool does not help"] == "holds"
+    assert verdicts["after training, it helps"] == "not measured"
+    assert verdicts["a fixed bonus a call is less accurate than it"] == "not measured"
+
+
+def test_a_goal_that_is_missed_is_said(root):
+    seeds = {seed: judged(0.9 + 0.001 * seed, 0.8) for seed in range(3)}
+    paper = {seed: judged(0.95, 1.0) for seed in range(3)}
+    verdicts = {one.text: one.verdict for one in results.claims(Results(judged={"need": seeds, PAPER: paper}, curves={}))}
+    assert verdicts["it calls at least 25% less"] == "does not hold"
+    assert verdicts["the group's need is within 0.01 of the paper's accuracy"] == "does not hold"
+
+
+def test_curves_are_means_over_the_last_steps():
+    assert results.smoothed([1.0, 3.0, math.nan]) == [1.0, 2.0, 2.0]
+    assert results.smoothed([float(number) for number in range(20)])[-1] == pytest.approx(14.5)
+
+
+def test_tables_and_plot_tell_what_is_there(root):
+    path = write(root)
+    table = (root / "table.md").read_text()
+    assert "| accuracy only | 0.651 ± 0.002 |" in table
+    assert "| it calls at least 25% less | -0.500 (-0.500 to -0.500) | holds |" in table
+    assert DESIGNS["adaptive"].title + " |" not in table.split("claim")[0], "not run"
+    drawn = ElementTree.fromstring((root / "plot.svg").read_text())
+    assert len(list(drawn.iter("{http://www.w3.org/2000/svg}polyline"))) == 4 * 3
+    assert json.loads(path.read_text())["judged"][PAPER]["accuracy"]["num_seeds"] == 3
+
+
+def test_nothing_is_no_error(tmp_path):
+    found = results.read(tmp_path)
+    assert "not measured" in markdown(found)
+    ElementTree.fromstring(plot(found))
