@@ -115,7 +115,9 @@ class _Place:
         self._coming.cancel()
         actor = self._leave()
         if actor is not None:
-            await asyncio.wait([asyncio.ensure_future(actor.close.remote())], timeout=SECONDS_TO_CLOSE)  # one that has died is closed
+            closing = asyncio.ensure_future(actor.close.remote())
+            await asyncio.wait([closing], timeout=SECONDS_TO_CLOSE)  # one that has died is closed
+            closing.cancel()
             ray.kill(actor)
 
     def _leave(self) -> ActorHandle | None:

@@ -88,13 +88,12 @@ class Deaths:
 
 async def end_of(actor: ActorHandle, stall_seconds: float) -> BaseException:
     """Waits until a `Supervised` actor is of no use any more, and says why: it died, its pulse fails, or it did not come in time."""
-    lives = asyncio.ensure_future(actor.lives.remote())
+    lives = pulse = asyncio.ensure_future(actor.lives.remote())
     try:
         while not lives.done():
             pulse = asyncio.ensure_future(actor.pulse.remote())
             await asyncio.wait([pulse], timeout=stall_seconds)
             if not pulse.done():
-                pulse.cancel()
                 return Stalled(f"no sign of life for {stall_seconds:g} seconds (run.stall_seconds)")
             if (error := pulse.exception()) is not None:
                 return error
@@ -104,6 +103,7 @@ async def end_of(actor: ActorHandle, stall_seconds: float) -> BaseException:
         return error
     finally:
         lives.cancel()
+        pulse.cancel()
 
 
 async def watch(actor: ActorHandle, deaths: Deaths, stall_seconds: float) -> None:

@@ -47,6 +47,8 @@ async def test_a_run_lives_through_the_loss_of_a_node_while_there_is_another(nod
     running = asyncio.create_task(run())
     second = nodes.add_node(num_cpus=1, resources=PLACES)
     nodes.remove_node(first, allow_graceful=False)
+    while len((tmp_path / "starts").read_text().splitlines()) < 2:
+        await asyncio.sleep(0.05)
     (tmp_path / "g waits").unlink()
     assert await running == "g 3 by base"
     assert group.deaths.metrics()["recovery/rollout"] >= 1
@@ -58,6 +60,7 @@ async def test_a_run_lives_through_the_loss_of_a_node_while_there_is_another(nod
 
     for place in group._places:
         place._stall_seconds = 2.0
+    (tmp_path / "g waits").touch()  # a process may outlive its node for a moment
     nodes.remove_node(second, allow_graceful=False)
     with pytest.raises(ActorsLost, match="no place for a rollout actor in 2 seconds .* the same command goes on from the last checkpoint"):
         await run()

@@ -1,4 +1,4 @@
-"""A disk that fills up in the middle of a run: one line, the right exit status, and the run goes on once there is room."""
+"""A disk or an object store that fills up in the middle of a run: one line, exit status 1, and the run goes on once there is room."""
 
 import itertools
 import json
@@ -60,3 +60,38 @@ def test_a_full_disk_ends_a_run_in_one_line_and_it_goes_on_when_there_is_room(tm
     steps = [json.loads(line)["step"] for line in (tmp_path / "metrics.jsonl").read_text().splitlines()]
     assert steps == [1, 2]
     assert (tmp_path / "model.safetensors").stat().st_size > 1_000_000
+
+
+PROGRAM = """
+import sys
+
+import numpy
+import ray
+
+from jobs.command_line import guarded
+
+
+@ray.remote(num_cpus=0)
+class Rollout:
+    def run(self):
+        return numpy.ones(4 << 20)  # 32 MiB
+
+
+def job():
+    ray.init(object_store_memory=80 << 20, object_spilling_directory=sys.argv[1], num_cpus=1, include_dashboard=False, log_to_driver=False)
+    rollout = Rollout.remote()
+    kept = [rollout.run.remote() for _ in range(9)]
+    return f"all of {len(ray.get(kept))}"
+
+
+sys.exit(guarded(job))
+"""
+
+
+def test_a_full_object_store_is_told_in_one_line(tmp_path):
+    sandbox = ["bwrap", "--dev-bind", "/", "/", "--size", "50000000", "--tmpfs", str(tmp_path), "--die-with-parent"]
+    ran = subprocess.run([*sandbox, sys.executable, "-c", PROGRAM, str(tmp_path / "spilled")], capture_output=True, text=True, timeout=250)
+    assert ran.returncode == 1, ran.stdout
+    (error,) = [line for line in ran.stderr.splitlines() if line.startswith("error: ")]
+    assert "the local object store is full" in error
+    assert error.endswith("; once there is room, the same command goes on from the last checkpoint")
