@@ -11,7 +11,8 @@ set -euo pipefail
 [ $# -ge 2 ] || { sed -n '2,7s/^# \{0,1\}//p' "$0" >&2; exit 2; }
 
 PATH="$(dirname "$(realpath -s "${PYTHON:-.venv/bin/python}")"):$PATH"
-export PATH RAY_JOB_STOP_WAIT_TIME_S=540
+RAY_AUTH_TOKEN=$(od -An -N32 -tx1 /dev/urandom | tr -d ' \n') # who shares the nodes does not share the cluster
+export PATH RAY_JOB_STOP_WAIT_TIME_S=540 RAY_AUTH_MODE=token RAY_AUTH_TOKEN
 port=$((20000 + SLURM_JOB_ID % 10000))
 head=$(scontrol show hostnames "$SLURM_JOB_NODELIST" | head -n 1)
 address=$(srun --nodes 1 --ntasks 1 --nodelist "$head" hostname --ip-address | awk '{print $1}')
