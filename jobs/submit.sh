@@ -15,7 +15,7 @@ RAY_AUTH_TOKEN=$(od -An -N32 -tx1 /dev/urandom | tr -d ' \n') # who shares the n
 export PATH RAY_JOB_STOP_WAIT_TIME_S=540 RAY_AUTH_MODE=token RAY_AUTH_TOKEN
 export SRUN_CPUS_PER_TASK="${SLURM_CPUS_PER_TASK:-$SLURM_CPUS_ON_NODE}" # srun does not take it over from sbatch
 port=$((20000 + SLURM_JOB_ID % 10000))
-head=$(scontrol show hostnames "$SLURM_JOB_NODELIST" | head -n 1)
+head=$(scontrol show hostnames "$SLURM_JOB_NODELIST" | sed -n 1p) # not `head`, which breaks the pipe
 address=$(srun --nodes 1 --ntasks 1 --nodelist "$head" hostname --ip-address | awk '{print $1}')
 dashboard="http://$address:$((port + 1))"
 
