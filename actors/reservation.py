@@ -47,6 +47,7 @@ class Reservation:
         nodes = self.placement.cpu_nodes
         if nodes:
             options["scheduling_strategy"] = NodeAffinitySchedulingStrategy(nodes[number % len(nodes)], soft=True)
+            options["memory"] = 1  # byte: what needs nothing at all Ray puts anywhere
         return options
 
     def _options(self, kind: str, number: int, bundle: int, resources: Resources) -> dict[str, Any]:

@@ -11,19 +11,21 @@ set -euo pipefail
 [ $# -ge 2 ] || { sed -n '2,7s/^# \{0,1\}//p' "$0" >&2; exit 2; }
 
 PATH="$(dirname "$(realpath -s "${PYTHON:-.venv/bin/python}")"):$PATH"
-export PATH RAY_JOB_STOP_WAIT_TIME_S=540
+RAY_AUTH_TOKEN=$(od -An -N32 -tx1 /dev/urandom | tr -d ' \n') # who shares the nodes does not share the cluster
+export PATH RAY_JOB_STOP_WAIT_TIME_S=540 RAY_AUTH_MODE=token RAY_AUTH_TOKEN
+export SRUN_CPUS_PER_TASK="${SLURM_CPUS_PER_TASK:-$SLURM_CPUS_ON_NODE}" # srun does not take it over from sbatch
 port=$((20000 + SLURM_JOB_ID % 10000))
-head=$(scontrol show hostnames "$SLURM_JOB_NODELIST" | head -n 1)
+head=$(scontrol show hostnames "$SLURM_JOB_NODELIST" | sed -n 1p) # not `head`, which breaks the pipe
 address=$(srun --nodes 1 --ntasks 1 --nodelist "$head" hostname --ip-address | awk '{print $1}')
 dashboard="http://$address:$((port + 1))"
 
 # One step for the whole cluster: where Ray ends on a node, its task ends, and the others go on.
 srun --ntasks "$SLURM_NNODES" --no-kill bash -c '
     if [ "$SLURM_PROCID" = 0 ]; then
-        exec ray start --block --head --node-ip-address "$0" --port "$1" --dashboard-host "$0" --dashboard-port $(($1 + 1)) --temp-dir "/tmp/ray-$SLURM_JOB_ID"
+        exec ray start --block --head --node-ip-address "$0" --port "$1" --dashboard-host "$0" --dashboard-port $(($1 + 1)) --temp-dir "/tmp/ray-$SLURM_JOB_ID" --num-cpus "$SRUN_CPUS_PER_TASK"
     fi
     until ray status --address "$0:$1" >/dev/null 2>&1; do sleep 1; done
-    exec ray start --block --address "$0:$1"' "$address" "$port" &
+    exec ray start --block --address "$0:$1" --num-cpus "$SRUN_CPUS_PER_TASK"' "$address" "$port" &
 cluster=$!
 trap 'kill "$cluster" 2>/dev/null; wait "$cluster" || true' EXIT
 

@@ -153,6 +153,7 @@ def test_the_slurm_script_brings_the_job_to_all_nodes_and_stops_it_on_sigterm(tm
         "SLURM_JOB_ID": "12345",
         "SLURM_JOB_NODELIST": "n[1-2]",
         "SLURM_NNODES": "2",
+        "SLURM_CPUS_PER_TASK": "64",
     }
     script = subprocess.Popen([ROOT / "jobs/submit.sh", "train", "a b.yaml", "run.root=/x"], cwd=ROOT, env=environment)
     try:
@@ -164,7 +165,7 @@ def test_the_slurm_script_brings_the_job_to_all_nodes_and_stops_it_on_sigterm(tm
         script.kill()
     calls = log.read_text().splitlines()
     assert any(call.startswith("start --block --head --node-ip-address 10.0.0.1 --port 22345") for call in calls)
-    assert "start --block --address 10.0.0.1:22345" in calls
+    assert "start --block --address 10.0.0.1:22345 --num-cpus 64" in calls
     (submitted,) = (call for call in calls if call.startswith("job submit"))
     assert submitted.startswith("job submit --address http://10.0.0.1:22346 --submission-id slurm-12345-")
     assert submitted.endswith("--working-dir . -- python -m jobs.train a b.yaml run.root=/x")

@@ -88,6 +88,8 @@ class Machines:
 
 @pytest.fixture(scope="module")
 def machines() -> Iterator[Machines]:
+    patch = pytest.MonkeyPatch()
+    patch.setenv("RAY_AUTH_MODE", "disabled")  # else a token in the home folder changes who may connect
     folder = tempfile.mkdtemp(prefix="ray-")  # short: sockets lie in it
     head = {"num_cpus": 0, "include_dashboard": True, "dashboard_port": 0, "object_store_memory": 100 << 20, "temp_dir": folder}
     cluster = Cluster(initialize_head=True, head_node_args={**head, "_system_config": SOON_DEAD})
@@ -101,6 +103,7 @@ def machines() -> Iterator[Machines]:
         ray.shutdown()
         cluster.shutdown()
         shutil.rmtree(folder, ignore_errors=True)
+        patch.undo()
 
 
 @pytest.fixture(scope="module")
@@ -173,5 +176,5 @@ def test_what_cannot_run_ends_at_once(machines, settings, override, message):
 
 def exported() -> str:
     """What Prometheus reads of all nodes."""
-    ports = [node["MetricsExportPort"] for node in ray.nodes() if node["Alive"]]
-    return "".join(urllib.request.urlopen(f"http://127.0.0.1:{port}").read().decode() for port in ports)
+    agents = [(node["NodeManagerAddress"], node["MetricsExportPort"]) for node in ray.nodes() if node["Alive"]]
+    return "".join(urllib.request.urlopen(f"http://{address}:{port}").read().decode() for address, port in agents)
