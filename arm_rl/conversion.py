@@ -41,7 +41,8 @@ def convert(
 
     def records() -> Iterator[Record]:
         number = 0
-        for number, record in enumerate(reader.read(source, images.read, broken), 1):
+        for record in reader.read(source, images.read, broken):
+            number += 1
             yield record
             on_row()
         broken.report(number)

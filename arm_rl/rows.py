@@ -36,6 +36,11 @@ class BrokenRows:
         """As `data.broken_rows` says."""
         return cls(skip=config.broken_rows == "skip")
 
+    @property
+    def reasons(self) -> list[str]:
+        """Of the first ones."""
+        return list(self._reasons)
+
     def leave_out(self, error: UserError, number: int = 1) -> None:
         """Counts a row, or `number` of them that share a reason; raises `error` where none may be left out."""
         if not self.skip:

@@ -5,11 +5,12 @@ import sys
 from collections.abc import Callable, Sequence
 
 from jobs.command_line import guarded
+from jobs.prepare.audit import audit
 from jobs.prepare.commands import Commands
 from jobs.prepare.documents import documents
 from jobs.prepare.formats import convert
 
-COMMANDS: tuple[Callable[[Commands], None], ...] = (documents, convert)
+COMMANDS: tuple[Callable[[Commands], None], ...] = (documents, convert, audit)
 
 
 def main(argv: Sequence[str] | None = None) -> int:
