@@ -9,8 +9,9 @@ from jobs.prepare.audit import audit
 from jobs.prepare.commands import Commands
 from jobs.prepare.documents import documents
 from jobs.prepare.formats import convert
+from jobs.prepare.sources import questions, synthetic
 
-COMMANDS: tuple[Callable[[Commands], None], ...] = (documents, convert, audit)
+COMMANDS: tuple[Callable[[Commands], None], ...] = (documents, questions, synthetic, convert, audit)
 
 
 def main(argv: Sequence[str] | None = None) -> int:
