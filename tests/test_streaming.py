@@ -44,11 +44,12 @@ def write(path, rows, **options):
 
 # In a process of its own, under a limit of its memory: what was used before and 208 MB.
 LIMITED = """
-import json, resource, sys
+import json, logging, resource, sys
 from arm_rl.core import images
 from arm_rl.data import Cursor, read_samples
 
 path = sys.argv[1]
+logging.basicConfig(level=logging.INFO)
 used = next(int(line.split()[1]) for line in open("/proc/self/status") if line.startswith("VmData")) * 1024
 resource.setrlimit(resource.RLIMIT_DATA, (used + (208 << 20),) * 2)
 samples = read_samples([path], ())
@@ -81,6 +82,7 @@ def test_data_larger_than_the_memory_is_read(tmp_path, row_group_size, num_taken
     )
     assert done.returncode == 0, done.stderr
     told = json.loads(done.stdout)
+    assert ("every sample is slow to read" in done.stderr) == (row_group_size > 1000)
     expected = [number for epoch in range(2) for number in np.random.default_rng(derive(0, "epoch", epoch)).permutation(600)]
     assert told["ids"] == [str(number) for number in expected[:num_taken]]
     assert told["texts"] > 20 * len(text)
