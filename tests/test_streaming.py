@@ -12,7 +12,8 @@ import pyarrow.parquet as pq
 import pytest
 from hypothesis import given, settings, strategies
 
-from arm_rl.core.config import ConfigError, DataConfig, SftConfig
+from arm_rl.core.config import ConfigError, DataConfig, SftConfig, TrainConfig
+from arm_rl.core.config_file import load, load_saved, save
 from arm_rl.core.images import Image
 from arm_rl.core.parquet import RowReader
 from arm_rl.core.seeding import derive
@@ -263,3 +264,11 @@ def test_demonstrations_are_mixed_and_cut_by_length(tmp_path, template, caplog):
     kept = read_demonstrations([write(tmp_path / "e.parquet", rows)], template, max_tokens=100)
     assert len(kept) == 7
     assert "left out 1 of 8 rows: longer than 100 tokens (max_tokens)" in caplog.text
+
+
+def test_weights_are_written_and_read_again(tmp_path):
+    overrides = ["model.path=m", "data.train=[d.parquet]", "data.weights={zoom: 2, pages: 1}", "data.weights.texts=0.5"]
+    config = load(TrainConfig, "configs/arm_thinker_stage1.yaml", overrides)
+    assert config.data.weights == {"zoom": 2.0, "pages": 1.0, "texts": 0.5}
+    save(config, tmp_path / "config.yaml")
+    assert load_saved(tmp_path / "config.yaml") == config
