@@ -11,7 +11,7 @@ import pyarrow.parquet as pq
 
 from arm_rl.core.config import DataConfig
 from arm_rl.core.errors import UserError
-from arm_rl.core.parquet import open_file, rows_at_a_time
+from arm_rl.core.parquet import open_file, rows_at_a_time, slow_groups
 
 logger = logging.getLogger(__name__)
 
@@ -40,6 +40,11 @@ class BrokenRows:
     def of(cls, config: DataConfig) -> "BrokenRows":
         """As `data.broken_rows` says."""
         return cls(skip=config.broken_rows == "skip")
+
+    @property
+    def reasons(self) -> list[str]:
+        """Of the first ones."""
+        return list(self._reasons)
 
     def leave_out(self, error: UserError, number: int = 1) -> None:
         """Counts a row, or `number` of them that share a reason; raises `error` where none may be left out."""
@@ -109,6 +114,10 @@ def read_rows(path: str, required: Sequence[str], optional: Sequence[str], broke
         columns = [name for name in (*required, *optional) if name in names]
         if not file.metadata.num_rows:
             raise DataError(f"{path}: there are no rows")
+        if large := slow_groups(file):
+            logger.info(
+                "%s: row groups of up to %d MB: every sample is slow to read; `prepare_data convert` writes small ones", path, large >> 20
+            )
         first = 0
         for group in range(file.num_row_groups):
             end = first + file.metadata.row_group(group).num_rows

@@ -5,14 +5,25 @@ import sys
 from collections.abc import Callable, Sequence
 
 from jobs.command_line import guarded
+from jobs.prepare.audit import audit
 from jobs.prepare.commands import Commands
 from jobs.prepare.difficulty import difficulty
 from jobs.prepare.documents import documents
 from jobs.prepare.formats import convert
 from jobs.prepare.pairs import pairs
+from jobs.prepare.sources import questions, synthetic
 from jobs.prepare.trajectories import trajectories
 
-COMMANDS: tuple[Callable[[Commands], None], ...] = (documents, pairs, difficulty, trajectories, convert)
+COMMANDS: tuple[Callable[[Commands], None], ...] = (
+    questions,
+    synthetic,
+    pairs,
+    difficulty,
+    trajectories,
+    documents,
+    convert,
+    audit,
+)
 
 
 def main(argv: Sequence[str] | None = None) -> int:

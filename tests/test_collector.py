@@ -11,6 +11,7 @@ from arm_rl.core.config import AlgorithmConfig, DataConfig, TrainConfig
 from arm_rl.data import Cursor
 from arm_rl.groups import Group, RunStopped
 from arm_rl.ledger import LedgerError
+from arm_rl.rows import DataError
 from tests.trajectories import make_sample, make_scored, make_turn
 
 SAMPLES = [make_sample(id=f"s{number}") for number in range(40)]
@@ -337,3 +338,18 @@ async def test_a_collection_that_is_cancelled_keeps_what_it_had_taken(algorithm)
     assert restored.state()["num_started"] == undisturbed.state()["num_started"]
     await restored.close()
     await undisturbed.close()
+
+
+async def test_data_that_has_changed_is_noticed():
+    """Groups are drawn again by their numbers: their samples must be the ones that the checkpoint names."""
+    stopped = make(Puppets(), max_staleness=1)
+    step = asyncio.create_task(stopped.collect(0))
+    await breathe()
+    state = as_json(stopped.state())
+    step.cancel()
+    await stopped.close()
+    same = make(Puppets(), max_staleness=1)
+    assert [sample.id for sample in same.pending(state).values()] == [one["sample"] for one in state["pending"]]
+    state["pending"][3]["sample"] = "another"
+    with pytest.raises(DataError, match="the checkpoint has drawn the sample 'another', where there is 's.*' now: the data has changed"):
+        same.restore(state, {})

@@ -12,7 +12,8 @@ import pyarrow.parquet as pq
 import pytest
 from hypothesis import given, settings, strategies
 
-from arm_rl.core.config import ConfigError, DataConfig, SftConfig
+from arm_rl.core.config import ConfigError, DataConfig, SftConfig, TrainConfig
+from arm_rl.core.config_file import load, load_saved, save
 from arm_rl.core.images import Image
 from arm_rl.core.parquet import RowReader
 from arm_rl.core.seeding import derive
@@ -44,11 +45,12 @@ def write(path, rows, **options):
 
 # In a process of its own, under a limit of its memory: what was used before and 208 MB.
 LIMITED = """
-import json, resource, sys
+import json, logging, resource, sys
 from arm_rl.core import images
 from arm_rl.data import Cursor, read_samples
 
 path = sys.argv[1]
+logging.basicConfig(level=logging.INFO)
 used = next(int(line.split()[1]) for line in open("/proc/self/status") if line.startswith("VmData")) * 1024
 resource.setrlimit(resource.RLIMIT_DATA, (used + (208 << 20),) * 2)
 samples = read_samples([path], ())
@@ -81,6 +83,7 @@ def test_data_larger_than_the_memory_is_read(tmp_path, row_group_size, num_taken
     )
     assert done.returncode == 0, done.stderr
     told = json.loads(done.stdout)
+    assert ("every sample is slow to read" in done.stderr) == (row_group_size > 1000)
     expected = [number for epoch in range(2) for number in np.random.default_rng(derive(0, "epoch", epoch)).permutation(600)]
     assert told["ids"] == [str(number) for number in expected[:num_taken]]
     assert told["texts"] > 20 * len(text)
@@ -247,3 +250,11 @@ def test_demonstrations_are_mixed_and_cut_by_length(tmp_path, template, caplog):
     kept = read_demonstrations([write(tmp_path / "e.parquet", rows)], template, max_tokens=100)
     assert len(kept) == 7
     assert "left out 1 of 8 rows: longer than 100 tokens (max_tokens)" in caplog.text
+
+
+def test_weights_are_written_and_read_again(tmp_path):
+    overrides = ["model.path=m", "data.train=[d.parquet]", "data.weights={zoom: 2, pages: 1}", "data.weights.texts=0.5"]
+    config = load(TrainConfig, "configs/arm_thinker_stage1.yaml", overrides)
+    assert config.data.weights == {"zoom": 2.0, "pages": 1.0, "texts": 0.5}
+    save(config, tmp_path / "config.yaml")
+    assert load_saved(tmp_path / "config.yaml") == config

@@ -1,6 +1,8 @@
 """Single rows of parquet files, read from disk when they are asked for, with a bounded memory however large the files are."""
 
+import bisect
 import functools
+import itertools
 import threading
 from collections import OrderedDict
 from collections.abc import Sequence
@@ -12,6 +14,7 @@ import pyarrow.parquet as pq
 _BATCH_BYTES = 8 << 20  # of rows that are decoded together
 _MOST_ROWS = 64  # of them
 _READ_BYTES = 1 << 20  # from disk at a time
+_SLOW_BYTES = 256 << 20  # of a row group whose rows are slow to reach
 
 
 def open_file(path: str) -> pq.ParquetFile:
@@ -21,6 +24,12 @@ def open_file(path: str) -> pq.ParquetFile:
         OSError, pa.ArrowException: it cannot be read.
     """
     return pq.ParquetFile(path, buffer_size=_READ_BYTES, pre_buffer=False, page_checksum_verification=True)  # not whole row groups at once
+
+
+def slow_groups(file: pq.ParquetFile) -> int:
+    """Bytes of the largest row group, where it is too large for single rows to be read at random; 0 where none is."""
+    largest = max((file.metadata.row_group(group).total_byte_size for group in range(file.num_row_groups)), default=0)
+    return largest if largest > _SLOW_BYTES else 0
 
 
 def rows_at_a_time(file: pq.ParquetFile, group: int) -> int:
@@ -39,7 +48,7 @@ class RowReader:
         self._max_bytes = max_bytes
         self._kept: OrderedDict[_Part, pa.Table] = OrderedDict()
         self._passing: _Passing | None = None
-        self._open = functools.lru_cache(maxsize=16)(open_file)
+        self._open = functools.lru_cache(maxsize=16)(_Opened)
         self._lock = threading.Lock()
 
     def row(self, path: str, number: int, columns: Sequence[str]) -> dict[str, Any]:
@@ -50,16 +59,13 @@ class RowReader:
             IndexError: it has no such row.
         """
         with self._lock:
-            file = self._open(path)
-            present = tuple(name for name in columns if name in file.schema_arrow.names)
-            left = number
-            for group in range(file.num_row_groups):
-                num_rows = file.metadata.row_group(group).num_rows
-                if left < num_rows:
-                    (row,) = self._slice(file, _Part(path, group, present), left).to_pylist()
-                    return row
-                left -= num_rows
-            raise IndexError(f"there is no row {number}")
+            opened = self._open(path)
+            group = bisect.bisect_right(opened.ends, number)
+            if group == len(opened.ends):
+                raise IndexError(f"there is no row {number}")
+            part = _Part(path, group, tuple(name for name in columns if name in opened.names))
+            (row,) = self._slice(opened.file, part, number - (opened.ends[group - 1] if group else 0)).to_pylist()
+            return row
 
     def _slice(self, file: pq.ParquetFile, part: "_Part", index: int) -> pa.Table | pa.RecordBatch:
         """One row of a row group."""
@@ -68,11 +74,24 @@ class RowReader:
                 if self._passing is None or self._passing.part != part or self._passing.first > index:
                     self._passing = _Passing(file, part)
                 return self._passing.slice(index)
-            self._kept[part] = file.read_row_group(part.group, columns=list(part.columns))
+            table = file.read_row_group(part.group, columns=list(part.columns))
+            if len(table) <= index:
+                raise pa.ArrowInvalid(f"row group {part.group} ends too early")
+            self._kept[part] = table
             while sum(table.nbytes for table in self._kept.values()) > self._max_bytes and len(self._kept) > 1:
                 self._kept.popitem(last=False)
         self._kept.move_to_end(part)
         return self._kept[part].slice(index, 1)
+
+
+class _Opened:
+    """A file, its columns, and where its row groups end."""
+
+    def __init__(self, path: str) -> None:
+        self.file = open_file(path)
+        self.names = frozenset(self.file.schema_arrow.names)
+        groups = range(self.file.num_row_groups)
+        self.ends = list(itertools.accumulate(self.file.metadata.row_group(group).num_rows for group in groups))
 
 
 class _Part(NamedTuple):

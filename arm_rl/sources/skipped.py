@@ -1,0 +1,10 @@
+"""A row of a source that becomes no question."""
+
+from dataclasses import dataclass
+
+
+@dataclass(frozen=True, slots=True)
+class Skipped:
+    """Why, in words that are the same for all rows of a kind: they are counted."""
+
+    reason: str

@@ -1,0 +1,97 @@
+"""The command `audit`: what is in files of training data, and what is suspicious about them."""
+
+import argparse
+import dataclasses
+import json
+from collections.abc import Sequence
+from pathlib import Path
+
+from arm_rl.audit.checks import Finding, check
+from arm_rl.audit.contents import Contents, read
+from arm_rl.core.config import ModelConfig, TemplateConfig
+from arm_rl.core.errors import UserError
+from arm_rl.core.template import Template
+from arm_rl.formats import FORMATS
+from arm_rl.rows import files_of
+from jobs.prepare.commands import Commands, progress
+from tools import load_tools
+
+
+class AuditError(UserError):
+    """Something is wrong with the data."""
+
+
+def audit(commands: Commands) -> None:
+    """Adds the command that looks at data."""
+    parser = commands.add_parser(
+        "audit",
+        help="what is in files of training data, and what is suspicious",
+        description="Told are leaks from training into held-out files (by text, and by how images look), duplicates, "
+        "contradictions, labels or lengths that give the answer away, broken rows and images, and tool calls that cannot be carried out. "
+        "The exit status is 1 where something is wrong, and 0 where nothing is worse than suspicious (with --strict: where nothing is).",
+    )
+    parser.add_argument("files", nargs="+", metavar="FILE", help="in any format of `convert`; a folder stands for its parquet files")
+    parser.add_argument("--held-out", nargs="+", default=[], metavar="FILE", help="files that nothing of the others may stand in")
+    parser.add_argument("--read-as", choices=[*FORMATS], help="format of the files (default: by their names)")
+    parser.add_argument("--image-root", type=Path, help="folder that images may not leave (default: that of their file)")
+    parser.add_argument("--tools", nargs="+", default=[], metavar="FILE", help="files that list the tools: calls are checked against them")
+    parser.add_argument("--model", metavar="FOLDER", help="count the prompts' tokens with this model's processor")
+    parser.add_argument("--system-prompt", default=TemplateConfig.system_prompt, metavar="FILE", help="(default: %(default)s)")
+    parser.add_argument("--max-prompt-tokens", type=int, default=65000, help="longer ones are told (default: %(default)s)")
+    parser.add_argument(
+        "--near", type=int, default=12, metavar="BITS", help="of 256 that images which look alike may differ in (default: 12)"
+    )
+    parser.add_argument("--strict", action="store_true", help="what is suspicious is wrong")
+    parser.add_argument("--json", type=Path, metavar="FILE", help="write the report there as well")
+    parser.set_defaults(run=_audit)
+
+
+def _audit(arguments: argparse.Namespace) -> str:
+    schemas = {name: tool.schema for name, tool in load_tools(arguments.tools).items()}
+    template = None
+    if arguments.model is not None:
+        template = Template.load(ModelConfig(path=arguments.model), TemplateConfig(system_prompt=arguments.system_prompt), schemas)
+    contents: list[Contents] = []
+    training, held_out = files_of(arguments.files), files_of(arguments.held_out)
+    for path in map(Path, [*training, *held_out]):
+        with progress(f"reading {path.name}", None, "rows") as step:
+            contents.append(
+                read(
+                    path,
+                    read_as=arguments.read_as,
+                    image_root=arguments.image_root,
+                    held_out=str(path) in held_out,
+                    schemas=schemas,
+                    template=template,
+                    on_row=step,
+                )
+            )
+    findings = check(contents, near=arguments.near, max_prompt_tokens=arguments.max_prompt_tokens)
+    wrong = [finding for finding in findings if arguments.strict or finding.level == "wrong"]
+    if arguments.json is not None:
+        report = {
+            "files": {str(one.path): one.summary() for one in contents},
+            "findings": [dataclasses.asdict(finding) for finding in findings],
+            "ok": not wrong,
+        }
+        arguments.json.write_text(json.dumps(report, indent=2, ensure_ascii=False), encoding="utf-8")
+    text = told(contents, findings)
+    if wrong:
+        raise AuditError(f"{len(wrong)} things are wrong\n{text}")
+    return f"{text}\ndone: nothing is wrong; {len(findings)} suspicious" + (f"; {arguments.json}" if arguments.json else "")
+
+
+def told(contents: Sequence[Contents], findings: Sequence[Finding]) -> str:
+    """The report as text."""
+    lines = []
+    for one in contents:
+        lines.append(f"{one.path}")
+        lines += [f"  {name.replace('_', ' ')}: {_shown(value)}" for name, value in one.summary().items()]
+    for finding in findings:
+        lines.append(f"{finding.level}: {finding.what} ({finding.number}): {finding.message}")
+        lines += [f"    {example}" for example in finding.examples]
+    return "\n".join(lines)
+
+
+def _shown(value: object) -> str:
+    return ", ".join(f"{name} {number}" for name, number in value.items()) or "none" if isinstance(value, dict) else str(value)
