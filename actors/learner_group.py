@@ -48,7 +48,7 @@ class LearnerGroup:
         if len(rank_options) != spec.config.num_ranks:
             raise ValueError(f"learner.num_ranks: options for {len(rank_options)} ranks of {spec.config.num_ranks}")
         self._timeout_seconds = spec.config.collective_timeout_seconds
-        runtime = {"env_vars": learner_environment(spec.config, spec.use_gpu)}
+        runtime = {"env_vars": learner_environment(spec.config, spec.use_gpu, spec.transfer)}
         actor = ray.remote(Learner)
         self._ranks = [actor.options(**options, runtime_env=runtime).remote(spec, rank) for rank, options in enumerate(rank_options)]
         try:
@@ -100,14 +100,10 @@ class LearnerGroup:
         Raises:
             StageLost: they did not arrive in time, or an engine or a rank was lost meanwhile.
         """
-        calls = [actor.send.remote(kind, version, engines, workers_per_engine) for actor in self._ranks]
         try:
-            done, late = ray.wait(calls, num_returns=len(calls), timeout=self._timeout_seconds)
-            ray.get(done)
+            _all([actor.send.remote(kind, version, engines, workers_per_engine) for actor in self._ranks], self._timeout_seconds)
         except RayError as error:
             raise StageLost(f"the weights did not reach the engines: {described(error)}") from error
-        if late:  # NCCL waits for ever for one that is gone
-            raise StageLost(f"the weights did not reach the engines within {self._timeout_seconds:g} s")
 
     def spans(self) -> dict[str, ObjectRef]:
         """What each rank did since the last call, by its name in the timeline."""
@@ -156,11 +152,13 @@ class LearnerGroup:
         return _all([getattr(actor, method).remote(*arguments) for actor in self._ranks])
 
 
-def _all(calls: Sequence[ObjectRef]) -> list[Any]:
+def _all(calls: Sequence[ObjectRef], timeout_seconds: float | None = None) -> list[Any]:
     """The results of all ranks; raises the first error as it comes, since the other ranks may wait for the failed one."""
     pending = list(calls)
     while pending:
-        done, pending = ray.wait(pending)
+        done, pending = ray.wait(pending, timeout=timeout_seconds)
+        if not done:  # NCCL waits for ever for one that is gone
+            raise LearnerLost(f"{len(pending)} learner ranks gave no answer for {timeout_seconds:g} s")
         try:
             ray.get(done)
         except RayError as error:

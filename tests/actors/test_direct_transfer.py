@@ -17,9 +17,10 @@ from transformers import AutoModelForImageTextToText, AutoTokenizer
 
 from actors import engine_settings, whole_weights
 from actors.engine import Engine
+from actors.learner_group import LearnerGroup
 from actors.policy_model import PolicyModel
 from actors.rollout_group import RolloutGroup
-from actors.supervision import StageLost
+from actors.supervision import StageLost, forever
 from arm_rl.core.config import ConfigError, DataConfig, LearnerConfig, ModelConfig, PlacementConfig, TrainConfig
 from tests import tiny, tiny_qwen3
 from tests.actors.test_engine import ROLLOUT, VIEW, Judge, check_three_turns, environment  # noqa: F401
@@ -155,6 +156,28 @@ async def test_a_lost_engine_ends_the_stage_where_weights_come_directly(cluster,
     with pytest.raises(StageLost, match="an engine was lost, and with it the group through which weights come"):
         await group.run_group(make_sample(tmp_path), group_id="g", size=2, temperature=1.0, seed=3)
     await group.close()
+
+
+class Rank:
+    """A learner's rank whose part in a transfer goes wrong."""
+
+    async def send(self, kind: str, version: int, engines: list, workers_per_engine: int) -> None:
+        if kind == "nccl" and version:
+            raise ConnectionError("an engine hung up")
+        await forever()
+
+
+@pytest.mark.ray
+def test_a_transfer_that_fails_or_hangs_ends_the_stage(cluster) -> None:
+    group = object.__new__(LearnerGroup)
+    group._ranks = [ray.remote(Rank).options(num_cpus=0).remote() for _ in range(2)]
+    group._timeout_seconds = 600.0
+    with pytest.raises(StageLost, match="the weights did not reach the engines: ConnectionError: an engine hung up"):
+        group.send("nccl", 1, [], 1)
+    group._timeout_seconds = 0.5
+    with pytest.raises(StageLost, match="2 learner ranks gave no answer for 0.5 s"):
+        group.send("nccl", 0, [], 1)
+    group.close()
 
 
 @pytest.mark.parametrize(
