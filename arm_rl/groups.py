@@ -20,7 +20,7 @@ from actors.scorer import Score, Scorer
 from actors.supervision import RETRIES, Deaths, watch
 from actors.tool_executor import ToolExecutor
 from arm_rl import trajectory_log
-from arm_rl.core.config import TrainConfig
+from arm_rl.core.config import TrainConfig, Transfer
 from arm_rl.core.errors import UserError
 from arm_rl.core.images import Image
 from arm_rl.core.spans import span
@@ -175,9 +175,14 @@ class GroupRunner:
 
 @asynccontextmanager
 async def group_runner(
-    config: TrainConfig, template: Template, reservation: Reservation, actor_class: type[RolloutActor] = RolloutActor
+    config: TrainConfig,
+    template: Template,
+    reservation: Reservation,
+    actor_class: type[RolloutActor] = RolloutActor,
+    *,
+    transfer: Transfer = "file",
 ) -> AsyncIterator[GroupRunner]:
-    """Starts engines, tool executors and scorers; ends them whatever happens."""
+    """Starts engines, tool executors and scorers; ends them whatever happens. `transfer` is how learners will send weights, if any do."""
     light = {"num_cpus": 0, "max_restarts": -1}
     executors = [ray.remote(ToolExecutor).options(**light).remote(config.tools) for _ in range(config.tools.num_executors)]
     scorers = [
@@ -194,7 +199,7 @@ async def group_runner(
             traits=await executors[0].traits.remote(),
             use_gpu=config.placement.use_gpu,
             can_sleep=config.placement.kind == "shared",
-            transfer=config.transfer,
+            transfer=transfer,
             seed=config.run.seed,
         )
         rollouts = await RolloutGroup.start(spec, executors, reservation, actor_class)

@@ -34,7 +34,7 @@ async def _run(config: TrainConfig, inputs: Inputs, num_steps: int, progress: Pr
     try:
         async with (
             learner_group(config, inputs.template, reservation, num_steps=num_steps * config.algorithm.updates_per_step) as starting,
-            group_runner(config, inputs.template, reservation) as runner,
+            group_runner(config, inputs.template, reservation, transfer=config.transfer) as runner,
         ):
             learners = await starting
             with MetricsLog(folder, config.metrics, config, num_steps, stage=config.run.name) as log:
