@@ -49,7 +49,7 @@ class LearnerGroup:
         if len(rank_options) != spec.config.num_ranks:
             raise ValueError(f"learner.num_ranks: options for {len(rank_options)} ranks of {spec.config.num_ranks}")
         self._limit = spec.config.call_timeout_seconds
-        runtime = {"env_vars": learner_environment(spec.config, spec.use_gpu)}
+        runtime = {"env_vars": learner_environment(spec.config, spec.use_gpu, spec.transfer)}
         actor = ray.remote(Learner)
         self._ranks = [actor.options(**options, runtime_env=runtime).remote(spec, rank) for rank, options in enumerate(rank_options)]
         try:
@@ -101,14 +101,10 @@ class LearnerGroup:
         Raises:
             StageLost: they did not arrive in time, or an engine or a rank was lost meanwhile.
         """
-        calls = [actor.send.remote(kind, version, engines, workers_per_engine) for actor in self._ranks]
         try:
-            done, late = ray.wait(calls, num_returns=len(calls), timeout=self._limit)
-            ray.get(done)
+            _all([actor.send.remote(kind, version, engines, workers_per_engine) for actor in self._ranks], self._limit)
         except RayError as error:
             raise StageLost(f"the weights did not reach the engines: {described(error)}") from error
-        if late:  # NCCL waits for ever for one that is gone
-            raise StageLost(f"the weights did not reach the engines within {self._limit:g} seconds (learner.call_timeout_seconds)")
 
     def spans(self) -> dict[str, ObjectRef]:
         """What each rank did since the last call, by its name in the timeline."""

@@ -5,7 +5,7 @@ from typing import Any
 
 from transformers.utils import is_flash_attn_2_available
 
-from arm_rl.core.config import LearnerConfig, ModelConfig
+from arm_rl.core.config import LearnerConfig, ModelConfig, Transfer
 from arm_rl.core.view import ViewSize
 
 
@@ -21,6 +21,7 @@ class LearnerSpec:
     call_token_id: int | None = None  # the call's first token: not sampled where `TrainingSample.call_forbidden`
     with_reference: bool = False  # keep a frozen copy of the model as it is loaded, for a KL penalty
     use_gpu: bool = True
+    transfer: Transfer = "file"  # how weights go to the engines
     seed: int = 0
 
 
@@ -31,7 +32,7 @@ def attention(model: ModelConfig, use_gpu: bool) -> str | None:
     return model.attention
 
 
-def learner_environment(config: LearnerConfig, use_gpu: bool) -> dict[str, str]:
+def learner_environment(config: LearnerConfig, use_gpu: bool, transfer: Transfer = "file") -> dict[str, str]:
     """Environment variables of the ranks' processes; all that are set."""
     environment = {
         "DS_ACCELERATOR": "cuda" if use_gpu else "cpu",
@@ -41,7 +42,8 @@ def learner_environment(config: LearnerConfig, use_gpu: bool) -> dict[str, str]:
         "HF_HUB_DISABLE_PROGRESS_BARS": "1",
     }
     if use_gpu:
-        return environment | {"PYTORCH_CUDA_ALLOC_CONF": "expandable_segments:True"}
+        # Memory in expandable segments cannot be handed to another process in a container (pytorch issue 165685).
+        return environment | ({} if transfer == "ipc" else {"PYTORCH_CUDA_ALLOC_CONF": "expandable_segments:True"})
     # Threads that wait for one another must not spin: beside a busy engine, two spinning threads took ten times as long as one.
     return environment | {"OMP_NUM_THREADS": str(config.num_threads), "OMP_WAIT_POLICY": "PASSIVE"}
 

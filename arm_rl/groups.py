@@ -21,7 +21,7 @@ from actors.scorer import Score, Scorer
 from actors.supervision import RETRIES, Deaths, described, watch, went_with_its_node
 from actors.tool_executor import ToolExecutor
 from arm_rl import trajectory_log
-from arm_rl.core.config import TrainConfig
+from arm_rl.core.config import TrainConfig, Transfer
 from arm_rl.core.errors import UserError
 from arm_rl.core.images import Image
 from arm_rl.core.spans import span
@@ -191,9 +191,14 @@ class Engines:
 
 @asynccontextmanager
 async def serving(
-    config: TrainConfig, template: Template, reservation: Reservation, actor_class: type[RolloutActor] = RolloutActor
+    config: TrainConfig,
+    template: Template,
+    reservation: Reservation,
+    actor_class: type[RolloutActor] = RolloutActor,
+    *,
+    transfer: Transfer = "file",
 ) -> AsyncIterator[Engines]:
-    """Starts engines and tool executors; ends them whatever happens."""
+    """Starts engines and tool executors; ends them whatever happens. `transfer` is how learners will send weights, if any do."""
     executors = [
         ray.remote(ToolExecutor).options(**reservation.light_options("tools", number)).remote(config.tools)
         for number in range(config.tools.num_executors)
@@ -209,7 +214,7 @@ async def serving(
             traits=await executors[0].traits.remote(),
             use_gpu=config.placement.use_gpu,
             can_sleep=config.placement.kind == "shared",
-            transfer=config.transfer,
+            transfer=transfer,
             seed=config.run.seed,
             stall_seconds=config.run.stall_seconds,
         )
@@ -224,7 +229,12 @@ async def serving(
 
 @asynccontextmanager
 async def group_runner(
-    config: TrainConfig, template: Template, engines: Engines | Reservation, actor_class: type[RolloutActor] = RolloutActor
+    config: TrainConfig,
+    template: Template,
+    engines: Engines | Reservation,
+    actor_class: type[RolloutActor] = RolloutActor,
+    *,
+    transfer: Transfer = "file",
 ) -> AsyncIterator[GroupRunner]:
     """Starts scorers, and where a place for engines is given, these and tool executors; ends what it started, whatever happens."""
     reservation = engines.reservation if isinstance(engines, Engines) else engines
@@ -233,7 +243,11 @@ async def group_runner(
         for number in range(config.reward.num_scorers)
     ]
     try:
-        async with nullcontext(engines) if isinstance(engines, Engines) else serving(config, template, engines, actor_class) as used:
+        async with (
+            nullcontext(engines)
+            if isinstance(engines, Engines)
+            else serving(config, template, engines, actor_class, transfer=transfer) as used
+        ):
             runner = GroupRunner(config, used.rollouts, scorers, used.executors)
             try:
                 yield runner

@@ -45,7 +45,7 @@ async def _run(config: TrainConfig, inputs: Inputs, num_steps: int, progress: Pr
     async with (
         reserved(config.run.name, progress.placement(config.placement), config.learner.num_ranks, rollout) as reservation,
         learner_group(config, inputs.template, reservation, num_steps=num_steps * config.algorithm.updates_per_step) as starting,
-        group_runner(config, inputs.template, engines or reservation) as runner,
+        group_runner(config, inputs.template, engines or reservation, transfer=config.transfer) as runner,
     ):
         learners = await starting
         with MetricsLog(folder, config.metrics, config, num_steps, stage=config.run.name, first=inputs.left_out) as log:

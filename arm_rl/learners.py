@@ -32,6 +32,7 @@ async def learner_group(
         call_token_id=template.call_token_id,
         with_reference=isinstance(config, TrainConfig) and config.algorithm.kl_coefficient != 0,
         use_gpu=config.placement.use_gpu,
+        transfer=config.transfer if isinstance(config, TrainConfig) else "file",
         seed=config.run.seed,
     )
     options = [reservation.learner_options(rank) for rank in range(config.learner.num_ranks)]

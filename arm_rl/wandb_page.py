@@ -104,13 +104,13 @@ class WandbPage:
 
     def _log_artifact(self, kind: str, folder: Path) -> None:
         linked = Path(os.environ["WANDB_DATA_DIR"]) / "linked" / f"{kind}-{folder.name}"
-        for file in (path for path in folder.rglob("*") if path.is_file()):
-            target = linked / file.relative_to(folder)
-            target.parent.mkdir(parents=True, exist_ok=True)
-            target.unlink(missing_ok=True)
-            os.link(file, target)
         artifact = wandb.Artifact(f"{self._name}-{kind}", type="model", metadata={"folder": str(folder)})
-        artifact.add_dir(str(linked), policy="immutable", skip_cache=True)
+        for file in sorted(path for path in folder.rglob("*") if path.is_file()):
+            name = file.relative_to(folder)
+            (linked / name).parent.mkdir(parents=True, exist_ok=True)
+            (linked / name).unlink(missing_ok=True)
+            os.link(file, linked / name)
+            artifact.add_file(str(linked / name), name=str(name), policy="immutable", skip_cache=True)
         self._run.log_artifact(artifact, aliases=[folder.name] if kind == "checkpoint" else None)
 
 

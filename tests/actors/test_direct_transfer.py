@@ -17,6 +17,7 @@ from transformers import AutoModelForImageTextToText, AutoTokenizer
 
 from actors import engine_settings, whole_weights
 from actors.engine import Engine
+from actors.learner_group import LearnerGroup
 from actors.policy_model import PolicyModel
 from actors.rollout_group import RolloutGroup
 from actors.supervision import StageLost
@@ -149,12 +150,34 @@ def cluster():
 
 @pytest.mark.ray
 async def test_a_lost_engine_ends_the_stage_where_weights_come_directly(cluster, tmp_path: Path) -> None:
-    group = RolloutGroup([lambda: ray.remote(Puppet).options(num_cpus=0).remote(tmp_path)], "nccl")
+    group = RolloutGroup([lambda: ray.remote(Puppet).options(num_cpus=0).remote(tmp_path)], 600.0, "nccl")
     assert len(await group.actors()) == 1
     (tmp_path / "g may die").write_text("1")
     with pytest.raises(StageLost, match="an engine was lost, and with it the group through which weights come"):
         await group.run_group(make_sample(tmp_path), group_id="g", size=2, temperature=1.0, seed=3)
     await group.close()
+
+
+class Rank:
+    """A learner's rank whose part in a transfer goes wrong."""
+
+    async def send(self, kind: str, version: int, engines: list, workers_per_engine: int) -> None:
+        if kind == "nccl" and version:
+            raise ConnectionError("an engine hung up")
+        await asyncio.Event().wait()
+
+
+@pytest.mark.ray
+def test_a_transfer_that_fails_or_hangs_ends_the_stage(cluster) -> None:
+    group = object.__new__(LearnerGroup)
+    group._ranks = [ray.remote(Rank).options(num_cpus=0).remote() for _ in range(2)]
+    group._limit = 600.0
+    with pytest.raises(StageLost, match="the weights did not reach the engines: ConnectionError: an engine hung up"):
+        group.send("nccl", 1, [], 1)
+    group._limit = 0.5
+    with pytest.raises(StageLost, match="no answer within 0.5 seconds"):
+        group.send("nccl", 0, [], 1)
+    group.close()
 
 
 @pytest.mark.parametrize(

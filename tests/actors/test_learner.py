@@ -427,4 +427,6 @@ def test_settings_follow_the_configuration():
     assert settings["zero_optimization"]["reduce_bucket_size"] == 1000
     assert learner_environment(config, use_gpu=False)["OMP_NUM_THREADS"] == "3"
     assert learner_environment(config, use_gpu=True)["DS_ACCELERATOR"] == "cuda"
+    assert "PYTORCH_CUDA_ALLOC_CONF" in learner_environment(config, use_gpu=True, transfer="nccl")
+    assert "PYTORCH_CUDA_ALLOC_CONF" not in learner_environment(config, use_gpu=True, transfer="ipc")
     assert math.isclose(deepspeed_config(LearnerConfig(zero_stage=0), "float32", 10, use_gpu=False)["gradient_clipping"], 0.0)
