@@ -31,7 +31,7 @@ _CARD = """\
 # {name}
 
 A vision-language judge, trained with arm_rl: it thinks, calls tools, reads what comes back, and then judges answers to a question.
-{stage} of [{base}]({base}), {step} steps.
+{stage}, {step} steps, from `{base}`.
 
 ## Numbers
 

@@ -9,6 +9,7 @@ from pathlib import Path
 import httpx
 import pytest
 import torch
+from omegaconf import OmegaConf
 from PIL import Image as PILImage
 from safetensors.torch import load_file, save_file
 from transformers import AutoModelForImageTextToText, AutoProcessor, GenerationConfig
@@ -19,12 +20,13 @@ from actors.image_inputs import ImagePreparer
 from actors.model_server import SERVED_NAME, ModelServer
 from actors.policy_model import PolicyModel
 from arm_rl import checkpoint
-from arm_rl.core.config import ModelConfig, RolloutConfig, TrainConfig
+from arm_rl.core.config import ModelConfig, RolloutConfig, SftConfig, TrainConfig
 from arm_rl.core.config_file import load, save
 from arm_rl.core.images import Image
 from arm_rl.core.template import Template
 from arm_rl.core.types import ImagePart, Message, Sample
 from arm_rl.judge_setup import FILE, JudgeSetup
+from arm_rl.model_card import write_card
 from jobs import export
 from tests.scripted import ANSWER, ZOOM, call, noise
 
@@ -142,6 +144,15 @@ def test_the_card_tells_the_numbers_the_data_and_how_it_is_served(exported):
         assert part in card
     assert card.startswith("---\nlibrary_name: transformers\n")
     assert "base_model" not in card.split("---")[1]  # which names a model of the hub
+
+
+def test_the_card_of_a_cold_start_from_a_model_of_the_hub(tmp_path):
+    config = load(SftConfig, "configs/demo_sft.yaml", ["model.path=Qwen/Qwen2.5-VL-7B-Instruct"])
+    write_card(config, tmp_path, tmp_path, 60)
+    card = (tmp_path / "README.md").read_text()
+    assert OmegaConf.create(card.split("---")[1]).base_model == "Qwen/Qwen2.5-VL-7B-Instruct"
+    assert "Supervised cold start" in card
+    assert "This run wrote none." in card
 
 
 def test_penalties_of_the_base_model_do_not_come_along(judge_folder, exported, tmp_path):
