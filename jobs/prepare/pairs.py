@@ -27,8 +27,8 @@ def pairs(commands: Commands) -> None:
     parser = commands.add_parser(
         "pairs",
         help="answers to judge, out of questions and their right answers",
-        description="A language model writes plausible but flawed answers to questions. They become training data of two answers (pair), one\n"
-        "(point) or several (rank), in which nothing but the content tells which is right. Replies are kept: an interrupted run\n"
+        description="A language model writes plausible but flawed answers to questions. They become training data of two answers (pair),\n"
+        "one (point) or several (rank), in which nothing but the content tells which is right. Replies are kept: an interrupted run\n"
         "goes on, and other limits need no new ones.",
         epilog=f"keys:\n{describe(PairsConfig)}",
         formatter_class=argparse.RawDescriptionHelpFormatter,
@@ -36,7 +36,7 @@ def pairs(commands: Commands) -> None:
     parser.add_argument("questions", nargs="+", metavar="FILE", help="JSONL of questions; also key=value of the configuration")
     parser.add_argument("--server", required=True, metavar="URL", help="http://…/v1 of an OpenAI-compatible server")
     parser.add_argument("--out", type=Path, required=True, metavar="FOLDER", help="of the files, the replies and the report")
-    parser.add_argument("--config", default="configs/pairs.yaml", help="(default: %(default)s)")
+    parser.add_argument("--config", default="configs/prepare/pairs.yaml", help="(default: %(default)s)")
     add_server_options(parser, where="the server")
     parser.set_defaults(run=_pairs)
 
