@@ -4,6 +4,7 @@ Where it does better, what it finds easiest is left out until it does not (as AF
 nothing but surface features).
 """
 
+import functools
 import math
 import string
 from collections import Counter, defaultdict
@@ -131,10 +132,11 @@ def _held_out_probabilities(features: np.ndarray, right: Sequence[bool], groups:
     return cross_val_predict(classifier, features, np.array(right), groups=np.array(groups), cv=folds, method="predict_proba")[:, 1]
 
 
-def _surface(answer: str) -> list[float]:
+@functools.lru_cache(maxsize=1_000_000)  # each is looked at again whenever some are left out
+def _surface(answer: str) -> tuple[float, ...]:
     """What can be seen of an answer without reading it, in the order of `CUES`."""
     words, size = answer.split(), max(len(answer), 1)
-    return [
+    return (
         math.log1p(len(words)),
         math.log1p(len(answer)),
         math.log1p(answer.count("\n")),
@@ -143,7 +145,7 @@ def _surface(answer: str) -> list[float]:
         sum(character.isupper() for character in answer) / size,
         sum(character in string.punctuation for character in answer) / size,
         float(answer.rstrip().endswith((".", "!", "?", "。"))),
-    ]
+    )
 
 
 def _longest(choice: Choice) -> float:

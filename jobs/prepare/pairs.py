@@ -37,7 +37,7 @@ def pairs(commands: Commands) -> None:
     parser.add_argument("questions", nargs="+", metavar="FILE", help="JSONL of questions; also key=value of the configuration")
     parser.add_argument("--server", required=True, metavar="URL", help="http://…/v1 of an OpenAI-compatible server")
     parser.add_argument("--out", type=Path, required=True, metavar="FOLDER", help="of the files, the replies and the report")
-    parser.add_argument("--config", default="configs/pairs.yaml", help="(default: %(default)s)")
+    parser.add_argument("--config", default="configs/prepare/pairs.yaml", help="(default: %(default)s)")
     add_server_options(parser, where="the server")
     parser.set_defaults(run=_pairs)
 

@@ -57,9 +57,9 @@ def test_the_form_alone_is_found_too():
 
 @pytest.mark.parametrize("kind", ["pair", "rank"])
 def test_what_gives_itself_away_is_left_out_until_nothing_does(kind):
-    choices, found = balance(answered(400, 0.4), arranged(kind), max_dropped=0.9)
+    choices, found = balance(answered(240, 0.4), arranged(kind), max_dropped=0.9)
     assert found.at_chance
-    assert 100 < len(choices) < 400
+    assert 80 < len(choices) < 240
     counts = list(found.labels.values())
     assert max(counts) - min(counts) <= 1
     if kind == "pair":

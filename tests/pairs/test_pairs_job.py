@@ -157,7 +157,7 @@ def test_answers_that_length_tells_apart_are_said_so(run, server, tmp_path):
     ("overrides", "message"),
     [
         (["kinds=[pairs]"], "kinds: some of pair, point, rank"),
-        (["num_answer=3"], "num_answer: unknown key in configs/pairs.yaml; did you mean num_answers?"),
+        (["num_answer=3"], "num_answer: unknown key in configs/prepare/pairs.yaml; did you mean num_answers?"),
         (["prompt=configs/prompts/judge.txt"], "it must hold $question, $answer and $flaw"),
         (["max_similarity=2"], "max_similarity: from 0 to 1, not 2.0"),
         (["none.jsonl"], "none.jsonl: not a readable text file"),

@@ -2,6 +2,7 @@
 
 import pytest
 
+from arm_rl.core.config_file import load
 from arm_rl.pairs.config import PairsConfig
 from arm_rl.pairs.sieve import ConstraintError, against_answer, against_question, written_answer
 from arm_rl.questions import Constraint
@@ -79,3 +80,9 @@ def test_a_constraint_that_cannot_be_checked_is_the_user_s(changes, message):
 def test_placeholders_must_fit_the_images(tmp_path):
     assert against_question(question(0, question="<image> What?")) == "the question holds another number of <image> than it has images"
     assert against_question(question(0, answer="<image>")) == "the right answer holds <image>"
+
+
+def test_the_shipped_configuration_loads():
+    config = load(PairsConfig, "configs/prepare/pairs.yaml")
+    assert len(config.flaws) > 3
+    assert config.read_prompt().is_valid()

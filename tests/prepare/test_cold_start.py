@@ -61,26 +61,24 @@ def run(server, judge_folder, tmp_path, capsys):
     return run
 
 
-FIRST: dict[int, int] = {}  # seed of the first session of an item that was asked for
+class Teacher:
+    """Item 0 of every four: one call. 1: none. 2: one, and wrong. 3: two calls in one of its sessions, one in the others."""
 
+    def __init__(self) -> None:
+        self._first_seeds: dict[int, int] = {}  # of each item's first session
 
-def scripted(body):
-    """Item 0 mod 4: one call. 1: none. 2: one, and wrong. 3: two calls in one of its sessions and one in the others."""
-    number, calls = number_of(body), sum(message["role"] == "tool" for message in body["messages"])
-    kind = number % 4
-    wanted = {0: 1, 1: 0, 2: 1}.get(kind)
-    if wanted is None:
-        session_seed = body["seed"] - calls
-        first = FIRST.setdefault(number, session_seed)
-        wanted = 2 if session_seed == first else 1
-    if calls < wanted and body["tool_choice"] == "auto":
-        return call()
-    return WRONG if kind == 2 else ANSWER
+    def __call__(self, body) -> str:
+        number, calls = number_of(body), sum(message["role"] == "tool" for message in body["messages"])
+        seed = body["seed"] - calls  # of the session's first turn
+        wanted = (1, 0, 1, 2 if self._first_seeds.setdefault(number, seed) == seed else 1)[number % 4]
+        if calls < wanted and body["tool_choice"] == "auto":
+            return call()
+        return WRONG if number % 4 == 2 else ANSWER
 
 
 def test_the_best_of_those_that_pass_are_written_and_it_goes_on(run, server, tmp_path, template):
-    FIRST.clear()
-    server.answer = lambda body: 400 if number_of(body) == 4 else scripted(body)
+    teacher = Teacher()
+    server.answer = lambda body: 400 if number_of(body) == 4 else teacher(body)
     status, out, err = run("--best-of", "2", "run.max_broken_sessions=0.2")
     assert (status, err) == (0, "")
     folder = tmp_path / "teacher-trajectories"
@@ -89,7 +87,7 @@ def test_the_best_of_those_that_pass_are_written_and_it_goes_on(run, server, tmp
     assert found["refused_sessions"] == {"no call succeeded": 4, "the judgment is wrong": 4, "the session broke": 2}
     assert (found["samples"], found["sessions"], found["kept"], found["calls_a_demonstration"]) == (8, 14, 3, 1.0)
 
-    server.answer, before = scripted, len(server.bodies)
+    server.answer, before = teacher, len(server.bodies)
     status, out, _ = run("--best-of", "2", "run.max_broken_sessions=0.2")
     assert status == 0
     assert {number_of(body) for body in server.bodies[before:]} == {4}, "only what broke is asked again"
