@@ -107,11 +107,10 @@ def activations(blocks: Blocks, tokens: int, *, checkpointing: bool, element: in
     return tokens * (kept + backward)
 
 
-def logits(vocabulary: int, tokens: int, *, element: int = 2) -> int:
-    """Of the head at its most: one chunk of logits, as the model gives them and six times in float32 (divided by the temperature, masked,
-    their logarithms kept; for entropies and in the backward pass, three more)."""
-    chunk = min(MAX_LOGITS, tokens * vocabulary)
-    return chunk * (element + 6 * 4)
+def logits(vocabulary: int, tokens: int) -> int:
+    """Of the head at its most: a chunk of logits is there five times in float32 (divided by the temperature, masked, their logarithms, and
+    for the entropies these again and their exponentials), and once as a mask."""
+    return min(MAX_LOGITS, tokens * vocabulary) * (5 * 4 + 1)
 
 
 def learner(
@@ -154,7 +153,7 @@ def learner(
         "ZeRO buffers": zero_buffers(shape, trained, zero_stage=config.zero_stage, element=element),
         "activations": activations(shape.text, tokens, checkpointing=config.gradient_checkpointing, element=element),
         "vision activations": tower + patches * shape.patch_values * element,
-        "logits": logits(shape.vocabulary, int(tokens * loss_share), element=element),
+        "logits": logits(shape.vocabulary, int(tokens * loss_share)),
     }
     parts["fragments"] = int(_FRAGMENTS * sum(parts.values()))
     return parts | {"context": _CONTEXT, "host": states.host}
@@ -211,5 +210,6 @@ def sleeping_engine() -> int:
 
 
 def idle_learner(parts: Mapping[str, int]) -> int:
-    """What a learner keeps of the GPU between its steps: states and context. The allocator's free memory counts as given back."""
-    return sum(parts[name] for name in ("weights", "optimizer", "context"))
+    """What a learner keeps of the GPU between its steps: DeepSpeed's buffers of gradients stay. Activations, and what the allocator
+    holds free, count as given back."""
+    return sum(parts[name] for name in ("weights", "gradients", "optimizer", "ZeRO buffers", "context"))
