@@ -78,10 +78,13 @@ def measured() -> list[dict]:
         probe.bind(("127.0.0.1", 0))
         port = probe.getsockname()[1]
     script = [sys.executable, str(Path(__file__).with_name("zero_states.py"))]
-    run = {"cwd": Path(__file__).parents[2], "env": {"PYTHONPATH": ".", "PATH": "/usr/bin:/bin"}, "stderr": subprocess.DEVNULL}
-    with subprocess.Popen([*script, "1", "2", str(port)], stdout=subprocess.DEVNULL, **run) as other:
-        said = subprocess.run([*script, "0", "2", str(port)], stdout=subprocess.PIPE, text=True, check=True, **run).stdout
-        other.wait()
+    folder, environment = Path(__file__).parents[2], {"PYTHONPATH": ".", "PATH": "/usr/bin:/bin"}
+    ranks = [
+        subprocess.Popen([*script, rank, "2", str(port)], cwd=folder, env=environment, stdout=subprocess.PIPE, text=True)
+        for rank in ("0", "1")
+    ]
+    said, _ = (rank.communicate()[0] for rank in ranks)
+    assert [rank.returncode for rank in ranks] == [0, 0]
     return [json.loads(line) for line in said.splitlines() if line.startswith("{")]
 
 
