@@ -77,21 +77,22 @@ def block_bytes(blocks: Blocks, *, element: int = 2) -> int:
     With hidden width H, query width Q, key and value width K, feed-forward width I, A heads and b bytes an element:
 
         two RMS norms         2 (4 H + b H + 4)     the input in float32, the normalised values, a scale (layer norms: 2 (b H + 2 b))
-        inputs of products    b (2 H + Q)           of queries, keys and values; of the output; of the feed-forward part
-        attention             b (2 Q + 2 K) + 4 A   queries, keys, values and result; log-sums of the exponentials
+        inputs of products    b 2 H                 of queries, keys and values; of the feed-forward part
+        attention             b (2 Q + 2 K) + 4 A   queries, keys, values and result, which the output reads; log-sums
         feed-forward part     4 b I                 gate, its SiLU, the other half, their product (without a gate: 2 b I)
 
     No matrix of attention's probabilities is kept (FlashAttention, arXiv 2205.14135). A vision tower's queries, keys and values come of one
-    product, which is kept whole with its last part: b 2 Q more. Qwen3's norms of queries and keys count as the others.
+    product, which is kept whole with its last part (b 2 Q more), and its output reads a copy of the result (b Q). Qwen3's norms of queries
+    and keys count as the others.
     """
     hidden, query, key_value = blocks.hidden, blocks.query, blocks.key_value
     gated = blocks.gated
     norms = 2 * ((4 + element) * hidden + 4) if gated else 2 * element * (hidden + 2)
     if blocks.query_key_norm:
         norms += (4 + element) * (query + key_value) + 4 * (blocks.heads + blocks.key_value_heads)
-    products = element * (2 * hidden + query)
+    products = element * 2 * hidden
     attention = element * (2 * query + 2 * key_value) + 4 * blocks.heads
-    fused = 2 * element * query if blocks.fused else 0
+    fused = 3 * element * query if blocks.fused else 0
     return norms + products + attention + fused + (4 if gated else 2) * element * blocks.intermediate
 
 

@@ -117,7 +117,6 @@ def build(family: str, element: int, *, layers: int = 2, depth: int = 2) -> nn.M
     else:
         tower.deepstack_visual_indexes = [0]
     model = AutoModelForImageTextToText.from_config(config, dtype=DTYPES[element], attn_implementation="sdpa")
-    speed_up(model.model.visual)
     return model.train()
 
 
@@ -149,6 +148,7 @@ def test_blocks_keep_what_the_formula_says(family, element):
         return kept_bytes(model, lambda: model.model.language_model(inputs_embeds=embeddings, position_ids=positions, use_cache=False)[0])
 
     def tower(model):
+        speed_up(model.model.visual)
         size = model.config.vision_config.patch_size
         pixels = torch.randn(patches, 6 * size * size, dtype=DTYPES[element])
         return kept_bytes(model, lambda: model.model.get_image_features(pixels, torch.tensor([[1, 8, 8]])).pooler_output)
