@@ -77,21 +77,22 @@ def block_bytes(blocks: Blocks, *, element: int = 2) -> int:
     With hidden width H, query width Q, key and value width K, feed-forward width I, A heads and b bytes an element:
 
         two RMS norms         2 (4 H + b H + 4)     the input in float32, the normalised values, a scale (layer norms: 2 (b H + 2 b))
-        inputs of products    b (2 H + Q)           of queries, keys and values; of the output; of the feed-forward part
-        attention             b (2 Q + 2 K) + 4 A   queries, keys, values and result; log-sums of the exponentials
+        inputs of products    b 2 H                 of queries, keys and values; of the feed-forward part
+        attention             b (2 Q + 2 K) + 4 A   queries, keys, values and result, which the output reads; log-sums
         feed-forward part     4 b I                 gate, its SiLU, the other half, their product (without a gate: 2 b I)
 
     No matrix of attention's probabilities is kept (FlashAttention, arXiv 2205.14135). A vision tower's queries, keys and values come of one
-    product, which is kept whole with its last part: b 2 Q more. Qwen3's norms of queries and keys count as the others.
+    product, which is kept whole with its last part (b 2 Q more), and its output reads a copy of the result (b Q). Qwen3's norms of queries
+    and keys count as the others.
     """
     hidden, query, key_value = blocks.hidden, blocks.query, blocks.key_value
     gated = blocks.gated
     norms = 2 * ((4 + element) * hidden + 4) if gated else 2 * element * (hidden + 2)
     if blocks.query_key_norm:
         norms += (4 + element) * (query + key_value) + 4 * (blocks.heads + blocks.key_value_heads)
-    products = element * (2 * hidden + query)
+    products = element * 2 * hidden
     attention = element * (2 * query + 2 * key_value) + 4 * blocks.heads
-    fused = 2 * element * query if blocks.fused else 0
+    fused = 3 * element * query if blocks.fused else 0
     return norms + products + attention + fused + (4 if gated else 2) * element * blocks.intermediate
 
 
@@ -107,11 +108,10 @@ def activations(blocks: Blocks, tokens: int, *, checkpointing: bool, element: in
     return tokens * (kept + backward)
 
 
-def logits(vocabulary: int, tokens: int, *, element: int = 2) -> int:
-    """Of the head at its most: one chunk of logits, as the model gives them and six times in float32 (divided by the temperature, masked,
-    their logarithms kept; for entropies and in the backward pass, three more)."""
-    chunk = min(MAX_LOGITS, tokens * vocabulary)
-    return chunk * (element + 6 * 4)
+def logits(vocabulary: int, tokens: int) -> int:
+    """Of the head at its most: a chunk of logits is there five times in float32 (divided by the temperature, masked, their logarithms, and
+    for the entropies these again and their exponentials), and once as a mask."""
+    return min(MAX_LOGITS, tokens * vocabulary) * (5 * 4 + 1)
 
 
 def learner(
@@ -154,7 +154,7 @@ def learner(
         "ZeRO buffers": zero_buffers(shape, trained, zero_stage=config.zero_stage, element=element),
         "activations": activations(shape.text, tokens, checkpointing=config.gradient_checkpointing, element=element),
         "vision activations": tower + patches * shape.patch_values * element,
-        "logits": logits(shape.vocabulary, int(tokens * loss_share), element=element),
+        "logits": logits(shape.vocabulary, int(tokens * loss_share)),
     }
     parts["fragments"] = int(_FRAGMENTS * sum(parts.values()))
     return parts | {"context": _CONTEXT, "host": states.host}
@@ -211,5 +211,6 @@ def sleeping_engine() -> int:
 
 
 def idle_learner(parts: Mapping[str, int]) -> int:
-    """What a learner keeps of the GPU between its steps: states and context. The allocator's free memory counts as given back."""
-    return sum(parts[name] for name in ("weights", "optimizer", "context"))
+    """What a learner keeps of the GPU between its steps: DeepSpeed's buffers of gradients stay. Activations, and what the allocator
+    holds free, count as given back."""
+    return sum(parts[name] for name in ("weights", "gradients", "optimizer", "ZeRO buffers", "context"))

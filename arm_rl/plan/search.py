@@ -115,4 +115,5 @@ def _merged(first: Sequence[str], second: Sequence[str]) -> tuple[str, ...]:
 
 
 def _ranked(tried: Iterable[Tried]) -> list[Tried]:
-    return sorted(tried, key=lambda one: one.step.seconds if one.step else math.inf)
+    """The fastest first; a change that brings less than a percent is none."""
+    return sorted(tried, key=lambda one: one.step.seconds * (1 + 0.01 * len(one.changes)) if one.step else math.inf)

@@ -74,7 +74,7 @@ def step_of(setting: Setting, *, fraction: int = 1, steps: int | None = None) ->
             trajectories=config.batch_size,
         )
     ahead = config.algorithm.max_staleness
-    number = steps or (2 * ahead + 2 if ahead else 1)
+    number = steps or (ahead + 3 if ahead else 1)
     rollouts = ModelledRollouts(setting, fraction)
     done = simulate(setting.simulated(fraction), rollouts, learning, steps=number)
     counted = done[ahead + 1 :] if ahead else done
@@ -118,16 +118,16 @@ def scaled(setting: Setting, nodes: int) -> Setting:
     """The same on so many nodes: ranks and engines grow with them, the batch stays."""
     factor = nodes / setting.cluster.nodes
     config = setting.config
-    ranks = round(config.learner.num_ranks * factor)
-    changed = replace(config, learner=replace(config.learner, num_ranks=ranks))
-    if isinstance(config, TrainConfig):
-        engines = round(config.rollout.num_actors * factor)
-        executors = round(config.tools.num_executors * factor)
+    learner = replace(config.learner, num_ranks=round(config.learner.num_ranks * factor))
+    changed: TrainConfig | SftConfig
+    if isinstance(config, SftConfig):
+        changed = replace(config, learner=learner)
+    else:
         changed = replace(
             config,
-            learner=replace(config.learner, num_ranks=ranks),
-            rollout=replace(config.rollout, num_actors=engines),
-            tools=replace(config.tools, num_executors=max(executors, 1)),
+            learner=learner,
+            rollout=replace(config.rollout, num_actors=round(config.rollout.num_actors * factor)),
+            tools=replace(config.tools, num_executors=round(config.tools.num_executors * factor)),
         )
     return replace(setting, config=changed, cluster=replace(setting.cluster, nodes=nodes))
 
