@@ -28,7 +28,7 @@ def write(root: Path) -> Path:
     (root / "table.md").write_text(markdown(found))
     (root / "plot.svg").write_text(plot(found))
     path = root / "summary.json"
-    path.write_text(json.dumps(results.summary(found), indent=2, default=str))
+    path.write_text(json.dumps(results.summary(found), indent=2, allow_nan=False))
     return path
 
 

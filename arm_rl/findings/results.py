@@ -154,14 +154,21 @@ def summary(results: Results) -> dict[str, Any]:
     """All of it, for summary.json."""
     metrics = {key for seeds in results.judged.values() for one in seeds.values() for key in one if key != "step"}
     judged = {
-        run: {metric: dataclasses.asdict(found) for metric in sorted(metrics) if (found := estimate_of(_numbers(results, run, metric)))}
+        run: {metric: _plain(found) for metric in sorted(metrics) if (found := estimate_of(_numbers(results, run, metric)))}
         for run in results.judged
     }
     return {
         "judged": judged,
         "seeds": {run: {str(seed): dict(metrics) for seed, metrics in seeds.items()} for run, seeds in results.judged.items()},
-        "claims": [dataclasses.asdict(one) for one in claims(results)],
+        "claims": [{"text": one.text, "verdict": one.verdict, "difference": _plain(one.estimate)} for one in claims(results)],
     }
+
+
+def _plain(found: Estimate | None) -> dict[str, float | None] | None:
+    """For JSON, which knows no infinity: a bound that is not there is null."""
+    if found is None:
+        return None
+    return {name: value if math.isfinite(value) else None for name, value in dataclasses.asdict(found).items()}
 
 
 def _numbers(results: Results, run: str, metric: str) -> Values:

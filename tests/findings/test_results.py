@@ -2,6 +2,7 @@
 
 import json
 import math
+import shutil
 import xml.etree.ElementTree as ElementTree
 
 import pytest
@@ -122,7 +123,17 @@ def test_tables_and_plot_tell_what_is_there(root):
     assert DESIGNS["adaptive"].title + " |" not in table.split("claim")[0], "not run"
     drawn = ElementTree.fromstring((root / "plot.svg").read_text())
     assert len(list(drawn.iter("{http://www.w3.org/2000/svg}polyline"))) == 4 * 3
-    assert json.loads(path.read_text())["judged"][PAPER]["accuracy"]["num_seeds"] == 3
+    summary = json.loads(path.read_text())
+    assert summary["judged"][PAPER]["accuracy"]["num_seeds"] == 3
+    assert summary["judged"]["accuracy"]["accuracy"]["high"] > 0.65
+
+
+def test_one_seed_is_told_without_bounds(root):
+    for seed in (1, 2):
+        shutil.rmtree(root / str(seed))
+    judged = json.loads(write(root).read_text())["judged"]["accuracy"]["accuracy"]
+    assert judged == {"mean": 0.65, "low": None, "high": None, "num_seeds": 1}
+    assert "| accuracy only | 0.650 |" in (root / "table.md").read_text()
 
 
 def test_nothing_is_no_error(tmp_path):
