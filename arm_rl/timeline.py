@@ -114,7 +114,7 @@ class Event:
     start: int  # microseconds since 1970
     end: int
     failed: bool = False  # an error ended it
-    details: Mapping[str, Any] = field(default_factory=dict)  # as it was recorded
+    details: Mapping[str, Any] = field(default_factory=dict, compare=False)  # as it was recorded
 
     @property
     def actor_kind(self) -> str:
