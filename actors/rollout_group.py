@@ -26,6 +26,7 @@ LOST = (RayActorError, EngineDied)  # the actor is gone, or of no use any more
 MAX_DEATHS = 4  # of all actors together with no group finished in between
 MAX_RUNS = 8  # of one group
 SECONDS_TO_CLOSE = 60.0  # an actor may hang
+SECONDS_TO_PLACE = 600.0  # until an actor's process runs: a node may have to be started for it
 
 T = TypeVar("T")
 
@@ -154,10 +155,10 @@ class _Place:
             ActorsLost: it will not: what it needs went with a node.
         """
         process = asyncio.ensure_future(actor.__ray_ready__.remote())
-        if not (await asyncio.wait([process], timeout=self._stall_seconds))[0]:
+        if not (await asyncio.wait([process], timeout=SECONDS_TO_PLACE))[0]:
             process.cancel()
             raise ActorsLost(
-                f"no place for a rollout actor in {self._stall_seconds:g} seconds (run.stall_seconds): the cluster has lost what it needs; "
+                f"no place for a rollout actor in {SECONDS_TO_PLACE:g} seconds: the cluster has lost what it needs; "
                 "with as much again, or a smaller rollout.num_actors, the same command goes on from the last checkpoint"
             )
         await process

@@ -6,6 +6,7 @@ import pytest
 import ray
 from ray.cluster_utils import Cluster
 
+from actors import rollout_group
 from actors.rollout_group import RolloutGroup
 from actors.supervision import ActorsLost, Deaths, watch
 from tests.dying_actors import Puppet, Victim
@@ -28,7 +29,7 @@ def nodes():
         cluster.shutdown()
 
 
-async def test_a_run_lives_through_the_loss_of_a_node_while_there_is_another(nodes, tmp_path):
+async def test_a_run_lives_through_the_loss_of_a_node_while_there_is_another(nodes, tmp_path, monkeypatch):
     def start(cls, *arguments, **options):
         return ray.remote(cls).options(num_cpus=0, resources={"place": 1}, **options).remote(*arguments)
 
@@ -58,8 +59,7 @@ async def test_a_run_lives_through_the_loss_of_a_node_while_there_is_another(nod
         await asyncio.sleep(0.05)
         counted = deaths.metrics()["recovery/tools"]
 
-    for place in group._places:
-        place._stall_seconds = 2.0
+    monkeypatch.setattr(rollout_group, "SECONDS_TO_PLACE", 2.0)
     (tmp_path / "g waits").touch()  # a process may outlive its node for a moment
     nodes.remove_node(second, allow_graceful=False)
     with pytest.raises(ActorsLost, match="no place for a rollout actor in 2 seconds .* the same command goes on from the last checkpoint"):
