@@ -48,6 +48,10 @@ class JudgeError(UserError):
     """What was asked cannot be judged; the message says why."""
 
 
+class SessionBroke(JudgeError):
+    """A session ended by no fault of the question, for example because the model's server failed; the message holds the traceback."""
+
+
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Comparison:
     """A question with answers to compare; with a single one, to check."""
@@ -166,6 +170,7 @@ class Judge:
             with tempfile.TemporaryDirectory() as logs:
                 server = ModelServer(Path(folder), Path(logs) / "server.log", use_gpu=on_gpu, max_model_len=setup.max_model_len)
                 asking = {"temperature": temperature, "max_tokens": setup.limits.max_response_tokens, "timeout_seconds": TURN_SECONDS}
+                asking["num_retries"] = 3  # the server closes a connection that was idle for a while just as it is used again
                 with server:
                     async with _at_server(server.base_url, SERVED_NAME, written, **asking, with_logprobs=True) as asked:
                         yield asked
@@ -299,7 +304,7 @@ class Judge:
                 sample, self._policy, self._tools, self._limits, template=self._template, seed=seed, start=lambda: start
             )
         if judged.trajectory.error is not None:
-            raise JudgeError(f"the session broke:\n{judged.trajectory.error}")
+            raise SessionBroke(f"the session broke:\n{judged.trajectory.error}")
         return Opinion.of(judged, self._template)
 
     def _submitted(self, work: Coroutine[Any, Any, Result]) -> "Future[Result]":

@@ -10,6 +10,7 @@ import asyncio
 import base64
 import binascii
 import hmac
+import logging
 import time
 from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import AbstractContextManager, asynccontextmanager
@@ -23,9 +24,11 @@ from pydantic import BaseModel, ConfigDict, Field
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from arm_rl.core.images import Image, ImageError
-from arm_rl.judge import Judge, JudgeError
+from arm_rl.judge import Judge, JudgeError, SessionBroke
 from arm_rl.remote_reward import RemoteRewardError, RewardRequest, reward_answer
 from arm_rl.verdict import Opinion, Ranking, Verdict
+
+logger = logging.getLogger(__name__)
 
 CLOSED_BY_CLIENT = 499  # for the metrics: nobody is left to be told
 
@@ -130,6 +133,9 @@ def build_app(judge: Judge | AbstractContextManager[Judge], limits: ServiceLimit
         with meter.request(name, limits.max_requests):
             try:
                 return await work()
+            except SessionBroke as error:
+                logger.warning("%s", error)  # its traceback is nothing for clients
+                raise HTTPException(502, f"a session broke: {str(error).strip().splitlines()[-1]}") from error
             except JudgeError as error:
                 raise HTTPException(422, str(error)) from error
 

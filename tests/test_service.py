@@ -170,6 +170,18 @@ async def test_a_client_that_goes_away_ends_its_session(serve, template):
     assert 'judge_requests_total{endpoint="judge",status="499"} 1.0' in metrics
 
 
+async def test_a_session_that_breaks_is_no_fault_of_the_client(serve):
+    async def gone(request):
+        raise httpx.ReadError("the server is gone")
+
+    async with serve(gone) as client:
+        answer = await client.post("/v1/judge", json=ASKED)
+        metrics = (await client.get("/metrics")).text
+    assert answer.status_code == 502
+    assert answer.json()["detail"] == "a session broke: httpx.ReadError: the server is gone"
+    assert 'judge_requests_total{endpoint="judge",status="502"} 1.0' in metrics
+
+
 async def test_it_describes_itself(serve):
     async with serve() as client:
         paths = (await client.get("/openapi.json")).json()["paths"]

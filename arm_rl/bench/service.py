@@ -60,6 +60,7 @@ class Load:
 
     seconds: list[float] = field(default_factory=list)  # of each request that was answered
     statuses: Counter[int] = field(default_factory=Counter)
+    errors: Counter[str] = field(default_factory=Counter)  # what was said where a request was lost
     calls: int = 0  # of tools
     turns: int = 0
 
@@ -123,6 +124,7 @@ async def _measure(config: TrainConfig, settings: Settings, url: str) -> Result:
         details={
             "statuses": {str(status): number for status, number in whole.statuses.items()},
             "seconds": {"mean": statistics.mean(whole.seconds), "p50": whole.quantile(0.5), "p99": whole.quantile(0.99)},
+            "errors": dict(whole.errors + crowd.errors),
             "crowd": {str(status): number for status, number in crowd.statuses.items()},
         },
     )
@@ -137,10 +139,13 @@ async def _ask(client: httpx.AsyncClient, bodies: Sequence[dict[str, Any]], num_
             started_at = time.perf_counter()
             try:
                 answer = await client.post("/v1/judge", json=body)
-            except httpx.TransportError:
+            except httpx.TransportError as error:
                 load.statuses[0] += 1
+                load.errors[repr(error)] += 1
                 continue
             load.statuses[answer.status_code] += 1
+            if answer.status_code not in (httpx.codes.OK, TOO_MANY):
+                load.errors[answer.text[-200:]] += 1
             if answer.status_code == httpx.codes.OK:
                 load.seconds.append(time.perf_counter() - started_at)
                 for opinion in answer.json()["opinions"]:
