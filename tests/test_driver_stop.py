@@ -38,6 +38,7 @@ class Side:
     kept: dict[int, Group] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
+        self.loop = asyncio.get_running_loop()
         self.rollouts = SimpleNamespace(node_ids=(), update_weights=self._nothing)
 
     async def _nothing(self, *_) -> None:
@@ -99,7 +100,6 @@ def make(folder, side: Side, stop: StopRequest) -> tuple[Driver, list]:
         evaluation=EvaluationConfig(every=2),
     )
     logged: list = []
-    side.loop = asyncio.get_running_loop()
     runner = SimpleNamespace(
         **{name: getattr(side, name) for name in ("group", "keep", "record", "recovery", "stop_if_broken", "rollouts")},
         kept=side.kept_groups,
