@@ -68,7 +68,7 @@ def zero_buffers(shape: ModelShape, trainable: int, *, zero_stage: int, element:
     if zero_stage == 3:
         gathered = min(_LIVE + _PREFETCH, shape.parameters) + shape.largest
         return element * (gathered + bucket)
-    return 2 * element * bucket if zero_stage else 0
+    return (2 if zero_stage else 1) * element * bucket
 
 
 def block_bytes(blocks: Blocks, *, element: int = 2) -> int:

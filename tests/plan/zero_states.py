@@ -20,6 +20,7 @@ from arm_rl.core.config import LearnerConfig
 
 WIDTH, LAYERS = 128, 32
 CASES = [("float32", 0), ("float32", 2), ("float32", 3), ("bfloat16", 0), ("bfloat16", 1), ("bfloat16", 2), ("bfloat16", 3)]
+ENGINES: list[deepspeed.DeepSpeedEngine] = []  # kept, so that nothing of an earlier case goes while a later one is measured
 
 
 def tensors() -> Iterator[Tensor]:
@@ -30,14 +31,14 @@ def tensors() -> Iterator[Tensor]:
             yield from (one for one in of_it if isinstance(one, Tensor))
 
 
-def storages() -> dict[int, int]:
-    """Bytes, by address."""
+def live_bytes() -> int:
+    """Of all storages, each once."""
     gc.collect()
-    return {one.untyped_storage().data_ptr(): one.untyped_storage().nbytes() for one in tensors()}
+    return sum({one.untyped_storage().data_ptr(): one.untyped_storage().nbytes() for one in tensors()}.values())
 
 
 def measure(dtype: str, stage: int, ranks: int) -> dict:
-    before = storages()
+    before = live_bytes()  # what the case before left behind
     model = nn.Sequential(*(nn.Linear(WIDTH, WIDTH) for _ in range(LAYERS))).to(getattr(torch, dtype))
     model[0].requires_grad_(False)
     trained = [parameter for parameter in model.parameters() if parameter.requires_grad]
@@ -46,17 +47,22 @@ def measure(dtype: str, stage: int, ranks: int) -> dict:
     config = LearnerConfig(num_ranks=ranks, zero_stage=stage)
     engine, *_ = deepspeed.initialize(model=model, optimizer=optimizer, config=deepspeed_config(config, dtype, counts[0], False))
 
-    def new() -> int:
-        return sum(size for address, size in storages().items() if address not in before)
-
+    ENGINES.append(engine)
     at_most = 0
     for _ in range(2):
         for last in (False, True):
             engine.set_gradient_accumulation_boundary(last)
             engine.backward(engine(torch.ones(2, WIDTH, dtype=getattr(torch, dtype))).float().mean())
-            at_most = max(at_most, new())
+            at_most = max(at_most, live_bytes() - before)
         engine.step()
-    return {"dtype": dtype, "stage": stage, "parameters": counts[0], "trained": counts[1], "before_step": at_most, "after_step": new()}
+    return {
+        "dtype": dtype,
+        "stage": stage,
+        "parameters": counts[0],
+        "trained": counts[1],
+        "before_step": at_most,
+        "after_step": live_bytes() - before,
+    }
 
 
 if __name__ == "__main__":
