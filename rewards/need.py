@@ -1,9 +1,9 @@
 """Accuracy, and a bonus for being right in the way that the group shows to be called for: with the tool where it is needed, else without.
 
 How much a sample needs the tool is read from the direct answers of its own group. Let q be the share of them that is right, with one right
-and one wrong answer added (so that a single one proves little, and none leaves it at 1/2, a guess between two):
+and one wrong answer added, so that a single one proves little, and none leaves it at 1/2, a guess between two:
 
-    need                        1 where q <= 1/2, falling to 0 at q = 3/4
+    need = 2 (1 - q), and 1 where q <= 1/2
     right, a successful call    R_f + R_a + R_succ * need
     right, no call              R_f + R_a + R_succ * (1 - need)
     wrong, a call               R_f + R_try * need
@@ -15,13 +15,11 @@ With no direct answer in the group this is stage 2.
 from arm_rl.core.config import RewardConfig
 from rewards.outcome import GroupFacts, Outcome
 
-_GUESS, _SURE = 0.5, 0.75  # shares of right direct answers from which on the tool is needed less, and not at all
-
 
 def need_of(group: GroupFacts) -> float:
     """How much a sample needs the tool, 0..1, by its group's direct answers."""
     right = (group.num_direct_right + 1) / (group.num_direct + 2)
-    return min(1.0, max(0.0, (_SURE - right) / (_SURE - _GUESS)))
+    return min(1.0, 2 * (1 - right))
 
 
 def need(outcome: Outcome, values: RewardConfig) -> dict[str, float]:

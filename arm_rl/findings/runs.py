@@ -43,7 +43,7 @@ class Size:
     """How much of everything."""
 
     train: int = setting.NUM_TRAIN  # samples
-    held_out: int = setting.NUM_JUDGED  # samples of the split that is judged
+    held_out: int | None = None  # samples of the split that is judged; by default setting.NUM_JUDGED
     demonstrations: int = setting.NUM_DEMONSTRATIONS  # that pass the screening
     pretraining: float = 1.0  # share of its steps
     stage1_steps: int = setting.STAGE1_STEPS
@@ -67,12 +67,12 @@ class Findings:
         """Everything that is not done yet."""
         self._make_data()
         self._make_base()
-        if not (self.root / "base" / "evaluation.json").is_file():
-            self.say("the base model, judging")
-            asyncio.run(evaluate_model(self.config(self.base, f"run.root={self.root}", "run.name=base", *_WAYS)))
         for seed in seeds:
             self._cold_start(seed)
             asyncio.run(self._train(seed, designs))
+        if not (self.root / "base" / "evaluation.json").is_file():
+            self.say("the base model, judging")
+            asyncio.run(evaluate_model(self.config(self.base, f"run.root={self.root}", "run.name=base", *_WAYS)))
 
     def config(self, model: Path, *overrides: str) -> TrainConfig:
         """The GRPO configuration of a run."""
@@ -80,7 +80,7 @@ class Findings:
         return load(TrainConfig, setting.CONFIG, [f"model.path={model}", *files, *self.size.overrides, *overrides])
 
     def _make_data(self) -> None:
-        sizes: dict[Split, int] = {"train": self.size.train, self.split: self.size.held_out}
+        sizes: dict[Split, int] = {"train": self.size.train, self.split: self.size.held_out or setting.NUM_JUDGED[self.split]}
         for split, number in sizes.items():
             path = self.data / f"{split}.parquet"
             if not path.is_file():

@@ -12,8 +12,9 @@ ENGRAVED, PLAIN = (track.name for track in MIXED)
 KINDS = (ENGRAVED, PLAIN)
 
 CONFIG, SFT_CONFIG = "configs/findings.yaml", "configs/findings_sft.yaml"
-NUM_TRAIN, NUM_JUDGED = 4800, 640  # samples, half of each kind
 JudgedSplit = Literal["validation", "test"]  # settings are sought on the one; the figures come from the other, used once
+NUM_TRAIN = 4800  # samples, half of each kind
+NUM_JUDGED: dict[JudgedSplit, int] = {"validation": 320, "test": 640}
 NUM_DEMONSTRATIONS = 2880  # that pass the screening: 90 steps
 
 # What the first demo's base model is taught further: digits that the small view shows, and a third call.

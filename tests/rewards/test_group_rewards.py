@@ -46,34 +46,34 @@ def test_a_bonus_for_each_call(facts, value):
     [
         (0, 0, 1.0),  # nothing is known: the tool is needed
         (1, 0, 1.0),
-        (1, 1, 1 / 3),  # 2 of 3
+        (1, 1, 2 / 3),  # 2 of 3
         (2, 1, 1.0),  # a guess
-        (2, 2, 0.0),  # 3 of 4
-        (7, 4, 7 / 9),  # 5 of 9
-        (7, 5, 1 / 3),
-        (8, 8, 0.0),
+        (2, 2, 1 / 2),  # 3 of 4
+        (7, 4, 8 / 9),  # 5 of 9
+        (7, 5, 2 / 3),
+        (8, 8, 1 / 5),
     ],
 )
 def test_need_is_read_from_direct_answers(direct, right, needed):
     assert need_of(GroupFacts(num_direct=direct, num_direct_right=right, num_calling=8 - direct)) == pytest.approx(needed)
 
 
-NONE, SURE, HALF = GroupFacts(num_calling=8), GroupFacts(num_direct=4, num_direct_right=4), GroupFacts(num_direct=1, num_direct_right=1)
+NONE, SURE, ONE = GroupFacts(num_calling=8), GroupFacts(num_direct=8, num_direct_right=8), GroupFacts(num_direct=1, num_direct_right=1)
 
 
 @pytest.mark.parametrize(
     ("facts", "values"),
     [
-        ({"correct": True, "calls": 1}, (1.5, 1.0, 1 + 0.5 / 3)),
+        ({"correct": True, "calls": 1}, (1.5, 1.1, 1 + 1 / 3)),
         ({"correct": True, "calls": 1, "successes": 0}, (1.0, 1.0, 1.0)),
-        ({"correct": True}, (1.0, 1.5, 1 + 1 / 3)),
-        ({"correct": False, "calls": 1}, (0.4, 0.3, 0.3 + 0.1 / 3)),
+        ({"correct": True}, (1.0, 1.4, 1 + 0.5 / 3)),
+        ({"correct": False, "calls": 1}, (0.4, 0.32, 0.3 + 0.2 / 3)),
         ({"correct": False}, (0.3, 0.3, 0.3)),
         ({"correct": True, "form": False}, (0.0, 0.0, 0.0)),
     ],
 )
 def test_the_bonus_goes_where_the_group_shows_the_need(facts, values):
-    found = tuple(total("need", outcome(**facts, group=group)) for group in (NONE, SURE, HALF))
+    found = tuple(total("need", outcome(**facts, group=group)) for group in (NONE, SURE, ONE))
     assert found == pytest.approx(values)
     assert found[0] == pytest.approx(total("stage2", outcome(**facts))), "with no direct answer: the paper's reward"
 
