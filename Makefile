@@ -5,7 +5,7 @@ BIN = .venv/bin
 STAMP = .venv/installed
 SOURCES = arm_rl actors rewards tools jobs tests
 
-.PHONY: help install demo demo-tools bench bench-tools chaos test fuzz lint format clean
+.PHONY: help install demo demo-tools bench bench-tools chaos findings test fuzz lint format clean
 
 help:
 	@echo "make demo     sets up .venv and trains a judge through all its stages (about 12 minutes on 2 cores)"
@@ -13,6 +13,7 @@ help:
 	@echo "make bench    measures speed side by side with other ways, and with TRL (about 30 minutes; leave the machine alone)"
 	@echo "make bench-tools  how fast the tools are, directly and through an executor (about 6 minutes)"
 	@echo "make chaos    trains while processes of the run are killed, 20 of each kind (about an hour; needs make demo's folder)"
+	@echo "make findings   what each design of the reward leads to, on a small task, over 5 seeds (hours; goes on where it stopped)"
 	@echo "make test     sets up .venv and runs the tests"
 	@echo "make fuzz     more than 100,000 examples of what a model may write (about an hour)"
 	@echo "make lint     style, format and types"
@@ -42,6 +43,9 @@ bench-tools: $(STAMP)
 
 chaos: $(STAMP)
 	@$(BIN)/python -m jobs.chaos
+
+findings: $(STAMP)
+	@$(BIN)/python -m jobs.findings
 
 test: $(STAMP)
 	@$(BIN)/python -m pytest
