@@ -24,7 +24,7 @@ from actors.supervision import StageLost
 from arm_rl.core.config import ConfigError, DataConfig, LearnerConfig, ModelConfig, PlacementConfig, TrainConfig
 from tests import tiny, tiny_qwen3
 from tests.actors.test_engine import ROLLOUT, VIEW, Judge, check_three_turns, environment  # noqa: F401
-from tests.dying_actors import Puppet
+from tests.dying_actors import Puppet, TransferringRank
 from tests.scripted import make_sample
 
 DATA = DataConfig(train=("a.parquet",))
@@ -158,19 +158,10 @@ async def test_a_lost_engine_ends_the_stage_where_weights_come_directly(cluster,
     await group.close()
 
 
-class Rank:
-    """A learner's rank whose part in a transfer goes wrong."""
-
-    async def send(self, kind: str, version: int, engines: list, workers_per_engine: int) -> None:
-        if kind == "nccl" and version:
-            raise ConnectionError("an engine hung up")
-        await asyncio.Event().wait()
-
-
 @pytest.mark.ray
 def test_a_transfer_that_fails_or_hangs_ends_the_stage(cluster) -> None:
     group = object.__new__(LearnerGroup)
-    group._ranks = [ray.remote(Rank).options(num_cpus=0).remote() for _ in range(2)]
+    group._ranks = [ray.remote(TransferringRank).options(num_cpus=0).remote() for _ in range(2)]
     group._limit = 600.0
     with pytest.raises(StageLost, match="the weights did not reach the engines: ConnectionError: an engine hung up"):
         group.send("nccl", 1, [], 1)
