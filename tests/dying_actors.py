@@ -71,3 +71,12 @@ class Victim:
 
     async def die(self) -> None:
         os.kill(os.getpid(), signal.SIGKILL)
+
+
+class Rank:
+    """A learner's rank whose part in a transfer goes wrong."""
+
+    async def send(self, kind: str, version: int, engines: list, workers_per_engine: int) -> None:
+        if kind == "nccl" and version:
+            raise ConnectionError("an engine hung up")
+        await forever()

@@ -20,11 +20,11 @@ from actors.engine import Engine
 from actors.learner_group import LearnerGroup
 from actors.policy_model import PolicyModel
 from actors.rollout_group import RolloutGroup
-from actors.supervision import StageLost, forever
+from actors.supervision import StageLost
 from arm_rl.core.config import ConfigError, DataConfig, LearnerConfig, ModelConfig, PlacementConfig, TrainConfig
 from tests import tiny, tiny_qwen3
 from tests.actors.test_engine import ROLLOUT, VIEW, Judge, check_three_turns, environment  # noqa: F401
-from tests.dying_actors import Puppet
+from tests.dying_actors import Puppet, Rank
 from tests.scripted import make_sample
 
 DATA = DataConfig(train=("a.parquet",))
@@ -156,15 +156,6 @@ async def test_a_lost_engine_ends_the_stage_where_weights_come_directly(cluster,
     with pytest.raises(StageLost, match="an engine was lost, and with it the group through which weights come"):
         await group.run_group(make_sample(tmp_path), group_id="g", size=2, temperature=1.0, seed=3)
     await group.close()
-
-
-class Rank:
-    """A learner's rank whose part in a transfer goes wrong."""
-
-    async def send(self, kind: str, version: int, engines: list, workers_per_engine: int) -> None:
-        if kind == "nccl" and version:
-            raise ConnectionError("an engine hung up")
-        await forever()
 
 
 @pytest.mark.ray
