@@ -28,7 +28,7 @@ PLAN = Plan(
 )
 
 # The first tool must be rare and poor, for accuracy alone to stall; where it is much poorer, nothing learns to zoom.
-TEACHER = ScriptedTeacher(tracks=MIXED, call_share=0.15, right_place_share=0.2, near_place_share=0.4, repeat_share=0.1)
+TEACHER = ScriptedTeacher(tracks=MIXED, call_share=0.13, right_place_share=0.45, near_place_share=0.3, repeat_share=0.1)
 
 STAGE1_STEPS, STAGE1_LEARNING_RATE = 12, 2e-4
 CALL_OPENING = f"<think>{phrases.LOOK}</think><tool_call>"  # what a first turn begins with where the tool is forced
