@@ -9,13 +9,15 @@ of a seed: a run's first weights reach it as any version does.
 
 import asyncio
 import contextlib
+import dataclasses
 import itertools
+import json
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 
 from actors.reservation import reserved
-from arm_rl.core.config import SftConfig, TrainConfig
+from arm_rl.core.config import ConfigError, SftConfig, TrainConfig
 from arm_rl.core.config_file import load
 from arm_rl.core.template import Template
 from arm_rl.data import read_samples
@@ -64,7 +66,12 @@ class Findings:
         self.base, self.data = root / "base_model", root / "data"
 
     def run(self, seeds: Sequence[int], designs: Sequence[str]) -> None:
-        """Everything that is not done yet."""
+        """Everything that is not done yet.
+
+        Raises:
+            ConfigError: the folder holds runs of another setting.
+        """
+        self._hold_setting()
         self._make_data()
         self._make_base()
         for seed in seeds:
@@ -78,6 +85,19 @@ class Findings:
         """The GRPO configuration of a run."""
         files = [f"data.train=[{self.data / 'train.parquet'}]", f"data.held_out=[{self.data / self.split}.parquet]"]
         return load(TrainConfig, setting.CONFIG, [f"model.path={model}", *files, *self.size.overrides, *overrides])
+
+    def _hold_setting(self) -> None:
+        """Runs of different settings cannot be compared, and what is there already is not made again."""
+        used = {**setting.described(), "split": self.split, "size": dataclasses.asdict(self.size)}
+        file = self.root / "setting.json"
+        written = json.dumps(used, indent=2)
+        if not file.exists():
+            self.root.mkdir(parents=True, exist_ok=True)
+            file.write_text(written)
+        before, now = json.loads(file.read_text()), json.loads(written)
+        differs = [key for key in now if before.get(key) != now[key]]
+        if differs:
+            raise ConfigError(f"{differs[0]}: {file} says {before.get(differs[0])!r}, now it is {now[differs[0]]!r}: choose another --out")
 
     def _make_data(self) -> None:
         sizes: dict[Split, int] = {"train": self.size.train, self.split: self.size.held_out or setting.NUM_JUDGED[self.split]}
@@ -120,7 +140,7 @@ class Findings:
         config = self.config(self.base)
         tools = load_tools(config.tools.files)
         template = Template.load(config.model, config.template, {name: tool.schema for name, tool in tools.items()})
-        teacher = replace(setting.TEACHER, seed=seed)
+        teacher = dataclasses.replace(setting.TEACHER, seed=seed)
         samples = read_samples(config.data.train, list(tools))
         with contextlib.closing(LocalTools(tools)) as local:
             sessions = screened_sessions(samples, lambda sample: teacher.policy(sample, template), local, config.session, template)

@@ -1,6 +1,7 @@
 """The setting of the findings as data: the mixed task, its base model, the cold start, and what is equal in all runs."""
 
-from typing import Literal
+import dataclasses
+from typing import Any, Literal
 
 from arm_rl.digits import phrases
 from arm_rl.digits.pretrain import Phase, Plan
@@ -28,7 +29,20 @@ PLAN = Plan(
 )
 
 # The first tool must be rare and poor, for accuracy alone to stall; where it is much poorer, nothing learns to zoom.
-TEACHER = ScriptedTeacher(tracks=MIXED, call_share=0.15, right_place_share=0.2, near_place_share=0.4, repeat_share=0.1)
+TEACHER = ScriptedTeacher(tracks=MIXED, call_share=0.13, right_place_share=0.45, near_place_share=0.3, repeat_share=0.1)
 
 STAGE1_STEPS, STAGE1_LEARNING_RATE = 12, 2e-4
 CALL_OPENING = f"<think>{phrases.LOOK}</think><tool_call>"  # what a first turn begins with where the tool is forced
+
+
+def described() -> dict[str, Any]:
+    """What the base model and the cold starts were made with: runs in one folder must agree in it."""
+    teacher = {field.name: getattr(TEACHER, field.name) for field in dataclasses.fields(TEACHER) if field.name not in ("seed", "tracks")}
+    stage1 = {"steps": STAGE1_STEPS, "learning_rate": STAGE1_LEARNING_RATE}
+    return {
+        "train": NUM_TRAIN,
+        "demonstrations": NUM_DEMONSTRATIONS,
+        "plan": dataclasses.asdict(PLAN),
+        "teacher": teacher,
+        "stage1": stage1,
+    }

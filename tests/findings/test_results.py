@@ -1,5 +1,6 @@
 """Statistics by hand-made numbers; what is read from run folders; tables and plot."""
 
+import dataclasses
 import json
 import math
 import shutil
@@ -7,10 +8,12 @@ import xml.etree.ElementTree as ElementTree
 
 import pytest
 
-from arm_rl.findings import results
+from arm_rl.core.config import ConfigError
+from arm_rl.findings import results, setting
 from arm_rl.findings.designs import DESIGNS, PAPER
 from arm_rl.findings.plot import plot
 from arm_rl.findings.results import Results
+from arm_rl.findings.runs import QUICK, Findings
 from arm_rl.findings.statistics import Estimate, difference, estimate
 from arm_rl.findings.tables import markdown
 from jobs.findings import write
@@ -140,3 +143,15 @@ def test_nothing_is_no_error(tmp_path):
     found = results.read(tmp_path)
     assert "not measured" in markdown(found)
     ElementTree.fromstring(plot(found))
+
+
+def test_runs_of_another_setting_are_not_mixed_in(tmp_path, monkeypatch):
+    findings = Findings(tmp_path, QUICK, split="test", say=lambda text: None)
+    findings._hold_setting()
+    findings._hold_setting()
+    monkeypatch.setattr(setting, "TEACHER", dataclasses.replace(setting.TEACHER, call_share=0.5))
+    with pytest.raises(ConfigError, match=r"teacher: .*'call_share': 0.5.* choose another --out"):
+        findings._hold_setting()
+    monkeypatch.undo()
+    with pytest.raises(ConfigError, match="split: "):
+        Findings(tmp_path, QUICK, split="validation", say=lambda text: None)._hold_setting()
