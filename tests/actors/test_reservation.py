@@ -40,13 +40,13 @@ def nodes() -> Iterator[dict[str, str]]:
 
 
 def places(options: list[dict], method: str = "node_id") -> list:
-    """What actors with these options say of their places."""
+    """What actors with these options say of their places. Theirs is an event loop: options with a concurrency would start as many threads."""
 
     class Where:
-        def node_id(self):
+        async def node_id(self):
             return ray.get_runtime_context().get_node_id()
 
-        def gpus(self):
+        async def gpus(self):
             return ray.get_gpu_ids()
 
     actors = [ray.remote(Where).options(**one).remote() for one in options]
