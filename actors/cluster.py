@@ -26,13 +26,18 @@ class ClusterError(UserError):
 
 @contextmanager
 def cluster() -> Iterator[None]:
-    """Connects for as long as the context lasts; nested contexts use the outer one's connection."""
+    """Connects for as long as the context lasts; nested contexts use the outer one's connection.
+
+    RAY_ADDRESS names the cluster, as in a job that was submitted to one. Without it a local one is started: Ray by itself would join any
+    that it finds on the machine, such as another run's, and wait long for one that has died.
+    """
     if ray.is_initialized():
         yield
         return
     for name, value in _QUIET.items():
         os.environ.setdefault(name, value)
-    ray.init(include_dashboard=False, log_to_driver=False, logging_level=logging.ERROR)
+    address = os.environ.get("RAY_ADDRESS") or "local"
+    ray.init(address=address, include_dashboard=False, log_to_driver=False, logging_level=logging.ERROR)
     _keep_quiet_about_deaths()
     try:
         yield

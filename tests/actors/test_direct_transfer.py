@@ -143,7 +143,7 @@ async def test_an_update_that_nobody_ends_does_not_hold_up_the_end(engine: Engin
 
 @pytest.fixture
 def cluster():
-    ray.init(num_cpus=2, include_dashboard=False, log_to_driver=False)
+    ray.init(address="local", num_cpus=2, include_dashboard=False, log_to_driver=False)
     yield
     ray.shutdown()
 

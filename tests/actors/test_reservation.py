@@ -40,7 +40,7 @@ def nodes() -> Iterator[dict[str, str]]:
 
 
 def places(options: list[dict], method: str = "node_id") -> list:
-    """What actors with these options say of their places. Theirs is an event loop: options with a concurrency would start as many threads."""
+    """What actors with these options say of their places. They have an event loop, or would start as many threads as may run at a time."""
 
     class Where:
         async def node_id(self):

@@ -78,7 +78,7 @@ class Rollout:
 
 
 def job():
-    ray.init(object_store_memory=80 << 20, object_spilling_directory=sys.argv[1], num_cpus=1, include_dashboard=False, log_to_driver=False)
+    ray.init(address="local", object_store_memory=80 << 20, object_spilling_directory=sys.argv[1], num_cpus=1, include_dashboard=False)
     rollout = Rollout.remote()
     kept = [rollout.run.remote() for _ in range(9)]
     return f"all of {len(ray.get(kept))}"
