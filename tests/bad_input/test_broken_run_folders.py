@@ -1,6 +1,5 @@
 """What reports, exports and servers are pointed at, and pages for the index: one line that names the file, and nothing left half-made."""
 
-import contextlib
 import sys
 
 import pytest
