@@ -82,6 +82,9 @@ class Side:
     def record(self, *_) -> None:
         pass
 
+    async def written(self) -> None:
+        pass
+
     def recovery(self) -> dict[str, float]:
         return {}
 
@@ -101,10 +104,14 @@ def make(folder, side: Side, stop: StopRequest) -> tuple[Driver, list]:
     )
     logged: list = []
     runner = SimpleNamespace(
-        **{name: getattr(side, name) for name in ("group", "keep", "record", "recovery", "stop_if_broken", "rollouts")},
+        **{name: getattr(side, name) for name in ("group", "keep", "record", "recovery", "stop_if_broken", "rollouts", "written")},
         kept=side.kept_groups,
     )
-    log = SimpleNamespace(log=lambda step, metrics: logged.append((step, sorted(metrics)[0].split("/")[0])))
+    log = SimpleNamespace(
+        log=lambda step, metrics: logged.append((step, sorted(metrics)[0].split("/")[0])),
+        trajectories=lambda path: None,
+        artifact=lambda kind, folder: None,
+    )
     made = Driver(
         config,
         runner=runner,

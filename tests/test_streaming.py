@@ -249,7 +249,7 @@ def test_demonstrations_are_mixed_and_cut_by_length(tmp_path, template, caplog):
     rows[3]["messages"][0]["content"] += " and" * 50
     kept = read_demonstrations([write(tmp_path / "e.parquet", rows)], template, max_tokens=100)
     assert len(kept) == 7
-    assert "left out 1 of 8 rows: longer than 100 tokens (max_tokens)" in caplog.text
+    assert "left out 1 of 8 rows for their length; the first is" in caplog.text
 
 
 def test_weights_are_written_and_read_again(tmp_path):

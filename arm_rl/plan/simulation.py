@@ -28,7 +28,7 @@ from arm_rl.core.config import MetricsConfig, TrainConfig
 from arm_rl.core.types import Batch, ImageInfo, Message, Sample, Trajectory, Turn
 from arm_rl.data import Cursor
 from arm_rl.driver import Driver
-from arm_rl.groups import GroupRunner
+from arm_rl.groups import Group, GroupRunner
 from arm_rl.metrics_log import MetricsLog
 from arm_rl.plan import clock
 
@@ -103,14 +103,18 @@ def steady(steps: Sequence[SimulatedStep], max_staleness: int) -> list[Simulated
 
 
 async def _simulate(config: TrainConfig, rollouts: Rollouts, learning: Learning, steps: int) -> list[SimulatedStep]:
-    config = replace(config, metrics=replace(config.metrics, trajectories_every=0, timeline=False))
+    config = replace(
+        config,
+        metrics=replace(config.metrics, trajectories_every=0, timeline=False),
+        placement=replace(config.placement, weight_transfer="file"),  # what `Learning.publish` tells the seconds of
+    )
     done = []
     with (
         tempfile.TemporaryDirectory() as folder,
         MetricsLog(Path(folder), MetricsConfig(wandb="disabled"), None, 0, console=Console(file=io.StringIO())) as log,
     ):
         makers = [lambda number=number: _engine(number, rollouts) for number in range(config.rollout.num_actors)]
-        runner = GroupRunner(config, RolloutGroup(makers, config.run.stall_seconds), [_scorer(rollouts)])
+        runner = _Runner(config, RolloutGroup(makers, config.run.stall_seconds), [_scorer(rollouts)])
         driver = Driver(
             config,
             runner=runner,
@@ -177,6 +181,15 @@ def _handle(**methods: Any) -> Any:
 
 def _remote(method: Any) -> Any:
     return SimpleNamespace(remote=lambda *args, **kwargs: asyncio.ensure_future(method(*args, **kwargs)))
+
+
+class _Runner(GroupRunner):
+    """Keeps no finished groups on disk: there is nothing to go on from."""
+
+    async def keep(self, path: Path, groups: Sequence[Group], step: int) -> None: ...
+
+    async def kept(self, path: Path, samples: Mapping[str, Sample]) -> dict[int, Group]:
+        return {}
 
 
 class _Learners(LearnerGroup):
