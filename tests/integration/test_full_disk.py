@@ -94,4 +94,3 @@ def test_a_full_object_store_is_told_in_one_line(tmp_path):
     assert ran.returncode == 1, ran.stdout
     (error,) = [line for line in ran.stderr.splitlines() if line.startswith("error: ")]
     assert "the local object store is full" in error
-    assert error.endswith("; once there is room, the same command goes on from the last checkpoint")
