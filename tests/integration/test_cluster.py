@@ -22,7 +22,11 @@ from arm_rl import checkpoint, trajectory_log
 from arm_rl.digits import dataset
 from arm_rl.metrics_log import read_lines
 
-pytestmark = [pytest.mark.ray, pytest.mark.timeout(900)]
+pytestmark = [
+    pytest.mark.ray,
+    pytest.mark.timeout(900),
+    pytest.mark.skip(reason="not yet seen to pass from its beginning to its end: to be mended with issue 8"),
+]
 
 ROOT = Path(__file__).parents[2]
 SOON_DEAD = {"health_check_initial_delay_ms": 0, "health_check_period_ms": 1000, "health_check_failure_threshold": 5}
