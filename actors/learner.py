@@ -249,6 +249,11 @@ class Learner:
         """Removes what `publish` wrote: shared memory is not left to the next run."""
         shutil.rmtree(folder, ignore_errors=True)
 
+    def free_cache(self) -> None:
+        """Gives back the GPU memory that torch's allocator keeps for later."""
+        if self._device.type == "cuda":
+            torch.cuda.empty_cache()
+
     @recorded("save")
     def save(self, folder: Path) -> None:
         """Writes weights, optimizer, step and random states; all ranks into one folder, which every node must see."""

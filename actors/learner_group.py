@@ -115,6 +115,10 @@ class LearnerGroup:
         with contextlib.suppress(RayError):
             ray.get(self._ranks[0].remove_published.remote(folder), timeout=_SECONDS_TO_CLEAN)
 
+    def free_cache(self) -> None:
+        """Gives back the GPU memory that ranks hold and do not use."""
+        self._call("free_cache")
+
     def save(self, folder: Path) -> None:
         """Writes weights, optimizer, step and random states."""
         self._call("save", folder)

@@ -274,11 +274,12 @@ class Driver:
 
     @asynccontextmanager
     async def _gpus_for_learners(self) -> AsyncIterator[None]:
-        """Where learners and engines share GPUs, the engines sleep meanwhile."""
+        """Where learners and engines share GPUs, the engines sleep meanwhile, and find the memory that they had when they wake."""
         if self._takes_turns:
             await self.runner.rollouts.sleep()
         yield
         if self._takes_turns:
+            await asyncio.to_thread(self.learners.free_cache)
             await self.runner.rollouts.wake()
 
     @contextmanager

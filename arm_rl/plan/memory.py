@@ -122,7 +122,6 @@ def learner(
     image_share: float = 0.25,
     loss_share: float = 0.2,
     reference: bool = False,
-    trainable: int | None = None,
 ) -> Mapping[str, int]:
     """A rank's memory by part, at its most; "host" is the host's and counts for no GPU.
 
@@ -130,11 +129,8 @@ def learner(
         image_share: of a micro-batch's tokens, that are the vision tower's (`learner.micro_batch_tokens` counts them once more).
         loss_share: of the other tokens, that carry loss.
         reference: a frozen copy of the model for a KL penalty.
-        trainable: parameters that are trained; by default what the configuration does not freeze. Adapters (LoRA, arXiv 2106.09685)
-            train few, and the rest is weights alone.
     """
-    chosen = shape.trainable(freeze_vision=config.freeze_vision, freeze_projector=config.freeze_projector)
-    trained = chosen if trainable is None else trainable
+    trained = shape.trained(config)
     states = model_states(
         shape.parameters, trained, ranks=config.num_ranks, zero_stage=config.zero_stage, element=element, offload=config.offload_optimizer
     )
@@ -163,19 +159,6 @@ def learner(
 def on_gpu(parts: Mapping[str, int]) -> int:
     """Their sum without the host's."""
     return sum(size for name, size in parts.items() if name != "host")
-
-
-def lora_parameters(shape: ModelShape, rank: int) -> int:
-    """Of adapters on all matrices of the language model's blocks: rank (inputs + outputs) for each."""
-    text = shape.text
-    matrices = [
-        (text.hidden, text.query),
-        *[(text.hidden, text.key_value)] * 2,
-        (text.query, text.hidden),
-        *[(text.hidden, text.intermediate)] * 2,
-        (text.intermediate, text.hidden),
-    ]
-    return rank * text.layers * sum(map(sum, matrices))
 
 
 def key_value_bytes(shape: ModelShape, *, tensor_parallel: int = 1, element: int = 2) -> int:

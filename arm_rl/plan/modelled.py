@@ -18,7 +18,7 @@ from arm_rl.plan.hardware import Cluster, Efficiency
 from arm_rl.plan.shapes import ModelShape
 from arm_rl.plan.simulated_engine import SimulatedEngine
 from arm_rl.plan.simulation import PAD, Version, spread_rewards, trajectory, turn
-from arm_rl.plan.step_time import EngineTimes, LearnerTimes, Passes, publish_seconds, sleep_seconds, update_seconds
+from arm_rl.plan.step_time import EngineTimes, LearnerTimes, Passes, load_seconds, publish_seconds, sleep_seconds, update_seconds
 from arm_rl.plan.workload import Workload
 
 UNIT = 64  # tokens that one id of a simulated trajectory stands for: a step has millions of them
@@ -149,8 +149,8 @@ class ModelledRollouts:
     async def update(self, engine: int) -> None:
         """The bytes come while the engine samples; to load them it pauses, and then reads again what its sessions held."""
         setting = self.setting
-        load = setting.element * setting.shape.parameters / setting.efficiency.host_bandwidth + setting.efficiency.update_seconds
-        whole = update_seconds(setting.shape, setting.cluster, setting.efficiency, element=setting.element)
+        load = load_seconds(setting.shape, setting.efficiency, element=setting.element)
+        whole = update_seconds(setting.shape, setting.config.learner, setting.cluster, setting.efficiency, element=setting.element)
         await asyncio.sleep(max(whole - load, 0.0))
         await self.engines[engine].pause(load)
         self.engines[engine].read_again()
@@ -190,8 +190,7 @@ class ModelledLearning:
     def publish(self) -> float:
         """Rank 0's."""
         setting = self.setting
-        stage = setting.config.learner.zero_stage
-        return publish_seconds(setting.shape, setting.cluster, setting.efficiency, zero_stage=stage, element=setting.element)
+        return publish_seconds(setting.shape, setting.config.learner, setting.cluster, setting.efficiency, element=setting.element)
 
     def _driver(self, batch: Batch) -> float:
         seconds = self._fraction * batch.num_samples * self.setting.efficiency.driver_seconds

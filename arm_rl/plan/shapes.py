@@ -9,6 +9,7 @@ import torch
 from torch import nn
 from transformers import AutoConfig, AutoModelForImageTextToText, PreTrainedConfig, Qwen2_5_VLConfig, Qwen3VLConfig
 
+from arm_rl.core.config import LearnerConfig
 from arm_rl.core.errors import UserError
 
 
@@ -113,9 +114,25 @@ class ModelShape:
         """All of them."""
         return self.vision + self.projector + self.embeddings + self.blocks + self.head
 
-    def trainable(self, *, freeze_vision: bool, freeze_projector: bool) -> int:
-        """Parameters that are trained. `learner.freeze_vision` freezes the projector of nothing but the tower itself."""
-        return self.parameters - freeze_vision * self.vision - freeze_projector * self.projector
+    def trained(self, config: LearnerConfig) -> int:
+        """Parameters that a learner trains: its adapters, or what it does not freeze (`learner.freeze_vision` is of the tower alone)."""
+        if config.lora_rank:
+            return self.adapters(config)
+        return self.parameters - config.freeze_vision * self.vision - config.freeze_projector * self.projector
+
+    def adapters(self, config: LearnerConfig) -> int:
+        """Parameters of LoRA's (arXiv 2106.09685): rank x (inputs + outputs) for each matrix."""
+        text = self.text
+        sizes = {
+            "q_proj": text.hidden + text.query,
+            "k_proj": text.hidden + text.key_value,
+            "v_proj": text.hidden + text.key_value,
+            "o_proj": text.query + text.hidden,
+            "gate_proj": text.hidden + text.intermediate,
+            "up_proj": text.hidden + text.intermediate,
+            "down_proj": text.intermediate + text.hidden,
+        }
+        return config.lora_rank * text.layers * sum(sizes.get(target, 0) for target in config.lora_targets)
 
     @classmethod
     def of(cls, path: str) -> "ModelShape":

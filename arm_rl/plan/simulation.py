@@ -210,6 +210,9 @@ class _Learners(LearnerGroup):
         clock.loop().spend(self._learning.publish())
         return Published(file=WeightFile(path=folder / "none", version=version, num_bytes=0), node_id="", data=None)
 
+    def free_cache(self) -> None:
+        """Takes no time."""
+
 
 def _sample(number: int) -> Sample:
     return Sample(id=str(number), track="simulated", messages=(Message(role="user", parts=("",)),), label="1")

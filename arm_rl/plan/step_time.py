@@ -66,8 +66,9 @@ class LearnerTimes:
         stage, ranks = self.config.zero_stage, self.config.num_ranks
         if ranks == 1 or stage < 2:
             return 0.0
-        rounds = (3 if train else 1) if stage == 3 else int(train)  # weights forward and backward, gradients; or gradients alone
-        return rounds * self._collective(self.shape.parameters * self.element, calls=self.shape.text.layers + self.shape.tower.layers)
+        gathers = 0 if stage < 3 else 2 if train else 1  # of all weights, for each pass
+        sent = gathers * self.shape.parameters + train * self.shape.trained(self.config)
+        return self._collective(sent * self.element, calls=(gathers + train) * (self.shape.text.layers + self.shape.tower.layers))
 
     def _collective(self, num_bytes: float, calls: int) -> float:
         """All-gather or reduce-scatter of so many bytes, in so many calls: (N - 1) / N of them arrive at each rank."""
@@ -81,12 +82,13 @@ class LearnerTimes:
         """One update: AdamW reads and writes 28 bytes a parameter of the rank's share; stages 0 to 2 exchange what they did not before."""
         shape, config, gpu = self.shape, self.config, self.cluster.gpu
         share = config.num_ranks if config.zero_stage else 1
-        trainable = shape.trainable(freeze_vision=config.freeze_vision, freeze_projector=config.freeze_projector) / share
+        trained = shape.trained(config)
         rounds = {0: 2, 1: 2, 2: 1, 3: 0}[config.zero_stage]
-        network = rounds * self._collective(shape.parameters * self.element, calls=8)
+        network = rounds * self._collective(trained * self.element, calls=8)
+        own = trained / share
         if config.offload_optimizer:
-            return Seconds.longest(host=28 * trainable / self.efficiency.offload_bandwidth + 6 * trainable / gpu.pcie, network=network)
-        return Seconds.longest(memory_bandwidth=28 * trainable / gpu.bandwidth, network=network)
+            return Seconds.longest(host=28 * own / self.efficiency.offload_bandwidth + 6 * own / gpu.pcie, network=network)
+        return Seconds.longest(memory_bandwidth=28 * own / gpu.bandwidth, network=network)
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -119,20 +121,30 @@ class EngineTimes:
         return Seconds(seconds, Seconds.longest(memory_bandwidth=memory, compute=compute, host=host, network=between).bound)
 
 
-def publish_seconds(shape: ModelShape, cluster: Cluster, efficiency: Efficiency, *, zero_stage: int, element: int = 2) -> float:
-    """Rank 0 writes all weights to a file: from the GPU, into shared memory, and for other nodes into Ray's object store."""
-    num_bytes = element * shape.parameters
-    copies = (2 if zero_stage == 3 else 1) + (2 if cluster.nodes > 1 else 0)
+def publish_seconds(shape: ModelShape, config: LearnerConfig, cluster: Cluster, efficiency: Efficiency, *, element: int = 2) -> float:
+    """Rank 0 writes what it publishes to a file: from the GPU, into shared memory, and for other nodes into Ray's object store."""
+    num_bytes = element * published(shape, config)
+    copies = (2 if config.zero_stage == 3 else 1) + (2 if cluster.nodes > 1 else 0)
     return copies * num_bytes / efficiency.host_bandwidth
 
 
-def update_seconds(shape: ModelShape, cluster: Cluster, efficiency: Efficiency, *, element: int = 2) -> float:
+def published(shape: ModelShape, config: LearnerConfig) -> int:
+    """Parameters that travel from the learner: all weights, or the adapters alone, which engines merge into the first weights."""
+    return shape.adapters(config) if config.lora_rank else shape.parameters
+
+
+def update_seconds(shape: ModelShape, config: LearnerConfig, cluster: Cluster, efficiency: Efficiency, *, element: int = 2) -> float:
     """Engines take the weights: other nodes fetch them from those that have them, so that each round doubles these; then a file, then the
     GPU."""
-    num_bytes = element * shape.parameters
+    num_bytes = element * published(shape, config)
     rounds = math.ceil(math.log2(cluster.nodes)) if cluster.nodes > 1 else 0
     fetched = rounds * num_bytes / efficiency.object_bandwidth + (num_bytes / efficiency.host_bandwidth if rounds else 0.0)
-    return fetched + num_bytes / efficiency.host_bandwidth + efficiency.update_seconds
+    return fetched + load_seconds(shape, efficiency, element=element)
+
+
+def load_seconds(shape: ModelShape, efficiency: Efficiency, *, element: int = 2) -> float:
+    """All weights from the host's memory into an engine; meanwhile it does not sample."""
+    return element * shape.parameters / efficiency.host_bandwidth + efficiency.update_seconds
 
 
 def sleep_seconds(shape: ModelShape, cluster: Cluster, efficiency: Efficiency, *, element: int = 2) -> float:

@@ -4,6 +4,7 @@ import json
 import socket
 import subprocess
 import sys
+from dataclasses import replace
 from pathlib import Path
 
 import peft
@@ -44,7 +45,7 @@ def test_a_folder_is_read(judge_folder):
     shape = ModelShape.of(str(judge_folder))
     model = AutoModelForImageTextToText.from_pretrained(judge_folder)
     assert shape.parameters == sum(parameter.numel() for parameter in model.parameters())
-    assert shape.trainable(freeze_vision=True, freeze_projector=True) == shape.embeddings + shape.blocks + shape.head
+    assert shape.trained(LearnerConfig()) == shape.embeddings + shape.blocks + shape.head
 
 
 def test_an_unknown_model_is_named():
@@ -204,8 +205,8 @@ def test_a_learners_parts():
     parts = memory.learner(shape, config)
     off = memory.learner(shape, LearnerConfig(num_ranks=16, gradient_checkpointing=True, micro_batch_tokens=32768, offload_optimizer=True))
     assert (off["optimizer"], off["gradients"]) == (0, 0)
-    assert off["host"] == 16 * shape.trainable(freeze_vision=True, freeze_projector=True) // 16
-    adapters = memory.learner(shape, config, trainable=memory.lora_parameters(shape, 16))
+    assert off["host"] == 16 * shape.trained(LearnerConfig()) // 16
+    adapters = memory.learner(shape, replace(config, lora_rank=16))
     assert adapters["weights"] == parts["weights"]
     assert adapters["optimizer"] < 0.01 * parts["optimizer"]
     trained = memory.learner(shape, LearnerConfig(num_ranks=16, gradient_checkpointing=True, micro_batch_tokens=32768, freeze_vision=False))
@@ -216,9 +217,9 @@ def test_a_learners_parts():
 def test_adapters_are_as_many_as_pefts():
     model = build("2.5", 4)
     shape = ModelShape.of_config(model.config, "tiny")
-    targets = ["q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj"]
-    adapted = peft.get_peft_model(model.model.language_model, peft.LoraConfig(r=4, target_modules=targets))
-    assert memory.lora_parameters(shape, 4) == adapted.get_nb_trainable_parameters()[0]
+    targets = LearnerConfig().lora_targets
+    adapted = peft.get_peft_model(model.model.language_model, peft.LoraConfig(r=4, target_modules=list(targets)))
+    assert shape.trained(LearnerConfig(lora_rank=4)) == adapted.get_nb_trainable_parameters()[0]
 
 
 def test_an_engines_cache_is_what_is_left():

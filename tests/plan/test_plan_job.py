@@ -83,9 +83,23 @@ def test_an_engine_that_pauses_samples_later(shape):
 
 
 def test_weights_reach_many_nodes_in_rounds(shape):
-    one, two, many = (update_seconds(shape, Cluster(gpu=GPUS["h200"], nodes=n, gpus_per_node=8), Efficiency()) for n in (1, 2, 128))
+    def seconds(nodes, **changes):
+        return update_seconds(shape, LearnerConfig(**changes), Cluster(gpu=GPUS["h200"], nodes=nodes, gpus_per_node=8), Efficiency())
+
+    one, two, many = (seconds(nodes) for nodes in (1, 2, 128))
     assert one < two < many
     assert many - two == pytest.approx(6 * 2 * shape.parameters / Efficiency().object_bandwidth)
+    adapters = shape.adapters(LearnerConfig(lora_rank=16))
+    assert seconds(128, lora_rank=16) - seconds(2, lora_rank=16) == pytest.approx(6 * 2 * adapters / Efficiency().object_bandwidth)
+
+
+def test_adapters_need_less_of_everything_but_passes(shape):
+    whole, adapted = (
+        setting(shape),
+        setting(shape, overrides=[f"learner.{key}" for key in ("lora_rank=16", "freeze_vision=true", "freeze_projector=true")]),
+    )
+    assert step_of(adapted).sync < step_of(whole).sync
+    assert memory_of(adapted).longest < memory_of(whole).longest
 
 
 @pytest.mark.parametrize("name", CONFIGS)
