@@ -3,7 +3,6 @@
 import math
 import traceback
 from collections.abc import Sequence
-from dataclasses import replace
 from typing import NamedTuple
 
 import ray
@@ -15,28 +14,15 @@ from arm_rl.core.parsing import TOOL_FORMATS, ToolFormat
 from arm_rl.core.spans import Recorded, recorded
 from arm_rl.core.types import Sample, Scored, Trajectory
 from rewards import REWARDS
-from rewards.outcome import GroupFacts, Outcome
+from rewards.outcome import Outcome
 
 
 def score(trajectory: Trajectory, sample: Sample, values: RewardConfig, tool_format: ToolFormat) -> Scored:
-    """Scores a trajectory that has no group."""
-    return score_group([trajectory], sample, values, tool_format)[0]
-
-
-def score_group(trajectories: Sequence[Trajectory], sample: Sample, values: RewardConfig, tool_format: ToolFormat) -> list[Scored]:
-    """Scores the trajectories of one sample. A broken session, or a reward that raises, has no reward: None, never 0."""
-    outcomes = [Outcome.of(one, sample, tool_format) if one.end != "aborted" else None for one in trajectories]
-    group = GroupFacts.of(outcome for outcome in outcomes if outcome is not None)
-    return [
-        Scored(trajectory=trajectory, reward=None, error=trajectory.error)
-        if outcome is None
-        else _scored(trajectory, replace(outcome, group=group), values)
-        for trajectory, outcome in zip(trajectories, outcomes, strict=True)
-    ]
-
-
-def _scored(trajectory: Trajectory, outcome: Outcome, values: RewardConfig) -> Scored:
+    """Scores one trajectory. A broken session, or a reward that raises, has no reward: None, never 0."""
+    if trajectory.end == "aborted":
+        return Scored(trajectory=trajectory, reward=None, error=trajectory.error)
     try:
+        outcome = Outcome.of(trajectory, sample, tool_format)
         parts = REWARDS[values.name](outcome, values)
         reward = sum(parts.values())
         if not math.isfinite(reward):
@@ -67,11 +53,11 @@ class Scorer(Supervised):
         self._values = values
         self._tool_format = TOOL_FORMATS[tool_format]
 
-    @ray.method(max_task_retries=RETRIES)
     @recorded("score")
+    @ray.method(max_task_retries=RETRIES)
     def score(self, sample: Sample, trajectories: Sequence[Trajectory]) -> list[Score]:
         """One result for each trajectory, in their order."""
-        scored = score_group(trajectories, sample, self._values, self._tool_format)
+        scored = (score(trajectory, sample, self._values, self._tool_format) for trajectory in trajectories)
         return [Score(one.reward, one.parts, one.correct, one.format_ok, one.error) for one in scored]
 
     def spans(self) -> Recorded:

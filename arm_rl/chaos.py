@@ -36,6 +36,7 @@ VICTIMS = {
     "tools": "ray::ToolExecutor",
     "tool_worker": "tools.worker",
     "scorer": "ray::Scorer",
+    "archive": "ray::Archive",
     "learner": "ray::Learner",
 }
 KINDS = (*VICTIMS, "driver")

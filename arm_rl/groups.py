@@ -9,6 +9,7 @@ from collections.abc import AsyncIterator, Iterator, Mapping, Sequence
 from contextlib import asynccontextmanager, nullcontext
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import ray
 from ray.actor import ActorHandle
@@ -21,9 +22,9 @@ from actors.scorer import Score, Scorer
 from actors.supervision import RETRIES, Deaths, described, watch, went_with_its_node
 from actors.tool_executor import ToolExecutor
 from arm_rl import trajectory_log
+from arm_rl.archive import Archive
 from arm_rl.core.config import TrainConfig, Transfer
 from arm_rl.core.errors import UserError
-from arm_rl.core.images import Image
 from arm_rl.core.spans import span
 from arm_rl.core.template import Template
 from arm_rl.core.types import Sample, Scored, Turn
@@ -72,16 +73,22 @@ class GroupRunner:
     """Runs and scores groups. A group is scored as soon as its last session ends, while others run."""
 
     def __init__(
-        self, config: TrainConfig, rollouts: RolloutGroup, scorers: Sequence[ActorHandle], executors: Sequence[ActorHandle] = ()
+        self,
+        config: TrainConfig,
+        rollouts: RolloutGroup,
+        scorers: Sequence[ActorHandle],
+        executors: Sequence[ActorHandle] = (),
+        archive: ActorHandle | None = None,
     ) -> None:
+        """Works with actors that others start and end; without an archive, nothing can be written or read."""
         self.rollouts = rollouts
-        self._beside = {"scorer": scorers, "tools": executors}
+        self._beside = {"scorer": scorers, "tools": executors, "archive": [] if archive is None else [archive]}
         self._scorers = itertools.cycle(scorers)
         self._deaths = {kind: Deaths(kind, limit=sys.maxsize) for kind in self._beside}  # a call that finds none alive says so itself
         watched = [(actor, self._deaths[kind]) for kind, actors in self._beside.items() for actor in actors]
         self._watching = [asyncio.create_task(watch(actor, deaths, config.run.stall_seconds)) for actor, deaths in watched]
         self._run = config.run
-        self._writing: list[ray.ObjectRef] = []  # trajectories on their way to disk
+        self._writing: list[asyncio.Task[None]] = []  # trajectories on their way to disk
 
     async def run(self, samples: Sequence[Sample], name: str, *, size: int, temperature: float) -> list[Group]:
         """One group of `size` sessions for each sample; `name` is part of their ids and seeds. Raises as `stop_if_broken`."""
@@ -92,16 +99,16 @@ class GroupRunner:
         return list(groups)
 
     def record(self, stage: str, step: int, groups: Sequence[Group]) -> Path:
-        """Starts writing the groups' trajectories, in a task of its own that fetches the images itself; gives the file."""
+        """Starts writing the groups' trajectories; gives the file."""
         path = self._run.folder / "trajectories" / trajectory_log.file_name(stage, step)
-        self._writing.append(self._write(path, groups, stage, step))
+        self._writing.append(asyncio.create_task(self._write(path, groups, stage, step)))
         return path
 
-    @staticmethod
-    def _write(path: Path, groups: Sequence[Group], stage: str, step: int) -> ray.ObjectRef:
+    async def _write(self, path: Path, groups: Sequence[Group], stage: str, step: int) -> None:
         scored = [one for group in groups for one in group.scored]
         samples = {group.sample.id: group.sample for group in groups}
-        return _write_trajectories.remote(path, scored, samples, stage, step, *(group.images for group in groups))
+        images = [group.images for group in groups]
+        await _called(itertools.cycle(self._beside["archive"]), "write", path, scored, samples, stage, step, *images)
 
     async def keep(self, path: Path, groups: Sequence[Group], step: int) -> None:
         """Writes groups whole, and waits for it; `kept` reads them."""
@@ -112,7 +119,8 @@ class GroupRunner:
         """Groups that `keep` wrote, by their numbers; none where it wrote none. `samples` are the groups', by id."""
         if not path.is_file():
             return {}
-        scored, images = _read_trajectories.options(num_returns=2).remote(path)
+        (archive,) = self._beside["archive"]
+        scored, images = archive.read.remote(path)
         groups: defaultdict[str, list[Scored]] = defaultdict(list)
         for one in await scored:
             groups[one.trajectory.group_id].append(one)
@@ -134,19 +142,9 @@ class GroupRunner:
         """Runs one group of `size` sessions and scores it, while others run."""
         with span("group", track="group", id=group_id):
             ran = await self.rollouts.run_group(sample, group_id=group_id, size=size, temperature=temperature, seed=self._run.seed)
-            scores = await self._scores(sample, ran.reference)
+            scores: list[Score] = await _called(self._scorers, "score", sample, ran.reference)
         scored = tuple(score.of(trajectory) for score, trajectory in zip(scores, ran.trajectories, strict=True))
         return Group(sample=sample, scored=scored, images=ran.images)
-
-    async def _scores(self, sample: Sample, trajectories: ray.ObjectRef) -> list[Score]:
-        """Ray runs a call again whose scorer died under it, but not one that comes up while it knows no better than that it is gone."""
-        for _ in range(RETRIES):
-            scorer = next(self._scorers)
-            try:
-                return await scorer.score.remote(sample, trajectories)
-            except RayActorError:
-                await scorer.pulse.options(max_task_retries=-1).remote()  # waits until it is back
-        return await next(self._scorers).score.remote(sample, trajectories)
 
     def spans(self) -> dict[str, ray.ObjectRef]:
         """What each actor did since the last call, by its name in the timeline."""
@@ -161,8 +159,8 @@ class GroupRunner:
         return metrics
 
     def close(self) -> None:
-        """Watches the actors no longer."""
-        for task in self._watching:
+        """Watches the actors no longer, nor waits for files."""
+        for task in (*self._watching, *self._writing):
             task.cancel()
 
     def stop_if_broken(self, groups: Sequence[Group], name: str) -> None:
@@ -236,38 +234,38 @@ async def group_runner(
     *,
     transfer: Transfer = "file",
 ) -> AsyncIterator[GroupRunner]:
-    """Starts scorers, and where a place for engines is given, these and tool executors; ends what it started, whatever happens."""
+    """Starts scorers and an archive, and where a place for engines is given, these and tool executors; ends what it started, whatever
+    happens."""
     reservation = engines.reservation if isinstance(engines, Engines) else engines
     scorers = [
         ray.remote(Scorer).options(**reservation.light_options("scorer", number)).remote(config.reward, config.template.tool_format)
         for number in range(config.reward.num_scorers)
     ]
+    archive = ray.remote(Archive).options(**reservation.light_options("archive", 0)).remote()
     try:
         async with (
             nullcontext(engines)
             if isinstance(engines, Engines)
             else serving(config, template, engines, actor_class, transfer=transfer) as used
         ):
-            runner = GroupRunner(config, used.rollouts, scorers, used.executors)
+            runner = GroupRunner(config, used.rollouts, scorers, used.executors, archive)
             try:
                 yield runner
                 await runner.written()
             finally:
                 runner.close()
     finally:
-        for actor in scorers:
+        for actor in (*scorers, archive):
             ray.kill(actor)
 
 
-@ray.remote(num_cpus=0)
-def _write_trajectories(
-    path: Path, scored: list[Scored], samples: dict[str, Sample], stage: str, step: int, *images: dict[str, Image]
-) -> None:
-    by_key = {key: image for group in images for key, image in group.items()}
-    trajectory_log.write(path, scored, samples, by_key, stage=stage, step=step)
-
-
-@ray.remote(num_cpus=0)
-def _read_trajectories(path: Path) -> tuple[list[Scored], dict[str, Image]]:
-    log = trajectory_log.read(path)
-    return list(log.scored), log.images
+async def _called(actors: Iterator[ActorHandle], method: str, *arguments: Any) -> Any:
+    """Calls the next of the actors that Ray starts anew by itself. Ray runs a call again whose actor died under it, but not one that comes
+    up while it knows no better than that it is gone."""
+    for _ in range(RETRIES):
+        actor = next(actors)
+        try:
+            return await getattr(actor, method).remote(*arguments)
+        except RayActorError:
+            await actor.pulse.options(max_task_retries=-1).remote()  # waits until it is back
+    return await getattr(next(actors), method).remote(*arguments)

@@ -28,7 +28,7 @@ FILE, OLD_FILE = "timeline.json", "timeline.old.json"
 MAX_BYTES = 64 * 2**20
 CLOSE_SECONDS = 3.0  # that the last fetch may take: a learner may be in the middle of a step, or an actor gone
 
-ACTORS = ("driver", "rollout", "learner", "tools", "scorer")  # kinds, in the order that they are shown in
+ACTORS = ("driver", "rollout", "learner", "tools", "scorer", "archive")  # kinds, in the order that they are shown in
 _encode = json.JSONEncoder(separators=(",", ":")).encode  # made once: there are many lines
 TRACKS: tuple[Track, ...] = get_args(Track)
 _NUMBERS = 10_000  # actors of a kind, and lanes of a track, before their ids meet those of the next

@@ -5,7 +5,7 @@ import shutil
 import sys
 from pathlib import Path
 
-import yaml
+from omegaconf import OmegaConf
 
 from arm_rl.chaos import KINDS, VICTIMS, chaos, write
 from arm_rl.core.errors import UserError
@@ -21,10 +21,10 @@ class NothingToTrain(UserError):
 
 def _tools_apart(source: Path, target: Path) -> Path:
     """The same tools in worker processes, two each, so that there are some to kill."""
-    listed = yaml.safe_load(source.read_text())
-    for entry in listed["tools"]:
-        entry["execution"] = {"isolation": "process", "concurrency": 2}
-    target.write_text(yaml.safe_dump(listed))
+    listed = OmegaConf.load(source)
+    for entry in listed.tools:
+        entry.execution = {"isolation": "process", "concurrency": 2}
+    OmegaConf.save(listed, target)
     return target
 
 

@@ -6,12 +6,11 @@ from arm_rl.core.config import RewardConfig
 from rewards.accuracy import accuracy
 from rewards.call_bonus import call_bonus
 from rewards.fixed_bonus import fixed_bonus
-from rewards.need import need
 from rewards.outcome import Outcome
 from rewards.stage1 import stage1
 from rewards.stage2 import stage2
 
-Reward = Callable[[Outcome, RewardConfig], dict[str, float]]  # facts of a session and its group -> named summands, of which none means 0
+Reward = Callable[[Outcome, RewardConfig], dict[str, float]]  # facts of a session -> named summands, of which none means 0
 
 REWARDS: dict[str, Reward] = {
     "stage1": stage1,
@@ -19,5 +18,4 @@ REWARDS: dict[str, Reward] = {
     "accuracy": accuracy,
     "fixed_bonus": fixed_bonus,
     "call_bonus": call_bonus,
-    "need": need,
 }

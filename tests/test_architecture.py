@@ -27,6 +27,7 @@ HOMES = {
     "ray": (
         "actors/",
         "arm_rl/bench/",
+        "arm_rl/archive.py",
         "arm_rl/driver.py",
         "arm_rl/groups.py",
         "arm_rl/sft.py",
@@ -83,6 +84,14 @@ def sources() -> list[str]:
 @pytest.mark.parametrize("path", sources())
 def test_imports_run_one_way(path):
     assert violations(path, (ROOT / path).read_text()) == []
+
+
+@pytest.mark.parametrize("path", sources())
+def test_options_of_calls_stand_at_the_function_itself(path):
+    """Ray unwraps a decorated method, and reads none of the options above its last decorator."""
+    for node in ast.walk(ast.parse((ROOT / path).read_text())):
+        if isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef):
+            assert not any("ray.method" in ast.unparse(decorator) for decorator in node.decorator_list[:-1]), node.name
 
 
 def test_all_layers_were_read():

@@ -5,6 +5,7 @@ import ray
 
 from actors.cluster import cluster
 from actors.rollout_group import RolloutGroup
+from arm_rl.archive import Archive
 from arm_rl.core.config import DataConfig, TrainConfig
 from arm_rl.groups import Group, GroupRunner
 from tests.trajectories import looked, make_sample
@@ -15,7 +16,8 @@ pytestmark = pytest.mark.ray
 async def test_groups_come_back_with_their_images(tmp_path):
     samples = {name: make_sample(id=name) for name in ("a", "b")}
     with cluster():
-        runner = GroupRunner(TrainConfig(data=DataConfig(train=("x",))), RolloutGroup([], 600.0), [])
+        archive = ray.remote(Archive).remote()
+        runner = GroupRunner(TrainConfig(data=DataConfig(train=("x",))), RolloutGroup([], 600.0), [], archive=archive)
         assert await runner.kept(tmp_path / "nothing.parquet", samples) == {}
         groups, pixels = {}, {}
         for number, sample in ((12, samples["b"]), (5, samples["a"])):

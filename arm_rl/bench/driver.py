@@ -31,6 +31,7 @@ from actors.rollout_group import RolloutGroup
 from actors.scorer import Scorer
 from actors.supervision import Supervised
 from actors.weight_sync import Published, WeightFile
+from arm_rl.archive import Archive
 from arm_rl.bench.result import Result
 from arm_rl.core.config import LearnerConfig, MetricsConfig, TrainConfig
 from arm_rl.core.config_file import load
@@ -160,15 +161,17 @@ async def instant_driver(config: TrainConfig, *, num_samples: int) -> AsyncItera
     scorers = [
         ray.remote(Scorer).options(num_cpus=0).remote(config.reward, config.template.tool_format) for _ in range(config.reward.num_scorers)
     ]
+    archive = ray.remote(Archive).options(num_cpus=0).remote()
     learners = InstantLearners()
     try:
         with (
             tempfile.TemporaryDirectory() as folder,
             MetricsLog(Path(folder), MetricsConfig(wandb="disabled"), None, 0, console=Console(file=io.StringIO())) as log,
         ):
+            config = replace(config, run=replace(config.run, root=folder))
             driver = Driver(
                 config,
-                runner=GroupRunner(config, RolloutGroup([lambda: engine], config.run.stall_seconds), scorers),
+                runner=GroupRunner(config, RolloutGroup([lambda: engine], config.run.stall_seconds), scorers, archive=archive),
                 learners=learners,
                 cursor=Cursor([_sample(number) for number in range(num_samples)], config.run.seed),
                 held_out=[],
@@ -182,7 +185,7 @@ async def instant_driver(config: TrainConfig, *, num_samples: int) -> AsyncItera
                 await driver.collector.close()
     finally:
         learners.close()
-        for actor in (engine, *scorers):
+        for actor in (engine, *scorers, archive):
             ray.kill(actor)
 
 

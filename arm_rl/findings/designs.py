@@ -1,4 +1,4 @@
-"""The designs that are compared, in one table: which reward stage 2 has, and whether stage 1 comes before it."""
+"""The designs that are compared, in one table: which reward stage 2 has, and which stage comes before it."""
 
 from dataclasses import dataclass
 
@@ -9,17 +9,16 @@ class Design:
 
     title: str
     reward: str  # `reward.name` of stage 2, at the values of configs/findings.yaml
-    stage1: bool = False  # GRPO on the reward of stage 1 first
+    staged: bool = False  # after a stage 1, the same for all
     ways: bool = False  # judged with the tool forced and forbidden as well
 
 
 DESIGNS: dict[str, Design] = {
     "accuracy": Design(title="accuracy only", reward="accuracy"),
-    "accuracy_staged": Design(title="accuracy only, after stage 1", reward="accuracy", stage1=True),
+    "accuracy_staged": Design(title="accuracy only, after stage 1", reward="accuracy", staged=True),
     "call_bonus": Design(title="fixed bonus a call", reward="call_bonus"),
     "sample_bonus": Design(title="fixed bonus a sample", reward="fixed_bonus"),
     "adaptive": Design(title="adaptive", reward="stage2"),
-    "adaptive_staged": Design(title="adaptive, after stage 1 (the paper's)", reward="stage2", stage1=True, ways=True),
-    "need": Design(title="by the group's need", reward="need", ways=True),
+    "adaptive_staged": Design(title="adaptive, after stage 1 (the paper's)", reward="stage2", staged=True, ways=True),
 }
 PAPER = "adaptive_staged"  # what the others are compared with

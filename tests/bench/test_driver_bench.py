@@ -4,6 +4,7 @@ import asyncio
 import dataclasses
 import subprocess
 import sys
+import tempfile
 
 import pytest
 
@@ -38,6 +39,7 @@ def test_ratios_are_taken_repeat_by_repeat():
 async def test_the_instant_ends_are_driven_as_real_ones(local_cluster, max_staleness):
     settings = driver.Settings(sessions=(16,), group_size=4, max_staleness=max_staleness)
     async with driver.instant_driver(driver._config(settings, 16), num_samples=16) as driven:
+        assert driven.config.run.root.startswith(tempfile.gettempdir()), "no other run reads the groups that it finishes"
         for step in range(4):
             metrics = await driven.step()
             driven.steps_done += 1

@@ -4,6 +4,7 @@ import numpy as np
 import pytest
 
 from arm_rl.findings.designs import DESIGNS
+from arm_rl.findings.setting import STAGE1, STAGE1_STEPS, STEPS
 from tests.findings.toy_judge import ENGRAVED, PLAIN, ToyJudge
 
 
@@ -13,15 +14,15 @@ def calls() -> dict[str, tuple[float, float]]:
     found = {}
     for name, design in DESIGNS.items():
         judge = ToyJudge(np.random.default_rng(0))
-        if design.stage1:
-            judge.train("stage1", 12)
-        judge.train(design.reward, 60)
+        if design.staged:
+            judge.train(STAGE1, STAGE1_STEPS)
+        judge.train(design.reward, STEPS - STAGE1_STEPS * design.staged)
         found[name] = (judge.judged(ENGRAVED)[1], judge.judged(PLAIN)[1])
     return found
 
 
 def test_stage_1_alone_teaches_to_call():
-    assert ToyJudge(np.random.default_rng(0)).train("stage1", 12).judged(PLAIN)[1] > 0.9
+    assert ToyJudge(np.random.default_rng(0)).train(STAGE1, STAGE1_STEPS).judged(PLAIN)[1] > 0.9
 
 
 def test_accuracy_alone_calls_least_and_late(calls):
@@ -38,8 +39,3 @@ def test_a_bonus_a_call_runs_away(calls):
 @pytest.mark.parametrize("name", ["adaptive", "adaptive_staged"])
 def test_the_adaptive_reward_calls_once_whether_or_not_it_must(calls, name):
     assert all(0.8 < one < 1.6 for one in calls[name])
-
-
-def test_the_group_s_need_calls_where_it_must(calls):
-    assert calls["need"][ENGRAVED] > 0.8
-    assert calls["need"][PLAIN] < 0.3

@@ -4,14 +4,14 @@ It has a wish to call (in common, and for each kind of sample), a chance that it
 a chance to call again. Everything else is as on the mixed task: a look at the right place tells the answer, anything else is a guess.
 """
 
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 
 import numpy as np
 
 from arm_rl.core.advantage import group_advantages
 from arm_rl.core.config import RewardConfig
 from rewards import REWARDS
-from rewards.outcome import GroupFacts, Outcome
+from rewards.outcome import Outcome
 
 ENGRAVED, PLAIN = 0, 1
 MAX_CALLS, SAMPLES, GROUP = 3, 12, 8
@@ -36,7 +36,7 @@ class ToyJudge:
     common: float = _logit(0.14)  # wish to call ...
     own: np.ndarray = field(default_factory=lambda: np.zeros(2))  # ... and what each kind adds to it
     box: float = _logit(0.33)
-    read: float = _logit(0.6)
+    read: float = _logit(0.95)
     again: float = _logit(0.1)
 
     def train(self, reward: str, steps: int) -> "ToyJudge":
@@ -46,8 +46,7 @@ class ToyJudge:
             for _ in range(SAMPLES):
                 kind = int(self.rng.integers(2))
                 outcomes, gradients = zip(*(self._session(kind) for _ in range(GROUP)), strict=True)
-                facts = GroupFacts.of(outcomes)
-                rewards = [sum(REWARDS[reward](replace(one, group=facts), VALUES).values()) for one in outcomes]
+                rewards = [sum(REWARDS[reward](one, VALUES).values()) for one in outcomes]
                 advantages = [advantage or 0.0 for advantage in group_advantages(rewards)]
                 gradient += np.array(advantages) @ np.array(gradients)
             change = RATE * gradient / (SAMPLES * GROUP)

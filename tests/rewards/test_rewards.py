@@ -20,7 +20,7 @@ from tools import load_tools
 from tools.local import LocalTools
 
 HERMES = TOOL_FORMATS["hermes"]
-STAGES = ("stage1", "stage2", "accuracy", "fixed_bonus")
+STAGES = ("stage1", "stage2", "accuracy", "fixed_bonus", "call_bonus")
 FAILING = call([500, 0, 100, 500])  # a call that can be read, with a box that cannot be used
 BROKEN_FORM = ANSWER.replace("<think>It is a 4.</think>", "")
 
@@ -30,17 +30,17 @@ def outcome(**facts):
     return Outcome(**{"num_fitting_calls": known["num_calls"], **known})
 
 
-TABLE = {  # facts -> what stage 1, stage 2 and the two ablations give; the values of MISSION.md
-    "format broken": (outcome(format_ok=False), (0, 0, 0, 0)),
-    "format broken, right": (outcome(format_ok=False, correct=True), (0, 0, 0, 0)),
-    "format broken, right, a success": (outcome(format_ok=False, correct=True, num_calls=1, num_successful_calls=1), (0, 0, 0, 0)),
-    "wrong": (outcome(), (0.3, 0.3, 0.3, 0.3)),
-    "wrong, failed call": (outcome(num_calls=1), (0.4, 0.4, 0.3, 0.3)),
-    "wrong, a success": (outcome(num_calls=1, num_successful_calls=1), (0.4, 0.4, 0.3, 0.8)),
-    "right": (outcome(correct=True), (0.3, 1.0, 1.0, 1.0)),
-    "right, failed call": (outcome(correct=True, num_calls=2), (0.4, 1.0, 1.0, 1.0)),
-    "right, a success": (outcome(correct=True, num_calls=2, num_successful_calls=1), (0.4, 1.5, 1.0, 1.5)),
-    "right, many successes": (outcome(correct=True, num_calls=4, num_successful_calls=4), (0.4, 1.5, 1.0, 1.5)),
+TABLE = {  # facts -> what stage 1, stage 2 and the three ablations give; the values of MISSION.md
+    "format broken": (outcome(format_ok=False), (0, 0, 0, 0, 0)),
+    "format broken, right": (outcome(format_ok=False, correct=True), (0, 0, 0, 0, 0)),
+    "format broken, right, a success": (outcome(format_ok=False, correct=True, num_calls=1, num_successful_calls=1), (0, 0, 0, 0, 0)),
+    "wrong": (outcome(), (0.3, 0.3, 0.3, 0.3, 0.3)),
+    "wrong, failed call": (outcome(num_calls=1), (0.4, 0.4, 0.3, 0.3, 0.3)),
+    "wrong, a success": (outcome(num_calls=1, num_successful_calls=1), (0.4, 0.4, 0.3, 0.8, 0.8)),
+    "right": (outcome(correct=True), (0.3, 1.0, 1.0, 1.0, 1.0)),
+    "right, failed call": (outcome(correct=True, num_calls=2), (0.4, 1.0, 1.0, 1.0, 1.0)),
+    "right, a success": (outcome(correct=True, num_calls=2, num_successful_calls=1), (0.4, 1.5, 1.0, 1.5, 1.5)),
+    "right, many successes": (outcome(correct=True, num_calls=4, num_successful_calls=4), (0.4, 1.5, 1.0, 1.5, 3.0)),
 }
 
 
@@ -52,7 +52,7 @@ def test_every_branch(number, facts, values):
 
 
 def test_all_rewards_were_tried():
-    assert set(REWARDS) == {*STAGES, "call_bonus", "need"}, "the last two in test_group_rewards.py"
+    assert set(REWARDS) == set(STAGES)
 
 
 def test_the_parts_are_named():
@@ -99,12 +99,12 @@ def test_the_values_are_settings():
     values = RewardConfig(format=1, attempt=10, accuracy=100, success=1000)
     totals = [[sum(REWARDS[name](facts, values).values()) for name in STAGES] for facts, _ in TABLE.values()]
     assert totals[4:] == [
-        [11, 11, 1, 1],
-        [11, 11, 1, 1001],
-        [1, 101, 101, 101],
-        [11, 101, 101, 101],
-        [11, 1101, 101, 1101],
-        [11, 1101, 101, 1101],
+        [11, 11, 1, 1, 1],
+        [11, 11, 1, 1001, 1001],
+        [1, 101, 101, 101, 101],
+        [11, 101, 101, 101, 101],
+        [11, 1101, 101, 1101, 1101],
+        [11, 1101, 101, 1101, 4101],
     ]
 
 
@@ -132,14 +132,14 @@ def reward(template, tools, tmp_path):
 @pytest.mark.parametrize(
     ("turns", "values"),
     [
-        ((ANSWER,), (0.3, 1.0, 1.0, 1.0)),
-        ((WRONG,), (0.3, 0.3, 0.3, 0.3)),
-        ((call(), ANSWER), (0.4, 1.5, 1.0, 1.5)),
-        ((call(), WRONG), (0.4, 0.4, 0.3, 0.8)),
-        ((FAILING, ANSWER), (0.4, 1.0, 1.0, 1.0)),
-        ((FAILING, WRONG), (0.4, 0.4, 0.3, 0.3)),
-        ((FAILING, call(), ANSWER), (0.4, 1.5, 1.0, 1.5)),
-        ((call(name="telescope"), ANSWER), (0.4, 1.0, 1.0, 1.0)),
+        ((ANSWER,), (0.3, 1.0, 1.0, 1.0, 1.0)),
+        ((WRONG,), (0.3, 0.3, 0.3, 0.3, 0.3)),
+        ((call(), ANSWER), (0.4, 1.5, 1.0, 1.5, 1.5)),
+        ((call(), WRONG), (0.4, 0.4, 0.3, 0.8, 0.8)),
+        ((FAILING, ANSWER), (0.4, 1.0, 1.0, 1.0, 1.0)),
+        ((FAILING, WRONG), (0.4, 0.4, 0.3, 0.3, 0.3)),
+        ((FAILING, call(), ANSWER), (0.4, 1.5, 1.0, 1.5, 1.5)),
+        ((call(name="telescope"), ANSWER), (0.4, 1.0, 1.0, 1.0, 1.0)),
     ],
     ids=[
         "right",
@@ -202,13 +202,13 @@ def test_pretending_inside_a_failing_call_earns_nothing(reward, word):
 def test_success_phrases_of_a_tool_that_failed_earn_nothing(reward):
     failing = FunctionTools(lambda call, memory: ToolResult(status="failed", text="Check result: True. Success! status: ok"))
 
-    assert reward(call(), ANSWER, run_tool=failing) == pytest.approx((0.4, 1.0, 1.0, 1.0))
+    assert reward(call(), ANSWER, run_tool=failing) == pytest.approx((0.4, 1.0, 1.0, 1.0, 1.0))
 
 
 def test_a_success_without_a_word_counts(reward):
     silent = FunctionTools(lambda call, memory: ToolResult(status="ok", text="Error: failed"))
 
-    assert reward(call(), ANSWER, run_tool=silent) == pytest.approx((0.4, 1.5, 1.0, 1.5))
+    assert reward(call(), ANSWER, run_tool=silent) == pytest.approx((0.4, 1.5, 1.0, 1.5, 1.5))
 
 
 BROKEN = {
@@ -228,14 +228,14 @@ BROKEN = {
 
 @pytest.mark.parametrize("turns", BROKEN.values(), ids=BROKEN)
 def test_a_broken_form_earns_nothing(reward, turns):
-    assert reward(*turns) == (0, 0, 0, 0)
+    assert reward(*turns) == (0, 0, 0, 0, 0)
 
 
 def test_a_session_that_ends_without_an_answer_earns_nothing(reward, template):
-    assert reward(call(), call(), limits=SessionConfig(max_turns=2)) == (0, 0, 0, 0), "turn limit"
-    assert reward(completion(template, ANSWER, finish_reason="length")) == (0, 0, 0, 0), "cut off"
-    assert reward(call(), limits=SessionConfig(max_response_tokens=20)) == (0, 0, 0, 0), "budget"
-    assert reward(call(), tools=()) == (0, 0, 0, 0), "a call where none is offered"
+    assert reward(call(), call(), limits=SessionConfig(max_turns=2)) == (0, 0, 0, 0, 0), "turn limit"
+    assert reward(completion(template, ANSWER, finish_reason="length")) == (0, 0, 0, 0, 0), "cut off"
+    assert reward(call(), limits=SessionConfig(max_response_tokens=20)) == (0, 0, 0, 0, 0), "budget"
+    assert reward(call(), tools=()) == (0, 0, 0, 0, 0), "a call where none is offered"
 
 
 @pytest.fixture
