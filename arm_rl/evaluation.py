@@ -36,7 +36,7 @@ async def evaluate(runner: GroupRunner, samples: Sequence[Sample], config: Evalu
                 metrics["/".join(filter(None, (f"{metric}_{suffix}", track)))] = value
 
     if config.without_tools:
-        await add("without-tools", [replace(sample, tools=()) for sample in samples], ("accuracy",))
+        await add("without-tools", [replace(sample, tools=(), prefill=config.prefill_without_tools) for sample in samples], ("accuracy",))
     if config.prefill:
         await add("with-prefill", [replace(sample, prefill=config.prefill) for sample in samples], ("accuracy", "tool_calls", "box_hit"))
     return metrics

@@ -308,6 +308,7 @@ class EvaluationConfig:
     num_samples: int | None = None  # by default all
     temperature: float = 1.0  # of the sampling
     without_tools: bool = False  # evaluate with tools forbidden as well
+    prefill_without_tools: str = ""  # the beginning of each first turn there: a judge that always calls may else say nothing of use
     prefill: str = ""  # evaluate as well with this as the beginning of each first turn: that of a call shows what forced use brings
 
     def __post_init__(self) -> None:

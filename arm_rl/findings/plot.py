@@ -1,7 +1,8 @@
-"""The findings as one picture: accuracy and calls a sample over the steps of training, where the tool is needed and where it is not."""
+"""The findings as one picture: for each design, accuracy and calls a sample over the steps of training, by whether the tool is needed."""
 
 import math
 from collections.abc import Sequence
+from dataclasses import dataclass
 from html import escape
 
 from arm_rl.findings.designs import DESIGNS
@@ -9,77 +10,93 @@ from arm_rl.findings.results import ACCURACY, CALLS, Results
 from arm_rl.findings.setting import ENGRAVED, PLAIN
 from arm_rl.findings.statistics import Estimate, estimate
 
-_WIDTH, _HEIGHT, _LEFT, _TOP, _GAP = 330, 190, 46, 40, 56  # pixels of a panel, its margins, and between panels
-_COLORS = ("#b5523b", "#d99a2b", "#7a5195", "#c45fa0", "#4c78a8", "#1f4e8c", "#2f8f4e")
-_PANELS = (
-    (f"{ACCURACY}/{ENGRAVED}", "accuracy, the tool is needed", 0.4, 1.0),
-    (f"{ACCURACY}/{PLAIN}", "accuracy, it is not", 0.4, 1.0),
-    (f"{CALLS}/{ENGRAVED}", "calls a sample, the tool is needed", 0.0, 2.0),
-    (f"{CALLS}/{PLAIN}", "calls a sample, it is not", 0.0, 2.0),
-)
+_COLUMNS, _WIDTH, _HEIGHT = 3, 250, 100  # designs beside each other, and pixels of a panel
+_MARGIN, _GAP, _TITLE, _FOOT = 44, 18, 26, 30  # pixels left of all, between panels, above a design's, and below them
+_KINDS = ((ENGRAVED, "the tool is needed", "#b5523b"), (PLAIN, "it is not", "#1f4e8c"))
+
+
+@dataclass(frozen=True, slots=True)
+class _Panel:
+    metric: str
+    title: str
+    ticks: tuple[float, ...]  # the first and the last are its edges
+
+    def share(self, value: float) -> float:
+        """How high a value stands, 0..1."""
+        low, high = self.ticks[0], self.ticks[-1]
+        return (min(max(value, low), high) - low) / (high - low)
+
+
+_PANELS = (_Panel(ACCURACY, "accuracy", (0.4, 0.6, 0.8, 1.0)), _Panel(CALLS, "calls a sample", (0.0, 1.0, 2.0, 3.0)))
 
 
 def plot(results: Results) -> str:
-    """An SVG: for each design the mean over seeds, its 95 % interval as a band. Values beyond a panel are drawn at its edge."""
-    curves = {name: {key: _over_seeds(results, name, key) for key, *_ in _PANELS} for name in results.designs}
-    steps = max((len(one) for panels in curves.values() for one in panels.values()), default=1)
+    """An SVG: each seed as a thin line, their mean as a thick one, its 95 % interval as a band; what is beyond a panel is at its edge."""
+    block = _TITLE + len(_PANELS) * _HEIGHT + _GAP + _FOOT
+    width = _MARGIN + _COLUMNS * (_WIDTH + _GAP)
+    height = math.ceil(len(results.designs) / _COLUMNS) * block + 24
+    steps = max((len(row) for seeds in results.curves.values() for curves in seeds.values() for row in curves.values()), default=1)
     drawn = []
-    for number, (key, title, low, high) in enumerate(_PANELS):
-        x, y = _LEFT + (number % 2) * (_WIDTH + _GAP), _TOP + (number // 2) * (_HEIGHT + _GAP)
-        lines = "".join(_line(points[key], _color(name), steps, low, high) for name, points in curves.items())
-        drawn.append(f'<g transform="translate({x} {y})">{_axes(title, steps, low, high)}{lines}</g>')
-    width, height = _LEFT + 2 * _WIDTH + _GAP + 20, _TOP + 2 * (_HEIGHT + _GAP)
-    legend = "".join(_entry(name, number, height) for number, name in enumerate(curves))
-    height += 22 * math.ceil(len(curves) / 2) + 10
+    for number, name in enumerate(results.designs):
+        row, column = divmod(number, _COLUMNS)
+        panels = "".join(
+            f'<g transform="translate(0 {place * (_HEIGHT + _GAP)})">'
+            f"{_axes(panel, labelled=column == 0)}{_curves(results, name, panel, steps)}</g>"
+            for place, panel in enumerate(_PANELS)
+        )
+        drawn.append(
+            f'<g transform="translate({_MARGIN + column * (_WIDTH + _GAP)} {row * block + _TITLE})">'
+            f'<text y="-9" font-weight="bold">{escape(DESIGNS[name].title)}</text>{panels}'
+            f'<text x="{_WIDTH}" y="{block - _TITLE - 14}" text-anchor="end" fill="#666">{steps} steps</text></g>'
+        )
     return (
-        f'<svg xmlns="http://www.w3.org/2000/svg" width="{width}" height="{height}" font-family="sans-serif" font-size="12">'
-        f'<rect width="100%" height="100%" fill="white"/>{"".join(drawn)}{legend}</svg>\n'
+        f'<svg xmlns="http://www.w3.org/2000/svg" width="{width}" height="{height}" font-family="sans-serif" font-size="11">'
+        f'<rect width="100%" height="100%" fill="white"/>{"".join(drawn)}{_legend(height - 10)}</svg>\n'
     )
 
 
-def _over_seeds(results: Results, name: str, key: str) -> list[Estimate | None]:
-    """One estimate a step, of the seeds that got that far."""
-    rows = [curves[key] for curves in results.curves.get(name, {}).values()]
+def _axes(panel: _Panel, *, labelled: bool) -> str:
+    lines = ""
+    for tick in panel.ticks:
+        y = _HEIGHT * (1 - panel.share(tick))
+        lines += f'<line x2="{_WIDTH}" y1="{y:.1f}" y2="{y:.1f}" stroke="#ddd"/>'
+        lines += f'<text x="-5" y="{y + 4:.1f}" text-anchor="end" fill="#666">{tick:g}</text>' if labelled else ""
+    title = f'<text transform="translate(-30 {_HEIGHT / 2}) rotate(-90)" text-anchor="middle">{panel.title}</text>'
+    return lines + (title if labelled else "")
+
+
+def _curves(results: Results, name: str, panel: _Panel, steps: int) -> str:
+    def line(points: Sequence[tuple[int, float]]) -> str:
+        return " ".join(f"{_WIDTH * (step + 1) / steps:.1f},{_HEIGHT * (1 - panel.share(value)):.1f}" for step, value in points)
+
+    drawn = ""
+    for kind, _, color in _KINDS:
+        rows = [curves[f"{panel.metric}/{kind}"] for curves in results.curves.get(name, {}).values()]
+        found = _over_seeds(rows)
+        if all(math.isfinite(one.low) for _, one in found):
+            band = [(step, one.high) for step, one in found] + [(step, one.low) for step, one in reversed(found)]
+            drawn += f'<polygon points="{line(band)}" fill="{color}" opacity="0.13"/>'
+        for row in rows:
+            known = [(step, value) for step, value in enumerate(row) if not math.isnan(value)]
+            drawn += f'<polyline points="{line(known)}" fill="none" stroke="{color}" stroke-width="0.7" opacity="0.5"/>'
+        drawn += f'<polyline points="{line([(step, one.mean) for step, one in found])}" fill="none" stroke="{color}" stroke-width="2"/>'
+    return drawn
+
+
+def _over_seeds(rows: Sequence[Sequence[float]]) -> list[tuple[int, Estimate]]:
+    """Steps, each with an estimate over the seeds that have a value there."""
     found = []
     for step in range(max(map(len, rows), default=0)):
         values = [row[step] for row in rows if step < len(row) and not math.isnan(row[step])]
-        found.append(estimate(values) if values else None)
+        if values:
+            found.append((step, estimate(values)))
     return found
 
 
-def _line(points: Sequence[Estimate | None], color: str, steps: int, low: float, high: float) -> str:
-    def at(step: int, value: float) -> str:
-        share = (min(max(value, low), high) - low) / (high - low)
-        return f"{_WIDTH * (step + 1) / steps:.1f},{_HEIGHT * (1 - share):.1f}"
-
-    known = [(step, one) for step, one in enumerate(points) if one is not None]
-    mean = " ".join(at(step, one.mean) for step, one in known)
-    band = [at(step, one.low) for step, one in known] + [at(step, one.high) for step, one in reversed(known)]
-    sure = all(math.isfinite(one.low) for _, one in known)
-    shade = f'<polygon points="{" ".join(band)}" fill="{color}" opacity="0.12"/>' if sure and known else ""
-    return f'{shade}<polyline points="{mean}" fill="none" stroke="{color}" stroke-width="2"/>'
-
-
-def _axes(title: str, steps: int, low: float, high: float) -> str:
-    ticks = [low + (high - low) * share for share in (0, 1 / 3, 2 / 3, 1)] if high <= 1 else [low, high / 4, high / 2, 3 * high / 4, high]
-    marks = "".join(
-        f'<line x1="0" x2="{_WIDTH}" y1="{(y := _HEIGHT * (1 - (tick - low) / (high - low))):.1f}" y2="{y:.1f}" stroke="#ddd"/>'
-        f'<text x="-6" y="{y + 4:.1f}" text-anchor="end">{tick:.2g}</text>'
-        for tick in ticks
+def _legend(y: int) -> str:
+    entries = "".join(
+        f'<rect x="{_MARGIN + 160 * number}" y="{y - 6}" width="20" height="3" fill="{color}"/>'
+        f'<text x="{_MARGIN + 160 * number + 27}" y="{y}">{text}</text>'
+        for number, (_, text, color) in enumerate(_KINDS)
     )
-    return (
-        f'<text x="0" y="-10" font-weight="bold">{escape(title)}</text>{marks}'
-        f'<text x="0" y="{_HEIGHT + 16}">0</text><text x="{_WIDTH}" y="{_HEIGHT + 16}" text-anchor="end">step {steps}</text>'
-    )
-
-
-def _entry(name: str, number: int, top: int) -> str:
-    x, y = _LEFT + (number % 2) * (_WIDTH + _GAP), top + 22 * (number // 2)
-    return (
-        f'<rect x="{x}" y="{y - 9}" width="22" height="4" fill="{_color(name)}"/>'
-        f'<text x="{x + 30}" y="{y - 3}">{escape(DESIGNS[name].title)}</text>'
-    )
-
-
-def _color(name: str) -> str:
-    return _COLORS[list(DESIGNS).index(name) % len(_COLORS)]
+    return f'{entries}<text x="{_MARGIN + 280}" y="{y}" fill="#666">thin: one seed; thick: the mean, with its 95 % interval</text>'

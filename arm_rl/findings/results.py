@@ -9,13 +9,12 @@ from pathlib import Path
 from typing import Any
 
 from arm_rl.findings.designs import DESIGNS, PAPER
-from arm_rl.findings.setting import ENGRAVED, KINDS, PLAIN
+from arm_rl.findings.setting import ENGRAVED, KINDS, PLAIN, STAGE1
 from arm_rl.findings.statistics import Estimate, difference, estimate
 from arm_rl.metrics_log import read_lines
 
 ACCURACY, CALLS = "accuracy", "tool_calls"
 BEFORE, AFTER = "cold_start", PAPER  # of training, for the second finding
-WITHIN, FEWER = 0.01, 0.25  # a better reward loses no more accuracy, and saves this share of the calls
 WINDOW = 10  # steps that a curve is smoothed over
 
 Values = dict[int, float]  # by seed
@@ -48,18 +47,19 @@ def read(root: Path) -> Results:
         seed = int(folder.name)
         if (folder / BEFORE / "evaluation.json").is_file():
             judged.setdefault(BEFORE, {})[seed] = json.loads((folder / BEFORE / "evaluation.json").read_text())
-        for name in DESIGNS:
+        for name, design in DESIGNS.items():
             file = folder / name / "metrics.jsonl"
             lines = read_lines(file) if (folder / name / "export" / "config.json").is_file() else []
             evaluations = [line for line in lines if f"evaluation/{ACCURACY}" in line]
             if evaluations:
                 judged.setdefault(name, {})[seed] = {key.removeprefix("evaluation/"): value for key, value in evaluations[-1].items()}
-                curves.setdefault(name, {})[seed] = _curves(lines)
+                first = read_lines(folder / STAGE1 / "metrics.jsonl") if design.staged else []
+                curves.setdefault(name, {})[seed] = _curves([*first, *lines])
     return Results(judged=judged, curves=curves)
 
 
 def _curves(lines: Sequence[Mapping[str, Any]]) -> dict[str, list[float]]:
-    """Accuracy and calls a sample of each kind over the steps of training; nan where a step had none of the kind."""
+    """Accuracy and calls a sample of each kind over the steps of training, a first stage's too; nan where a step had none of the kind."""
     steps = [line for line in lines if "learner/loss" in line]
     keys = {f"{metric}/{kind}": f"{logged}/{kind}" for metric, logged in _LOGGED.items() for kind in KINDS}
     return {key: smoothed([line.get(logged, math.nan) for line in steps]) for key, logged in keys.items()}
@@ -87,13 +87,12 @@ class Claim:
 
 
 def claims(results: Results) -> list[Claim]:
-    """The paper's findings, and the better reward's goal, each as a difference paired by seed."""
+    """The paper's findings, each as a difference paired by seed."""
 
     def compare(text: str, first: str, second: str, metric: str, *, above: bool, bound: float = 0.0) -> Claim:
         found = difference(results.values(first, metric), results.values(second, metric))
         return claim(text, found, above=above, bound=bound)
 
-    saved = difference(_ratio(results, "need"), dict.fromkeys(results.values("need", CALLS), 1.0))
     gains = {run: _gain(results, run) for run in (BEFORE, AFTER)}
     return [
         compare("accuracy only uses the tool less than the paper's reward", "accuracy", PAPER, CALLS, above=False),
@@ -105,8 +104,6 @@ def claims(results: Results) -> list[Claim]:
         compare("stage 1 lifts the adaptive reward", PAPER, "adaptive", ACCURACY, above=True),
         claim("before training, forcing the tool does not help", estimate_of(gains[BEFORE]), above=False),
         claim("after training, it helps", estimate_of(gains[AFTER]), above=True),
-        compare(f"the group's need is within {WITHIN} of the paper's accuracy", "need", PAPER, ACCURACY, above=True, bound=-WITHIN),
-        claim(f"it calls at least {FEWER:.0%} less", saved, above=False, bound=-FEWER),
     ]
 
 
@@ -126,12 +123,6 @@ def _gain(results: Results, run: str) -> Values:
     """Accuracy with the tool forced less that with none offered, for each seed."""
     forced, none = (results.values(run, f"{ACCURACY}_{way}") for way in ("with_prefill", "without_tools"))
     return {seed: forced[seed] - none[seed] for seed in forced.keys() & none.keys()}
-
-
-def _ratio(results: Results, run: str) -> Values:
-    """Calls of a design over those of the paper's, for each seed."""
-    ours, paper = results.values(run, CALLS), results.values(PAPER, CALLS)
-    return {seed: ours[seed] / paper[seed] for seed in ours.keys() & paper.keys() if paper[seed] > 0}
 
 
 COLUMNS = {

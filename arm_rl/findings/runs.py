@@ -1,7 +1,7 @@
 """The runs of the findings: data and base model once; for each seed a cold start, its evaluation, stage 1, and each design's stage 2.
 
     ROOT/base_model  ROOT/data/{train,validation,test}.parquet  ROOT/base
-    ROOT/SEED/demonstrations.parquet  ROOT/SEED/{sft,cold_start,stage1,DESIGN}     each a run folder
+    ROOT/SEED/demonstrations.parquet  ROOT/SEED/{sft,cold_start,REWARD of a first stage,DESIGN}     each a run folder
 
 Everything that is there is left as it is, and a run that was stopped goes on from its last checkpoint. One set of engines serves all runs
 of a seed: a run's first weights reach it as any version does.
@@ -48,13 +48,26 @@ class Size:
     held_out: int | None = None  # samples of the split that is judged; by default setting.NUM_JUDGED
     demonstrations: int = setting.NUM_DEMONSTRATIONS  # that pass the screening
     pretraining: float = 1.0  # share of its steps
-    stage1_steps: int = setting.STAGE1_STEPS
+    steps: int = setting.STEPS  # of all GRPO of a design
+    stage1_steps: int = setting.STAGE1_STEPS  # of these in stage 1
     overrides: tuple[str, ...] = ()  # of all GRPO runs
 
 
-_SHORT = ("num_steps=2", "algorithm.drop_flat_groups=false")  # an untrained judge earns nothing
-QUICK = Size(train=96, held_out=24, demonstrations=32, pretraining=0.004, stage1_steps=1, overrides=_SHORT)
-_WAYS = ("evaluation.without_tools=true", f"evaluation.prefill='{setting.CALL_OPENING}'")
+_ALL_GROUPS = ("algorithm.drop_flat_groups=false",)  # an untrained judge earns nothing
+QUICK = Size(
+    train=96,
+    held_out=24,
+    demonstrations=32,
+    pretraining=0.004,
+    steps=3,
+    stage1_steps=1,
+    overrides=_ALL_GROUPS,
+)
+_WAYS = (
+    "evaluation.without_tools=true",
+    f"evaluation.prefill_without_tools='{setting.ANSWER_OPENING}'",
+    f"evaluation.prefill='{setting.CALL_OPENING}'",
+)
 
 
 class Findings:
@@ -168,12 +181,15 @@ class Findings:
 
     def _stages(self, folder: Path, common: Sequence[str], designs: Sequence[str]) -> Iterator[tuple[str, TrainConfig]]:
         """Names and configurations, in the order in which they need each other."""
-        if any(DESIGNS[name].stage1 for name in designs):
-            rate, steps = setting.STAGE1_LEARNING_RATE, self.size.stage1_steps
-            changed = ("run.name=stage1", "reward.name=stage1", f"learner.learning_rate={rate}", f"num_steps={steps}")
-            yield "stage1", self.config(folder / "sft" / "export", *common, *changed, "evaluation.final=false")
+        cold_start = folder / "sft" / "export"
+        if any(DESIGNS[name].staged for name in designs):
+            changed = f"reward.name={setting.STAGE1}", f"learner.learning_rate={setting.STAGE1_LEARNING_RATE}", "evaluation.final=false"
+            yield setting.STAGE1, self._stage(setting.STAGE1, cold_start, self.size.stage1_steps, *common, *changed)
         for name in designs:
             design = DESIGNS[name]
-            start = folder / ("stage1" if design.stage1 else "sft") / "export"
+            start, done = (folder / setting.STAGE1 / "export", self.size.stage1_steps) if design.staged else (cold_start, 0)
             ways = _WAYS if design.ways else ()
-            yield name, self.config(start, *common, f"run.name={name}", f"reward.name={design.reward}", *ways)
+            yield name, self._stage(name, start, self.size.steps - done, *common, f"reward.name={design.reward}", *ways)
+
+    def _stage(self, name: str, model: Path, steps: int, *overrides: str) -> TrainConfig:
+        return self.config(model, f"run.name={name}", f"num_steps={steps}", *overrides)

@@ -4,7 +4,7 @@ import math
 from collections.abc import Iterable, Mapping, Sequence
 
 from arm_rl.findings.designs import DESIGNS
-from arm_rl.findings.results import COLUMNS, WAYS, Results, claims, estimate_of
+from arm_rl.findings.results import ACCURACY, COLUMNS, WAYS, Results, claims, estimate_of
 from arm_rl.findings.statistics import Estimate
 
 _TITLES = {"base": "base model", "cold_start": "cold start", **{name: design.title for name, design in DESIGNS.items()}}
@@ -17,7 +17,10 @@ def markdown(results: Results) -> str:
     held = [(one.text, _difference(one.estimate), one.verdict) for one in claims(results)]
     return "\n".join(
         [
-            *_table(("design", *COLUMNS, "seeds"), (_row(results, run, COLUMNS) for run in runs)),
+            *_table(
+                ("design", *COLUMNS, "seeds", "accuracy, worst seed"),
+                ((*_row(results, run, COLUMNS), _worst(results, run)) for run in runs),
+            ),
             "",
             "Accuracy with the tool offered, not offered, and forced:",
             "",
@@ -35,6 +38,11 @@ def _row(results: Results, run: str, columns: Mapping[str, str]) -> tuple[str, .
     found = [estimate_of(results.values(run, metric)) for metric in columns.values()]
     number = max((one.num_seeds for one in found if one), default=0)
     return _TITLES[run], *map(_mean, found), str(number)
+
+
+def _worst(results: Results, run: str) -> str:
+    """The accuracy that an unlucky seed ends with: a mean does not show that some never learned."""
+    return f"{min(results.values(run, ACCURACY).values()):.3f}"
 
 
 def _mean(found: Estimate | None) -> str:

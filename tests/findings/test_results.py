@@ -67,7 +67,10 @@ def root(tmp_path):
         cold = tmp_path / str(seed) / "cold_start" / "evaluation.json"
         cold.parent.mkdir(parents=True)
         cold.write_text(json.dumps(judged(0.6, 0.1, **ways)))
-        for name, accuracy, calls in (("accuracy", 0.65, 0.0), (PAPER, 0.95, 1.0), ("need", 0.95, 0.5)):
+        first = tmp_path / str(seed) / setting.STAGE1 / "metrics.jsonl"
+        first.parent.mkdir()
+        first.write_text(json.dumps({"stage": "stage1", "step": 1, "learner/loss": 0.1, "rollout/accuracy/engraved": 0.1}) + "\n")
+        for name, accuracy, calls in (("accuracy", 0.65, 0.0), (PAPER, 0.95, 1.0), ("call_bonus", 0.5, 3.0)):
             folder = tmp_path / str(seed) / name
             folder.mkdir()
             step = {
@@ -81,7 +84,7 @@ def root(tmp_path):
             for value in (0.1, accuracy + 0.001 * seed):  # a run that was stopped after its evaluation judges again
                 lines.append({"stage": name, "step": 2, **{f"evaluation/{key}": one for key, one in judged(value, calls).items()}})
             (folder / "metrics.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
-            if (seed, name) != (2, "need"):
+            if (seed, name) != (2, "call_bonus"):
                 (folder / "export").mkdir()
                 (folder / "export" / "config.json").write_text("{}")
     return tmp_path
@@ -89,28 +92,28 @@ def root(tmp_path):
 
 def test_finished_runs_are_read_and_claims_are_weighed(root):
     found = results.read(root)
-    assert found.designs == ["accuracy", PAPER, "need"]
+    assert found.designs == ["accuracy", "call_bonus", PAPER]
     assert found.values("accuracy", "accuracy") == pytest.approx({0: 0.65, 1: 0.651, 2: 0.652})
-    assert set(found.values("need", "accuracy")) == {0, 1}
+    assert set(found.values("call_bonus", "accuracy")) == {0, 1}
     curve = found.curves["accuracy"][0]
     assert curve["accuracy/engraved"] == [0.5, 0.5]
     assert math.isnan(curve["accuracy/plain"][0])
     assert curve["accuracy/plain"][1] == 0.7
+    assert found.curves[PAPER][0]["accuracy/engraved"] == pytest.approx([0.1, 0.3, 1.1 / 3]), "with the step of its first stage"
     verdicts = {claim.text: claim.verdict for claim in results.claims(found)}
     assert verdicts["accuracy only is less accurate than it"] == "holds"
-    assert verdicts["it calls at least 25% less"] == "holds"
-    assert verdicts["the group's need is within 0.01 of the paper's accuracy"] == "holds"
+    assert verdicts["a fixed bonus a call uses the tool more than the paper's reward"] == "holds"
     assert verdicts["before training, forcing the tool does not help"] == "holds"
     assert verdicts["after training, it helps"] == "not measured"
-    assert verdicts["a fixed bonus a call is less accurate than it"] == "not measured"
+    assert verdicts["a fixed bonus a sample is less accurate than it"] == "not measured"
 
 
-def test_a_goal_that_is_missed_is_said(root):
-    seeds = {seed: judged(0.9 + 0.001 * seed, 0.8) for seed in range(3)}
-    paper = {seed: judged(0.95, 1.0) for seed in range(3)}
-    verdicts = {one.text: one.verdict for one in results.claims(Results(judged={"need": seeds, PAPER: paper}, curves={}))}
-    assert verdicts["it calls at least 25% less"] == "does not hold"
-    assert verdicts["the group's need is within 0.01 of the paper's accuracy"] == "does not hold"
+def test_a_claim_that_does_not_hold_is_said():
+    same = {seed: judged(0.95 + 0.001 * seed, 1.0) for seed in range(3)}
+    more = {seed: judged(0.96 + 0.001 * seed, 1.1) for seed in range(3)}
+    verdicts = {one.text: one.verdict for one in results.claims(Results(judged={"accuracy": more, PAPER: same}, curves={}))}
+    assert verdicts["accuracy only uses the tool less than the paper's reward"] == "does not hold"
+    assert verdicts["accuracy only is less accurate than it"] == "does not hold"
 
 
 def test_curves_are_means_over_the_last_steps():
@@ -122,10 +125,13 @@ def test_tables_and_plot_tell_what_is_there(root):
     path = write(root)
     table = (root / "table.md").read_text()
     assert "| accuracy only | 0.651 ± 0.002 |" in table
-    assert "| it calls at least 25% less | -0.500 (-0.500 to -0.500) | holds |" in table
+    assert "| 3 | 0.650 |" in table, "its worst seed"
+    assert "| a fixed bonus a call uses the tool more than the paper's reward | +2.000 (+2.000 to +2.000) | holds |" in table
     assert DESIGNS["adaptive"].title + " |" not in table.split("claim")[0], "not run"
     drawn = ElementTree.fromstring((root / "plot.svg").read_text())
-    assert len(list(drawn.iter("{http://www.w3.org/2000/svg}polyline"))) == 4 * 3
+    assert len(list(drawn.iter("{http://www.w3.org/2000/svg}polyline"))) == 4 * (3 + 1) * 2 + 4 * (2 + 1), (
+        "seeds and their mean, in four panels"
+    )
     summary = json.loads(path.read_text())
     assert summary["judged"][PAPER]["accuracy"]["num_seeds"] == 3
     assert summary["judged"]["accuracy"]["accuracy"]["high"] > 0.65
