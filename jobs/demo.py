@@ -1,6 +1,6 @@
 """The main jobs, `make demo` and `make demo-tools`: train a small judge through all its stages on this machine and show what it learned.
 
-    data -> base model -> demonstrations, SFT -> GRPO stage 1 -> GRPO stage 2 -> export, server, one judgment -> report
+    data -> base model -> demonstrations, SFT -> difficulty -> GRPO stage 1 -> GRPO stage 2 -> export, server, one judgment -> report
 
 Started again, it goes on where it was: a phase whose product is there is not done again.
 """
@@ -15,6 +15,7 @@ import shutil
 import sys
 import time
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 
 from rich.console import Console
@@ -40,10 +41,12 @@ from arm_rl.screening import screened_sessions
 from arm_rl.server_policy import ServerPolicy
 from arm_rl.sft import train_sft
 from jobs.command_line import FROM_CHECKPOINT, guarded
+from jobs.prepare.difficulty import leave_out
 from rewards.judgment import is_correct
 from tools import load_tools
 from tools.local import LocalTools
 
+ROLLOUTS = 3  # of each sample, to tell how hard it is
 SILENT = ("data", "base_evaluation", "demonstrations", "judge")  # phases that show no progress themselves
 
 
@@ -64,6 +67,7 @@ class Demo:
             "base_evaluation": self._evaluate_base,
             "demonstrations": self._demonstrate,
             "sft": self._sft,
+            "difficulty": self._leave_out,
             "stage1": self._stage1,
             "stage2": self._stage2,
             "judge": self._judge,
@@ -86,9 +90,10 @@ class Demo:
         for track in self.spec.tracks:
             track.prepare(self.data, self.seed)
         write_tool_file(self.spec, self.data, self.data / "tools.yaml")
-        tracks = self.spec.tracks
-        dataset.write(self.data / "train.parquet", seed=self.seed, split="train", num_samples=self.size.train, tracks=tracks)
-        dataset.write(self.data / "held_out.parquet", seed=self.seed, split="held_out", num_samples=self.size.held_out, tracks=tracks)
+        write, size = partial(dataset.write, seed=self.seed, tracks=self.spec.tracks), self.size
+        write(self.data / "train.parquet", split="train", num_samples=size.train)
+        write(self.data / "grpo.parquet", split="train", num_samples=size.grpo, start=size.train)
+        write(self.data / "held_out.parquet", split="held_out", num_samples=size.held_out)
 
     def _make_base(self) -> None:
         config = self._sft_config()
@@ -111,11 +116,16 @@ class Demo:
     def _sft(self) -> None:
         asyncio.run(train_sft(self._sft_config()))
 
+    def _leave_out(self) -> None:
+        judge, data = f"model.path={self.folder / 'sft' / 'export'}", f"data.train=[{self.data / 'grpo.parquet'}]"
+        *told, _ = leave_out(self._config("run.name=sft", judge, data), ROLLOUTS, "keep")
+        self.console.print("\n".join(told))
+
     def _stage1(self) -> None:
-        asyncio.run(train_grpo(self._config(*self.spec.stage1, f"model.path={self.folder / 'sft' / 'export'}", *self.size.overrides)))
+        asyncio.run(train_grpo(self._grpo_config(self.folder / "sft", *self.spec.stage1)))
 
     def _stage2(self) -> None:
-        asyncio.run(train_grpo(self._config(f"model.path={self.folder / 'stage1' / 'export'}", *self.size.overrides)))
+        asyncio.run(train_grpo(self._grpo_config(self.folder / "stage1")))
 
     def _judge(self) -> None:
         """Serves the exported judge and lets it judge one held-out sample of each track, through the session loop of training."""
@@ -143,6 +153,10 @@ class Demo:
     def _config(self, *overrides: str) -> TrainConfig:
         data = [f"data.train=[{self.data / 'train.parquet'}]", f"data.held_out=[{self.data / 'held_out.parquet'}]"]
         return load(TrainConfig, self.spec.config, [*self.common, *data, *overrides])
+
+    def _grpo_config(self, previous: Path, *overrides: str) -> TrainConfig:
+        data = f"data.train=[{self.data / 'grpo-filtered.parquet'}]"
+        return self._config(data, f"model.path={previous / 'export'}", *overrides, *self.size.overrides)
 
     def _sft_config(self) -> SftConfig:
         data = f"data.train=[{self.data / 'demonstrations.parquet'}]"

@@ -200,3 +200,27 @@ def test_a_file_that_cannot_be_read_is_named(tmp_path, capsys):
     (tmp_path / "a.parquet").write_text("no")
     assert main(["audit", str(tmp_path / "a.parquet")]) == 1
     assert "a.parquet: not a readable parquet file" in capsys.readouterr().err
+
+
+@pytest.mark.ray
+def test_shards_read_with_ray_tell_the_same(tmp_path, capsys, judge_folder):
+    """Leaks across the shards, broken rows, tokens; and the error of a shard that cannot be read."""
+    shards = [[row(number) for number in range(start, start + 8)] for start in (0, 8, 16)]
+    shards[1].append({**row(99), "images": []})
+    for number, rows in enumerate(shards):
+        pq.write_table(pa.Table.from_pylist(rows), tmp_path / f"{number}.parquet")
+    held = tmp_path / "held" / "held.parquet"
+    held.parent.mkdir()
+    pq.write_table(pa.Table.from_pylist([row(3), row(20)]), held)
+    reports = []
+    for name, options in (("plain", []), ("ray", ["--ray"])):
+        report = tmp_path / f"{name}.json"
+        options = [*options, "--model", str(judge_folder), *TOOLS, "--json", str(report)]
+        assert main(["audit", str(tmp_path), "--held-out", str(held), *options]) == 1
+        reports.append(json.loads(report.read_text()))
+    assert reports[0] == reports[1]
+    assert kinds(reports[0]) == {"broken": 1, "leak": 2}
+    capsys.readouterr()
+    (tmp_path / "2.parquet").write_text("no")
+    assert main(["audit", str(tmp_path), "--ray"]) == 1
+    assert "2.parquet: not a readable parquet file" in capsys.readouterr().err

@@ -136,7 +136,7 @@ def test_the_card_tells_the_numbers_the_data_and_how_it_is_served(exported):
         "| tool calls a held-out sample | 1.25 |",
         "GRPO with the reward `stage2`",
         "7 steps",
-        "- trained on: runs/demo/data/train.parquet",
+        "- trained on: runs/demo/data/grpo-filtered.parquet",
         f"python -m jobs.serve {exported}",
         "--tool-call-parser hermes",
         "samples_per_step: 16",

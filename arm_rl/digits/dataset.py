@@ -12,9 +12,9 @@ from arm_rl.digits.tracks import MIXED, TILES, TRACKS
 from arm_rl.preferences import Preference, write_preferences
 
 
-def write(path: Path, *, seed: int, split: scenes.Split, num_samples: int, tracks: Sequence[Track] = TILES) -> Path:
-    """Writes the first `num_samples` tasks of a split; several tracks take turns. Equal arguments give equal bytes."""
-    drawn = ((tracks[number % len(tracks)], number // len(tracks)) for number in range(num_samples))
+def write(path: Path, *, seed: int, split: scenes.Split, num_samples: int, start: int = 0, tracks: Sequence[Track] = TILES) -> Path:
+    """Writes `num_samples` tasks of a split, from its task `start` on; several tracks take turns. Equal arguments give equal bytes."""
+    drawn = ((tracks[number % len(tracks)], number // len(tracks)) for number in range(start, start + num_samples))
     return write_preferences(path, (preference(track, seed, split, index) for track, index in drawn))
 
 

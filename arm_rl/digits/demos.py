@@ -19,7 +19,8 @@ from arm_rl.digits.tracks import TILES, TRACKS
 class Size:
     """How much of everything."""
 
-    train: int  # samples
+    train: int  # samples to demonstrate
+    grpo: int  # samples, before those are left out that the cold start can do already
     held_out: int  # samples
     demonstrations: int  # that pass the screening
     pretraining: float = 1.0  # share of its steps
@@ -49,6 +50,7 @@ _TITLES = {
     "base_evaluation": "the base model, judging held-out samples",
     "demonstrations": "a teacher's sessions, screened for format, judgment and tool use",
     "sft": "SFT: the cold start",
+    "difficulty": "the samples of GRPO, without those that the judge gets right every time",
     "stage1": "GRPO stage 1: reach for the tool",
     "stage2": "GRPO stage 2: look at the right place, and be right",
     "judge": "the exported judge behind an OpenAI-compatible server",
@@ -63,9 +65,19 @@ DIGITS = DemoSpec(
     tracks=TILES,
     stage1=(*_STAGE1, "num_steps=12", "learner.learning_rate=5.0e-5"),
     titles=_TITLES,
-    usual_seconds={"data": 7, "base": 120, "base_evaluation": 30, "demonstrations": 6, "sft": 28, "stage1": 68, "stage2": 180, "judge": 23},
-    full=Size(train=3600, held_out=480, demonstrations=1920),
-    short=Size(train=128, held_out=32, demonstrations=128, pretraining=0.02, overrides=_SHORT_STEPS),
+    usual_seconds={
+        "data": 7,
+        "base": 120,
+        "base_evaluation": 30,
+        "demonstrations": 6,
+        "sft": 28,
+        "difficulty": 60,
+        "stage1": 68,
+        "stage2": 180,
+        "judge": 23,
+    },
+    full=Size(train=3600, grpo=1536, held_out=480, demonstrations=1920),
+    short=Size(train=128, grpo=32, held_out=32, demonstrations=128, pretraining=0.02, overrides=_SHORT_STEPS),
 )
 
 THREE_TRACKS = DemoSpec(
@@ -91,12 +103,13 @@ THREE_TRACKS = DemoSpec(
         "base_evaluation": 30,
         "demonstrations": 12,
         "sft": 35,
+        "difficulty": 90,
         "stage1": 120,
         "stage2": 250,
         "judge": 25,
     },
-    full=Size(train=6000, held_out=480, demonstrations=2304),
-    short=Size(train=192, held_out=36, demonstrations=128, pretraining=0.02, overrides=_SHORT_STEPS),
+    full=Size(train=6000, grpo=2304, held_out=480, demonstrations=2304),
+    short=Size(train=192, grpo=36, held_out=36, demonstrations=128, pretraining=0.02, overrides=_SHORT_STEPS),
 )
 
 

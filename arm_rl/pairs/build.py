@@ -9,6 +9,7 @@ from typing import Any
 from arm_rl.core.errors import UserError
 from arm_rl.core.phrase import Phrase
 from arm_rl.core.seeding import derive
+from arm_rl.image_store import ImageFolder
 from arm_rl.pairs.audit import CUES, Audit, balance
 from arm_rl.pairs.choices import Answered, Choice, arrange, preference
 from arm_rl.pairs.config import PairsConfig
@@ -116,16 +117,8 @@ def _preferences(choices: Sequence[Choice], kind: str, split: str, folder: Path,
 
 def _stored(question: Question, folder: Path) -> list[str]:
     """The paths of a question's images, relative to the folder; each image lies there once, by its content."""
-    paths = []
-    for image in read_images(question):
-        path = folder / "images" / f"{image.key}.{image.mime_type.rpartition('/')[2]}"
-        if not path.exists():
-            path.parent.mkdir(parents=True, exist_ok=True)
-            unfinished = path.with_suffix(".tmp")
-            unfinished.write_bytes(image.data)
-            unfinished.replace(path)
-        paths.append(str(path.relative_to(folder)))
-    return paths
+    kept = ImageFolder(folder / "images")
+    return [str(kept.keep(image).relative_to(folder)) for image in read_images(question)]
 
 
 def _reasons(outcomes: Sequence[Outcome], config: PairsConfig) -> tuple[Counter[str], dict[str, list[str]]]:

@@ -4,8 +4,11 @@ import argparse
 import dataclasses
 import json
 from collections.abc import Sequence
+from functools import partial
 from pathlib import Path
+from typing import Any
 
+from actors.cluster import cluster
 from arm_rl.audit.checks import Finding, check
 from arm_rl.audit.contents import Contents, read
 from arm_rl.core.config import ModelConfig, TemplateConfig
@@ -41,6 +44,11 @@ def audit(commands: Commands) -> None:
     parser.add_argument(
         "--near", type=int, default=12, metavar="BITS", help="of 256 that images which look alike may differ in (default: 12)"
     )
+    parser.add_argument(
+        "--ray",
+        action="store_true",
+        help="for many files: read several at a time with Ray Data, on the cluster that RAY_ADDRESS names, or on the cores of this machine",
+    )
     parser.add_argument("--strict", action="store_true", help="what is suspicious is wrong")
     parser.add_argument("--json", type=Path, metavar="FILE", help="write the report there as well")
     parser.set_defaults(run=_audit)
@@ -51,21 +59,10 @@ def _audit(arguments: argparse.Namespace) -> str:
     template = None
     if arguments.model is not None:
         template = Template.load(ModelConfig(path=arguments.model), TemplateConfig(system_prompt=arguments.system_prompt), schemas)
-    contents: list[Contents] = []
     training, held_out = files_of(arguments.files), files_of(arguments.held_out)
-    for path in map(Path, [*training, *held_out]):
-        with progress(f"reading {path.name}", None, "rows") as step:
-            contents.append(
-                read(
-                    path,
-                    read_as=arguments.read_as,
-                    image_root=arguments.image_root,
-                    held_out=str(path) in held_out,
-                    schemas=schemas,
-                    template=template,
-                    on_row=step,
-                )
-            )
+    how = {"read_as": arguments.read_as, "image_root": arguments.image_root, "schemas": schemas, "template": template}
+    wanted = [partial(read, Path(file), held_out=file in held_out, **how) for file in [*training, *held_out]]
+    contents = _with_ray(wanted) if arguments.ray else [_with_progress(one) for one in wanted]
     findings = check(contents, near=arguments.near, max_prompt_tokens=arguments.max_prompt_tokens)
     wrong = [finding for finding in findings if arguments.strict or finding.level == "wrong"]
     if arguments.json is not None:
@@ -79,6 +76,35 @@ def _audit(arguments: argparse.Namespace) -> str:
     if wrong:
         raise AuditError(f"{len(wrong)} things are wrong\n{text}")
     return f"{text}\ndone: nothing is wrong; {len(findings)} suspicious" + (f"; {arguments.json}" if arguments.json else "")
+
+
+def _with_progress(wanted: partial[Contents]) -> Contents:
+    (path,) = wanted.args
+    with progress(f"reading {path.name}", None, "rows") as step:
+        return wanted(on_row=step)
+
+
+def _with_ray(wanted: Sequence[partial[Contents]]) -> list[Contents]:
+    """Each file in a task of its own, wherever there is a core; in the files' order."""
+    import ray.data  # takes a second, which other commands do without
+
+    def look(row: dict[str, Any]) -> dict[str, Any]:
+        try:
+            found: Contents | UserError = wanted[row["number"]]()
+        except UserError as error:
+            found = error  # as it is: Ray would put its own around it
+        return {"number": row["number"], "found": found}
+
+    found: dict[int, Contents] = {}
+    with cluster(), progress("reading", len(wanted), "files") as step:
+        ray.data.DataContext.get_current().enable_progress_bars = False
+        files = ray.data.from_items([{"number": number} for number in range(len(wanted))], override_num_blocks=len(wanted))
+        for row in files.map(look).iter_rows():
+            if isinstance(row["found"], UserError):
+                raise row["found"]
+            found[row["number"]] = row["found"]
+            step()
+    return [found[number] for number in range(len(wanted))]
 
 
 def told(contents: Sequence[Contents], findings: Sequence[Finding]) -> str:

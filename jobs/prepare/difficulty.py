@@ -44,20 +44,33 @@ def difficulty(commands: Commands) -> None:
 
 def _difficulty(arguments: argparse.Namespace) -> str:
     config = load(TrainConfig, arguments.config, arguments.overrides)
+    return "\n".join(leave_out(config, arguments.rollouts, arguments.never_right))
+
+
+def leave_out(config: TrainConfig, num_rollouts: int, never_right: NeverRight) -> list[str]:
+    """Writes the files of `config.data.train` anew, without what the model can do already.
+
+    Args:
+        num_rollouts: of each sample.
+        never_right: what becomes of samples that no rollout gets right.
+
+    Returns:
+        What was kept and why the rest was not, a line each; the last one says where it is.
+    """
     config = replace(config, run=replace(config.run, name=f"{config.run.name}-difficulty"))
     inputs = read_inputs(replace(config, data=replace(config.data, held_out=())))
     folder = open_run(config)
     with JsonLines(folder / JUDGED) as lines:
-        judged = judged_before(inputs.samples, lines, arguments.rollouts)
+        judged = judged_before(inputs.samples, lines, num_rollouts)
         pending = [sample for sample in inputs.samples if sample.id not in judged]
         if pending:
             with cluster():
-                judged |= asyncio.run(_judged(config, inputs.template, pending, lines, arguments.rollouts))
-    kept = [write_kept(Path(file), judged, arguments.never_right) for file in config.data.train]
-    found = report(inputs.samples, judged, arguments.rollouts, arguments.never_right)
+                judged |= asyncio.run(_judged(config, inputs.template, pending, lines, num_rollouts))
+    kept = [write_kept(Path(file), judged, never_right) for file in config.data.train]
+    found = report(inputs.samples, judged, num_rollouts, never_right)
     (folder / REPORT).write_text(json.dumps(found, indent=2))
     files = ", ".join(f"{path} ({num_rows} rows)" for path, num_rows in kept)
-    return "\n".join([*told(found), f"done: {files}; {REPORT} and {JUDGED} are in {folder}"])
+    return [*told(found), f"done: {files}; {REPORT} and {JUDGED} are in {folder}"]
 
 
 async def _judged(
