@@ -13,7 +13,7 @@ help:
 	@echo "make bench    measures speed side by side with other ways, and with TRL (about 30 minutes; leave the machine alone)"
 	@echo "make bench-tools  how fast the tools are, directly and through an executor (about 6 minutes)"
 	@echo "make chaos    trains while processes of the run are killed, 20 of each kind (about an hour; needs make demo's folder)"
-	@echo "make findings   what each design of the reward leads to, on a small task, over 5 seeds (hours; goes on where it stopped)"
+	@echo "make findings   what each design of the reward leads to, on a small task, over 5 seeds (about two hours; goes on where it stopped)"
 	@echo "make test     sets up .venv and runs the tests"
 	@echo "make fuzz     more than 100,000 examples of what a model may write (about an hour)"
 	@echo "make lint     style, format and types"
@@ -48,7 +48,7 @@ findings: $(STAMP)
 	@$(BIN)/python -m jobs.findings
 
 test: $(STAMP)
-	@$(BIN)/python -m pytest
+	@$(BIN)/python -m pytest -n 2 --dist loadfile --no-loadscope-reorder
 
 fuzz: $(STAMP)
 	@$(BIN)/python -m pytest tests/fuzz --fuzz --timeout 0 --hypothesis-show-statistics

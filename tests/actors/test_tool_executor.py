@@ -6,6 +6,7 @@ import time
 import pytest
 import ray
 import yaml
+from ray.exceptions import RayActorError
 
 from actors.cluster import cluster
 from actors.tool_executor import ToolExecutor, ToolPool
@@ -126,7 +127,7 @@ async def test_a_call_is_run_again_where_its_executor_was_killed(start):
     kept = await pool(call("keeping"), session)
     assert kept.text.split()[0] == "1"
     before = (await pool(call("slow"), session)).text
-    slow = asyncio.create_task(pool(call("slow", seconds=1.0), session))
+    slow = asyncio.create_task(pool(call("slow", seconds=4.0), session))  # longer than Ray may take to kill
     await pool(call("count"), session)  # sent after it, so that it is there
     ray.kill(pool._homes[session.session], no_restart=False)
     result = await slow
@@ -160,7 +161,10 @@ async def test_a_lost_executor_fails_every_inline_call(start):
     pool = start()
     session = memory()
     await pool(call("inline"), session)
-    ray.kill(pool._homes[session.session], no_restart=True)
+    executor = pool._homes[session.session]
+    ray.kill(executor, no_restart=True)
+    with pytest.raises(RayActorError):
+        await executor.lives.remote()  # Ray kills in its own time
     results = await asyncio.gather(*(pool(call("inline"), memory()) for _ in range(5)))
     assert [(result.status, result.text) for result in results] == [("failed", "Error: inline crashed")] * 5
 
