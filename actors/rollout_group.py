@@ -16,7 +16,7 @@ from ray.exceptions import RayActorError, RayError
 from actors.engine_settings import engine_environment
 from actors.reservation import Reservation
 from actors.rollout import RolloutActor, RolloutSpec
-from actors.supervision import ActorsLost, Deaths, StageLost, described, end_of
+from actors.supervision import ActorsLost, Deaths, StageLost, described, end_of, forget
 from actors.weight_sync import Published, WeightFile
 from arm_rl.core.config import Transfer
 from arm_rl.core.errors import EngineDied
@@ -113,12 +113,12 @@ class _Place:
 
     async def close(self) -> None:
         """Ends the actor, its engine and its processes."""
-        self._coming.cancel()
+        forget(self._coming)
         actor = self._leave()
         if actor is not None:
             closing = asyncio.ensure_future(actor.close.remote())
             await asyncio.wait([closing], timeout=SECONDS_TO_CLOSE)  # one that has died is closed
-            closing.cancel()
+            forget(closing)
             ray.kill(actor)
 
     def _leave(self) -> ActorHandle | None:
@@ -155,13 +155,15 @@ class _Place:
             ActorsLost: it will not: what it needs went with a node.
         """
         process = asyncio.ensure_future(actor.__ray_ready__.remote())
-        if not (await asyncio.wait([process], timeout=SECONDS_TO_PLACE))[0]:
-            process.cancel()
-            raise ActorsLost(
-                f"no place for a rollout actor in {SECONDS_TO_PLACE:g} seconds: the cluster has lost what it needs; "
-                "with as much again, or a smaller rollout.num_actors, the same command goes on from the last checkpoint"
-            )
-        await process
+        try:
+            if not (await asyncio.wait([process], timeout=SECONDS_TO_PLACE))[0]:
+                raise ActorsLost(
+                    f"no place for a rollout actor in {SECONDS_TO_PLACE:g} seconds: the cluster has lost what it needs; "
+                    "with as much again, or a smaller rollout.num_actors, the same command goes on from the last checkpoint"
+                )
+            await process
+        finally:
+            forget(process)
 
     async def _replaced(self, dead: ActorHandle, error: RayError | BaseException) -> ActorHandle:
         died = time.monotonic()

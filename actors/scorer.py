@@ -5,9 +5,7 @@ import traceback
 from collections.abc import Sequence
 from typing import NamedTuple
 
-import ray
-
-from actors.supervision import RETRIES, Supervised
+from actors.supervision import Supervised
 from arm_rl.core import spans
 from arm_rl.core.config import RewardConfig
 from arm_rl.core.parsing import TOOL_FORMATS, ToolFormat
@@ -54,7 +52,6 @@ class Scorer(Supervised):
         self._tool_format = TOOL_FORMATS[tool_format]
 
     @recorded("score")
-    @ray.method(max_task_retries=RETRIES)
     def score(self, sample: Sample, trajectories: Sequence[Trajectory]) -> list[Score]:
         """One result for each trajectory, in their order."""
         scored = (score(trajectory, sample, self._values, self._tool_format) for trajectory in trajectories)

@@ -6,6 +6,8 @@ lives? answers? -> no -> counted -> killed, if it hangs -> another one
 import asyncio
 import logging
 import time
+from collections.abc import Awaitable, Callable
+from typing import TypeVar
 
 import ray
 from ray.actor import ActorHandle
@@ -19,6 +21,8 @@ BACK = "%s is back after %.1f s"  # in the log, of a kind of actors
 
 RETRIES = 3  # of a call whose actor died under it
 PULSE_SECONDS = 5.0  # between two signs of life of an actor
+
+T = TypeVar("T")
 
 
 class ActorsLost(UserError):
@@ -102,8 +106,30 @@ async def end_of(actor: ActorHandle, stall_seconds: float) -> BaseException:
         assert error is not None, "it never returns"
         return error
     finally:
-        lives.cancel()
-        pulse.cancel()
+        forget(lives, pulse)
+
+
+def forget(*answers: asyncio.Future) -> None:
+    """Nobody waits for these any more: asyncio shall not report what came of them as an error that nobody has seen."""
+    for answer in answers:
+        if not answer.cancel() and not answer.cancelled():
+            answer.exception()
+
+
+async def run_again(actor: ActorHandle, call: Callable[[], Awaitable[T]], retries: int = RETRIES) -> T:
+    """Makes a call of an actor that Ray starts anew by itself; where it died under the call, once more when it is back.
+
+    Ray's own retries are gone in a moment where it knows no better than that the actor does not answer.
+
+    Raises:
+        RayActorError: it dies each time, or is not started anew.
+    """
+    for _ in range(retries):
+        try:
+            return await call()
+        except RayActorError:
+            await actor.pulse.options(max_task_retries=-1).remote()  # waits until it is back
+    return await call()
 
 
 async def watch(actor: ActorHandle, deaths: Deaths, stall_seconds: float) -> None:

@@ -12,7 +12,7 @@ import ray
 from ray.actor import ActorHandle
 from ray.exceptions import ObjectStoreFullError, OutOfDiskError, RayError
 
-from actors.supervision import RETRIES, Supervised, described
+from actors.supervision import RETRIES, Supervised, described, run_again
 from arm_rl.core import spans
 from arm_rl.core.config import ToolsConfig
 from arm_rl.core.images import Image
@@ -131,7 +131,7 @@ class ToolPool:
 
     async def _has_lost_state(self, executor: ActorHandle, session: str) -> bool:
         """Whether the executor is another one than at the session's last call that kept state; from now on this one keeps it."""
-        life = await executor.life.options(max_task_retries=RETRIES).remote()
+        life = await run_again(executor, lambda: executor.life.remote())
         before = self._lives.get(session)
         self._lives[session] = life
         return before not in (None, life)
@@ -145,7 +145,7 @@ class ToolPool:
         wanted = memory.images if call.name in self._traits.seeing_all else dict.fromkeys(_strings(call.arguments))
         named = [name for name in wanted if name in memory.images]
         images = [self._store(memory.images[name], memory.session) for name in named]
-        return await executor.call.options(max_task_retries=retries).remote(call, context, named, *images)
+        return await run_again(executor, lambda: executor.call.remote(call, context, named, *images), retries)
 
     async def release(self, memory: Memory) -> None:
         """Forgets a session that is over, here and, where a tool keeps state, in its executor."""
@@ -184,8 +184,9 @@ class ToolPool:
         await asyncio.gather(*(self._send_batch(executor, waiting[start : start + MAX_BATCH], retries) for start in starts))
 
     async def _send_batch(self, executor: ActorHandle, batch: Sequence[tuple[InlineCall, asyncio.Future]], retries: int) -> None:
+        calls = [call for call, _ in batch]
         try:
-            results = await executor.call_inline.options(max_task_retries=retries).remote([call for call, _ in batch])
+            results = await run_again(executor, lambda: executor.call_inline.remote(calls), retries)
         except Exception as error:
             for _, result in batch:
                 if not result.done():

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import ray
 
-from actors.supervision import RETRIES, Supervised
+from actors.supervision import Supervised
 from arm_rl import trajectory_log
 from arm_rl.core import spans
 from arm_rl.core.images import Image
@@ -18,7 +18,6 @@ class Archive(Supervised):
     """Writes and reads files, several at a time. One process for all of them: a process takes Ray longer to start than a file to write."""
 
     @recorded("write", track="call")
-    @ray.method(max_task_retries=RETRIES)
     async def write(
         self, path: Path, scored: Sequence[Scored], samples: Mapping[str, Sample], stage: str, step: int, *images: Mapping[str, Image]
     ) -> None:
@@ -27,7 +26,7 @@ class Archive(Supervised):
         await asyncio.to_thread(trajectory_log.write, path, scored, samples, by_key, stage=stage, step=step)
 
     @recorded("read", track="call")
-    @ray.method(max_task_retries=RETRIES, num_returns=2)
+    @ray.method(num_returns=2)
     async def read(self, path: Path) -> tuple[list[Scored], dict[str, Image]]:
         """The trajectories of a file, and apart from them its images by key."""
         log = await asyncio.to_thread(trajectory_log.read, path)

@@ -9,17 +9,15 @@ from collections.abc import AsyncIterator, Iterator, Mapping, Sequence
 from contextlib import asynccontextmanager, nullcontext
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import ray
 from ray.actor import ActorHandle
-from ray.exceptions import RayActorError
 
 from actors.reservation import Reservation
 from actors.rollout import RolloutActor, RolloutSpec
 from actors.rollout_group import RolloutGroup
 from actors.scorer import Score, Scorer
-from actors.supervision import RETRIES, Deaths, described, watch, went_with_its_node
+from actors.supervision import Deaths, described, run_again, watch, went_with_its_node
 from actors.tool_executor import ToolExecutor
 from arm_rl import trajectory_log
 from arm_rl.archive import Archive
@@ -108,7 +106,8 @@ class GroupRunner:
         scored = [one for group in groups for one in group.scored]
         samples = {group.sample.id: group.sample for group in groups}
         images = [group.images for group in groups]
-        await _called(itertools.cycle(self._beside["archive"]), "write", path, scored, samples, stage, step, *images)
+        (archive,) = self._beside["archive"]
+        await run_again(archive, lambda: archive.write.remote(path, scored, samples, stage, step, *images))
 
     async def keep(self, path: Path, groups: Sequence[Group], step: int) -> None:
         """Writes groups whole, and waits for it; `kept` reads them."""
@@ -120,9 +119,14 @@ class GroupRunner:
         if not path.is_file():
             return {}
         (archive,) = self._beside["archive"]
-        scored, images = archive.read.remote(path)
+
+        async def read() -> tuple[list[Scored], ray.ObjectRef]:
+            scored, images = archive.read.remote(path)
+            return await scored, images
+
+        scored, images = await run_again(archive, read)
         groups: defaultdict[str, list[Scored]] = defaultdict(list)
-        for one in await scored:
+        for one in scored:
             groups[one.trajectory.group_id].append(one)
         return {
             number_of(group_id): Group(sample=samples[members[0].trajectory.sample_id], scored=tuple(members), images=images)
@@ -142,7 +146,8 @@ class GroupRunner:
         """Runs one group of `size` sessions and scores it, while others run."""
         with span("group", track="group", id=group_id):
             ran = await self.rollouts.run_group(sample, group_id=group_id, size=size, temperature=temperature, seed=self._run.seed)
-            scores: list[Score] = await _called(self._scorers, "score", sample, ran.reference)
+            scorer = next(self._scorers)
+            scores: list[Score] = await run_again(scorer, lambda: scorer.score.remote(sample, ran.reference))
         scored = tuple(score.of(trajectory) for score, trajectory in zip(scores, ran.trajectories, strict=True))
         return Group(sample=sample, scored=scored, images=ran.images)
 
@@ -257,15 +262,3 @@ async def group_runner(
     finally:
         for actor in (*scorers, archive):
             ray.kill(actor)
-
-
-async def _called(actors: Iterator[ActorHandle], method: str, *arguments: Any) -> Any:
-    """Calls the next of the actors that Ray starts anew by itself. Ray runs a call again whose actor died under it, but not one that comes
-    up while it knows no better than that it is gone."""
-    for _ in range(RETRIES):
-        actor = next(actors)
-        try:
-            return await getattr(actor, method).remote(*arguments)
-        except RayActorError:
-            await actor.pulse.options(max_task_retries=-1).remote()  # waits until it is back
-    return await getattr(next(actors), method).remote(*arguments)

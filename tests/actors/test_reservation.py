@@ -17,7 +17,7 @@ from actors.placement import PlacementError
 from actors.reservation import actor_name, reserved
 from arm_rl.core.config import PlacementConfig, RolloutConfig
 
-pytestmark = [pytest.mark.ray, pytest.mark.timeout(300)]
+pytestmark = pytest.mark.ray
 
 
 @pytest.fixture(scope="module")

@@ -6,10 +6,11 @@ import signal
 
 import pytest
 import ray
+from ray.exceptions import RayActorError
 
 from actors import supervision
 from actors.cluster import cluster
-from actors.supervision import Deaths, cause_of, described, watch
+from actors.supervision import RETRIES, Deaths, cause_of, described, run_again, watch
 from tests.dying_actors import Victim
 
 pytestmark = pytest.mark.ray
@@ -41,6 +42,24 @@ async def test_an_error_is_told_by_its_cause():
     assert "OOM" not in described(await error_of(victim.pulse.remote())), "no guesses"
     assert described(await error_of(start("no model here").pulse.remote())) == "FileNotFoundError: no model here"
     assert described(KeyError("x")) == "KeyError: 'x'"
+
+
+async def test_a_call_is_made_again_when_its_actor_is_back():
+    victim, asked = start(max_restarts=-1), []
+
+    async def call():
+        asked.append(await victim.process.remote())
+        if len(asked) <= RETRIES:
+            await victim.die.remote()
+        return len(asked)
+
+    assert await run_again(victim, call) == RETRIES + 1
+    assert len(set(asked)) == RETRIES + 1, "each time by another process"
+    with pytest.raises(RayActorError):
+        await run_again(victim, lambda: victim.die.remote())
+    lost = start()
+    with pytest.raises(RayActorError):
+        await run_again(lost, lambda: lost.die.remote())
 
 
 @pytest.mark.parametrize("end", [signal.SIGKILL, signal.SIGSTOP], ids=["dies", "hangs"])

@@ -20,7 +20,7 @@ from tools.local import LocalTools
 
 pytestmark = [
     pytest.mark.ray,
-    pytest.mark.timeout(600),
+    pytest.mark.timeout(900),
     pytest.mark.skipif(shutil.which("bwrap") is None, reason="bubblewrap is not installed: it makes the small disk"),
 ]
 

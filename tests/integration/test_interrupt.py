@@ -14,7 +14,7 @@ import pytest
 from arm_rl.digits import dataset
 from arm_rl.metrics_log import read_lines
 
-pytestmark = [pytest.mark.ray, pytest.mark.timeout(400)]
+pytestmark = [pytest.mark.ray, pytest.mark.timeout(900)]
 
 MARK = "ARM_RL_TEST_RUN"  # in the environment of every process that the run starts
 
@@ -60,9 +60,7 @@ def test_ctrl_c_leaves_nothing_behind(tmp_path, judge_folder):
 
 
 def wait_for_steps(file: Path, run: subprocess.Popen, number: int) -> None:
-    """Returns once the run has logged so many steps."""
-    limit = time.monotonic() + 240
+    """Returns once the run has logged so many steps; the test's time limit is the patience."""
     while len(read_lines(file)) < number:
         assert run.poll() is None, run.communicate()[1]
-        assert time.monotonic() < limit, "no step in time"
         time.sleep(0.5)

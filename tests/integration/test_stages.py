@@ -25,7 +25,7 @@ from arm_rl.step_times import step_times
 from tools import load_tools
 from tools.local import LocalTools
 
-pytestmark = [pytest.mark.ray, pytest.mark.timeout(600)]
+pytestmark = [pytest.mark.ray, pytest.mark.timeout(900)]
 
 MAX_LOGPROB_GAP = 1e-5  # between engine and learner, float32: the same tokens, the same images, the same weights
 
