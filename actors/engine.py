@@ -38,6 +38,7 @@ if TYPE_CHECKING:
     from vllm.v1.engine.output_processor import RequestOutputCollector
 
 VIEW_CACHE_BYTES = 512 * 2**20  # decoded views that an engine keeps
+SECONDS_TO_END = 20.0  # of vLLM's processes, after vLLM has told them to
 
 T = TypeVar("T")
 
@@ -292,6 +293,8 @@ class Engine:
         # On CPU there is no device to release, and vLLM would collect garbage for seconds before it exits: its process is killed.
         await asyncio.to_thread(llm.shutdown, None if self._use_gpu and not self._updating else 0.0)
         for process in self._processes:
+            await asyncio.to_thread(process.join, SECONDS_TO_END)
+            process.kill()  # one that does not listen is not waited for
             await asyncio.to_thread(process.join)
 
     async def _answer(self, call: Coroutine[Any, Any, T]) -> T:
