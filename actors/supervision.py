@@ -128,8 +128,13 @@ async def run_again(actor: ActorHandle, call: Callable[[], Awaitable[T]], retrie
         try:
             return await call()
         except RayActorError:
-            await actor.pulse.options(max_task_retries=-1).remote()  # waits until it is back
+            await _back(actor)
     return await call()
+
+
+async def _back(actor: ActorHandle) -> None:
+    """Waits until Ray has started the actor anew. Raises RayActorError where it does not."""
+    await actor.pulse.options(max_task_retries=-1).remote()
 
 
 async def watch(actor: ActorHandle, deaths: Deaths, stall_seconds: float) -> None:
@@ -140,7 +145,7 @@ async def watch(actor: ActorHandle, deaths: Deaths, stall_seconds: float) -> Non
         deaths.add(error)
         if not isinstance(error, RayActorError):
             ray.kill(actor, no_restart=False)
-        await actor.pulse.options(max_task_retries=-1).remote()
+        await _back(actor)
         deaths.back(time.monotonic() - died)
 
 

@@ -131,7 +131,7 @@ class ToolPool:
 
     async def _has_lost_state(self, executor: ActorHandle, session: str) -> bool:
         """Whether the executor is another one than at the session's last call that kept state; from now on this one keeps it."""
-        life = await run_again(executor, lambda: executor.life.remote())
+        life = await run_again(executor, executor.life.remote)
         before = self._lives.get(session)
         self._lives[session] = life
         return before not in (None, life)

@@ -89,9 +89,9 @@ class Claim:
 def claims(results: Results) -> list[Claim]:
     """The paper's findings, each as a difference paired by seed."""
 
-    def compare(text: str, first: str, second: str, metric: str, *, above: bool, bound: float = 0.0) -> Claim:
+    def compare(text: str, first: str, second: str, metric: str, *, above: bool) -> Claim:
         found = difference(results.values(first, metric), results.values(second, metric))
-        return claim(text, found, above=above, bound=bound)
+        return claim(text, found, above=above)
 
     gains = {run: _gain(results, run) for run in (BEFORE, AFTER)}
     return [
@@ -107,11 +107,11 @@ def claims(results: Results) -> list[Claim]:
     ]
 
 
-def claim(text: str, found: Estimate | None, *, above: bool, bound: float = 0.0) -> Claim:
-    """A claim that a difference is above, or below, a bound."""
+def claim(text: str, found: Estimate | None, *, above: bool) -> Claim:
+    """A claim that a difference is above, or below, 0."""
     if found is None:
         return Claim(text=text, estimate=None, verdict="not measured")
-    return Claim(text=text, estimate=found, verdict=found.above(bound) if above else found.below(bound))
+    return Claim(text=text, estimate=found, verdict=found.above(0.0) if above else found.below(0.0))
 
 
 def estimate_of(values: Values) -> Estimate | None:

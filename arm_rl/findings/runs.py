@@ -1,7 +1,7 @@
 """The runs of the findings: data and base model once; for each seed a cold start, its evaluation, stage 1, and each design's stage 2.
 
     ROOT/base_model  ROOT/data/{train,validation,test}.parquet  ROOT/base
-    ROOT/SEED/demonstrations.parquet  ROOT/SEED/{sft,cold_start,REWARD of a first stage,DESIGN}     each a run folder
+    ROOT/SEED/demonstrations.parquet  ROOT/SEED/{sft,cold_start,stage1,DESIGN}     each a run folder
 
 Everything that is there is left as it is, and a run that was stopped goes on from its last checkpoint. One set of engines serves all runs
 of a seed: a run's first weights reach it as any version does.
@@ -53,7 +53,6 @@ class Size:
     overrides: tuple[str, ...] = ()  # of all GRPO runs
 
 
-_ALL_GROUPS = ("algorithm.drop_flat_groups=false",)  # an untrained judge earns nothing
 QUICK = Size(
     train=96,
     held_out=24,
@@ -61,7 +60,7 @@ QUICK = Size(
     pretraining=0.004,
     steps=3,
     stage1_steps=1,
-    overrides=_ALL_GROUPS,
+    overrides=("algorithm.drop_flat_groups=false",),  # an untrained judge earns nothing
 )
 _WAYS = (
     "evaluation.without_tools=true",
