@@ -6,10 +6,10 @@ from collections.abc import Sequence
 from typing import NamedTuple
 
 from actors.supervision import Supervised
-from arm_rl.core import spans
+from arm_rl.core import tracing
 from arm_rl.core.config import RewardConfig
 from arm_rl.core.parsing import TOOL_FORMATS, ToolFormat
-from arm_rl.core.spans import Recorded, recorded
+from arm_rl.core.tracing import Recorded, recorded
 from arm_rl.core.types import Sample, Scored, Trajectory
 from rewards import REWARDS
 from rewards.outcome import Outcome
@@ -59,4 +59,4 @@ class Scorer(Supervised):
 
     def spans(self) -> Recorded:
         """What this actor did since the last call, for the timeline."""
-        return spans.take()
+        return tracing.take()

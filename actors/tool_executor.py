@@ -13,15 +13,15 @@ from ray.actor import ActorHandle
 from ray.exceptions import ObjectStoreFullError, OutOfDiskError, RayError
 
 from actors.supervision import RETRIES, Supervised, described, run_again
-from arm_rl.core import spans
+from arm_rl.core import tracing
 from arm_rl.core.config import ToolsConfig
 from arm_rl.core.images import Image
 from arm_rl.core.session import Memory, ToolResult
-from arm_rl.core.spans import Recorded, span
+from arm_rl.core.tracing import Recorded, span
 from arm_rl.core.types import ToolCall, ToolStatus
 from tools import load_tools
 from tools.base import ToolContext
-from tools.runner import ToolRunner
+from tools.execution.runner import ToolRunner
 
 logger = logging.getLogger(__name__)
 
@@ -72,7 +72,7 @@ class ToolExecutor(Supervised):
 
     async def spans(self) -> Recorded:
         """What this actor did since the last call, for the timeline."""
-        return spans.take()
+        return tracing.take()
 
     async def release(self, session: str) -> None:
         """Forgets a session that is over."""

@@ -15,15 +15,15 @@ from rich.console import Console
 from rich.progress import track
 from rich.table import Table
 
-from actors.cluster import cluster
-from actors.model_server import free_port
-from arm_rl.bench import driver, learner, overlap, rollout, service, sessions, summary, sync, trl
-from arm_rl.bench import tools as bench_tools
-from arm_rl.bench.result import Result
+from actors.cluster.connection import cluster
+from actors.rollout.model_server import free_port
 from arm_rl.core.config import ToolsConfig
 from arm_rl.core.errors import UserError
-from arm_rl.judge_setup import JudgeSetup
-from arm_rl.service import ServiceLimits
+from arm_rl.experiments.bench import driver, learner, overlap, rollout, service, sessions, summary, sync, trl
+from arm_rl.experiments.bench import tools as bench_tools
+from arm_rl.experiments.bench.result import Result
+from arm_rl.export.judge_config import JudgeSetup
+from arm_rl.judge.service import ServiceLimits
 from jobs import serve
 from jobs.command_line import guarded
 

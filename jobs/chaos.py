@@ -7,8 +7,8 @@ from pathlib import Path
 
 from omegaconf import OmegaConf
 
-from arm_rl.chaos import KINDS, VICTIMS, chaos, write
 from arm_rl.core.errors import UserError
+from arm_rl.experiments.chaos import KINDS, VICTIMS, chaos, write
 from jobs.command_line import guarded
 
 HANGING = VICTIMS.keys() - {"tool_worker"}  # of which one hangs; a tool worker's call has a time limit of its own

@@ -10,16 +10,16 @@ from pathlib import Path
 from rich.console import Console
 from rich.panel import Panel
 
-from actors.model_server import SERVED_NAME, ModelServer
-from arm_rl.core.phrase import read_phrase
+from actors.rollout.model_server import SERVED_NAME, ModelServer
+from arm_rl.core.question_template import read_phrase
 from arm_rl.core.session import Completion, Memory, Policy, PolicyRequest, ToolResult, Tools
 from arm_rl.core.types import ToolCall
-from arm_rl.judge import Judge
-from arm_rl.server_policy import ServerPolicy
-from arm_rl.verdict import Verdict
+from arm_rl.judge.judge import Judge
+from arm_rl.judge.remote_policy import ServerPolicy
+from arm_rl.judge.verdict import Verdict
 from jobs.command_line import guarded
 from jobs.judge_options import add_judge_options, judge_setup
-from tools.local import LocalTools
+from tools.execution.local import LocalTools
 
 
 class Shown:

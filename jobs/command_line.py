@@ -12,13 +12,13 @@ from typing import TypeVar
 import transformers
 from ray.exceptions import ObjectStoreFullError, OutOfDiskError, RayError
 
-from actors.cluster import cluster
+from actors.cluster.connection import cluster
 from actors.supervision import cause_of, described
-from arm_rl import rows
 from arm_rl.core.config import SftConfig, TrainConfig
 from arm_rl.core.config_file import describe, load
 from arm_rl.core.errors import UserError
-from arm_rl.stopping import Stopped
+from arm_rl.data import parquet_rows
+from arm_rl.training.graceful_stop import Stopped
 
 ConfigT = TypeVar("ConfigT", TrainConfig, SftConfig)
 
@@ -69,7 +69,7 @@ def guarded(start: Callable[[], str], *, again: str = "") -> int:
     transformers.utils.logging.set_verbosity_error()
     transformers.utils.logging.disable_progress_bar()
     skipped = _Skipped()
-    logging.getLogger(rows.__name__).addHandler(skipped)
+    logging.getLogger(parquet_rows.__name__).addHandler(skipped)
     try:
         sys.stdout.write("; ".join([start(), *skipped.said]) + "\n")
     except Stopped as error:
@@ -91,7 +91,7 @@ def guarded(start: Callable[[], str], *, again: str = "") -> int:
         sys.stderr.write("; ".join(["interrupted", *([again] if again else [])]) + "\n")
         return INTERRUPTED
     finally:
-        logging.getLogger(rows.__name__).removeHandler(skipped)
+        logging.getLogger(parquet_rows.__name__).removeHandler(skipped)
     return 0
 
 

@@ -20,31 +20,31 @@ from pathlib import Path
 
 from rich.console import Console
 
-from actors.cluster import cluster
-from actors.model_server import ModelServer
+from actors.cluster.connection import cluster
+from actors.rollout.model_server import ModelServer
 from arm_rl.core import session
 from arm_rl.core.config import SftConfig, TrainConfig
 from arm_rl.core.config_file import load
 from arm_rl.core.template import Template
 from arm_rl.core.types import Message, Sample
-from arm_rl.data import read_samples
-from arm_rl.demonstrations import write_demonstrations
-from arm_rl.digits import dataset
-from arm_rl.digits.base import make_base
-from arm_rl.digits.demos import DIGITS, THREE_TRACKS, DemoSpec, Size, write_tool_file
-from arm_rl.digits.tables import is_shown, tables
-from arm_rl.evaluation import evaluate_model
-from arm_rl.grpo import train_grpo
-from arm_rl.metrics_log import read_lines
+from arm_rl.data.demonstrations import write_demonstrations
+from arm_rl.data.samples import read_samples
+from arm_rl.demo import dataset
+from arm_rl.demo.base import make_base
+from arm_rl.demo.demos import DIGITS, THREE_TRACKS, DemoSpec, Size, write_tool_file
+from arm_rl.demo.tables import is_shown, tables
+from arm_rl.judge.remote_policy import ServerPolicy
+from arm_rl.prepare.screening import screened_sessions
 from arm_rl.report import write_report
-from arm_rl.screening import screened_sessions
-from arm_rl.server_policy import ServerPolicy
-from arm_rl.sft import train_sft
+from arm_rl.run.metrics_log import read_lines
+from arm_rl.training.evaluation import evaluate_model
+from arm_rl.training.grpo import train_grpo
+from arm_rl.training.sft import train_sft
 from jobs.command_line import FROM_CHECKPOINT, guarded
 from jobs.prepare.difficulty import leave_out
 from rewards.judgment import is_correct
 from tools import load_tools
-from tools.local import LocalTools
+from tools.execution.local import LocalTools
 
 ROLLOUTS = 3  # of each sample, to tell how hard it is
 SILENT = ("data", "base_evaluation", "demonstrations", "judge")  # phases that show no progress themselves

@@ -15,18 +15,18 @@ from typing import Any
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 
-from actors.cluster import cluster
-from arm_rl.backends import Server, engine_backend, server_backend, server_template
-from arm_rl.benchmark_run import NO_TOOLS, TOOLS, Question, ask_all, finished, read_questions
+from actors.cluster.connection import cluster
 from arm_rl.benchmarks import BENCHMARKS
 from arm_rl.benchmarks.base import Judged
 from arm_rl.benchmarks.results import FILE, Key, read_results
+from arm_rl.benchmarks.runner import NO_TOOLS, TOOLS, Question, ask_all, finished, read_questions
 from arm_rl.benchmarks.summary import compare, summarize
 from arm_rl.benchmarks.tables import comparison_table, summary_tables
 from arm_rl.core.config import TrainConfig
 from arm_rl.core.config_file import load
-from arm_rl.evaluation import evaluate_model
-from arm_rl.inputs import read_template
+from arm_rl.judge.backends import Server, engine_backend, server_backend, server_template
+from arm_rl.training.evaluation import evaluate_model
+from arm_rl.training.inputs import read_template
 from jobs.command_line import guarded, run_job
 from jobs.server_options import CommandError, add_server_options, read_server
 

@@ -6,7 +6,7 @@ from pathlib import Path
 
 from arm_rl.core.config import ConfigError
 from arm_rl.core.config_file import load_saved
-from arm_rl.export import export_checkpoint
+from arm_rl.export.checkpoint_export import export_checkpoint
 from jobs.command_line import guarded
 
 

@@ -11,14 +11,14 @@ from pathlib import Path
 
 from rich.console import Console
 
-from actors.cluster import cluster
+from actors.cluster.connection import cluster
 from arm_rl.core.errors import UserError
-from arm_rl.findings import results
-from arm_rl.findings.designs import DESIGNS
-from arm_rl.findings.plot import plot
-from arm_rl.findings.runs import QUICK, Findings, Size
-from arm_rl.findings.setting import JudgedSplit
-from arm_rl.findings.tables import markdown
+from arm_rl.experiments.findings import results
+from arm_rl.experiments.findings.designs import DESIGNS
+from arm_rl.experiments.findings.plot import plot
+from arm_rl.experiments.findings.runs import QUICK, Findings, Size
+from arm_rl.experiments.findings.setting import JudgedSplit
+from arm_rl.experiments.findings.tables import markdown
 from jobs.command_line import guarded
 
 

@@ -3,7 +3,7 @@
 import argparse
 from pathlib import Path
 
-from arm_rl.judge_setup import FILE, JudgeSetup
+from arm_rl.export.judge_config import FILE, JudgeSetup
 
 
 def add_judge_options(parser: argparse.ArgumentParser) -> None:

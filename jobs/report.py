@@ -9,12 +9,12 @@ from pathlib import Path
 from rich.console import Console
 from rich.table import Table
 
-from arm_rl import checkpoint, timeline
 from arm_rl.core.errors import UserError
-from arm_rl.ledger import MEANINGS, Ledger
 from arm_rl.report import MAX_MB, server, tokens, write_report
 from arm_rl.report.times import of_runs, timelines
-from arm_rl.step_times import Row, StepTimes
+from arm_rl.run import checkpoint, timeline
+from arm_rl.run.step_times import Row, StepTimes
+from arm_rl.training.ledger import MEANINGS, Ledger
 from jobs.command_line import guarded
 
 

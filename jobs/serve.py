@@ -12,13 +12,13 @@ from typing import Any
 
 from ray import serve
 
-from actors.cluster import cluster
-from actors.model_server import ModelServer
+from actors.cluster.connection import cluster
+from actors.rollout.model_server import ModelServer
 from arm_rl.core.errors import UserError
-from arm_rl.judge import Judge
-from arm_rl.judge_setup import JudgeSetup
-from arm_rl.model_folder import check_files
-from arm_rl.service import ServiceLimits, build_app
+from arm_rl.export.judge_config import JudgeSetup
+from arm_rl.export.model_check import check_files
+from arm_rl.judge.judge import Judge
+from arm_rl.judge.service import ServiceLimits, build_app
 from jobs.command_line import guarded
 from jobs.judge_options import add_judge_options, judge_setup
 

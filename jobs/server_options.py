@@ -5,8 +5,8 @@ import os
 
 import httpx
 
-from arm_rl.backends import Server
 from arm_rl.core.errors import UserError
+from arm_rl.judge.backends import Server
 
 
 class CommandError(UserError):

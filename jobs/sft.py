@@ -3,7 +3,7 @@
 import sys
 
 from arm_rl.core.config import SftConfig
-from arm_rl.sft import train_sft
+from arm_rl.training.sft import train_sft
 from jobs.command_line import run_job
 
 

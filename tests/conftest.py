@@ -39,7 +39,7 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
 @pytest.fixture(scope="session")
 def judge_folder(tmp_path_factory) -> Path:
     """The demo's judge, untrained, as a Hugging Face folder."""
-    from arm_rl.digits import model  # brings torch and transformers, which most tests do without
+    from arm_rl.demo import model
 
     return model.build(tmp_path_factory.mktemp("judge"))
 
@@ -70,8 +70,8 @@ def shipped_place(monkeypatch, documents_index, tmp_path) -> Path:
 @pytest.fixture(scope="session")
 def documents_index(tmp_path_factory) -> Path:
     """An index of one document of two pages."""
-    from arm_rl.documents import build_index
-    from tests.page_files import write_pdf
+    from arm_rl.prepare.document_builder import build_index
+    from tests.support.page_files import write_pdf
 
     folder = tmp_path_factory.mktemp("documents")
     build_index([write_pdf(folder / "report.pdf", [["The first page."], ["The second page."]])], folder / "index", ocr="never")

@@ -21,20 +21,20 @@ MAY_IMPORT = {
 
 # Where a library may be imported: files, or folders with all in them.
 HOMES = {
-    "vllm": ("actors/engine.py", "actors/vllm_worker.py", "actors/direct_transfer.py"),
-    "deepspeed": ("actors/learner.py", "actors/learner_state.py", "actors/whole_weights.py"),
-    "peft": ("actors/lora.py",),
+    "vllm": ("actors/rollout/engine.py", "actors/rollout/vllm_worker.py", "actors/weights/direct.py"),
+    "deepspeed": ("actors/learner/rank.py", "actors/learner/state.py", "actors/weights/gather.py"),
+    "peft": ("actors/weights/lora.py",),
     "ray": (
         "actors/",
         "arm_rl/bench/",
-        "arm_rl/archive.py",
-        "arm_rl/driver.py",
-        "arm_rl/groups.py",
-        "arm_rl/sft.py",
+        "actors/archive.py",
+        "arm_rl/training/driver.py",
+        "arm_rl/training/groups.py",
+        "arm_rl/training/sft.py",
         "jobs/",
     ),  # the drivers and what they share
-    "wandb": ("arm_rl/wandb_page.py",),
-    "tensorboard": ("arm_rl/tensorboard_log.py",),
+    "wandb": ("arm_rl/run/wandb_log.py",),
+    "tensorboard": ("arm_rl/run/tensorboard_log.py",),
 }
 
 
@@ -104,15 +104,15 @@ def test_all_layers_were_read():
         ("arm_rl/core/session.py", "import ray"),
         ("arm_rl/core/loss.py", "def f():\n    from vllm import LLM"),
         ("arm_rl/core/batching.py", "from arm_rl import driver"),
-        ("arm_rl/core/batching.py", "import arm_rl.driver as d"),
-        ("arm_rl/core/batching.py", "import importlib\nimportlib.import_module('actors.learner')"),
+        ("arm_rl/core/batching.py", "import arm_rl.training.driver as d"),
+        ("arm_rl/core/batching.py", "import importlib\nimportlib.import_module('actors.learner.rank')"),
         ("rewards/stage1.py", "from tools.base import Tool"),
         ("rewards/stage1.py", "import ray.util"),
         ("tools/ocr.py", "from actors import tool_executor"),
-        ("actors/rollout.py", "from vllm.v1.engine import async_llm"),
-        ("actors/rollout.py", "from arm_rl.data import Cursor"),
-        ("actors/engine.py", "import deepspeed"),
-        ("arm_rl/driver.py", "from jobs import train"),
+        ("actors/rollout/actor.py", "from vllm.v1.engine import async_llm"),
+        ("actors/rollout/actor.py", "from arm_rl.data.samples import Cursor"),
+        ("actors/rollout/engine.py", "import deepspeed"),
+        ("arm_rl/training/driver.py", "from jobs import train"),
         ("arm_rl/report.py", "import ray"),
         ("jobs/train.py", "import wandb"),
     ],
@@ -125,9 +125,9 @@ def test_a_violation_is_found(path, source):
     ("path", "source"),
     [
         ("jobs/train.py", "import ray\nfrom arm_rl import driver\nfrom arm_rl.core.config_file import load"),
-        ("arm_rl/driver.py", "import ray\nfrom actors.learner import Learner"),
+        ("arm_rl/training/driver.py", "import ray\nfrom actors.learner.rank import Learner"),
         ("arm_rl/core/session.py", "import array\nfrom arm_rl.core.types import Sample"),
-        ("actors/vllm_worker.py", "from vllm import distributed"),
+        ("actors/rollout/vllm_worker.py", "from vllm import distributed"),
     ],
 )
 def test_what_is_allowed_is_not_found(path, source):

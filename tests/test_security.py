@@ -11,25 +11,24 @@ from pathlib import Path
 import pytest
 import ray
 
-from actors import model_server
-from actors.cluster import cluster
-from actors.model_server import ModelServer, ServerFailed
+from actors.cluster.connection import cluster
+from actors.rollout import model_server
+from actors.rollout.model_server import ModelServer, ServerFailed
 from actors.scorer import score
-from arm_rl import trajectory_log
-from arm_rl.core import session
+from arm_rl.core import session, trajectory_file
 from arm_rl.core.config import RewardConfig, SessionConfig, TrainConfig
 from arm_rl.core.config_file import load
 from arm_rl.core.errors import UserError
 from arm_rl.core.parsing import TOOL_FORMATS
-from arm_rl.metrics import rollout_metrics
-from arm_rl.metrics_log import MetricsLog
 from arm_rl.report import write_report
-from arm_rl.run_folder import open_run
-from tests.page_files import NOWHERE
-from tests.scripted import ANSWER, Scripted, make_sample, raw_call
+from arm_rl.run.folder import open_run
+from arm_rl.run.metrics import rollout_metrics
+from arm_rl.run.metrics_log import MetricsLog
+from tests.support.page_files import NOWHERE
+from tests.support.scripted import ANSWER, Scripted, make_sample, raw_call
 from tools import load_tools
-from tools.documents import DocumentByIndexTool
-from tools.local import LocalTools
+from tools.documents.retrieval import DocumentByIndexTool
+from tools.execution.local import LocalTools
 
 ROOT = Path(__file__).parent.parent
 SOURCES = ("arm_rl", "actors", "rewards", "tools", "jobs")
@@ -51,9 +50,9 @@ RUNS_CODE = {
     "os.popen",
 }
 KNOWN = {
-    ("tools/sandbox_guest.py", "eval"),  # inside the sandbox, which is what it is for
-    ("tools/sandbox_guest.py", "exec"),
-    ("actors/learner.py", "torch.load"),  # random states of a checkpoint of ours
+    ("tools/python/sandbox_guest.py", "eval"),  # inside the sandbox, which is what it is for
+    ("tools/python/sandbox_guest.py", "exec"),
+    ("actors/learner/rank.py", "torch.load"),  # random states of a checkpoint of ours
 }
 
 
@@ -149,7 +148,7 @@ def test_a_key_of_the_environment_turns_up_in_no_file_and_no_log(tmp_path, templ
     scored = [score(finished.trajectory, sample, RewardConfig(), TOOL_FORMATS["hermes"])]
     with MetricsLog(folder, config.metrics, config, 1, stage="s") as log:
         trajectories = folder / "trajectories" / "s-000001.parquet"
-        trajectory_log.write(trajectories, scored, {sample.id: sample}, finished.images, stage="s", step=1)
+        trajectory_file.write(trajectories, scored, {sample.id: sample}, finished.images, stage="s", step=1)
         log.trajectories(trajectories)
         log.log(1, rollout_metrics(scored))
     write_report(folder)

@@ -7,7 +7,7 @@ A new tool is one file and one line in `TOOLS`. A tool file lists entries of
     tool_schema: OpenAI's function schema, where another name or description is wanted
     execution: where, how many at a time and for how long its calls run; fields of `tools.base.Execution`
 
-or of `mcp`, an MCP server whose tools are offered (`tools/mcp_server.py`).
+or of `mcp`, an MCP server whose tools are offered (`tools/adapters/mcp.py`).
 """
 
 import copy
@@ -26,16 +26,16 @@ from omegaconf import OmegaConf
 from pydantic import TypeAdapter, ValidationError
 
 from arm_rl.core.errors import UserError
+from tools.adapters.mcp import mcp_tools
+from tools.adapters.verl import is_verl_class, verl_tool
 from tools.base import Execution, Tool, refers_elsewhere
-from tools.documents import DocumentByIndexTool, DocumentByQueryTool
+from tools.documents.retrieval import DocumentByIndexTool, DocumentByQueryTool
 from tools.formula import ExtractFormulaTool
 from tools.image_zoom import ImageZoomTool
-from tools.mcp_server import mcp_tools
 from tools.ocr import ExtractTextTool
-from tools.python_executor import PythonExecutorTool
-from tools.text_checks import CHECKS, CheckTool
-from tools.verl_tool import is_verl_class, verl_tool
-from tools.web_search import WebSearchTool
+from tools.python.executor import PythonExecutorTool
+from tools.text.checks import CHECKS, CheckTool
+from tools.web.search import WebSearchTool
 
 TOOLS: dict[str, Callable[..., Tool]] = {
     "image_zoom_in_tool": ImageZoomTool,

@@ -14,7 +14,7 @@ from typing import Any, Literal
 from arm_rl.benchmarks.files import ImageStore
 from arm_rl.core.seeding import derive
 from arm_rl.core.types import Sample
-from tools.text_checks import CHECKS
+from tools.text.checks import CHECKS
 
 Kind = Literal["choice", "truth", "letter", "rating"]
 

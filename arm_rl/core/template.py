@@ -14,8 +14,8 @@ from arm_rl.core.config import ModelConfig, TemplateConfig
 from arm_rl.core.errors import UserError
 from arm_rl.core.images import Image
 from arm_rl.core.parsing import TOOL_FORMATS, ToolFormat
+from arm_rl.core.resize import ViewSize
 from arm_rl.core.types import ImagePart, Message, Sample
-from arm_rl.core.view import ViewSize
 
 _VISION_IDS = ("image_token_id", "video_token_id", "vision_start_token_id", "vision_end_token_id")  # in config.json
 _TURN_MARK = "ASSISTANT_TURN"  # stands for the policy's own tokens while what follows them is rendered

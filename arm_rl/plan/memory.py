@@ -12,8 +12,8 @@ from arm_rl.core.config import LearnerConfig, RolloutConfig
 from arm_rl.plan.hardware import GIB, Gpu
 from arm_rl.plan.shapes import Blocks, ModelShape
 
-MAX_LOGITS = 1 << 27  # logits that actors/policy_model.py holds at a time
-_BUCKET = 500_000_000  # elements of DeepSpeed's buckets (actors/learner_settings.py)
+MAX_LOGITS = 1 << 27  # logits that actors/learner/policy_model.py holds at a time
+_BUCKET = 500_000_000  # elements of DeepSpeed's buckets (actors/learner/settings.py)
 _PREFETCH = 50_000_000  # elements that ZeRO-3 gathers ahead
 _LIVE = 1_000_000_000  # elements that ZeRO-3 keeps gathered (stage3_max_live_parameters)
 _CONTEXT = int(1.5 * GIB)  # of a process on a GPU: CUDA, cuBLAS, NCCL. An assumption

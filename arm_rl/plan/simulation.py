@@ -20,17 +20,17 @@ from typing import Any, Protocol
 
 from rich.console import Console
 
-from actors.learner_group import LearnerGroup
-from actors.rollout_group import RolloutGroup
+from actors.learner.ranks import LearnerGroup
+from actors.rollout.pool import RolloutGroup
 from actors.scorer import Score
-from actors.weight_sync import Published, WeightFile
+from actors.weights.files import Published, WeightFile
 from arm_rl.core.config import MetricsConfig, TrainConfig
 from arm_rl.core.types import Batch, ImageInfo, Message, Sample, Trajectory, Turn
-from arm_rl.data import Cursor
-from arm_rl.driver import Driver
-from arm_rl.groups import Group, GroupRunner
-from arm_rl.metrics_log import MetricsLog
+from arm_rl.data.samples import Cursor
 from arm_rl.plan import clock
+from arm_rl.run.metrics_log import MetricsLog
+from arm_rl.training.driver import Driver
+from arm_rl.training.groups import Group, GroupRunner
 
 PAD = -1  # stands for an image token of a simulated trajectory
 _SAMPLES = 4096  # of the simulated data

@@ -8,7 +8,7 @@ from typing import Any
 
 from tokenizers import Tokenizer
 
-from arm_rl import trajectory_log
+from arm_rl.core import trajectory_file
 from arm_rl.core.advantage import group_advantages
 from arm_rl.report import tokens, trajectories
 from arm_rl.report.index import Index, LogFile
@@ -31,7 +31,7 @@ class Contents:
         """
         advantages = self._advantages(file, rows)
         contents = []
-        for (scored, sample), advantage in zip(trajectory_log.read_rows(file.path, rows), advantages, strict=True):
+        for (scored, sample), advantage in zip(trajectory_file.read_rows(file.path, rows), advantages, strict=True):
             trajectory = scored.trajectory
             contents.append(
                 {
@@ -46,7 +46,7 @@ class Contents:
 
     def pictures(self, file: LogFile, keys: Sequence[str]) -> dict[str, dict[str, Any]]:
         """Images that were kept, by key: `uri` for the page, and their own `width` and `height`."""
-        images = trajectory_log.read_images(file.path, keys)
+        images = trajectory_file.read_images(file.path, keys)
         seen = {key: picture(image) for key, image in images.items()}
         return {key: {"uri": one.uri, "width": one.width, "height": one.height} for key, one in seen.items()}
 

@@ -14,7 +14,7 @@ from typing import Any
 
 import pyarrow as pa
 
-from arm_rl import trajectory_log
+from arm_rl.core import trajectory_file
 from arm_rl.core.errors import UserError
 from arm_rl.report.embedding import dump
 from arm_rl.report.run_data import EVALUATION, files_of
@@ -142,11 +142,11 @@ class Index:
             raise UserError(f"{path}: not a file of trajectories: {error}; without it, the report is made of the others") from error
 
     def _read(self, path: Path) -> LogFile:
-        stage, step = trajectory_log.stage_and_step(path)
+        stage, step = trajectory_file.stage_and_step(path)
         columns = {name: array("i") for name in COLUMNS}
         rewards, groups = array("d"), Names()
         seconds: Counter[tuple[str, str]] = Counter()
-        for row in trajectory_log.read_light(path):
+        for row in trajectory_file.read_light(path):
             events = [event for turn in row["turns"] for event in turn["tool_events"]]
             calls = tuple((_tool_name(event["call"]), event["status"]) for event in events)
             for call, event in zip(calls, events, strict=True):

@@ -9,7 +9,7 @@ from typing import Any
 from omegaconf import DictConfig, OmegaConf
 
 from arm_rl.core.errors import UserError
-from arm_rl.metrics_log import read_lines
+from arm_rl.run.metrics_log import read_lines
 
 EVALUATION = "-evaluation"  # ends the stage's name in the trajectories of an evaluation
 

@@ -13,7 +13,7 @@ from urllib.parse import parse_qsl, urlsplit
 
 from tokenizers import Tokenizer
 
-from arm_rl import trajectory_log
+from arm_rl.core import trajectory_file
 from arm_rl.report import page, run_data, selection, tokens
 from arm_rl.report.contents import Contents
 from arm_rl.report.index import Index, LogFile
@@ -63,7 +63,7 @@ class Report:
         """Names of all trajectories in which a `text` stands, in whatever case."""
         text = dict(query)["text"]
         files = list(self._index.files)
-        return json.dumps([selection.row_name(file, row) for file in files for row in trajectory_log.find_text(file.path, text)])
+        return json.dumps([selection.row_name(file, row) for file in files for row in trajectory_file.find_text(file.path, text)])
 
     def _file(self, name: str) -> LogFile:
         found = self._index.file(name)

@@ -4,8 +4,8 @@ import contextlib
 from html import escape
 from pathlib import Path
 
-from arm_rl import timeline
-from arm_rl.step_times import Row, StepTimes, step_times
+from arm_rl.run import timeline
+from arm_rl.run.step_times import Row, StepTimes, step_times
 
 
 def timelines(folder: Path) -> list[Path]:

@@ -8,14 +8,14 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-from actors.cluster import cluster
-from arm_rl.audit.checks import Finding, check
-from arm_rl.audit.contents import Contents, read
+from actors.cluster.connection import cluster
 from arm_rl.core.config import ModelConfig, TemplateConfig
 from arm_rl.core.errors import UserError
 from arm_rl.core.template import Template
-from arm_rl.formats import FORMATS
-from arm_rl.rows import files_of
+from arm_rl.data.parquet_rows import files_of
+from arm_rl.prepare.audit.checks import Finding, check
+from arm_rl.prepare.audit.contents import Contents, read
+from arm_rl.prepare.formats import FORMATS
 from jobs.prepare.commands import Commands, progress
 from tools import load_tools
 

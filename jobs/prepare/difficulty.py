@@ -8,17 +8,17 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any, get_args
 
-from actors.cluster import cluster
-from actors.reservation import reserved
+from actors.cluster.connection import cluster
+from actors.cluster.reservation import reserved
 from arm_rl.core.config import TrainConfig
 from arm_rl.core.config_file import load
 from arm_rl.core.template import Template
 from arm_rl.core.types import Sample
-from arm_rl.difficulty import Judged, NeverRight, judge_all, judged_before, report, write_kept
-from arm_rl.groups import group_runner
-from arm_rl.inputs import read_inputs
-from arm_rl.json_lines import JsonLines
-from arm_rl.run_folder import open_run
+from arm_rl.prepare.difficulty import Judged, NeverRight, judge_all, judged_before, report, write_kept
+from arm_rl.prepare.resumable_jsonl import JsonLines
+from arm_rl.run.folder import open_run
+from arm_rl.training.groups import group_runner
+from arm_rl.training.inputs import read_inputs
 from jobs.prepare.commands import Commands, progress
 
 JUDGED, REPORT = "difficulty.jsonl", "report.json"

@@ -8,7 +8,7 @@ from typing import get_args
 from rich.progress import BarColumn, MofNCompleteColumn, TaskID, TextColumn, TimeRemainingColumn
 from rich.progress import Progress as Bar
 
-from arm_rl.documents import BuildSummary, OcrMode, Progress, build_index
+from arm_rl.prepare.document_builder import BuildSummary, OcrMode, Progress, build_index
 from jobs.prepare.commands import Commands
 
 

@@ -3,10 +3,10 @@
 import argparse
 from pathlib import Path
 
-from arm_rl.conversion import convert as convert_file
-from arm_rl.formats import EMBEDDED, FORMATS, format_of
-from arm_rl.image_store import ImageSource, Limits
-from arm_rl.rows import BrokenRows
+from arm_rl.data.image_store import ImageSource, Limits
+from arm_rl.data.parquet_rows import BrokenRows
+from arm_rl.prepare.conversion import convert as convert_file
+from arm_rl.prepare.formats import EMBEDDED, FORMATS, format_of
 from jobs.prepare.commands import Commands, progress
 from tools import load_tools
 

@@ -7,16 +7,16 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from arm_rl.backends import Server
-from arm_rl.chat_server import ChatServer
 from arm_rl.core.config_file import describe, load
-from arm_rl.core.phrase import read_phrase
-from arm_rl.json_lines import JsonLines
-from arm_rl.pairs.build import read_all, report, write_files
-from arm_rl.pairs.config import PairsConfig
-from arm_rl.pairs.replies import Replies
-from arm_rl.pairs.writer import FlawWriter, Outcome
-from arm_rl.questions import Question
+from arm_rl.core.question_template import read_phrase
+from arm_rl.judge.backends import Server
+from arm_rl.judge.chat_client import ChatServer
+from arm_rl.prepare.pairs.build import read_all, report, write_files
+from arm_rl.prepare.pairs.config import PairsConfig
+from arm_rl.prepare.pairs.replies import Replies
+from arm_rl.prepare.pairs.writer import FlawWriter, Outcome
+from arm_rl.prepare.questions import Question
+from arm_rl.prepare.resumable_jsonl import JsonLines
 from jobs.prepare.commands import Commands, progress
 from jobs.server_options import add_server_options, read_server
 

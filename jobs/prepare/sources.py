@@ -6,13 +6,13 @@ from collections import Counter
 from collections.abc import Iterator
 from pathlib import Path
 
-from arm_rl.digits import dataset
-from arm_rl.digits.demos import DIGITS, THREE_TRACKS, write_tool_file
-from arm_rl.image_store import ImageFolder
-from arm_rl.questions import Question, write_questions
-from arm_rl.rows import DataError
-from arm_rl.sources import SOURCES
-from arm_rl.sources.skipped import Skipped
+from arm_rl.data.image_store import ImageFolder
+from arm_rl.data.parquet_rows import DataError
+from arm_rl.demo import dataset
+from arm_rl.demo.demos import DIGITS, THREE_TRACKS, write_tool_file
+from arm_rl.prepare.questions import Question, write_questions
+from arm_rl.prepare.sources import SOURCES
+from arm_rl.prepare.sources.skipped import Skipped
 from jobs.prepare.commands import Commands, progress
 
 

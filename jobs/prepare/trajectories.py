@@ -9,18 +9,18 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from actors.cluster import cluster
-from arm_rl.backends import Server, engine_backend, server_backend, server_template
-from arm_rl.cold_start import best, demonstrations, recorded, report, run_sessions, sessions_of
+from actors.cluster.connection import cluster
 from arm_rl.core.config import TrainConfig
 from arm_rl.core.config_file import load
 from arm_rl.core.parsing import TOOL_FORMATS
 from arm_rl.core.template import Template
 from arm_rl.core.types import Sample
-from arm_rl.data import read_samples
-from arm_rl.demonstrations import write_demonstrations
-from arm_rl.inputs import read_template
-from arm_rl.run_folder import open_run
+from arm_rl.data.demonstrations import write_demonstrations
+from arm_rl.data.samples import read_samples
+from arm_rl.judge.backends import Server, engine_backend, server_backend, server_template
+from arm_rl.prepare.teacher_sessions import best, demonstrations, recorded, report, run_sessions, sessions_of
+from arm_rl.run.folder import open_run
+from arm_rl.training.inputs import read_template
 from jobs.prepare.commands import Commands, progress
 from jobs.server_options import CommandError, add_server_options, read_server
 

@@ -7,8 +7,8 @@ from actors.scorer import Scorer
 from arm_rl.core.config import RewardConfig
 from arm_rl.core.parsing import TOOL_FORMATS
 from rewards.outcome import Outcome
-from tests.trajectories import make_sample, make_turn, zoom_event
-from tests.trajectories import make_scored as scored
+from tests.support.trajectories import make_sample, make_turn, zoom_event
+from tests.support.trajectories import make_scored as scored
 
 RIGHT = "<think>It is a 4.</think><answer>Overall Judgment: Answer 1 is better.</answer>"
 CALL = '<think>hm</think><tool_call>{"name": "image_zoom_in_tool", "arguments": {}}</tool_call>'

@@ -9,9 +9,9 @@ import ray
 from ray.exceptions import RayActorError
 
 from actors import supervision
-from actors.cluster import cluster
+from actors.cluster.connection import cluster
 from actors.supervision import RETRIES, Deaths, cause_of, described, run_again, watch
-from tests.dying_actors import Victim
+from tests.support.dying_actors import Victim
 
 pytestmark = pytest.mark.ray
 

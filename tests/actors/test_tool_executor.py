@@ -8,15 +8,15 @@ import ray
 import yaml
 from ray.exceptions import RayActorError
 
-from actors.cluster import cluster
+from actors.cluster.connection import cluster
 from actors.tool_executor import ToolExecutor, ToolPool
 from arm_rl.core import session
 from arm_rl.core.config import SessionConfig, ToolsConfig
 from arm_rl.core.images import Image
 from arm_rl.core.session import Memory
 from arm_rl.core.types import ToolCall
-from tests.scripted import ANSWER, ZOOM, Scripted, make_sample, noise
-from tests.scripted import call as call_turn
+from tests.support.scripted import ANSWER, ZOOM, Scripted, make_sample, noise
+from tests.support.scripted import call as call_turn
 
 pytestmark = pytest.mark.ray
 
@@ -34,7 +34,9 @@ def tool_file(tmp_path_factory):
     """The zoom, and every odd tool."""
     path = tmp_path_factory.mktemp("tools") / "odd.yaml"
     odd = ("Count", "Slow", "Raising", "Crashing", "Reckless", "Mirror", "Inline", "Keeping", "KeepingApart")
-    path.write_text(yaml.safe_dump({"tools": [{"class_name": ZOOM}, *({"class_name": f"tests.odd_tools.{name}Tool"} for name in odd)]}))
+    path.write_text(
+        yaml.safe_dump({"tools": [{"class_name": ZOOM}, *({"class_name": f"tests.support.odd_tools.{name}Tool"} for name in odd)]})
+    )
     return str(path)
 
 

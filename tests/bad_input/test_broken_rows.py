@@ -1,4 +1,4 @@
-"""Parquet files with broken rows, beside tests/test_data.py: each is named, or left out and counted; and images that cannot be judged."""
+"""Parquet files with broken rows: each row is named, or skipped and counted; and images that cannot be judged."""
 
 import io
 import json
@@ -16,11 +16,11 @@ from arm_rl.core import images
 from arm_rl.core.config import DataConfig
 from arm_rl.core.images import Image, ImageError
 from arm_rl.core.types import ImageRef
-from arm_rl.data import read_samples
-from arm_rl.demonstrations import read_demonstrations
-from arm_rl.rows import DataError
+from arm_rl.data.demonstrations import read_demonstrations
+from arm_rl.data.parquet_rows import DataError
+from arm_rl.data.samples import read_samples
 from jobs.command_line import guarded
-from tests.scripted import ANSWER, noise
+from tests.support.scripted import ANSWER, noise
 
 GOOD = Image.from_pil(noise(16, 16)).data
 STRUCT = pa.struct([("bytes", pa.binary()), ("path", pa.string())])

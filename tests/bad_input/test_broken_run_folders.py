@@ -5,8 +5,8 @@ import sys
 import pytest
 
 from jobs import export, prepare_data, report, serve
-from tests.page_files import write_folder
-from tests.scripted import noise
+from tests.support.page_files import write_folder
+from tests.support.scripted import noise
 
 LINE = '{"step": 1, "stage": "s", "reward/mean": 0.5}\n'
 

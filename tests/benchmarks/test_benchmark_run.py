@@ -5,11 +5,11 @@ import json
 
 import pytest
 
-from arm_rl import trajectory_log
-from arm_rl.backends import Asked
-from arm_rl.benchmark_run import NO_TOOLS, TOOLS, EvaluationStopped, ask_all, finished, read_questions
 from arm_rl.benchmarks.results import FILE, ResultsError, read_results
+from arm_rl.benchmarks.runner import NO_TOOLS, TOOLS, EvaluationStopped, ask_all, finished, read_questions
+from arm_rl.core import trajectory_file
 from arm_rl.core.types import Trajectory, Turn
+from arm_rl.judge.backends import Asked
 from tests.benchmarks import published
 
 
@@ -42,8 +42,8 @@ class Backend:
 
     async def record(self, stage, step, asked):
         samples = {one.sample.id: one.sample for one, _ in asked}
-        path = self._folder / "trajectories" / trajectory_log.file_name(stage, step)
-        trajectory_log.write(path, [scored for _, scored in asked], samples, {}, stage=stage, step=step)
+        path = self._folder / "trajectories" / trajectory_file.file_name(stage, step)
+        trajectory_file.write(path, [scored for _, scored in asked], samples, {}, stage=stage, step=step)
 
 
 def letter_a(sample):
@@ -71,7 +71,7 @@ def test_all_are_asked_once_both_ways_and_recorded(tmp_path, questions):
     assert [one.correct for one in judged.values()] == [True, False] * 6
     assert sorted(backend.asked) == sorted((question.item.sample.id, tools) for question in both[:6] for tools in (True, False))
     assert backend.most == 3
-    log = trajectory_log.read(tmp_path / "run/trajectories/vstar-no-tools-evaluation-000000.parquet")
+    log = trajectory_file.read(tmp_path / "run/trajectories/vstar-no-tools-evaluation-000000.parquet")
     assert sorted(one.correct for one in log.scored) == [False] * 3 + [True] * 3
     again = Backend(letter_a, tmp_path / "run")
     assert ask(again, both, tmp_path / "run") == judged

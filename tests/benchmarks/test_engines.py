@@ -4,7 +4,7 @@ import json
 
 import pytest
 
-from arm_rl import trajectory_log
+from arm_rl.core import trajectory_file
 from jobs import evaluate
 from tests.benchmarks import published
 
@@ -28,7 +28,9 @@ def test_own_engines(judge_folder, tmp_path, capsys):
     out = capsys.readouterr().out
     found = json.loads((tmp_path / "run/summary.json").read_text())["vstar"]
     assert {way: (one["num_items"], one["missing"]) for way, one in found.items()} == {"tools": (4, 0), "no tools": (4, 0)}
-    logs = {way: trajectory_log.read(tmp_path / f"run/trajectories/vstar-{way}-evaluation-000000.parquet") for way in ("tools", "no-tools")}
+    logs = {
+        way: trajectory_file.read(tmp_path / f"run/trajectories/vstar-{way}-evaluation-000000.parquet") for way in ("tools", "no-tools")
+    }
     for log in logs.values():
         assert len(log.scored) == 4
         assert all(one.trajectory.num_sampled_tokens for one in log.scored)

@@ -7,7 +7,7 @@ import shutil
 
 import pytest
 
-from arm_rl import trajectory_log
+from arm_rl.core import trajectory_file
 from jobs import evaluate
 from tests.benchmarks import published
 from tests.benchmarks.fake_server import FakeServer, text_of
@@ -73,7 +73,7 @@ def test_benchmarks_both_ways_in_both_orders(run, server, tmp_path):
     assert "p (McNemar)" in out
     num_sessions = 2 * (4 + 6)
     assert len(server.bodies) == num_sessions + num_sessions // 2, "one turn more where there is a call"
-    log = trajectory_log.read(tmp_path / "run/trajectories/vstar-tools-evaluation-000000.parquet")
+    log = trajectory_file.read(tmp_path / "run/trajectories/vstar-tools-evaluation-000000.parquet")
     assert all(len(one.trajectory.turns) == 2 and one.trajectory.tool_events[0].status == "ok" for one in log.scored)
     assert sum(one.correct for one in log.scored) == 1
 

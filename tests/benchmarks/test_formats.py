@@ -9,7 +9,7 @@ from arm_rl.benchmarks.base import Reading
 from arm_rl.benchmarks.files import BenchmarkError, ImageStore
 from arm_rl.core import images
 from tests.benchmarks import published
-from tools.text_checks import CHECKS
+from tools.text.checks import CHECKS
 
 ZOOM, PAGES = "image_zoom_in_tool", "doc_page_retrieval_by_query"
 ALL_TOOLS = (ZOOM, PAGES, *CHECKS, "python_code_executor")

@@ -5,11 +5,11 @@ from typing import Any
 
 import pytest
 
-from arm_rl import trajectory_log
-from arm_rl.backends import Server, server_backend, server_template
+from arm_rl.benchmarks.vlmevalkit import FAILED, AgentModel, MessageError, server_model
+from arm_rl.core import trajectory_file
 from arm_rl.core.config import ConfigError, TrainConfig
 from arm_rl.core.config_file import load
-from arm_rl.vlmevalkit import FAILED, AgentModel, MessageError, server_model
+from arm_rl.judge.backends import Server, server_backend, server_template
 from tests.benchmarks import published
 from tests.benchmarks.fake_server import FakeServer, text_of
 from tests.benchmarks.test_evaluate_job import first_option
@@ -51,7 +51,7 @@ def test_text_out_and_the_session_kept(model, server, message, tmp_path):
     assert [part["type"] for part in server.bodies[0]["messages"][1]["content"]] == ["image_url", "text"]
     assert server.bodies[0]["messages"][0]["content"][0]["text"].startswith("You answer questions")
     model.close()
-    log = trajectory_log.read(tmp_path / "kit/trajectories/MMBench-000000.parquet")
+    log = trajectory_file.read(tmp_path / "kit/trajectories/MMBench-000000.parquet")
     (one,) = log.scored
     assert [event.status for event in one.trajectory.tool_events] == ["ok"]
     assert len(log.images) == 2, "the image, and what the zoom showed"
@@ -77,7 +77,7 @@ def test_many_threads_ask_at_a_time(model, message, tmp_path):
         answers = list(pool.map(lambda number: model.generate(message=message, dataset="VStar"), range(70)))
     assert answers == ["A"] * 70
     model.close()
-    logs = [trajectory_log.read(path) for path in sorted((tmp_path / "kit/trajectories").glob("VStar-*.parquet"))]
+    logs = [trajectory_file.read(path) for path in sorted((tmp_path / "kit/trajectories").glob("VStar-*.parquet"))]
     assert [len(log.scored) for log in logs] == [32, 32, 6]
     assert len({one.trajectory.sample_id for log in logs for one in log.scored}) == 70
 

@@ -12,9 +12,9 @@ from PIL import Image as PILImage
 from transformers import Qwen2VLImageProcessor
 
 from arm_rl.core.images import Image, ImageError, load, read_entry
+from arm_rl.core.resize import ViewSize
 from arm_rl.core.types import ImageRef
-from arm_rl.core.view import ViewSize
-from tests.scripted import noise
+from tests.support.scripted import noise
 
 ORIENTATIONS = range(1, 9)
 IMAGES = pa.list_(pa.struct([("bytes", pa.binary()), ("path", pa.string())]))

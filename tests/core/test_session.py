@@ -14,10 +14,10 @@ from arm_rl.core.config import SessionConfig
 from arm_rl.core.images import Image, ImageError
 from arm_rl.core.session import Completion, Memory, ToolResult
 from arm_rl.core.types import ImagePart, ImageRef
-from tests.scripted import ANSWER, ZOOM, FunctionTools, Scripted, call, completion, make_sample, noise, raw_call
+from tests.support.scripted import ANSWER, ZOOM, FunctionTools, Scripted, call, completion, make_sample, noise, raw_call
 from tools import load_tools
+from tools.execution.local import LocalTools
 from tools.image_zoom import ImageZoomTool
-from tools.local import LocalTools
 
 LIMITS = SessionConfig(max_turns=4, max_prompt_tokens=200, max_response_tokens=400, last_turn_notice="Answer now.")
 

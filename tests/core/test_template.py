@@ -15,7 +15,7 @@ from arm_rl.core.images import Image
 from arm_rl.core.parsing import TOOL_FORMATS
 from arm_rl.core.template import Template, TemplateError
 from arm_rl.core.types import ImagePart, Message, Sample
-from tests.scripted import ANSWER, ZOOM, call, noise
+from tests.support.scripted import ANSWER, ZOOM, call, noise
 
 PROMPT = "configs/prompts/digits.txt"
 SIZES = [(256, 256), (64, 64), (17, 300), (300, 17), (1, 1), (641, 480), (28, 29), (1999, 10)]

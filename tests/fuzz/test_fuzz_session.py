@@ -10,21 +10,20 @@ import pytest
 from hypothesis import given, settings, strategies
 
 from actors.scorer import score
-from arm_rl import trajectory_log
-from arm_rl.core import session
+from arm_rl.core import session, trajectory_file
 from arm_rl.core.config import RewardConfig, SessionConfig
 from arm_rl.core.images import Image
 from arm_rl.core.parsing import TOOL_FORMATS
 from arm_rl.core.session import Completion, Start, ToolResult
-from arm_rl.core.training import training_sample
+from arm_rl.core.training_sample import training_sample
 from arm_rl.core.types import Message
-from arm_rl.metrics import evaluation_metrics, rollout_metrics
-from arm_rl.metrics_log import _NAME
 from arm_rl.report import trajectories
 from arm_rl.report.index import Index
+from arm_rl.run.metrics import evaluation_metrics, rollout_metrics
+from arm_rl.run.metrics_log import _NAME
 from rewards import REWARDS
 from tests.fuzz.writing import NAMES, TEXTS, TOOL_TURNS, TURNS
-from tests.scripted import ZOOM, make_sample, noise
+from tests.support.scripted import ZOOM, make_sample, noise
 from tools import load_tools
 from tools.base import ToolContext
 
@@ -192,10 +191,10 @@ def test_it_is_measured_logged_and_shown(play, sample, tmp_path_factory, turns, 
         assert _NAME.fullmatch(name)
         assert math.isfinite(value)
     run = tmp_path_factory.getbasetemp() / "fuzz"
-    path = run / "trajectories" / trajectory_log.file_name("fuzz", 1)
+    path = run / "trajectories" / trajectory_file.file_name("fuzz", 1)
     path.parent.mkdir(parents=True, exist_ok=True)
-    trajectory_log.write(path, scored, samples, finished.images, stage="fuzz", step=1)
-    log = trajectory_log.read(path)
+    trajectory_file.write(path, scored, samples, finished.images, stage="fuzz", step=1)
+    log = trajectory_file.read(path)
     assert repr(log.scored[0].trajectory) == repr(finished.trajectory), "NaN in arguments equals itself only as text"
     index = Index(folder=run)
     index.refresh(["fuzz"])

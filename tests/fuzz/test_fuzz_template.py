@@ -8,7 +8,7 @@ from hypothesis import given
 from arm_rl.core.images import Image
 from arm_rl.core.types import ImagePart, Message, Sample
 from tests.fuzz.writing import TEXTS, TURNS
-from tests.scripted import ZOOM, noise
+from tests.support.scripted import ZOOM, noise
 
 PICTURE = Image.from_pil(noise(64, 64))
 

@@ -8,14 +8,14 @@ from hypothesis import given, strategies
 from arm_rl.core.images import Image
 from arm_rl.core.types import ToolCall
 from tests.fuzz.writing import GOOD_ZOOMS, JSON, NAMES, NUMBERS, TEXTS, ZOOMS
-from tests.scripted import noise
+from tests.support.scripted import noise
 from tests.tools.test_base import CountWords
 from tools import load_tools
 from tools.base import Execution, ToolContext
-from tools.documents import DocumentByIndexTool, DocumentByQueryTool
+from tools.documents.retrieval import DocumentByIndexTool, DocumentByQueryTool
+from tools.execution.runner import ToolRunner
 from tools.image_zoom import ImageZoomTool
-from tools.runner import ToolRunner
-from tools.text_checks import CHECKS, CheckTool
+from tools.text.checks import CHECKS, CheckTool
 
 PICTURE = Image.from_pil(noise(64, 64))
 CONTEXT = ToolContext(

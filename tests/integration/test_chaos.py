@@ -6,14 +6,14 @@ from pathlib import Path
 import pytest
 from safetensors.torch import load_file
 
-from actors.cluster import cluster
-from arm_rl.chaos import KINDS, chaos
+from actors.cluster.connection import cluster
 from arm_rl.core.config import TrainConfig
 from arm_rl.core.config_file import load
-from arm_rl.digits import dataset
-from arm_rl.grpo import train_grpo
-from arm_rl.metrics_log import read_lines
-from arm_rl.trajectory_log import read
+from arm_rl.core.trajectory_file import read
+from arm_rl.demo import dataset
+from arm_rl.experiments.chaos import KINDS, chaos
+from arm_rl.run.metrics_log import read_lines
+from arm_rl.training.grpo import train_grpo
 
 pytestmark = [pytest.mark.ray, pytest.mark.chaos, pytest.mark.timeout(900)]
 

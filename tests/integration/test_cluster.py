@@ -17,10 +17,11 @@ from ray.job_submission import JobStatus, JobSubmissionClient
 from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 from ray.util.state import list_actors
 
-from actors.placement import CPU_SHARE
-from arm_rl import checkpoint, trajectory_log
-from arm_rl.digits import dataset
-from arm_rl.metrics_log import read_lines
+from actors.cluster.placement import CPU_SHARE
+from arm_rl.core import trajectory_file
+from arm_rl.demo import dataset
+from arm_rl.run import checkpoint
+from arm_rl.run.metrics_log import read_lines
 
 pytestmark = [pytest.mark.ray, pytest.mark.timeout(900)]
 
@@ -159,7 +160,7 @@ def test_a_job_lives_through_a_lost_node_and_a_stop(machines, settings):
     assert f"going on from step {stopped.step}" in log
     assert [line["step"] for line in steps()] == list(range(1, stopped.step + 3))
     assert (run / "export" / "model.safetensors").is_file()
-    last = trajectory_log.read(run / "trajectories" / f"job-{stopped.step + 2:06d}.parquet")
+    last = trajectory_file.read(run / "trajectories" / f"job-{stopped.step + 2:06d}.parquet")
     assert {turn.policy_version for one in last.scored for turn in one.trajectory.turns} == {stopped.step + 1}
 
 

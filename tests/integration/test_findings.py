@@ -5,10 +5,10 @@ from pathlib import Path
 
 import pytest
 
-from actors.cluster import cluster
-from arm_rl.findings import results
-from arm_rl.findings.runs import QUICK, Findings
-from arm_rl.metrics_log import read_lines
+from actors.cluster.connection import cluster
+from arm_rl.experiments.findings import results
+from arm_rl.experiments.findings.runs import QUICK, Findings
+from arm_rl.run.metrics_log import read_lines
 from jobs.findings import write
 
 pytestmark = [pytest.mark.ray, pytest.mark.timeout(900)]

@@ -10,13 +10,13 @@ import sys
 import pytest
 
 from arm_rl.core.config import SessionConfig
-from arm_rl.data import read_samples
-from arm_rl.demonstrations import write_demonstrations
-from arm_rl.digits import dataset
-from arm_rl.digits.teacher import ScriptedTeacher
-from arm_rl.screening import screened_sessions
+from arm_rl.data.demonstrations import write_demonstrations
+from arm_rl.data.samples import read_samples
+from arm_rl.demo import dataset
+from arm_rl.demo.teacher import ScriptedTeacher
+from arm_rl.prepare.screening import screened_sessions
 from tools import load_tools
-from tools.local import LocalTools
+from tools.execution.local import LocalTools
 
 pytestmark = [
     pytest.mark.ray,

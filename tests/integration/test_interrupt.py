@@ -11,8 +11,8 @@ from pathlib import Path
 import psutil
 import pytest
 
-from arm_rl.digits import dataset
-from arm_rl.metrics_log import read_lines
+from arm_rl.demo import dataset
+from arm_rl.run.metrics_log import read_lines
 
 pytestmark = [pytest.mark.ray, pytest.mark.timeout(900)]
 

@@ -3,9 +3,9 @@
 import pytest
 
 from arm_rl.core.config import SessionConfig, TemplateConfig
-from arm_rl.judge import Judge
-from arm_rl.judge_setup import JudgeSetup
-from tests.scripted import noise
+from arm_rl.export.judge_config import JudgeSetup
+from arm_rl.judge.judge import Judge
+from tests.support.scripted import noise
 
 
 @pytest.mark.ray  # as slow as these

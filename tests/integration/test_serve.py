@@ -16,8 +16,8 @@ import psutil
 import pytest
 import yaml
 
-from arm_rl.judge_setup import FILE
-from tests.test_service import ASKED
+from arm_rl.export.judge_config import FILE
+from tests.judge.test_service import ASKED
 
 HEADERS = {"Authorization": "Bearer secret"}
 MANY = {"question": "Which?", "answers": [str(number) for number in range(30)]}  # 29 sessions

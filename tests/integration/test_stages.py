@@ -7,23 +7,24 @@ from pathlib import Path
 
 import pytest
 
-from actors.cluster import cluster
-from arm_rl import timeline, trajectory_log
+from actors.cluster.connection import cluster
+from arm_rl.core import trajectory_file
 from arm_rl.core.config import SftConfig, TrainConfig
 from arm_rl.core.config_file import load
 from arm_rl.core.template import Template
-from arm_rl.data import read_samples
-from arm_rl.demonstrations import write_demonstrations
-from arm_rl.digits import dataset
-from arm_rl.digits.teacher import ScriptedTeacher
-from arm_rl.grpo import train_grpo
-from arm_rl.learners import published_folder
-from arm_rl.metrics_log import read_lines
-from arm_rl.screening import screened_sessions
-from arm_rl.sft import train_sft
-from arm_rl.step_times import step_times
+from arm_rl.data.demonstrations import write_demonstrations
+from arm_rl.data.samples import read_samples
+from arm_rl.demo import dataset
+from arm_rl.demo.teacher import ScriptedTeacher
+from arm_rl.prepare.screening import screened_sessions
+from arm_rl.run import timeline
+from arm_rl.run.metrics_log import read_lines
+from arm_rl.run.step_times import step_times
+from arm_rl.training.grpo import train_grpo
+from arm_rl.training.learners import published_folder
+from arm_rl.training.sft import train_sft
 from tools import load_tools
-from tools.local import LocalTools
+from tools.execution.local import LocalTools
 
 pytestmark = [pytest.mark.ray, pytest.mark.timeout(900)]
 
@@ -154,7 +155,7 @@ def test_stage_2_goes_on_where_it_was(folder, cold_start):
     assert all(line["learner/logprob_gap"] < MAX_LOGPROB_GAP for line in done)  # after loading, and after a weight update
     assert all(line["learner/ratio"] == pytest.approx(1, abs=1e-5) for line in done)
     assert [int(path.name) for path in sorted((run / "checkpoints").iterdir())] == [1, 2]
-    first, second = (trajectory_log.read(run / "trajectories" / f"stage2-{step:06d}.parquet") for step in (1, 2))
+    first, second = (trajectory_file.read(run / "trajectories" / f"stage2-{step:06d}.parquet") for step in (1, 2))
     assert {one.trajectory.sample_id for one in first.scored}.isdisjoint(one.trajectory.sample_id for one in second.scored)
     assert {turn.policy_version for one in first.scored for turn in one.trajectory.turns} == {0}
     assert {turn.policy_version for one in second.scored for turn in one.trajectory.turns} == {1}

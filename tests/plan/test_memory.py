@@ -16,8 +16,8 @@ from torch import nn
 from torch.distributed._tools.mem_tracker import MemTracker
 from transformers import AutoModelForImageTextToText
 
-from actors.policy_model import TokenScorer
-from actors.vision_tower import speed_up
+from actors.learner.policy_model import TokenScorer
+from actors.learner.vision_tower import speed_up
 from arm_rl.core.config import LearnerConfig, RolloutConfig
 from arm_rl.plan import memory, shapes
 from arm_rl.plan.hardware import GIB, GPUS

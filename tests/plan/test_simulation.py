@@ -10,11 +10,11 @@ from statistics import mean
 import pytest
 
 from arm_rl.core.config import AlgorithmConfig, DataConfig, MetricsConfig, PlacementConfig, RolloutConfig, RunConfig, TrainConfig
-from arm_rl.core.spans import Recorder, span, take
+from arm_rl.core.tracing import Recorder, span, take
 from arm_rl.plan import clock
 from arm_rl.plan.measured import MeasuredLearning, MeasuredRollouts, Parts, _groups
 from arm_rl.plan.simulation import simulate, spread_rewards, trajectory, turn
-from arm_rl.timeline import Timeline, read
+from arm_rl.run.timeline import Timeline, read
 
 
 def test_hours_pass_at_once():

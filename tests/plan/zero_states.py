@@ -14,8 +14,8 @@ import torch
 import torch.distributed as dist
 from torch import Tensor, nn
 
-from actors.learner import _do_not_compile_collectives
-from actors.learner_settings import deepspeed_config
+from actors.learner.rank import _do_not_compile_collectives
+from actors.learner.settings import deepspeed_config
 from arm_rl.core.config import LearnerConfig
 
 WIDTH, LAYERS = 128, 32

@@ -15,9 +15,9 @@ from arm_rl.core.parsing import TOOL_FORMATS
 from arm_rl.core.session import ToolResult
 from rewards import REWARDS
 from rewards.outcome import Outcome
-from tests.scripted import ANSWER, WRONG, ZOOM, FunctionTools, Scripted, call, completion, make_sample, raw_call
+from tests.support.scripted import ANSWER, WRONG, ZOOM, FunctionTools, Scripted, call, completion, make_sample, raw_call
 from tools import load_tools
-from tools.local import LocalTools
+from tools.execution.local import LocalTools
 
 HERMES = TOOL_FORMATS["hermes"]
 STAGES = ("stage1", "stage2", "accuracy", "fixed_bonus", "call_bonus")

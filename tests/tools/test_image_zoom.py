@@ -9,7 +9,7 @@ from hypothesis import given, strategies
 from PIL import Image as PILImage
 
 from arm_rl.core.images import Image
-from tests.scripted import noise
+from tests.support.scripted import noise
 from tools.base import ToolContext
 from tools.image_zoom import ImageZoomTool
 

@@ -14,7 +14,7 @@ from PIL import ImageDraw, ImageFont
 
 from arm_rl.core.errors import UserError
 from arm_rl.core.images import Image
-from tests.scripted import noise
+from tests.support.scripted import noise
 from tools.base import ToolContext
 from tools.formula import MODEL_FILES, ExtractFormulaTool
 from tools.ocr import ExtractTextTool, TextReader, in_reading_order

@@ -8,14 +8,14 @@ import jsonschema
 import pytest
 import yaml
 
-from tests.odd_tools import CountTool
+from tests.support.odd_tools import CountTool
 from tools import TOOLS, ToolFileError, load_tools
 from tools.base import Execution, ToolContext, function_schema
 from tools.image_zoom import ImageZoomTool
 
 ROOT = Path(__file__).parents[2]
 ZOOM = {"class_name": "image_zoom_in_tool"}
-COUNT = {"class_name": "tests.odd_tools.CountTool"}
+COUNT = {"class_name": "tests.support.odd_tools.CountTool"}
 NOTHING = ToolContext(images={}, texts={}, image_names=[])
 
 
@@ -171,4 +171,4 @@ def test_a_tool_that_cannot_run_here_says_what_is_missing(offer):
     with pytest.raises(
         ToolFileError, match=r"tools.yaml: tools\[0\].config: the program `telescope` is missing; install it: apt-get install"
     ):
-        offer({"class_name": "tests.odd_tools.AbsentTool"})
+        offer({"class_name": "tests.support.odd_tools.AbsentTool"})

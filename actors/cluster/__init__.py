@@ -1,0 +1,1 @@
+"""The Ray cluster: connection, placement and reservation of nodes, cores and GPUs."""

@@ -1,0 +1,1 @@
+"""Learner ranks: a policy model in a DeepSpeed ZeRO engine."""

@@ -1,0 +1,1 @@
+"""Rollout actors: the vLLM engine, the sessions that share it, and the pool of all actors."""

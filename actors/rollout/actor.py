@@ -1,0 +1,157 @@
+"""The rollout actor: one engine, and the many sessions that interleave in it. `rollout_group` starts these actors and speaks to them."""
+
+import asyncio
+import functools
+import shutil
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import ray
+from ray.actor import ActorHandle
+
+from actors.rollout.engine import Engine
+from actors.supervision import Supervised
+from actors.tool_executor import ToolPool, ToolTraits
+from actors.weights.files import WeightFile, place, remove_versions, weights_folder
+from arm_rl.core import session, tracing
+from arm_rl.core.config import ModelConfig, RolloutConfig, SessionConfig, TemplateConfig, Transfer
+from arm_rl.core.images import Image
+from arm_rl.core.seeding import derive
+from arm_rl.core.session import Completion, PolicyRequest, Start
+from arm_rl.core.template import Template
+from arm_rl.core.tracing import Recorded, span
+from arm_rl.core.types import Sample, Trajectory
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class RolloutSpec:
+    """What all rollout actors of a run are made of."""
+
+    model: ModelConfig
+    template: TemplateConfig
+    limits: SessionConfig
+    rollout: RolloutConfig
+    schemas: Mapping[str, dict[str, Any]]  # of all tools, by name
+    traits: ToolTraits  # of the same
+    use_gpu: bool
+    can_sleep: bool  # the engines share their GPUs with learners
+    transfer: Transfer = "file"  # how new weights come
+    seed: int  # of the run
+    stall_seconds: float  # as in the run's configuration
+
+
+class RolloutActor(Supervised):
+    """One engine and the sessions that use it. A group's sessions run here together, so that they share the prompt's cache."""
+
+    def __init__(self, spec: RolloutSpec, executors: Sequence[ActorHandle], number: int) -> None:
+        self._template = Template.load(spec.model, spec.template, spec.schemas)
+        self._limits = spec.limits
+        self._copies: Path | None = None  # folder of this node for weights that come from another one
+        self._pool = ToolPool(executors, spec.traits)
+        self._slots = asyncio.Semaphore(spec.rollout.max_concurrent_sessions)
+        seed = derive(spec.seed, "engine", number)
+        where = {"use_gpu": spec.use_gpu, "can_sleep": spec.can_sleep}
+        self._engine = Engine(spec.model, spec.rollout, self._template.view, seed=seed, transfer=spec.transfer, **where)
+
+    async def start(self) -> str:
+        """Loads the model; returns the node's id when the engine serves."""
+        await self._engine.start()
+        return str(ray.get_runtime_context().get_node_id())
+
+    @ray.method(num_returns=2)
+    async def run_group(
+        self, sample: Sample, *, group_id: str, size: int, temperature: float, seed: int
+    ) -> tuple[list[Trajectory], dict[str, Image]]:
+        """Runs `size` sessions of one sample: their trajectories, and as a second object their images by key.
+
+        Raises:
+            EngineDied: the engine is gone, and this actor is of no use any more.
+        """
+
+        async def policy(request: PolicyRequest) -> Completion:
+            call_token = self._template.call_token_id
+            with span("turn", prompt_tokens=len(request.prompt_ids)):
+                return await self._engine.generate(
+                    request.prompt_ids,
+                    request.images,
+                    max_tokens=request.max_tokens,
+                    temperature=temperature,
+                    seed=request.seed,
+                    stop_text=self._template.tool_format.call_end,
+                    forbidden_ids=() if request.allow_call or call_token is None else (call_token,),
+                )
+
+        start = functools.cache(lambda: Start.of(sample, self._template))
+
+        async def one(index: int) -> session.Session:
+            async with self._slots:
+                with span("session", track="session", group=group_id, index=index):
+                    return await session.run(
+                        sample,
+                        policy,
+                        self._pool,
+                        self._limits,
+                        template=self._template,
+                        seed=derive(seed, group_id, index),
+                        group_id=group_id,
+                        index=index,
+                        start=start,
+                    )
+
+        sessions = await asyncio.gather(*(one(index) for index in range(size)))
+        self._engine.check()  # sessions that it took along are not broken ones: the group is run again elsewhere
+        images = {key: image for finished in sessions for key, image in finished.images.items()}
+        return [finished.trajectory for finished in sessions], images
+
+    async def update_weights(self, weights: WeightFile, data: bytes | None) -> None:
+        """Serves the new version from now on; `data` is the file's content where the file lies on another node."""
+        if data is not None:
+            self._copies = weights_folder(weights.path.parent.name, len(data))
+            weights = replace(weights, path=place(data, self._copies, weights.version).path)
+        await self._engine.update_weights(weights.path, weights.version, is_adapter=weights.is_adapter)
+        if self._copies is not None:
+            remove_versions(self._copies, below=weights.version)
+
+    async def pulse(self) -> None:
+        """Returns once the engine has answered.
+
+        Raises:
+            EngineDied: it will not.
+        """
+        await self._engine.pulse()
+
+    async def connect_weights(self, info: dict[str, Any]) -> None:
+        """Joins the learners' group; this and the three parts of an update are called by the learners (`direct_transfer`)."""
+        await self._engine.connect_weights(info)
+
+    async def begin_update(self) -> None:
+        """Pauses."""
+        await self._engine.begin_update()
+
+    async def receive_weights(self, info: dict[str, Any]) -> None:
+        """Takes weights from the learners' GPUs."""
+        await self._engine.receive_weights(info)
+
+    async def end_update(self, version: int) -> None:
+        """Serves the new version from now on."""
+        await self._engine.end_update(version)
+
+    async def spans(self) -> Recorded:
+        """What this actor did since the last call, for the timeline."""
+        return tracing.take()
+
+    async def sleep(self) -> None:
+        """Frees the GPU for a learner that shares it."""
+        await self._engine.sleep()
+
+    async def wake(self) -> None:
+        """Takes the GPU again."""
+        await self._engine.wake()
+
+    async def close(self) -> None:
+        """Ends the engine and its processes."""
+        await self._engine.close()
+        if self._copies is not None:
+            shutil.rmtree(self._copies, ignore_errors=True)  # another engine of this node may have done so

@@ -1,0 +1,118 @@
+"""vLLM's OpenAI-compatible server for an exported folder, as a process of its own."""
+
+import json
+import os
+import signal
+import socket
+import subprocess
+import sys
+import time
+from pathlib import Path
+from types import TracebackType
+
+import httpx
+
+from actors import tether
+from actors.rollout.engine_settings import engine_environment
+from arm_rl.core.errors import UserError
+
+SERVED_NAME = "judge"  # under which the model is offered
+GRACE_SECONDS = 10.0  # that the server is given to end by itself
+TETHER = (sys.executable, str(Path(tether.__file__)))
+PROGRAM = (sys.executable, "-m", "vllm.entrypoints.openai.api_server")
+# What a model's generation_config.json says of these would be applied to requests that do not mention them: the policy was not trained so.
+NEUTRAL = {"repetition_penalty": 1.0, "temperature": 1.0, "top_p": 1.0, "top_k": 0}
+
+
+class ServerFailed(UserError):
+    """The server ended before it served; the message holds the end of its log."""
+
+
+class ModelServer:
+    """Serves a folder on the loopback interface for as long as the context lasts, and no longer than this process."""
+
+    def __init__(self, folder: Path, log: Path, *, use_gpu: bool, port: int | None = None, max_model_len: int | None = None) -> None:
+        """Prepares.
+
+        Args:
+            folder: of the model, as `export` writes it.
+            log: file for the server's output.
+            port: by default a free one.
+            max_model_len: tokens of a session at most; by default the model's own limit.
+        """
+        self.folder, self.log = folder, log
+        self.port = port or free_port()
+        self._environment = {**os.environ, **engine_environment(use_gpu)}
+        self._arguments = [] if max_model_len is None else ["--max-model-len", str(max_model_len)]
+        if not use_gpu:
+            self._arguments += ["--enforce-eager", "--kv-cache-memory-bytes", str(2**30)]
+        self._process: subprocess.Popen | None = None
+
+    @property
+    def base_url(self) -> str:
+        """Where the API is."""
+        return f"http://127.0.0.1:{self.port}/v1"
+
+    def __enter__(self) -> "ModelServer":
+        self.start()
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None) -> None:
+        self.close()
+
+    def start(self, timeout_seconds: float = 300.0) -> None:
+        """Starts the server and returns when it serves.
+
+        Raises:
+            ServerFailed: it ended, or did not serve in time.
+        """
+        command = [*TETHER, *PROGRAM, "--model", str(self.folder), "--served-model-name", SERVED_NAME]
+        command += ["--host", "127.0.0.1", "--port", str(self.port), "--enable-auto-tool-choice", "--tool-call-parser", "hermes"]
+        command += ["--override-generation-config", json.dumps(NEUTRAL)]
+        with self.log.open("w") as output:
+            self._process = subprocess.Popen(
+                [*command, *self._arguments],
+                stdin=subprocess.PIPE,  # held as long as this process lives
+                stdout=output,
+                stderr=subprocess.STDOUT,
+                env=self._environment,
+                start_new_session=True,
+            )
+        try:
+            self._wait(self._process, time.monotonic() + timeout_seconds)
+        except BaseException:  # Ctrl-C too: the server has a session of its own and would stay behind
+            self.close()
+            raise
+
+    def close(self) -> None:
+        """Ends the server and every process that it started."""
+        process, self._process = self._process, None
+        if process is None:
+            return
+        for number in (signal.SIGTERM, signal.SIGKILL):
+            try:
+                os.killpg(process.pid, number)
+                process.wait(GRACE_SECONDS)
+            except (ProcessLookupError, subprocess.TimeoutExpired):
+                continue
+        assert process.stdin is not None
+        process.stdin.close()
+
+    def _wait(self, process: subprocess.Popen, limit: float) -> None:
+        while not self._healthy():
+            if process.poll() is not None or time.monotonic() > limit:
+                raise ServerFailed(f"the server did not start ({self.log}):\n{self.log.read_text()[-2000:]}")
+            time.sleep(0.2)
+
+    def _healthy(self) -> bool:
+        try:
+            return httpx.get(f"http://127.0.0.1:{self.port}/health", timeout=2.0).status_code == httpx.codes.OK
+        except httpx.TransportError:
+            return False
+
+
+def free_port() -> int:
+    """A port of the loopback interface that nothing listens on."""
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        return int(probe.getsockname()[1])

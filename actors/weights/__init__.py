@@ -1,0 +1,1 @@
+"""Weight synchronisation from the learner ranks to the engines."""

@@ -1,0 +1,1 @@
+"""Training data: parquet rows, samples, streaming order, demonstrations and stored images."""

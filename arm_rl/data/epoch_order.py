@@ -1,0 +1,74 @@
+"""The order in which a seed deals out samples: each epoch is a shuffle of everything, or mixed by weights over the tracks.
+
+The shuffle is global, not one of a buffer: rows are read at random places of the files, so an order needs no state but a number, and a run
+goes on at any sample. An epoch's order takes 8 bytes a sample.
+"""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+
+import numpy as np
+
+from arm_rl.core.seeding import derive
+from arm_rl.data.parquet_rows import DataError
+
+
+@dataclass(slots=True)
+class Order:
+    """Which samples an epoch deals out, by their numbers: always as many as there are.
+
+    Without weights each of them once. With weights, each track has its share of the epoch (to the sample) and goes through its own samples
+    in a shuffle of its own, over the epochs' borders: one that is asked for more than it has repeats sooner, one that is asked for less
+    takes several epochs.
+    """
+
+    seed: int
+    num_samples: int
+    purpose: str = "epoch"  # part of the seeds
+    shares: Mapping[str, tuple[np.ndarray, float]] = field(default_factory=dict)  # of each track: its samples, and its share of an epoch
+    _last: tuple[int, np.ndarray] | None = None
+
+    @classmethod
+    def mixed(
+        cls, seed: int, names: Sequence[str], tracks: Sequence[int], weights: Mapping[str, float], *, purpose: str = "epoch"
+    ) -> "Order":
+        """By `data.weights`, where there are any.
+
+        Args:
+            names: of all tracks.
+            tracks: of each sample, as a place in `names`.
+
+        Raises:
+            DataError: the weights name other tracks than the data has.
+        """
+        if not weights:
+            return cls(seed, len(tracks), purpose)
+        if {*weights} != {*names}:
+            raise DataError(f"data.weights: a weight for each track of the data ({', '.join(sorted(names))}), not for {sorted(weights)}")
+        codes, total = np.asarray(tracks), sum(weights.values())
+        shares = {name: (np.flatnonzero(codes == code), weights[name] / total) for code, name in enumerate(names) if weights[name]}
+        return cls(seed, len(tracks), purpose, shares)
+
+    def of_epoch(self, epoch: int) -> np.ndarray:
+        """The samples of an epoch in order: (num_samples,), int64."""
+        if self._last is None or self._last[0] != epoch:
+            self._last = epoch, self._mixed(epoch) if self.shares else self._shuffled(epoch, self.num_samples)
+        return self._last[1]
+
+    def _shuffled(self, epoch: int, number: int, *track: str) -> np.ndarray:
+        return np.random.default_rng(derive(self.seed, self.purpose, epoch, *track)).permutation(number)
+
+    def _mixed(self, epoch: int) -> np.ndarray:
+        names = sorted(self.shares)
+        ends = np.rint(np.cumsum([self.shares[name][1] for name in names]) * self.num_samples).astype(np.int64)
+        quotas = dict(zip(names, np.diff(ends, prepend=0), strict=True))
+        dealt = np.concatenate([self._of_track(name, epoch * quotas[name], quotas[name]) for name in names])
+        return dealt[self._shuffled(epoch, self.num_samples)]
+
+    def _of_track(self, name: str, start: int, number: int) -> np.ndarray:
+        """The track's samples that it deals out as its `start`th and following ones."""
+        samples, _ = self.shares[name]
+        rounds = range(start // len(samples), -(-(start + number) // len(samples)))
+        dealt = np.concatenate([np.empty(0, np.int64), *(samples[self._shuffled(one, len(samples), name)] for one in rounds)])
+        skipped = start - rounds.start * len(samples)
+        return dealt[skipped : skipped + number]

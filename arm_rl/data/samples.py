@@ -1,0 +1,276 @@
+"""Preference data: parquet rows with verl's columns to samples, and the cursor that deals them out.
+
+Columns: `data_source` (the track), `prompt` (messages; `<image>` where an image stands), `images` (structs of `bytes` or `path`),
+`reward_model.ground_truth` (the label), and `extra_info` with what else is known: `id`, `texts` (candidate answers), `tools` (offered; by
+default all), `expected_tools`, `target_box`. Images are checked here and not kept: a sample says where they lie, and
+is itself read when it is asked for.
+"""
+
+import hashlib
+import re
+from array import array
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from arm_rl.core import images
+from arm_rl.core.config import DataConfig
+from arm_rl.core.errors import UserError
+from arm_rl.core.images import Image, ImageError
+from arm_rl.core.types import ImagePart, ImageRef, Message, Role, Sample
+from arm_rl.data.epoch_order import Order
+from arm_rl.data.lazy_rows import Stored
+from arm_rl.data.parquet_rows import BrokenRows, DataError, TooLong, files_of, read_rows
+
+REQUIRED = ("data_source", "prompt", "reward_model")
+OPTIONAL = ("images", "extra_info")
+ROLES: tuple[Role, ...] = ("system", "user", "assistant", "tool")
+_PLACEHOLDER = re.compile("(<image>)")
+
+Check = Callable[[Sample, Mapping[str, Image]], None]  # of a sample with its images by name; raises a UserError that says why not
+
+
+def read_samples(
+    files: Sequence[str],
+    all_tools: Sequence[str],
+    config: DataConfig | None = None,
+    *,
+    check: Check | None = None,
+    broken: BrokenRows | None = None,
+) -> Stored[Sample]:
+    """All samples of the files, in order. Every row and every image is looked at here, and none is kept: a sample is read when asked for.
+
+    Args:
+        files: parquet files; a folder stands for those in it.
+        all_tools: those that there are; offered by a row that does not say which.
+        config: what becomes of broken rows, and where images may lie; its `train` and `held_out` are not read here.
+        check: what else a sample must stand.
+        broken: counts the rows that are left out.
+
+    Raises:
+        DataError: a file or a row that cannot be used.
+    """
+    config = config or DataConfig()
+    broken, files = broken or BrokenRows.of(config), files_of(files)
+    reading = _Reading(tuple(all_tools), None if config.image_root is None else Path(config.image_root))
+    samples = Stored(files, (*REQUIRED, "extra_info"), reading.again, large_columns=("images",))
+    ids = array("Q")
+    for file, path in enumerate(files):
+        for number, row in read_rows(path, REQUIRED, OPTIONAL, broken):
+            where = f"{path}: row {number}"
+            try:
+                shown = read_images(row.get("images"), path, reading.root, where)
+                sample = reading.sample(path, number, row, [place for _, place in shown])
+                if check is not None:
+                    _stand(check, sample, [data for data, _ in shown], where)
+            except UserError as error:
+                broken.leave_out(error)
+            else:
+                samples.add(file, number, sample.track, large=any(place is not None for _, place in shown))
+                ids.append(int.from_bytes(hashlib.blake2b(sample.id.encode(), digest_size=8).digest()))
+    _leave_out_doubles(samples, np.frombuffer(ids, np.uint64), broken)
+    broken.report(len(samples))
+    return samples
+
+
+def _leave_out_doubles(samples: Stored[Sample], ids: np.ndarray, broken: BrokenRows) -> None:
+    """Of samples with one id the first stays. Ids are known by 64 bits: of 100 million, two are taken for one once in 3,700 times."""
+    order = np.argsort(ids, kind="stable")
+    doubles = np.flatnonzero(ids[order[1:]] == ids[order[:-1]]) + 1
+    for place in doubles[np.argsort(order[doubles])]:
+        first = order[np.searchsorted(ids, ids[order[place]], sorter=order)]
+        where, told = samples.where(order[place]), samples.where(first)
+        identity = samples[int(first)].id
+        broken.leave_out(DataError(f"{where}: the id {identity!r} stands twice, first in {told} (extra_info.id must be unique)"))
+    samples.remove({int(place) for place in order[doubles]})
+
+
+def _stand(check: Check, sample: Sample, shown: Sequence[bytes], where: str) -> None:
+    names = [name for message in sample.messages for name in message.image_names]
+    try:
+        check(sample, dict(zip(names, map(Image.from_bytes, shown), strict=True)))
+    except UserError as error:  # knows no rows
+        raise (TooLong if isinstance(error, TooLong) else DataError)(f"{where}: {error}") from error
+
+
+@dataclass(frozen=True, slots=True)
+class _Reading:
+    """What a row is read with."""
+
+    all_tools: tuple[str, ...]
+    root: Path | None  # of images
+
+    def again(self, path: str, number: int, row: dict[str, Any]) -> Sample:
+        """The sample of a row that was found good. Its images stand in the row unless it comes with the column."""
+        if "images" in row:
+            return self.sample(path, number, row, [images.locate(entry, Path(path).parent, self.root) for entry in row["images"]])
+        num_images = sum(str(message["content"]).count("<image>") for message in row["prompt"])
+        return self.sample(path, number, row, [None] * num_images)
+
+    def sample(self, path: str, number: int, row: dict[str, Any], shown: Sequence[Path | None]) -> Sample:
+        """The sample of a row; `shown` are the files of its images, None for those that stand in the row."""
+        where = f"{path}: row {number}"
+        extra = _struct(row, "extra_info", where)
+        track = row["data_source"]
+        if not isinstance(track, str) or not re.fullmatch(r"\S+", track):
+            raise DataError(
+                f"{where}: data_source is {track!r:.80}; the track's name, a text without blanks, is needed: metrics are named by it"
+            )
+        messages, num_placeholders = parse_messages(row["prompt"], where)
+        if num_placeholders != len(shown):
+            raise DataError(f"{where}: prompt has {num_placeholders} <image> for {len(shown)} images")
+        texts, tools, expected = (_names(extra, name, where) for name in ("texts", "tools", "expected_tools"))
+        unknown = [name for name in tools or () if name not in self.all_tools]
+        if unknown:
+            raise DataError(
+                f"{where}: extra_info.tools has {unknown[0]!r}, which no file of tools.files lists ({', '.join(self.all_tools) or 'none'})"
+            )
+        return Sample(
+            id=sample_id(path, number, extra),
+            track=track,
+            messages=messages,
+            images=tuple(
+                ImageRef(path=path, row=number, index=index) if file is None else ImageRef(path=str(file))
+                for index, file in enumerate(shown)
+            ),
+            texts=texts or (),
+            label=_label(row, texts or (), where),
+            tools=self.all_tools if tools is None else tools,
+            expected_tools=expected or (),
+            target_box=_box(extra.get("target_box"), where),
+        )
+
+
+def _label(row: dict[str, Any], texts: Sequence[str], where: str) -> str:
+    label = str(_struct(row, "reward_model", where).get("ground_truth", "")).strip().lower()
+    if label not in ("true", "false") and not re.fullmatch("[1-9][0-9]?", label):
+        raise DataError(f"{where}: reward_model.ground_truth is {label!r}; the number of the better answer, or true or false, is needed")
+    if texts and label.isdecimal() and int(label) > len(texts):
+        raise DataError(f"{where}: reward_model.ground_truth is {label}, and extra_info.texts has {len(texts)} answers")
+    return label
+
+
+def sample_id(path: str, number: int, extra_info: dict[str, Any] | None) -> str:
+    """The id of a row's sample: its own, or one of the file's name and the row's number."""
+    own = (extra_info or {}).get("id")
+    return f"{Path(path).stem}-{number}" if own is None else str(own)
+
+
+def read_images(entries: Any, path: str, root: Path | None, where: str) -> list[tuple[bytes, Path | None]]:
+    """The images of a row, checked; with the file of each that has one of its own.
+
+    Raises:
+        DataError: one is broken, is missing, or lies where it may not.
+    """
+    if not isinstance(entries or [], list):
+        raise DataError(f"{where}: images is {entries!r:.80}; a list of structs of bytes or path is needed")
+    folder, found = Path(path).parent, []
+    for index, entry in enumerate(entries or ()):
+        try:
+            data, file = images.read_entry(entry, folder, root)
+            images.check(data)
+            found.append((data, file))
+        except ImageError as error:
+            named = f" ({entry['path']})" if isinstance(entry, dict) and entry.get("path") and not entry.get("bytes") else ""
+            raise DataError(f"{where}: images[{index}]{named}: {error}") from error
+    return found
+
+
+def _struct(row: dict[str, Any], name: str, where: str) -> dict[str, Any]:
+    value = row.get(name) or {}
+    if not isinstance(value, dict):
+        raise DataError(f"{where}: {name} is {value!r:.80}; a struct with named fields is needed")
+    return value
+
+
+def _names(extra: dict[str, Any], name: str, where: str) -> tuple[str, ...] | None:
+    value = extra.get(name)
+    if value is not None and not (isinstance(value, list) and all(isinstance(one, str) for one in value)):
+        raise DataError(f"{where}: extra_info.{name} is {value!r:.80}; a list of texts is needed")
+    return None if value is None else tuple(value)
+
+
+def _box(value: Any, where: str) -> tuple[float, float, float, float] | None:
+    if value is None:
+        return None
+    if not (isinstance(value, list) and len(value) == 4 and all(isinstance(edge, int | float) and 0 <= edge <= 1000 for edge in value)):
+        raise DataError(f"{where}: extra_info.target_box is {value!r:.80}; x1, y1, x2, y2 from 0 to 1000 are needed")
+    return (value[0], value[1], value[2], value[3])
+
+
+def parse_messages(written: Any, where: str) -> tuple[tuple[Message, ...], int]:
+    """Messages with `<image>` placeholders to messages with named images, and the number of images.
+
+    Images before the first answer are named `original_image`, `original_image_2`, ...; those in tool messages `observation_1`, ...
+
+    Raises:
+        DataError: not a list of {role, content} with known roles.
+    """
+    if not isinstance(written, list) or not written:
+        raise DataError(f"{where}: a non-empty list of messages is needed")
+    messages: list[Message] = []
+    originals = observations = 0
+    for message in written:
+        if not isinstance(message, dict) or message.get("role") not in ROLES or not isinstance(message.get("content"), str):
+            raise DataError(f"{where}: a message needs a role ({', '.join(ROLES)}) and a text as content, not {message!r:.80}")
+        parts: list[str | ImagePart] = []
+        for piece in filter(None, _PLACEHOLDER.split(message["content"])):
+            if piece != "<image>":
+                parts.append(piece)
+            elif message["role"] == "tool":
+                observations += 1
+                parts.append(ImagePart(name=f"observation_{observations}"))
+            else:
+                originals += 1
+                parts.append(ImagePart.original(originals))
+        messages.append(Message(role=message["role"], parts=tuple(parts)))
+    return tuple(messages), originals + observations
+
+
+class Cursor:
+    """Deals samples out, epoch after epoch, each in an order of its own that depends on the seed only."""
+
+    def __init__(self, samples: Sequence[Sample], seed: int, order: Order | None = None) -> None:
+        """By default, an epoch deals out each sample once."""
+        if not samples:
+            raise DataError("there are no samples to deal out")
+        self.samples, self.order = samples, order or Order(seed, len(samples))
+        self.epoch = self.position = 0  # samples of the epoch dealt out so far
+
+    @classmethod
+    def mixed(cls, samples: Stored[Sample], seed: int, weights: Mapping[str, float]) -> "Cursor":
+        """Mixes the tracks by `data.weights`."""
+        return cls(samples, seed, Order.mixed(seed, samples.track_names, samples.tracks, weights))
+
+    def dealt(self, number: int) -> Sample:
+        """The sample that is dealt out as number `number`, from 0 on, of all epochs."""
+        epoch, position = divmod(number, len(self.samples))
+        return self.samples[int(self.order.of_epoch(epoch)[position])]
+
+    def take(self, number: int) -> list[Sample]:
+        """The next samples; an epoch that ends in between is followed by the next one."""
+        taken: list[Sample] = []
+        while len(taken) < number:
+            chosen = self.order.of_epoch(self.epoch)[self.position : self.position + number - len(taken)]
+            taken += [self.samples[int(index)] for index in chosen]
+            self.position += len(chosen)
+            if self.position == len(self.samples):
+                self.epoch, self.position = self.epoch + 1, 0
+        return taken
+
+    def state(self) -> dict[str, int]:
+        """Where it stands, for a checkpoint."""
+        return {"epoch": self.epoch, "position": self.position}
+
+    def restore(self, state: dict[str, int]) -> None:
+        """Goes on from a checkpoint's state.
+
+        Raises:
+            DataError: it was written with more samples than there are now.
+        """
+        if state["position"] >= len(self.samples):
+            raise DataError(f"the checkpoint had dealt out {state['position']} samples of an epoch, and now there are {len(self.samples)}")
+        self.epoch, self.position = state["epoch"], state["position"]

@@ -1,0 +1,124 @@
+"""The demos as data: what each trains on, with which settings, and how long it takes. Who runs them is jobs/demo.py."""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from omegaconf import OmegaConf
+
+from arm_rl.core.config import TrainConfig
+from arm_rl.core.config_file import load
+from arm_rl.demo.pretrain import Phase, Plan
+from arm_rl.demo.tasks import Track
+from arm_rl.demo.teacher import ScriptedTeacher
+from arm_rl.demo.tracks import TILES, TRACKS
+
+
+@dataclass(frozen=True, kw_only=True)
+class Size:
+    """How much of everything."""
+
+    train: int  # samples to demonstrate
+    grpo: int  # samples, before those are left out that the cold start can do already
+    held_out: int  # samples
+    demonstrations: int  # that pass the screening
+    pretraining: float = 1.0  # share of its steps
+    overrides: tuple[str, ...] = ()  # of both GRPO stages
+
+
+@dataclass(frozen=True, kw_only=True)
+class DemoSpec:
+    """One demo."""
+
+    name: str  # of its run folder
+    config: str  # file: GRPO's stage 2
+    sft_config: str  # file
+    tracks: Sequence[Track]
+    plan: Plan = field(default_factory=Plan)  # of the base model's training
+    teacher: ScriptedTeacher = field(default_factory=ScriptedTeacher)  # its shares; the seed is the run's
+    stage1: tuple[str, ...]  # where stage 1 differs from `config`
+    titles: Mapping[str, str]  # what each phase is, in order
+    usual_seconds: Mapping[str, float]  # of each phase on two cores, for the time that is left
+    full: Size
+    short: Size  # a few steps of everything: shows that it runs, learns nothing
+
+
+_TITLES = {
+    "data": "handwritten digits, engraved so that only the zoom tool can read them",
+    "base": "the base model: a small Qwen2.5-VL, taught to see, to match and to write calls",
+    "base_evaluation": "the base model, judging held-out samples",
+    "demonstrations": "a teacher's sessions, screened for format, judgment and tool use",
+    "sft": "SFT: the cold start",
+    "difficulty": "the samples of GRPO, without those that the judge gets right every time",
+    "stage1": "GRPO stage 1: reach for the tool",
+    "stage2": "GRPO stage 2: look at the right place, and be right",
+    "judge": "the exported judge behind an OpenAI-compatible server",
+}
+_STAGE1 = ("run.name=stage1", "reward.name=stage1", "learner.schedule=constant", "evaluation.initial=true")
+_SHORT_STEPS = ("num_steps=2", "algorithm.drop_flat_groups=false")
+
+DIGITS = DemoSpec(
+    name="demo",
+    config="configs/demo.yaml",
+    sft_config="configs/demo_sft.yaml",
+    tracks=TILES,
+    stage1=(*_STAGE1, "num_steps=12", "learner.learning_rate=5.0e-5"),
+    titles=_TITLES,
+    usual_seconds={
+        "data": 7,
+        "base": 120,
+        "base_evaluation": 30,
+        "demonstrations": 6,
+        "sft": 28,
+        "difficulty": 60,
+        "stage1": 68,
+        "stage2": 180,
+        "judge": 23,
+    },
+    full=Size(train=3600, grpo=1536, held_out=480, demonstrations=1920),
+    short=Size(train=128, grpo=32, held_out=32, demonstrations=128, pretraining=0.02, overrides=_SHORT_STEPS),
+)
+
+THREE_TRACKS = DemoSpec(
+    name="demo-tools",
+    config="configs/demo_tools.yaml",
+    sft_config="configs/demo_tools_sft.yaml",
+    tracks=tuple(TRACKS.values()),
+    plan=Plan(
+        matching=Phase(steps=90, batch=64, learning_rate=1e-3),
+        joint=Phase(steps=600, batch=36, learning_rate=1e-3, end_share=0.1),
+    ),
+    teacher=ScriptedTeacher(call_share=0.4),
+    stage1=(*_STAGE1, "reward.other_tool=0", "num_steps=25", "learner.learning_rate=1.0e-4"),
+    titles={
+        **_TITLES,
+        "data": "three tracks: a detail of a scene, a page of a document, the length of a text; each needs a tool of its own",
+        "stage1": "GRPO stage 1: reach for the tool that fits",
+        "stage2": "GRPO stage 2: call it as the question asks, and be right",
+    },
+    usual_seconds={
+        "data": 12,
+        "base": 240,
+        "base_evaluation": 30,
+        "demonstrations": 12,
+        "sft": 35,
+        "difficulty": 90,
+        "stage1": 120,
+        "stage2": 250,
+        "judge": 25,
+    },
+    full=Size(train=6000, grpo=2304, held_out=480, demonstrations=2304),
+    short=Size(train=192, grpo=36, held_out=36, demonstrations=128, pretraining=0.02, overrides=_SHORT_STEPS),
+)
+
+
+def write_tool_file(spec: DemoSpec, folder: Path, path: Path) -> None:
+    """Writes the tools of a demo's configuration as one file, with the index of documents that lies in `folder`."""
+    files = load(TrainConfig, spec.config, []).tools.files
+    entries: list[dict[str, Any]] = [dict(entry) for file in files for entry in OmegaConf.load(file).tools]
+    for entry in entries:
+        if "index" in entry.get("config", {}):
+            entry["config"] = {**entry["config"], "index": str(folder / "index")}
+    path.parent.mkdir(parents=True, exist_ok=True)
+    OmegaConf.save({"tools": entries}, path)

@@ -1,0 +1,1 @@
+"""Benchmarks of speed, the findings on reward designs, and fault injection."""

@@ -1,0 +1,355 @@
+"""The judge as a Python object: compares answers, checks one, finds the best of many. Every judgment is a session with tools.
+
+    with Judge.load("runs/demo/export") as judge:
+        verdict = judge.compare("Which digit is on the red tile?", ["scene.png"], ["4", "7"])
+
+Each method has an asynchronous twin whose name begins with `a`.
+"""
+
+import asyncio
+import tempfile
+import uuid
+from collections.abc import AsyncIterator, Awaitable, Coroutine, Iterable, Sequence
+from concurrent.futures import Future
+from contextlib import AbstractAsyncContextManager, AsyncExitStack, asynccontextmanager, closing
+from dataclasses import dataclass
+from pathlib import Path
+from types import TracebackType
+from typing import Any, TypeVar
+
+import torch
+from PIL import Image as PILImage
+from rich.progress import track
+
+from actors.rollout.model_server import SERVED_NAME, ModelServer
+from arm_rl.core import session
+from arm_rl.core.config import SessionConfig, TemplateConfig
+from arm_rl.core.errors import UserError
+from arm_rl.core.images import Image
+from arm_rl.core.question_template import Phrase, read_phrase
+from arm_rl.core.seeding import derive
+from arm_rl.core.session import Memory, Policy, Start, Tools
+from arm_rl.core.template import Template
+from arm_rl.core.types import ImagePart, Message, Sample
+from arm_rl.export.judge_config import JudgeSetup
+from arm_rl.judge.background_loop import LoopThread
+from arm_rl.judge.remote_policy import ServerPolicy
+from arm_rl.judge.verdict import Opinion, Ranking, Verdict
+from tools.execution.local import LocalTools
+
+Result = TypeVar("Result")
+Picture = Image | PILImage.Image | bytes | str | Path
+
+MAX_ANSWERS = 99
+TURN_SECONDS = 600.0  # of an own server, which may have many sessions before this one
+
+
+class JudgeError(UserError):
+    """What was asked cannot be judged; the message says why."""
+
+
+class SessionBroke(JudgeError):
+    """A session ended by no fault of the question, for example because the model's server failed; the message holds the traceback."""
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Comparison:
+    """A question with answers to compare; with a single one, to check."""
+
+    question: str
+    answers: Sequence[str]
+    images: Sequence[Picture] = ()
+
+
+class Judge:
+    """A model that judges with tools. A context manager; entered, it can be asked from any thread."""
+
+    def __init__(
+        self,
+        policy: AbstractAsyncContextManager[Policy],
+        template: Template,
+        tools: Tools,
+        *,
+        limits: SessionConfig | None = None,
+        phrase: Phrase | None = None,
+        both_orders: bool = False,
+        votes: int = 1,
+        concurrency: int = 16,
+        seed: int = 0,
+    ) -> None:
+        """Prepares. `load` and `at` make one of a folder and of a server.
+
+        Args:
+            policy: the model; entered with the judge.
+            template: of the same model, with the tools' schemas.
+            tools: that are offered, all of them in every session; closed by who made them.
+            limits: of a session; by default, the usual ones of training.
+            phrase: words a question and its answers, as the judge was trained to read them; by default as configs/prompts/question.jinja.
+            both_orders: answers are compared once as they are given and once reversed, so that their places cancel out.
+            votes: sessions of each order; more than one is of use where the policy samples at a temperature above 0.
+            concurrency: sessions at a time.
+            seed: of all sessions.
+        """
+        self._opened = policy
+        self._template, self._tools, self._limits = template, tools, limits or SessionConfig()
+        self._phrase = phrase or read_phrase(TemplateConfig().question)
+        self._both_orders, self._votes, self._seed = both_orders, votes, seed
+        self._concurrency = concurrency
+        self._loop: LoopThread | None = None
+        self._policy: Policy | None = None
+        self._stack = AsyncExitStack()
+
+    @classmethod
+    def at(
+        cls,
+        base_url: str,
+        model: str,
+        *,
+        folder: str | Path,
+        setup: JudgeSetup | None = None,
+        temperature: float = 0.0,
+        api_key: str | None = None,
+        timeout_seconds: float = 300.0,
+        num_retries: int = 5,
+        with_logprobs: bool = False,
+        **settings: Any,
+    ) -> "Judge":
+        """A judge behind an OpenAI-compatible server.
+
+        Args:
+            base_url: of the server, with its `/v1`.
+            model: the name under which the server offers it.
+            folder: the model's folder, or its name on the hub: how it is spoken to and how it sees images.
+            setup: tools, prompt, wording and limits; by default those of the training, where the folder is an export.
+            api_key: sent as bearer token.
+            timeout_seconds: of one turn.
+            num_retries: of a request that got no answer or was refused for now.
+            with_logprobs: the server is vLLM's, which tells log-probabilities: the verdicts' confidence is made of them.
+            settings: as for `Judge`.
+        """
+        setup = setup or JudgeSetup.read(folder)
+        loaded, written = setup.spoken_to(folder)
+        local = LocalTools(loaded)
+        policy = _at_server(
+            base_url,
+            model,
+            written,
+            temperature=temperature,
+            max_tokens=setup.limits.max_response_tokens,
+            api_key=api_key,
+            timeout_seconds=timeout_seconds,
+            num_retries=num_retries,
+            with_logprobs=with_logprobs,
+        )
+        phrase = read_phrase(setup.template.question)
+        return cls(_with(local, policy), written, local, limits=setup.limits, phrase=phrase, **settings)
+
+    @classmethod
+    def load(
+        cls,
+        folder: str | Path,
+        *,
+        setup: JudgeSetup | None = None,
+        temperature: float = 0.0,
+        use_gpu: bool | None = None,
+        **settings: Any,
+    ) -> "Judge":
+        """A judge on this machine: a vLLM server of its own, which starts and ends with it.
+
+        Args:
+            folder: an exported model.
+            use_gpu: by default, where there is one.
+            setup, settings: as for `at`.
+        """
+        setup = setup or JudgeSetup.read(folder)
+        loaded, written = setup.spoken_to(folder)
+        on_gpu = torch.cuda.is_available() if use_gpu is None else use_gpu
+
+        @asynccontextmanager
+        async def policy() -> AsyncIterator[Policy]:
+            with tempfile.TemporaryDirectory() as logs:
+                server = ModelServer(Path(folder), Path(logs) / "server.log", use_gpu=on_gpu, max_model_len=setup.max_model_len)
+                asking = {"temperature": temperature, "max_tokens": setup.limits.max_response_tokens, "timeout_seconds": TURN_SECONDS}
+                asking["num_retries"] = 3  # the server closes a connection that was idle for a while just as it is used again
+                with server:
+                    async with _at_server(server.base_url, SERVED_NAME, written, **asking, with_logprobs=True) as asked:
+                        yield asked
+
+        local = LocalTools(loaded)
+        phrase = read_phrase(setup.template.question)
+        return cls(_with(local, policy()), written, local, limits=setup.limits, phrase=phrase, **settings)
+
+    def __enter__(self) -> "Judge":
+        self._loop = LoopThread("judge")
+        self._slots = asyncio.Semaphore(self._concurrency)
+        try:
+            self._policy = self._wait(self._stack.enter_async_context(self._opened))
+        except BaseException:
+            self.close()
+            raise
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None) -> None:
+        self.close()
+
+    def close(self) -> None:
+        """Ends the policy."""
+        loop, self._loop = self._loop, None
+        if loop is None:
+            return
+        try:
+            loop.wait(self._stack.aclose())
+        finally:
+            loop.close()
+
+    # One question
+
+    def compare(self, question: str, images: Sequence[Picture], answers: Sequence[str]) -> Verdict:
+        """Which of two or more answers is better."""
+        return self._wait(self._compared(question, images, answers))
+
+    async def acompare(self, question: str, images: Sequence[Picture], answers: Sequence[str]) -> Verdict:
+        """As `compare`."""
+        return await self._awaited(self._compared(question, images, answers))
+
+    def verify(self, question: str, images: Sequence[Picture], answer: str) -> Verdict:
+        """Whether an answer is right."""
+        return self._wait(self._verified(question, images, answer))
+
+    async def averify(self, question: str, images: Sequence[Picture], answer: str) -> Verdict:
+        """As `verify`."""
+        return await self._awaited(self._verified(question, images, answer))
+
+    def rank(self, question: str, images: Sequence[Picture], answers: Sequence[str]) -> Ranking:
+        """The best of many answers, by n - 1 comparisons of two, rounds of which run at the same time."""
+        return self._wait(self._ranked(question, images, answers))
+
+    async def arank(self, question: str, images: Sequence[Picture], answers: Sequence[str]) -> Ranking:
+        """As `rank`."""
+        return await self._awaited(self._ranked(question, images, answers))
+
+    # Many questions
+
+    def judge_all(self, comparisons: Iterable[Comparison], *, progress: bool = True) -> list[Verdict]:
+        """The verdicts of many questions, in order. Shows how far it is."""
+        waiting = [self._submitted(self._compared_or_verified(one)) for one in comparisons]
+        shown = track(waiting, description="judging", disable=not progress)
+        return [future.result() for future in shown]
+
+    async def ajudge_all(self, comparisons: Iterable[Comparison]) -> list[Verdict]:
+        """As `judge_all`."""
+        return list(await asyncio.gather(*(self._awaited(self._compared_or_verified(one)) for one in comparisons)))
+
+    async def _compared_or_verified(self, one: Comparison) -> Verdict:
+        if len(one.answers) == 1:
+            return await self._verified(one.question, one.images, one.answers[0])
+        return await self._compared(one.question, one.images, one.answers)
+
+    async def _compared(self, question: str, images: Sequence[Picture], answers: Sequence[str]) -> Verdict:
+        if not 2 <= len(answers) <= MAX_ANSWERS:
+            raise JudgeError(f"answers: 2 to {MAX_ANSWERS} are compared, not {len(answers)}")
+        order = tuple(range(1, len(answers) + 1))
+        orders = [order, order[::-1]] if self._both_orders else [order]
+        return await self._weighed(question, images, answers, orders)
+
+    async def _verified(self, question: str, images: Sequence[Picture], answer: str) -> Verdict:
+        return await self._weighed(question, images, [answer], [()])
+
+    async def _ranked(self, question: str, images: Sequence[Picture], answers: Sequence[str]) -> Ranking:
+        if len(answers) < 2:
+            raise JudgeError(f"answers: at least 2 are ranked, not {len(answers)}")
+        standing = list(range(1, len(answers) + 1))
+        comparisons: list[tuple[tuple[int, int], Verdict]] = []
+        while len(standing) > 1:
+            pairs = list(zip(standing[::2], standing[1::2], strict=False))
+            met = await asyncio.gather(
+                *(self._compared(question, images, [answers[first - 1], answers[second - 1]]) for first, second in pairs)
+            )
+            comparisons += zip(pairs, met, strict=True)
+            winners = [second if verdict.choice == 2 else first for (first, second), verdict in zip(pairs, met, strict=True)]
+            standing = [*winners, *standing[2 * len(pairs) :]]
+        return Ranking(best=standing[0], comparisons=tuple(comparisons))
+
+    async def _weighed(
+        self, question: str, images: Sequence[Picture], answers: Sequence[str], orders: Sequence[tuple[int, ...]]
+    ) -> Verdict:
+        seen = [order for order in orders for _ in range(self._votes)]
+        shown = [_read(image) for image in images]
+        opinions = await asyncio.gather(
+            *(
+                self._opinion(question, shown, [answers[answer - 1] for answer in order] if order else answers, number)
+                for number, order in enumerate(seen)
+            )
+        )
+        return Verdict.of(opinions, seen)
+
+    async def _opinion(self, question: str, images: Sequence[Image], answers: Sequence[str], number: int) -> Opinion:
+        assert self._policy is not None  # nothing is asked of a judge that is not open
+        shown = [ImagePart.original(place) for place in range(1, len(images) + 1)]
+        sample = Sample(
+            id=uuid.uuid4().hex,
+            track="judge",
+            messages=(Message(role="user", parts=(*shown, self._phrase(question, answers))),),
+            texts=tuple(answers),
+            label="",
+            tools=tuple(self._template.schemas),
+        )
+        memory = Memory.holding({part.name: image for part, image in zip(shown, images, strict=True)}, answers)
+        start = Start(
+            memory=memory, messages=self._template.conversation(sample), prompt_ids=self._template.prompt_ids(sample, memory.images)
+        )
+        async with self._slots:
+            seed = derive(self._seed, question, *answers, number)
+            judged = await session.run(
+                sample, self._policy, self._tools, self._limits, template=self._template, seed=seed, start=lambda: start
+            )
+        if judged.trajectory.error is not None:
+            raise SessionBroke(f"the session broke:\n{judged.trajectory.error}")
+        return Opinion.of(judged, self._template)
+
+    def _submitted(self, work: Coroutine[Any, Any, Result]) -> "Future[Result]":
+        if self._loop is None:
+            work.close()
+            raise JudgeError("the judge is not open: use it in a `with` statement")
+        return self._loop.submit(work)
+
+    def _wait(self, work: Coroutine[Any, Any, Result]) -> Result:
+        return self._submitted(work).result()
+
+    def _awaited(self, work: Coroutine[Any, Any, Result]) -> Awaitable[Result]:
+        return asyncio.wrap_future(self._submitted(work))
+
+
+@asynccontextmanager
+async def _at_server(base_url: str, model: str, template: Template, **settings: Any) -> AsyncIterator[Policy]:
+    policy = ServerPolicy(base_url, model, template, **settings)
+    try:
+        yield policy
+    finally:
+        await policy.close()
+
+
+@asynccontextmanager
+async def _with(tools: LocalTools, policy: AbstractAsyncContextManager[Policy]) -> AsyncIterator[Policy]:
+    """The policy, and an end of the tools with it."""
+    with closing(tools):
+        async with policy as entered:
+            yield entered
+
+
+def _read(picture: Picture) -> Image:
+    """An image from whatever holds it.
+
+    Raises:
+        JudgeError: there is no such file.
+    """
+    if isinstance(picture, Image):
+        return picture
+    if isinstance(picture, PILImage.Image):
+        return Image.from_pil(picture)
+    if isinstance(picture, bytes):
+        return Image.from_bytes(picture)
+    try:
+        return Image.from_bytes(Path(picture).read_bytes())
+    except OSError as error:
+        raise JudgeError(f"{picture}: {error.strerror}") from error

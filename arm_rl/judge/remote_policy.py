@@ -1,0 +1,121 @@
+"""A policy behind an OpenAI-compatible server, for the same session loop as in training."""
+
+import asyncio
+import base64
+import json
+from collections.abc import Mapping
+from typing import Any
+
+from arm_rl.core.images import Image
+from arm_rl.core.parsing import whole_characters
+from arm_rl.core.session import Completion, PolicyRequest
+from arm_rl.core.template import Template
+from arm_rl.core.types import ImagePart, Message
+from arm_rl.judge.chat_client import ChatServer, ServerError
+
+
+class ServerPolicy:
+    """The `policy` callable of sessions: one chat completion a turn."""
+
+    def __init__(
+        self,
+        base_url: str,
+        model: str,
+        template: Template,
+        *,
+        temperature: float = 0.0,
+        max_tokens: int = 1024,
+        timeout_seconds: float = 120.0,
+        num_retries: int = 0,
+        api_key: str | None = None,
+        with_logprobs: bool = False,
+    ) -> None:
+        """Prepares.
+
+        Args:
+            base_url: of the server, with its `/v1`.
+            model: the name under which the server offers the model.
+            template: of the same model: tools' schemas, and how large it sees an image.
+            max_tokens: to sample in one turn at most.
+            num_retries: of a request that got no answer or was refused for now; the time between tries doubles, and the server's own
+                `Retry-After` counts where it is longer.
+            api_key: sent as bearer token.
+            with_logprobs: asks for token ids and their log-probabilities too, as vLLM's server gives them, and for no more after a call.
+        """
+        self._model, self._template = model, template
+        self._temperature, self._max_tokens = temperature, max_tokens
+        self._with_logprobs = with_logprobs
+        self._server = ChatServer(base_url, timeout_seconds=timeout_seconds, num_retries=num_retries, api_key=api_key)
+
+    async def __call__(self, request: PolicyRequest) -> Completion:
+        """Asks for one turn.
+
+        Raises:
+            ServerError: the server refused it, or its answer cannot be used.
+            httpx.TransportError: the server did not answer.
+        """
+        names = [name for message in request.messages for name in message.image_names]
+        body: dict[str, Any] = {
+            "model": self._model,
+            "messages": await asyncio.to_thread(self._messages, request.messages, dict(zip(names, request.images, strict=True))),
+            "temperature": self._temperature,
+            "max_tokens": min(self._max_tokens, request.max_tokens),
+            "seed": request.seed,
+        }
+        if request.tools:
+            body["tools"] = [self._template.schemas[name] for name in request.tools]
+            body["tool_choice"] = "auto" if request.allow_call else "none"
+        if self._with_logprobs:
+            # Token ids as an own engine gives them: the turn ends with its call, and what stops it is part of it.
+            body |= {"logprobs": True, "return_token_ids": True, "include_stop_str_in_output": True}
+            body["stop"] = [self._template.tool_format.call_end]
+        choice = await self._server.complete(body)
+        try:
+            text, cut = self._turn(choice["message"]), choice["finish_reason"] == "length"
+            ids, logprobs = _tokens(choice) if self._with_logprobs else ((), ())
+        except (ValueError, KeyError, IndexError, TypeError, AttributeError) as error:
+            raise ServerError(f"{self._server.url}: not a chat completion ({error!r}): {choice!r:.2000}") from error
+        return Completion(token_ids=ids, logprobs=logprobs, text=whole_characters(text), finish_reason="length" if cut else "stop")
+
+    async def close(self) -> None:
+        """Closes the connections."""
+        await self._server.close()
+
+    def _turn(self, message: Mapping[str, Any]) -> str:
+        """The turn as the model wrote it: servers take the first call out of the text, here it goes back in."""
+        text = message.get("content") or ""
+        calls = message.get("tool_calls") or []
+        if not calls:
+            return text
+        function = calls[0]["function"]
+        try:
+            arguments = json.loads(function["arguments"])
+        except ValueError:
+            arguments = function["arguments"]
+        written = json.dumps({"name": function["name"], "arguments": arguments}, ensure_ascii=False)
+        return f"{text}{self._template.tool_format.call_start}{written}{self._template.tool_format.call_end}"
+
+    def _messages(self, messages: tuple[Message, ...], images: Mapping[str, Image]) -> list[dict[str, Any]]:
+        """OpenAI's messages; images as the views that the model sees where the server then leaves them as they are."""
+        written: list[dict[str, Any]] = []
+        for number, message in enumerate(messages):
+            content = [
+                {"type": "image_url", "image_url": {"url": self._data_url(images[part.name])}}
+                if isinstance(part, ImagePart)
+                else {"type": "text", "text": self._template.harmless(part)}
+                for part in message.parts
+            ]
+            extra = {"tool_call_id": f"call_{number}"} if message.role == "tool" else {}
+            written.append({"role": message.role, "content": content, **extra})
+        return written
+
+    def _data_url(self, image: Image) -> str:
+        view = self._template.view
+        size = view.of(*image.size)
+        stays = view.of(*size) == size  # where a view's bounds are narrow, the server would make another one of it
+        sent = Image.from_pil(view.view(image) if stays else image.pil())
+        return "data:image/png;base64," + base64.b64encode(sent.data).decode()
+
+
+def _tokens(choice: Mapping[str, Any]) -> tuple[tuple[int, ...], tuple[float, ...]]:
+    return tuple(choice["token_ids"]), tuple(float(token["logprob"]) for token in choice["logprobs"]["content"])

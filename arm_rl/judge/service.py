@@ -1,0 +1,293 @@
+"""The judge as an HTTP service: requests in, verdicts out. Knows no Ray: `jobs.serve` puts it on Ray Serve.
+
+POST /v1/judge    a question and its answers; a single one is checked
+POST /v1/rank     the best of many
+POST /get_reward  as OpenRLHF's trainers ask a remote reward model
+GET  /health      GET /metrics (Prometheus)      GET /docs (OpenAPI)
+"""
+
+import asyncio
+import base64
+import binascii
+import hmac
+import logging
+import time
+from collections.abc import AsyncIterator, Awaitable, Callable
+from contextlib import AbstractContextManager, asynccontextmanager
+from dataclasses import dataclass
+from typing import Annotated, Any
+
+from fastapi import Depends, FastAPI, HTTPException, Request, Response
+from fastapi.security import HTTPAuthorizationCredentials, HTTPBearer
+from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, generate_latest
+from pydantic import BaseModel, ConfigDict, Field
+from starlette.types import ASGIApp, Message, Receive, Scope, Send
+
+from arm_rl.core.images import Image, ImageError
+from arm_rl.judge.judge import Judge, JudgeError, SessionBroke
+from arm_rl.judge.openrlhf_reward import RemoteRewardError, RewardRequest, reward_answer
+from arm_rl.judge.verdict import Opinion, Ranking, Verdict
+
+logger = logging.getLogger(__name__)
+
+CLOSED_BY_CLIENT = 499  # for the metrics: nobody is left to be told
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class ServiceLimits:
+    """What a service takes."""
+
+    max_requests: int = 64  # at a time; of more, the client is told to come again
+    max_body_bytes: int = 64 << 20
+    max_answers: int = 32
+    max_characters: int = 200_000  # of one text
+
+
+class _Asked(BaseModel):
+    model_config = ConfigDict(extra="forbid")
+
+
+class JudgeRequest(_Asked):
+    """What is to be judged."""
+
+    question: str
+    answers: Annotated[list[str], Field(min_length=1, description="Several are compared, a single one is checked.")]
+    images: Annotated[list[str], Field(description="Each as base64, or as a data URL.")] = []
+
+
+class OpinionAnswer(BaseModel):
+    """One session behind a verdict."""
+
+    choice: int | bool | None
+    probability: float | None
+    reasoning: str
+    calls: list[dict[str, Any]]  # tool, arguments, status, seconds
+    turns: list[str]
+
+
+class VerdictAnswer(BaseModel):
+    """A verdict. Answers count from 1."""
+
+    choice: int | bool | None
+    confidence: float | None
+    consistent: bool
+    reasoning: str
+    opinions: list[OpinionAnswer]
+
+    @classmethod
+    def of(cls, verdict: Verdict) -> "VerdictAnswer":
+        """As it is sent."""
+        told = [_told(opinion, choice) for opinion, choice in zip(verdict.opinions, verdict.choices, strict=True)]
+        return cls(
+            choice=verdict.choice,
+            confidence=verdict.confidence,
+            consistent=verdict.consistent,
+            reasoning=verdict.reasoning,
+            opinions=told,
+        )
+
+
+class RankAnswer(BaseModel):
+    """The best answer, and who met whom."""
+
+    best: int
+    comparisons: list[dict[str, Any]]
+
+    @classmethod
+    def of(cls, ranking: Ranking) -> "RankAnswer":
+        """As it is sent."""
+        return cls(
+            best=ranking.best,
+            comparisons=[
+                {"answers": list(pair), "verdict": VerdictAnswer.of(verdict).model_dump()} for pair, verdict in ranking.comparisons
+            ],
+        )
+
+
+def build_app(judge: Judge | AbstractContextManager[Judge], limits: ServiceLimits, token: str | None = None) -> FastAPI:
+    """The service around a judge, which is opened and closed with it.
+
+    Args:
+        token: that each request has to bear; None lets everybody in.
+    """
+    meter = _Meter()
+
+    @asynccontextmanager
+    async def lifespan(app: FastAPI) -> AsyncIterator[None]:
+        opened = await asyncio.to_thread(judge.__enter__)
+        app.state.judge = opened
+        yield
+        await asyncio.to_thread(judge.__exit__, None, None, None)
+
+    app = FastAPI(title="arm_rl judge", lifespan=lifespan)
+    app.add_middleware(_BodyLimit, max_bytes=limits.max_body_bytes)
+    bearer = HTTPBearer(auto_error=False)
+
+    def let_in(given: Annotated[HTTPAuthorizationCredentials | None, Depends(bearer)]) -> None:
+        if token is not None and (given is None or not hmac.compare_digest(given.credentials.encode(), token.encode())):
+            raise HTTPException(401, "a valid access token is needed: Authorization: Bearer TOKEN", {"WWW-Authenticate": "Bearer"})
+
+    guarded = [Depends(let_in)]
+
+    async def run(name: str, work: Callable[[], Awaitable[Any]]) -> Any:
+        with meter.request(name, limits.max_requests):
+            try:
+                return await work()
+            except SessionBroke as error:
+                logger.warning("%s", error)  # its traceback is nothing for clients
+                raise HTTPException(502, f"a session broke: {str(error).strip().splitlines()[-1]}") from error
+            except JudgeError as error:
+                raise HTTPException(422, str(error)) from error
+
+    @app.post("/v1/judge", dependencies=guarded)
+    async def judge_one(asked: JudgeRequest, request: Request) -> VerdictAnswer:
+        """The better answer; of a single one, whether it is right."""
+        images = _checked(asked, limits)
+        one: Judge = request.app.state.judge
+
+        async def work() -> Verdict:
+            if len(asked.answers) == 1:
+                return await one.averify(asked.question, images, asked.answers[0])
+            return await one.acompare(asked.question, images, asked.answers)
+
+        verdict = await run("judge", work)
+        meter.count(verdict.opinions)
+        return VerdictAnswer.of(verdict)
+
+    @app.post("/v1/rank", dependencies=guarded)
+    async def rank(asked: JudgeRequest, request: Request) -> RankAnswer:
+        """The best of many answers."""
+        images = _checked(asked, limits)
+        ranking = await run("rank", lambda: request.app.state.judge.arank(asked.question, images, asked.answers))
+        meter.count([opinion for _, verdict in ranking.comparisons for opinion in verdict.opinions])
+        return RankAnswer.of(ranking)
+
+    @app.post("/get_reward", dependencies=guarded)
+    async def get_reward(asked: RewardRequest, request: Request) -> dict[str, Any]:
+        """The probability that each answer is right: 0 to 1; 0.5 where the judge gives no judgment."""
+        _check_lengths(limits, *asked.query)
+        try:
+            pairs = asked.pairs()
+        except RemoteRewardError as error:
+            raise HTTPException(422, str(error)) from error
+        one: Judge = request.app.state.judge
+        verdicts = await run("get_reward", lambda: asyncio.gather(*(one.averify(prompt, [], answer) for prompt, answer in pairs)))
+        meter.count([opinion for verdict in verdicts for opinion in verdict.opinions])
+        return reward_answer(verdicts)
+
+    @app.get("/health")
+    async def health() -> dict[str, str]:
+        """Whether it serves."""
+        return {"status": "ok"}
+
+    @app.get("/metrics")
+    async def metrics() -> Response:
+        """For Prometheus."""
+        return Response(generate_latest(meter.registry), media_type="text/plain; version=0.0.4")
+
+    return app
+
+
+class _Meter:
+    """Counts what goes on, and refuses what is too much."""
+
+    def __init__(self) -> None:
+        self.registry = CollectorRegistry()
+        self._running = Gauge("judge_requests_running", "Requests that are worked on.", registry=self.registry)
+        self._requests = Counter("judge_requests", "Requests, by how they ended.", ["endpoint", "status"], registry=self.registry)
+        self._seconds = Histogram("judge_request_seconds", "Seconds of a request.", ["endpoint"], registry=self.registry)
+        self._calls = Counter("judge_tool_calls", "Calls of tools.", ["tool", "status"], registry=self.registry)
+        self._number = 0
+
+    def request(self, endpoint: str, most: int) -> "_Running":
+        """A request, for as long as the context lasts."""
+        return _Running(self, endpoint, most)
+
+    def count(self, opinions: "list[Opinion] | tuple[Opinion, ...]") -> None:
+        """The calls of these sessions."""
+        for opinion in opinions:
+            for event in opinion.session.trajectory.tool_events:
+                known = event.status != "unknown_tool"  # what a model makes up is no name of a metric
+                self._calls.labels(event.call.name if known else "unknown", event.status).inc()
+
+
+class _Running:
+    def __init__(self, meter: _Meter, endpoint: str, most: int) -> None:
+        self._meter, self._endpoint, self._most = meter, endpoint, most
+
+    def __enter__(self) -> None:
+        if self._meter._number >= self._most:
+            self._meter._requests.labels(self._endpoint, 429).inc()
+            raise HTTPException(429, f"{self._most} requests are worked on, which is as many as this service takes", {"Retry-After": "1"})
+        self._meter._number += 1
+        self._meter._running.set(self._meter._number)
+        self._started = time.perf_counter()
+
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, traceback: Any) -> None:
+        self._meter._number -= 1
+        self._meter._running.set(self._meter._number)
+        if isinstance(error, HTTPException):
+            status = error.status_code
+        elif isinstance(error, asyncio.CancelledError):
+            status = CLOSED_BY_CLIENT
+        else:
+            status = 200 if error is None else 500
+        self._meter._requests.labels(self._endpoint, status).inc()
+        self._meter._seconds.labels(self._endpoint).observe(time.perf_counter() - self._started)
+
+
+class _BodyLimit:
+    """Refuses bodies that are too large before they are held in memory."""
+
+    def __init__(self, app: ASGIApp, max_bytes: int) -> None:
+        self._app, self._max_bytes = app, max_bytes
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        received = 0
+
+        async def limited() -> Message:
+            nonlocal received
+            message = await receive()
+            received += len(message.get("body", b""))
+            if received > self._max_bytes:
+                raise HTTPException(413, f"the body has more than {self._max_bytes} bytes")
+            return message
+
+        await self._app(scope, limited if scope["type"] == "http" else receive, send)
+
+
+def _checked(asked: JudgeRequest, limits: ServiceLimits) -> list[Image]:
+    """The images; refuses what is too much, and what is no image."""
+    if len(asked.answers) > limits.max_answers:
+        raise HTTPException(422, f"answers: {limits.max_answers} at most, not {len(asked.answers)}")
+    _check_lengths(limits, asked.question, *asked.answers)
+    images = []
+    for number, written in enumerate(asked.images):
+        data = written.partition("base64,")[2] if written.startswith("data:") else written
+        try:
+            image = Image.from_bytes(base64.b64decode(data, validate=True))
+            image.pil()
+        except (binascii.Error, ImageError) as error:
+            raise HTTPException(422, f"images[{number}]: {error}") from error
+        images.append(image)
+    return images
+
+
+def _check_lengths(limits: ServiceLimits, *texts: str) -> None:
+    longest = max(map(len, texts), default=0)
+    if longest > limits.max_characters:
+        raise HTTPException(422, f"a text has {longest} characters, {limits.max_characters} at most")
+
+
+def _told(opinion: Opinion, choice: int | bool | None) -> OpinionAnswer:
+    trajectory = opinion.session.trajectory
+    return OpinionAnswer(
+        choice=choice,
+        probability=opinion.probability,
+        reasoning=opinion.reasoning,
+        calls=[
+            {"tool": event.call.name, "arguments": event.call.arguments, "status": event.status, "seconds": event.seconds}
+            for event in trajectory.tool_events
+        ],
+        turns=[turn.text for turn in trajectory.turns],
+    )

@@ -1,0 +1,1 @@
+"""From raw questions to training data: sources, pairs, difficulty, teacher sessions, formats and audits."""

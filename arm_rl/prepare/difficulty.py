@@ -1,0 +1,143 @@
+"""How hard samples are for a model: each is judged several times, and what teaches nothing is left out of the data.
+
+    samples -> groups of rollouts -> how many of each are right -> parquet files without the rest
+
+What training keeps of a row is what a row group's mask keeps: files are read and written a row group at a time, in order, so neither
+their size nor Ray Data comes into it.
+"""
+
+import asyncio
+from collections import Counter, defaultdict
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any, Literal
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from arm_rl.core.types import Sample
+from arm_rl.data.samples import sample_id
+from arm_rl.prepare.resumable_jsonl import JsonLines
+from arm_rl.training.groups import GroupRunner, RunStopped
+
+NeverRight = Literal["keep", "drop"]
+_AT_A_TIME = 2  # more groups than fill the engines: they are of different length
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Judged:
+    """A sample's rollouts."""
+
+    id: str
+    track: str
+    num_right: int
+    num_rollouts: int
+
+    def verdict(self, never_right: NeverRight) -> str | None:
+        """Why the sample is left out; None where it is kept."""
+        if self.num_right == self.num_rollouts:
+            return "right in all rollouts"
+        return "never right" if self.num_right == 0 and never_right == "drop" else None
+
+
+def judged_before(samples: Sequence[Sample], lines: JsonLines, num_rollouts: int) -> dict[str, Judged]:
+    """Those of the samples that an earlier run judged by as many rollouts, by id."""
+    known = {one.id: one for one in (Judged(**values) for values in lines.found)}
+    return {one.id: known[one.id] for one in samples if one.id in known and known[one.id].num_rollouts == num_rollouts}
+
+
+async def judge_all(
+    runner: GroupRunner,
+    samples: Sequence[Sample],
+    lines: JsonLines,
+    *,
+    num_rollouts: int,
+    temperature: float,
+    sessions_at_a_time: int,
+    max_broken: float,
+    on_done: Callable[[], None] = lambda: None,
+) -> dict[str, Judged]:
+    """Judges samples; each is written to `lines` as soon as it is judged.
+
+    Args:
+        sessions_at_a_time: that the engines take.
+        max_broken: share of the samples whose sessions may break (0..1).
+
+    Returns:
+        By id: all but those whose sessions broke, which the next run judges again.
+
+    Raises:
+        RunStopped: more sessions broke than the configuration allows.
+    """
+    judged: dict[str, Judged] = {}
+    may_break, num_broken = int(max_broken * len(samples)), 0
+
+    async def work(waiting: Iterator[Sample]) -> None:
+        nonlocal num_broken
+        for sample in waiting:
+            group = await runner.group(sample, f"difficulty/{sample.id}", size=num_rollouts, temperature=temperature)
+            error = next((one.error for one in group.scored if one.error is not None), None)
+            if error is None:
+                num_right = sum(one.correct for one in group.scored)
+                judged[sample.id] = Judged(id=sample.id, track=sample.track, num_right=num_right, num_rollouts=num_rollouts)
+                lines.add(asdict(judged[sample.id]))
+            else:
+                num_broken += 1
+                if num_broken > may_break:
+                    raise RunStopped(
+                        f"sessions of {num_broken} samples broke, more than run.max_broken_sessions allows; what was judged is kept, and "
+                        f"the same command goes on from there. The last one:\n{error}"
+                    )
+            on_done()
+
+    waiting = iter(samples)
+    places = max(1, _AT_A_TIME * sessions_at_a_time // num_rollouts)
+    try:
+        async with asyncio.TaskGroup() as group:
+            for _ in range(min(places, len(samples))):
+                group.create_task(work(waiting))
+    except* RunStopped as stopped:
+        raise stopped.exceptions[0] from None
+    return judged
+
+
+def write_kept(path: Path, judged: Mapping[str, Judged], never_right: NeverRight) -> tuple[Path, int]:
+    """Writes the rows of a file that are kept, in their order, beside it, where the paths of its images lead to the same files.
+
+    Returns:
+        The file, `NAME-filtered.parquet`, and its number of rows.
+    """
+    kept = {id for id, one in judged.items() if one.verdict(never_right) is None}
+    out = path.with_name(f"{path.stem}-filtered.parquet")
+    unfinished = out.with_name(out.name + ".tmp")
+    number = num_kept = 0
+    with pq.ParquetFile(path) as file, pq.ParquetWriter(unfinished, file.schema_arrow) as writer:
+        for group in range(file.num_row_groups):
+            table = file.read_row_group(group)
+            infos = table.column("extra_info").to_pylist() if "extra_info" in table.column_names else [None] * len(table)
+            mask = [sample_id(str(path), number + row, info) in kept for row, info in enumerate(infos)]
+            number += len(table)
+            num_kept += sum(mask)
+            if any(mask):
+                writer.write_table(table.filter(pa.array(mask)))
+    unfinished.replace(out)
+    return out, num_kept
+
+
+def report(samples: Sequence[Sample], judged: Mapping[str, Judged], num_rollouts: int, never_right: NeverRight) -> dict[str, Any]:
+    """What was kept and why the rest was not, for JSON."""
+    verdicts = Counter(one.verdict(never_right) or "kept" for one in judged.values())
+    broken = len(samples) - len(judged)
+    tracks: defaultdict[str, Counter[int]] = defaultdict(Counter)
+    for one in judged.values():
+        tracks[one.track][one.num_right] += 1
+    return {
+        "samples": len(samples),
+        "rollouts": num_rollouts,
+        "kept": verdicts.pop("kept", 0),
+        "left_out": {**verdicts, **({"sessions broke": broken} if broken else {})},
+        "histogram": {  # samples by the number of rollouts that are right
+            track: [counts[right] for right in range(num_rollouts + 1)] for track, counts in sorted(tracks.items())
+        },
+    }

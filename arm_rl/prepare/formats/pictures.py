@@ -1,0 +1,31 @@
+"""How a file that is written holds its images: in itself, or as files beside it, each content once."""
+
+import base64
+import os
+from pathlib import Path
+from typing import Any
+
+from arm_rl.core.images import Image
+from arm_rl.data.image_store import ImageFolder, extension
+
+
+class Pictures:
+    """Images of a file. With a folder, they are kept there, and named relative to the file."""
+
+    def __init__(self, file: Path, folder: Path | None = None) -> None:
+        self._file, self._folder = file, None if folder is None else ImageFolder(folder)
+
+    def entry(self, image: Image) -> dict[str, Any]:
+        """As a struct of bytes and path."""
+        return {"bytes": image.data, "path": None} if self._folder is None else {"bytes": None, "path": self._path(image)}
+
+    def url(self, image: Image) -> str:
+        """As a path, or a data URL where there is no folder."""
+        if self._folder is not None:
+            return self._path(image)
+        kind = {".jpg": "jpeg", ".tif": "tiff"}.get(ending := extension(image.data), ending[1:])
+        return f"data:image/{kind};base64,{base64.b64encode(image.data).decode()}"
+
+    def _path(self, image: Image) -> str:
+        assert self._folder is not None
+        return os.path.relpath(self._folder.keep(image), self._file.parent)

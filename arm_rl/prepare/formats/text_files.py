@@ -1,0 +1,99 @@
+"""JSON and JSON lines, read object by object and written whole."""
+
+import json
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any, TypeVar
+
+from arm_rl.core.errors import UserError
+from arm_rl.data.parquet_rows import BrokenRows, DataError
+from arm_rl.prepare.records import Record, names_of
+
+T = TypeVar("T")
+
+
+def read_objects(path: Path, decode: Callable[[dict[str, Any], str], T], broken: BrokenRows) -> Iterator[T]:
+    """What the objects of a file mean: a JSON array (held in memory), or an object a line.
+
+    Raises:
+        DataError: the file cannot be read, or an object cannot be used.
+    """
+    try:
+        with path.open(encoding="utf-8") as file:
+            start = file.read(64).lstrip("\ufeff \t\r\n")[:1]
+            file.seek(0)
+            whole = start == "["
+            for number, item in enumerate(json.load(file) if whole else (line for line in file if line.strip())):
+                where = f"{path}: {'item' if whole else 'row'} {number}"
+                try:
+                    value = item if whole else json.loads(item)
+                    if not isinstance(value, dict):
+                        raise DataError(f"{where}: an object is needed, not {value!r:.80}")
+                    found = decode(value, where)
+                except UserError as error:
+                    broken.leave_out(error)
+                except ValueError as error:
+                    broken.leave_out(DataError(f"{where}: not valid JSON: {error}"))
+                else:
+                    yield found
+    except (OSError, ValueError) as error:
+        if isinstance(error, UserError):
+            raise
+        raise DataError(f"{path}: not a readable JSON file: {error}") from error
+
+
+@contextmanager
+def replacing(path: Path) -> Iterator[Path]:
+    """A file to write to, which takes its place when it is whole."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    unfinished = path.with_name(path.name + ".tmp")
+    yield unfinished
+    unfinished.replace(path)
+
+
+def dumped(value: Any, where: str) -> str:
+    """As JSON.
+
+    Raises:
+        DataError: it holds what JSON does not have.
+    """
+    try:
+        return json.dumps(value, ensure_ascii=False, allow_nan=False)
+    except (TypeError, ValueError) as error:
+        raise DataError(f"{where}: it cannot be written as JSON: {error}") from error
+
+
+def schemas_to_write(record: Record, known: Mapping[str, Mapping[str, Any]]) -> list[Mapping[str, Any]] | None:
+    """The schemas of a record's tools; None where it names none.
+
+    Raises:
+        DataError: the schema of a tool is not known.
+    """
+    if record.schemas is not None or record.tools is None:
+        return None if record.schemas is None else list(record.schemas)
+    unknown = [name for name in record.tools if name not in known]
+    if unknown:
+        raise DataError(f"the schema of {unknown[0]!r} is not known: give the files that list the tools with --tools")
+    return [known[name] for name in record.tools]
+
+
+def tools_of(value: Any, where: str) -> tuple[tuple[str, ...] | None, tuple[Mapping[str, Any], ...] | None]:
+    """Names and schemas of a list of schemas."""
+    if value is None:
+        return None, None
+    if not isinstance(value, list) or not all(isinstance(one, dict) for one in value):
+        raise DataError(f"{where}: tools is {value!r:.80}; a list of function schemas is needed")
+    return names_of(value), tuple(value) or None
+
+
+def require_images(record: Record, where: str) -> Record:
+    """The record, if it has as many images as places for them.
+
+    Raises:
+        DataError: it has not.
+    """
+    places = sum(text.count("<image>") for _, text in record.messages)
+    if places != len(record.images):
+        raise DataError(f"{where}: the messages have {places} <image> for {len(record.images)} images")
+    return record

@@ -1,0 +1,154 @@
+"""Whether answers can be told apart without reading them: by place, length and form. A classifier tries; at chance, they cannot.
+
+Where it does better, what it finds easiest is left out until it does not (as AFLite does, Le Bras et al. 2020, arXiv 2002.04108, here with
+nothing but surface features).
+"""
+
+import functools
+import math
+import string
+from collections import Counter, defaultdict
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+from sklearn.linear_model import LogisticRegression
+from sklearn.model_selection import GroupKFold, cross_val_predict
+from sklearn.pipeline import make_pipeline
+from sklearn.preprocessing import StandardScaler
+
+from arm_rl.prepare.pairs.choices import Answered, Choice
+
+MIN_ROWS = 40  # with fewer, no classifier tells anything
+CUES = ("words", "characters", "lines", "characters a word", "digits", "capitals", "punctuation", "ends with a stop")
+_FOLDS = 5
+_STEP = 0.05  # share of the questions left out at a time
+_SIGMAS = 2.5  # of chance's own spread, within which an accuracy counts as chance
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Audit:
+    """What a file's surface gives away."""
+
+    num_rows: int
+    chance: float
+    accuracy: float | None  # of the classifier on rows that it was not fitted on; None: too few rows
+    highest: float  # accuracy that may still be chance
+    labels: dict[str, int]  # rows of each
+    longest: float | None  # share of the rows in which the right answer has the most words, ties shared; of single answers: None
+    margins: dict[str, float]  # by question: how sure the classifier was of what is right
+
+    @property
+    def at_chance(self) -> bool:
+        """The classifier tells nothing, as far as can be seen."""
+        return self.accuracy is None or self.accuracy <= self.highest
+
+
+def audit(choices: Sequence[Choice]) -> Audit:
+    """Looks at the rows of one file; there is one at least."""
+    pointwise = len(choices[0].answers) == 1
+    questions = [choice.question.id for choice in choices]
+    num_questions = len({*questions})
+    chance = 0.5 if pointwise else float(np.mean([1 / len(choice.answers) for choice in choices]))
+    accuracy, margins = None, dict[str, float]()
+    if num_questions >= MIN_ROWS:
+        found = _single_margins(choices) if pointwise else _margins(choices)
+        hits = [1.0 if margin > 0 else 0.5 if margin == 0 else 0.0 for margin in found]
+        accuracy = float(np.mean(hits))
+        sums: defaultdict[str, float] = defaultdict(float)
+        for question, margin in zip(questions, found, strict=True):
+            sums[question] += margin
+        margins = dict(sums)
+    return Audit(
+        num_rows=len(choices),
+        chance=chance,
+        accuracy=accuracy,
+        highest=chance + _SIGMAS * math.sqrt(chance * (1 - chance) / num_questions),
+        labels=dict(sorted(Counter(choice.label for choice in choices).items())),
+        longest=None if pointwise else float(np.mean([_longest(choice) for choice in choices])),
+        margins=margins,
+    )
+
+
+def balance(
+    answered: Sequence[Answered], arranged: Callable[[Sequence[Answered]], list[Choice]], *, max_dropped: float
+) -> tuple[list[Choice], Audit]:
+    """The rows of a file, without those that give themselves away, and what is then found.
+
+    Args:
+        answered: one at least.
+        arranged: makes rows of what is left, so that labels stay balanced.
+        max_dropped: share of the questions that may be left out; beyond it, the rows are given as they are then.
+    """
+    left = list(answered)
+    step = max(1, round(_STEP * len(left)))
+    choices = arranged(left)
+    found = audit(choices)
+    if found.at_chance:
+        return choices, found
+    while found.accuracy is not None and found.accuracy > found.chance:  # what just passes as chance would leave half of it in
+        if len(answered) - len(left) + step > max_dropped * len(answered):
+            break
+        easiest = {*sorted(found.margins, key=lambda question: -found.margins[question])[:step]}
+        left = [one for one in left if one.question.id not in easiest]
+        choices = arranged(left)
+        found = audit(choices)
+    return choices, found
+
+
+def _margins(choices: Sequence[Choice]) -> list[float]:
+    """Of each row: the probability given to the right answer, less the highest given to another one."""
+    features, right, rows = [], [], []
+    for number, choice in enumerate(choices):
+        own = np.array([_surface(answer) for answer in choice.answers])
+        most, least = own == own.max(axis=0), own == own.min(axis=0)  # by however little: differences alone would hide it
+        ranks = most / most.sum(axis=0) - least / least.sum(axis=0)
+        features.append(np.hstack([own - own.mean(axis=0), ranks, np.eye(len(choice.answers))]))
+        right += [str(place) == choice.label for place in range(1, len(choice.answers) + 1)]
+        rows += [number] * len(choice.answers)
+    probabilities = _held_out_probabilities(np.vstack(features), right, rows)
+    margins, start = [], 0
+    for choice in choices:
+        given = probabilities[start : start + len(choice.answers)]
+        place = int(choice.label) - 1
+        margins.append(float(given[place] - np.delete(given, place).max()))
+        start += len(choice.answers)
+    return margins
+
+
+def _single_margins(choices: Sequence[Choice]) -> list[float]:
+    """Of each row: the probability given to what is so, less that of the other."""
+    numbers = {question: number for number, question in enumerate(dict.fromkeys(choice.question.id for choice in choices))}
+    right = [choice.label == "true" for choice in choices]
+    features = np.array([_surface(choice.answers[0]) for choice in choices])
+    probabilities = _held_out_probabilities(features, right, [numbers[choice.question.id] for choice in choices])
+    return [float(given - 0.5 if is_right else 0.5 - given) for given, is_right in zip(probabilities, right, strict=True)]
+
+
+def _held_out_probabilities(features: np.ndarray, right: Sequence[bool], groups: Sequence[int]) -> np.ndarray:
+    """(rows,): of being right, each by a classifier that was not fitted on the row's group."""
+    classifier = make_pipeline(StandardScaler(), LogisticRegression(max_iter=1000))
+    folds = GroupKFold(_FOLDS)
+    return cross_val_predict(classifier, features, np.array(right), groups=np.array(groups), cv=folds, method="predict_proba")[:, 1]
+
+
+@functools.lru_cache(maxsize=1_000_000)  # each is looked at again whenever some are left out
+def _surface(answer: str) -> tuple[float, ...]:
+    """What can be seen of an answer without reading it, in the order of `CUES`."""
+    words, size = answer.split(), max(len(answer), 1)
+    return (
+        math.log1p(len(words)),
+        math.log1p(len(answer)),
+        math.log1p(answer.count("\n")),
+        len(answer) / max(len(words), 1),
+        sum(character.isdigit() for character in answer) / size,
+        sum(character.isupper() for character in answer) / size,
+        sum(character in string.punctuation for character in answer) / size,
+        float(answer.rstrip().endswith((".", "!", "?", "。"))),
+    )
+
+
+def _longest(choice: Choice) -> float:
+    lengths = [len(answer.split()) for answer in choice.answers]
+    most = max(lengths)
+    return (lengths[int(choice.label) - 1] == most) / lengths.count(most)

@@ -1,0 +1,135 @@
+"""Questions in, training data out: the flawed answers are written, and what can be used of them becomes files and a report."""
+
+from collections import Counter, defaultdict
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from arm_rl.core.errors import UserError
+from arm_rl.core.question_template import Phrase
+from arm_rl.core.seeding import derive
+from arm_rl.data.image_store import ImageFolder
+from arm_rl.data.preferences import Preference, write_preferences
+from arm_rl.prepare.pairs.audit import CUES, Audit, balance
+from arm_rl.prepare.pairs.choices import Answered, Choice, arrange, preference
+from arm_rl.prepare.pairs.config import PairsConfig
+from arm_rl.prepare.pairs.writer import Outcome, why_dropped
+from arm_rl.prepare.questions import Question, read_images, read_questions
+
+_EXAMPLES = 5  # ids for each reason in the report
+
+
+class PairsError(UserError):
+    """Nothing could be made; the message says why."""
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Made:
+    """A file that was written, and what was found about it."""
+
+    path: Path
+    audit: Audit
+    num_dropped: int  # questions left out because their answers could be told apart
+
+
+def read_all(paths: Sequence[Path]) -> list[Question]:
+    """The questions of several files.
+
+    Raises:
+        PairsError: an id stands in two of them.
+        QuestionError: a file that cannot be used.
+    """
+    found: dict[str, Question] = {}
+    for path in paths:
+        for question in read_questions(path):
+            if question.id in found:
+                raise PairsError(f"{path}: the id {question.id!r} stands in another file too")
+            found[question.id] = question
+    return list(found.values())
+
+
+def write_files(outcomes: Sequence[Outcome], config: PairsConfig, phrase: Phrase, folder: Path) -> list[Made]:
+    """Writes `KIND.parquet`, and `KIND-held_out.parquet` where some are held out; the images, each once, to `images`.
+
+    Raises:
+        PairsError: there is nothing to write.
+    """
+    made: list[Made] = []
+    for kind in config.kinds:
+        wanted = config.num_answers - 1 if kind == "rank" else 1
+        splits: dict[str, list[Answered]] = defaultdict(list)
+        for outcome in outcomes:
+            if len(outcome.answered.flawed) >= wanted:
+                splits[_split(outcome.answered.question, config)].append(outcome.answered)
+        for split, answered in sorted(splits.items(), reverse=True):
+            choices, found = balance(answered, _arranged(kind, config), max_dropped=config.max_dropped)
+            path = folder / (f"{kind}.parquet" if split == "train" else f"{kind}-{split}.parquet")
+            write_preferences(path, _preferences(choices, kind, split, folder, phrase))
+            made.append(Made(path=path, audit=found, num_dropped=len(answered) - len({choice.question.id for choice in choices})))
+    if not made:
+        told = "; ".join(f"{reason}: {number}" for reason, number in _reasons(outcomes, config)[0].most_common(3))
+        raise PairsError(f"no answers of the {len(outcomes)} questions can be used ({told})")
+    return made
+
+
+def report(outcomes: Sequence[Outcome], made: Sequence[Made], config: PairsConfig, num_asked: int) -> dict[str, Any]:
+    """What was kept and why the rest was not, for JSON."""
+    reasons, examples = _reasons(outcomes, config)
+    return {
+        "questions": len(outcomes),
+        "requests": num_asked,  # of this run
+        "used": len(outcomes) - sum(reasons.values()),
+        "not_used": {reason: {"questions": number, "such_as": examples[reason]} for reason, number in reasons.most_common()},
+        "replies_refused": dict(Counter(reason for outcome in outcomes for reason in outcome.against).most_common()),
+        "flaws": dict(Counter(flaw for outcome in outcomes for flaw in outcome.flaws).most_common()),
+        "files": {
+            one.path.name: {
+                "rows": one.audit.num_rows,
+                "labels": one.audit.labels,
+                "questions_dropped_for_balance": one.num_dropped,
+                "cues": ["place", *CUES],
+                "accuracy_by_cues": one.audit.accuracy,
+                "chance": one.audit.chance,
+                "may_be_chance_up_to": one.audit.highest,
+                "at_chance": None if one.audit.accuracy is None else one.audit.at_chance,
+                "right_answer_is_longest": one.audit.longest,
+            }
+            for one in made
+        },
+    }
+
+
+def _split(question: Question, config: PairsConfig) -> str:
+    """Questions about the same material are in the same split."""
+    material = question.document or "/".join(map(str, question.images)) or question.question
+    return "held_out" if derive(config.seed, "split", material) / 2**31 < config.held_out else "train"
+
+
+def _arranged(kind: str, config: PairsConfig) -> Callable[[Sequence[Answered]], list[Choice]]:
+    return lambda left: arrange(kind, left, seed=config.seed, num_answers=config.num_answers)
+
+
+def _preferences(choices: Sequence[Choice], kind: str, split: str, folder: Path, phrase: Phrase) -> Iterator[Preference]:
+    for index, choice in enumerate(choices):
+        yield preference(choice, kind, split, index, _stored(choice.question, folder), phrase)
+
+
+def _stored(question: Question, folder: Path) -> list[str]:
+    """The paths of a question's images, relative to the folder; each image lies there once, by its content."""
+    kept = ImageFolder(folder / "images")
+    return [str(kept.keep(image).relative_to(folder)) for image in read_images(question)]
+
+
+def _reasons(outcomes: Sequence[Outcome], config: PairsConfig) -> tuple[Counter[str], dict[str, list[str]]]:
+    """Why questions have no row in any file, and some of their ids."""
+    wanted = 1 if {*config.kinds} != {"rank"} else config.num_flawed
+    examples: dict[str, list[str]] = defaultdict(list)
+    reasons: Counter[str] = Counter()
+    for outcome in outcomes:
+        reason = why_dropped(outcome, wanted)
+        if reason is not None:
+            reasons[reason] += 1
+            if len(examples[reason]) < _EXAMPLES:
+                examples[reason].append(outcome.answered.question.id)
+    return reasons, examples

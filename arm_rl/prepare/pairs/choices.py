@@ -1,0 +1,95 @@
+"""What is judged in one row: a question with answers in some order, and what is right about them. As many of each label, by the seed."""
+
+from collections import defaultdict
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from arm_rl.core.question_template import Phrase
+from arm_rl.core.seeding import derive
+from arm_rl.data.preferences import Preference
+from arm_rl.prepare.questions import Question
+
+_IMAGE = "<image>"
+_ABILITIES = {"pair": "comparing two answers", "point": "checking an answer", "rank": "comparing several answers"}
+_RETRIEVAL = ("doc_page_retrieval_by_query", "doc_page_retrieval_by_index")
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Answered:
+    """A question with flawed answers beside its right one."""
+
+    question: Question
+    flawed: tuple[str, ...]
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Choice:
+    """Answers to judge."""
+
+    question: Question
+    answers: tuple[str, ...]
+    label: str  # number of the right one; of a single answer, true or false
+
+
+def arrange(kind: str, answered: Sequence[Answered], *, seed: int, num_answers: int) -> list[Choice]:
+    """The rows of a file. Within a track the right answer has each place equally often, or once more; each single answer is there twice."""
+    if kind == "point":
+        return [
+            Choice(question=one.question, answers=(answer,), label=label)
+            for one in answered
+            for answer, label in ((one.question.answer, "true"), (one.flawed[0], "false"))
+        ]
+    number = 2 if kind == "pair" else num_answers
+    tracks: dict[str, list[str]] = defaultdict(list)
+    for one in answered:
+        tracks[one.question.track].append(one.question.id)
+    places: dict[str, int] = {}
+    for track, ids in tracks.items():
+        start = derive(seed, kind, track)  # what is left over goes anywhere
+        places |= {id: (start + rank) % number for rank, id in enumerate(sorted(ids, key=lambda id: derive(seed, kind, "place", id)))}
+    return [_choice(one, kind, places[one.question.id], number, seed) for one in answered]
+
+
+def _choice(one: Answered, kind: str, place: int, number: int, seed: int) -> Choice:
+    order = sorted(range(number - 1), key=lambda index: derive(seed, kind, "order", one.question.id, index))
+    answers = [one.flawed[index] for index in order]
+    answers.insert(place, one.question.answer)
+    return Choice(question=one.question, answers=tuple(answers), label=str(place + 1))
+
+
+def preference(choice: Choice, kind: str, split: str, index: int, images: Sequence[str], phrase: Phrase) -> Preference:
+    """A row of training data.
+
+    Args:
+        images: paths relative to the file's folder.
+        phrase: words a question and its answers, as the judge will be asked as a product.
+    """
+    question = choice.question
+    text = asked(question)
+    return Preference(
+        id=f"{question.id}/{kind}" + (f"/{choice.label}" if kind == "point" else ""),
+        track=question.track,
+        ability=_ABILITIES[kind],
+        split=split,
+        index=index,
+        question=text,
+        request=("" if _IMAGE in text else _IMAGE * len(images)) + phrase(text, choice.answers),
+        label=choice.label,
+        images=images,
+        texts=choice.answers,
+        tools=question.tools,
+        expected_tools=_expected_tools(question),
+    )
+
+
+def asked(question: Question) -> str:
+    """The question as it is asked: with its constraints, where it does not say them itself, and its document's name."""
+    text = question.question
+    left = [one.instruction for one in question.constraints if one.instruction not in text]
+    document = [f"The document is named {question.document}."] if question.document is not None else []
+    return "\n\n".join([text, *left, *document])
+
+
+def _expected_tools(question: Question) -> list[str]:
+    tools = [*dict.fromkeys(one.tool for one in question.constraints), *(_RETRIEVAL if question.document is not None else ())]
+    return [tool for tool in tools if question.tools is None or tool in question.tools]

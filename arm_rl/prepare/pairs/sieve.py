@@ -1,0 +1,86 @@
+"""Which flawed answers can be used: what is said against one, in a few words by which a report counts."""
+
+import re
+from collections.abc import Sequence
+
+from rapidfuzz import fuzz
+
+from arm_rl.core.errors import UserError
+from arm_rl.core.parsing import whole_characters
+from arm_rl.prepare.pairs.config import PairsConfig
+from arm_rl.prepare.questions import Constraint, Question
+from tools.base import ToolContext
+from tools.text.checks import CHECKS, CheckTool
+
+IMAGE = "<image>"
+_ANSWER = re.compile(r"<answer>(.*?)</answer>", re.DOTALL)
+_SLACK = 4  # words: short answers may differ by a few
+
+
+class ConstraintError(UserError):
+    """A constraint that no checker can tell about; the message names the question."""
+
+
+def written_answer(text: str) -> str | None:
+    """The answer in a reply, the last one where there are several; None where there is none."""
+    found = _ANSWER.findall(text)
+    return whole_characters(found[-1].strip()) or None if found else None
+
+
+def similarity(first: str, second: str) -> float:
+    """How alike two texts are, from 0 to 1: their edit distance over their length, case and blanks aside (rapidfuzz's `ratio`)."""
+    return fuzz.ratio(_plain(first), _plain(second)) / 100
+
+
+def _plain(text: str) -> str:
+    return " ".join(text.casefold().split())
+
+
+def against_question(question: Question) -> str | None:
+    """Why nothing can be made of a question; None where something can."""
+    if IMAGE in question.answer:
+        return "the right answer holds <image>"
+    if question.question.count(IMAGE) not in (0, len(question.images)):
+        return "the question holds another number of <image> than it has images"
+    if not all(keeps(one, question.answer, question.id) for one in question.constraints):
+        return "the right answer breaks a constraint"
+    return None
+
+
+def against_answer(flawed: str, question: Question, others: Sequence[str], broken: Constraint | None, config: PairsConfig) -> str | None:
+    """Why a flawed answer cannot be used; None where it can.
+
+    Args:
+        others: flawed answers to the same question.
+        broken: the constraint that it should break.
+    """
+    if IMAGE in flawed:
+        return "it holds <image>"
+    if broken is not None and keeps(broken, flawed, question.id):
+        return "it keeps the constraint that it should break"
+    if similarity(flawed, question.answer) > config.max_similarity:
+        return "too like the right answer"
+    if any(similarity(flawed, other) > config.max_similarity for other in others):
+        return "too like another flawed answer"
+    shorter, longer = sorted(len(text.split()) + _SLACK for text in (flawed, question.answer))
+    if longer > config.max_length_ratio * shorter:
+        return "of another length than the right answer"
+    written, right = flawed.casefold(), question.answer.casefold()
+    if any(word.casefold() in written and word.casefold() not in right for word in config.giveaways):
+        return "it gives itself away"
+    return None
+
+
+def keeps(constraint: Constraint, text: str, question: str) -> bool:
+    """Whether a text keeps a constraint, by its checker.
+
+    Raises:
+        ConstraintError: there is no such checker, or its arguments cannot be used.
+    """
+    if constraint.tool not in CHECKS:
+        raise ConstraintError(f"question {question}: constraints: there is no checker {constraint.tool!r}; known: {', '.join(CHECKS)}")
+    context = ToolContext(images={}, texts={"text_0": text}, image_names=[])
+    result = CheckTool(constraint.tool).call({**constraint.arguments, "response": "text_0"}, context)
+    if result.status != "ok":
+        raise ConstraintError(f"question {question}: constraints: {constraint.tool}: {result.text}")
+    return result.text.endswith("True")

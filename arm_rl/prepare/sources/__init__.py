@@ -1,0 +1,25 @@
+"""Published data sets, each read as questions: a visible table."""
+
+from collections.abc import Callable, Iterator, Mapping
+from pathlib import Path
+
+from arm_rl.data.image_store import ImageFolder
+from arm_rl.prepare.questions import Question, read_questions
+from arm_rl.prepare.sources import deepeyes, llava_critic, mm_ifengine, mp_docvqa
+from arm_rl.prepare.sources.skipped import Skipped
+
+Source = Callable[[Path, ImageFolder], Iterator[Question | Skipped]]
+
+
+def _own(path: Path, images: ImageFolder) -> Iterator[Question | Skipped]:
+    """A JSONL of questions, checked."""
+    yield from read_questions(path)
+
+
+SOURCES: Mapping[str, Source] = {
+    "llava_critic": llava_critic.read,
+    "deepeyes": deepeyes.read,
+    "mm_ifengine": mm_ifengine.read,
+    "mp_docvqa": mp_docvqa.read,
+    "jsonl": _own,
+}

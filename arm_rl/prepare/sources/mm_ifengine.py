@@ -1,0 +1,69 @@
+"""MM-IFEngine: instructions about an image, with constraints on the form of the answer.
+
+JSON or JSON lines of two shapes: ShareGPT's (ChrisDing1105/MMIF-23k: `conversations`, `images`, and `chosen` where it is preference data),
+and that of its pipeline and benchmark: `instruction`, `image`, `constraints` of `key`, `value` and `judge`, whose `verify_funcs` (`func`,
+`params`) are the checkers that are tools here. Constraints that only a language model can judge stay in the instruction alone.
+"""
+
+import dataclasses
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+from arm_rl.core.images import ImageError
+from arm_rl.data.image_store import ImageFolder, ImageSource
+from arm_rl.data.parquet_rows import BrokenRows
+from arm_rl.prepare.formats.text_files import read_objects
+from arm_rl.prepare.questions import Constraint, Question
+from arm_rl.prepare.sources.skipped import Skipped
+from tools.text.checks import CHECKS
+
+_ANSWERS = ("response", "answer", "prediction")
+
+
+def read(path: Path, images: ImageFolder) -> Iterator[Question | Skipped]:
+    """The questions of a file; their images are kept in the folder.
+
+    Raises:
+        DataError: the file cannot be read.
+    """
+    source = ImageSource(path.parent)
+    for number, row in enumerate(read_objects(path, lambda value, where: value, BrokenRows())):
+        turns = [(turn.get("from"), turn.get("value")) for turn in row.get("conversations") or ()]
+        asked = str(row.get("instruction") or next((text for said, text in turns if said == "human"), ""))
+        chosen = (row.get("chosen") or {}).get("value")
+        said = chosen or next((text for said, text in turns if said == "gpt"), None)
+        answer = str(said or next((row[key] for key in _ANSWERS if row.get(key)), "")).strip()
+        question = asked.replace("<image>", "").strip()
+        if not question or not answer:
+            yield Skipped("no instruction, or no answer to it")
+            continue
+        entries = row.get("images") or ([row["image"]] if row.get("image") else [])
+        try:
+            shown = tuple(images.keep(source.read(entry)) for entry in entries)
+        except ImageError:
+            yield Skipped("its image cannot be read")
+            continue
+        constraints = tuple(constraint for written in row.get("constraints") or () for constraint in _constraints(written))
+        yield Question(
+            id=f"mm_ifengine-{path.stem}-{number}",
+            track="instructions",
+            question=question,
+            answer=answer,
+            images=shown,
+            tools=tuple(dict.fromkeys(constraint.tool for constraint in constraints)) or None,
+            constraints=constraints,
+            source="mm_ifengine",
+        )
+
+
+def _constraints(written: dict[str, Any]) -> Iterator[Constraint]:
+    """A constraint's checkers with their arguments by name: published are positions, after the response."""
+    for function in (written.get("judge") or {}).get("verify_funcs") or ():
+        tool = str(function.get("func")).replace("_metioned_", "_mentioned_")  # as it is spelt there
+        params = function.get("params") or []
+        if tool not in CHECKS:
+            continue
+        names = [item.name for item in dataclasses.fields(CHECKS[tool].arguments) if item.name != "response"]
+        if len(names) == len(params):
+            yield Constraint(instruction=str(written.get("value") or ""), tool=tool, arguments=dict(zip(names, params, strict=True)))

@@ -1,0 +1,167 @@
+"""Demonstrations by a stronger model: its sessions are run and recorded, screened, and the best of each sample's are written.
+
+samples -> sessions -> trajectories/*.parquet -> those that pass -> the best one of each sample -> demonstrations.parquet
+"""
+
+import asyncio
+import logging
+from collections import Counter
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from actors.scorer import score
+from arm_rl.core import trajectory_file
+from arm_rl.core.config import TrainConfig
+from arm_rl.core.parsing import ToolFormat
+from arm_rl.core.session import Session, observation
+from arm_rl.core.types import Message, Sample, Scored, Trajectory
+from arm_rl.judge.backends import Asked, Backend
+from arm_rl.prepare.screening import refusal
+from arm_rl.training.groups import RunStopped
+
+logger = logging.getLogger(__name__)
+
+STAGE = "cold-start"
+SESSIONS_PER_FILE = 64
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Recorded:
+    """What is known of a recorded session without reading it whole."""
+
+    path: Path
+    row: int
+    sample_id: str
+    group_id: str
+    refusal: str | None  # None: it may be learned from
+    num_calls: int
+
+
+def recorded(folder: Path) -> list[Recorded]:
+    """The sessions of a run, by file and row; those that broke are left out, to be run again."""
+    found = []
+    for path in sorted((folder / "trajectories").glob(f"{STAGE}-*.parquet")):
+        for row, light in enumerate(trajectory_file.read_light(path)):
+            if light["end"] == "aborted":
+                continue
+            statuses = [event["status"] for turn in light["turns"] for event in turn["tool_events"]]
+            against = refusal(
+                format_ok=light["format_ok"],
+                correct=light["correct"],
+                num_calls=len(statuses),
+                num_successful_calls=statuses.count("ok"),
+                call_needed=True,
+            )
+            names = {name: light[name] for name in ("sample_id", "group_id")}
+            found.append(Recorded(path=path, row=row, **names, refusal=against, num_calls=len(statuses)))
+    return found
+
+
+def sessions_of(samples: Sequence[Sample], best_of: int) -> dict[str, Sample]:
+    """The sessions that are to be run, by their group's id."""
+    return {f"{STAGE}/{number}/{sample.id}": sample for sample in samples for number in range(best_of)}
+
+
+async def run_sessions(
+    backend: Backend[Any],
+    sessions: Mapping[str, Sample],
+    config: TrainConfig,
+    tool_format: ToolFormat,
+    *,
+    on_done: Callable[[], None] = lambda: None,
+) -> None:
+    """Runs sessions, and records them, 64 in a file.
+
+    Raises:
+        RunStopped: more broke than run.max_broken_sessions allows. The others are recorded.
+    """
+    folder = config.run.folder / "trajectories"
+    step = max((int(path.stem.rpartition("-")[2]) for path in folder.glob(f"{STAGE}-*.parquet")), default=-1) + 1
+    unwritten: list[tuple[Asked[Any], Scored]] = []
+    may_break, num_broken = int(config.run.max_broken_sessions * len(sessions)), 0
+
+    async def record() -> None:
+        nonlocal step, unwritten
+        ready, unwritten, number = unwritten, [], step
+        step += 1
+        await backend.record(STAGE, number, ready)
+
+    async def work(waiting: Iterator[tuple[str, Sample]]) -> None:
+        nonlocal num_broken
+        for group_id, sample in waiting:
+            asked = await backend.ask(sample, group_id)
+            unwritten.append((asked, score(asked.trajectory, sample, config.reward, tool_format)))
+            if asked.trajectory.error is not None:
+                num_broken += 1
+                if num_broken > may_break:
+                    raise RunStopped(
+                        f"{num_broken} sessions broke, more than run.max_broken_sessions allows; the others are kept, and the same command "
+                        f"goes on from there. The last one:\n{asked.trajectory.error}"
+                    )
+            on_done()
+            if len(unwritten) >= SESSIONS_PER_FILE:
+                await record()
+
+    waiting = iter(sessions.items())
+    try:
+        async with asyncio.TaskGroup() as group:
+            for _ in range(min(backend.concurrency, len(sessions))):
+                group.create_task(work(waiting))
+    except* RunStopped as stopped:
+        raise stopped.exceptions[0] from None
+    finally:
+        if unwritten:
+            await record()
+
+
+def best(found: Sequence[Recorded], samples: Sequence[Sample]) -> list[Recorded]:
+    """Of each sample the session that passes with the fewest calls, the first of equals; in the samples' order."""
+    passing: dict[str, list[Recorded]] = {}
+    for one in found:
+        if one.refusal is None:
+            passing.setdefault(one.sample_id, []).append(one)
+    return [min(passing[sample.id], key=lambda one: (one.num_calls, one.group_id)) for sample in samples if sample.id in passing]
+
+
+def demonstrations(chosen: Sequence[Recorded], notice: str) -> Iterator[tuple[Sample, Session]]:
+    """Reads sessions back, one at a time. `notice` is the configuration's `session.last_turn_notice`.
+
+    A session in which somebody wrote `<image>` is left out, and said so: in a demonstration it would be read as one.
+    """
+    for one in chosen:
+        ((scored, sample),) = trajectory_file.read_rows(one.path, [one.row])
+        trajectory = scored.trajectory
+        images = trajectory_file.read_images(one.path, [info.key for info in trajectory.images])
+        messages = _messages(trajectory, notice)
+        if any("<image>" in message.text for message in messages):
+            logger.warning("%s: a session with the text <image> is left out", sample.id)
+            continue
+        yield sample, Session(trajectory=trajectory, messages=messages, images=images)
+
+
+def report(samples: Sequence[Sample], found: Sequence[Recorded], chosen: Sequence[Recorded], best_of: int) -> dict[str, Any]:
+    """What was kept and why the rest was not, for JSON."""
+    reasons = Counter(one.refusal for one in found if one.refusal is not None)
+    tracks = {sample.id: sample.track for sample in samples}
+    broken = len(samples) * best_of - len(found)
+    return {
+        "samples": len(samples),
+        "sessions": len(found),
+        "kept": len(chosen),
+        "refused_sessions": dict(reasons.most_common()) | ({"the session broke": broken} if broken else {}),
+        "samples_without_any": len(samples) - len(chosen),
+        "kept_by_track": dict(Counter(tracks[one.sample_id] for one in chosen)),
+        "calls_a_demonstration": sum(one.num_calls for one in chosen) / len(chosen) if chosen else None,
+    }
+
+
+def _messages(trajectory: Trajectory, notice: str) -> tuple[Message, ...]:
+    """What followed the prompt, as the session had it."""
+    messages: list[Message] = []
+    for number, turn in enumerate(trajectory.turns):
+        messages.append(Message(role="assistant", parts=(turn.text,)))
+        for event in turn.tool_events:
+            messages.append(observation(event, notice if trajectory.turns[number + 1].call_forbidden else None))
+    return tuple(messages)

@@ -1,0 +1,1 @@
+"""A run's folder: checkpoints, metrics, Weights & Biases, TensorBoard and the timeline."""

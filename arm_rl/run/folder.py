@@ -1,0 +1,93 @@
+"""A run's folder: made once, and entered again only with the configuration that it was made with."""
+
+import dataclasses
+import json
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+from arm_rl.core.config import ConfigError, SftConfig, TrainConfig
+from arm_rl.core.config_file import read_saved, save
+from arm_rl.run import checkpoint
+
+# What may differ when a run is started again: how long it goes on, on which machines, in how much memory and what is written, not what is
+# learned from.
+_MAY_CHANGE = (
+    "num_steps",
+    "num_epochs",
+    "checkpoint",
+    "metrics",
+    "evaluation",
+    "template.question",
+    "placement",
+    "run.stall_seconds",
+    "run.max_restarts",
+    "learner.num_ranks",
+    "learner.zero_stage",
+    "learner.offload_optimizer",
+    "learner.offload_parameters",
+    "learner.num_threads",
+    "learner.collective_timeout_seconds",
+    "learner.call_timeout_seconds",
+    "learner.micro_batch_tokens",
+    "learner.gradient_checkpointing",
+    "rollout.num_actors",
+    "rollout.tensor_parallel_size",
+    "rollout.max_concurrent_sessions",
+    "rollout.max_num_seqs",
+    "rollout.gpu_memory_utilization",
+    "rollout.cpu_kv_cache_gib",
+    "rollout.enforce_eager",
+    "tools.num_executors",
+    "tools.concurrency",
+    "reward.num_scorers",
+)
+_EXPORTED = "exported.json"  # the step of the model in export/: written when it is whole
+
+
+def open_run(config: TrainConfig | SftConfig) -> Path:
+    """Makes the folder with its `config.yaml`, or enters it again.
+
+    Raises:
+        ConfigError: the folder was made with another configuration; the message names the first key that differs.
+    """
+    folder = config.run.folder
+    file = folder / "config.yaml"
+    if file.exists():
+        difference = _difference(read_saved(type(config), file), dataclasses.asdict(config))
+        if difference is not None:
+            raise ConfigError(f"{difference}; {folder} holds a run with it: choose another run.name, or remove that folder")
+    folder.mkdir(parents=True, exist_ok=True)
+    save(config, file)
+    return folder
+
+
+def finished(folder: Path, num_steps: int) -> bool:
+    """Whether a run's steps are all done and its model is exported."""
+    written = checkpoint.steps(folder / "checkpoints")
+    exported, model = folder / _EXPORTED, folder / "export" / "config.json"
+    if not (written and exported.is_file() and model.is_file()):
+        return False
+    return min(written[-1], json.loads(exported.read_text())["step"]) >= num_steps
+
+
+@contextmanager
+def exporting(folder: Path, step: int) -> Iterator[Path]:
+    """The folder to export a run's model into, after that step. What an error leaves half-done does not count as exported."""
+    (folder / _EXPORTED).unlink(missing_ok=True)
+    yield folder / "export"
+    (folder / _EXPORTED).write_text(json.dumps({"step": step}))
+
+
+def _difference(old: object, new: object, key: str = "") -> str | None:
+    if isinstance(old, dict) and isinstance(new, dict):
+        for name in sorted({*old, *new}):
+            path = f"{key}.{name}".lstrip(".")
+            if path in _MAY_CHANGE:
+                continue
+            found = _difference(old.get(name), new.get(name), path)
+            if found is not None:
+                return found
+        return None
+    old, new = (list(value) if isinstance(value, tuple) else value for value in (old, new))
+    return None if old == new else f"{key}: {new!r} now, {old!r} before"

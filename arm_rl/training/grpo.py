@@ -1,0 +1,73 @@
+"""A GRPO stage from configuration to export."""
+
+import asyncio
+import math
+
+from actors.cluster.connection import require_shared
+from actors.cluster.reservation import reserved
+from arm_rl.core.config import TrainConfig
+from arm_rl.data.samples import Cursor
+from arm_rl.export.model_card import write_card
+from arm_rl.run.folder import exporting, finished, open_run
+from arm_rl.run.metrics_log import MetricsLog
+from arm_rl.run.timeline import Timeline
+from arm_rl.training.driver import Driver
+from arm_rl.training.graceful_stop import StopRequest, stopped_by_signal
+from arm_rl.training.groups import Engines, group_runner
+from arm_rl.training.inputs import Inputs, read_inputs
+from arm_rl.training.learners import learner_group
+from arm_rl.training.restarts import Progress, with_restarts
+
+
+async def train_grpo(config: TrainConfig, engines: Engines | None = None) -> None:
+    """Runs the stage and exports the model to the run folder.
+
+    A run started again goes on from its last checkpoint; one that is finished is left as it is.
+
+    Args:
+        engines: that serve a model of this shape, whichever its weights; by default some of its own.
+
+    Raises:
+        Stopped: SIGTERM came; a checkpoint is written first.
+    """
+    inputs = read_inputs(config)
+    num_steps = config.num_steps or config.num_epochs * math.ceil(len(inputs.samples) / config.algorithm.samples_per_step)
+    if finished(open_run(config), num_steps):
+        return
+    await require_shared(config.run.folder)
+    with stopped_by_signal() as stop:
+        await with_restarts(lambda progress: _run(config, inputs, num_steps, progress, stop, engines), config.run.max_restarts)
+
+
+async def _run(config: TrainConfig, inputs: Inputs, num_steps: int, progress: Progress, stop: StopRequest, engines: Engines | None) -> None:
+    """Starts everything, goes on from the last checkpoint, and ends everything."""
+    folder, rollout = config.run.folder, None if engines else config.rollout
+    async with (
+        reserved(config.run.name, progress.placement(config.placement), config.learner.num_ranks, rollout) as reservation,
+        learner_group(config, inputs.template, reservation, num_steps=num_steps * config.algorithm.updates_per_step) as starting,
+        group_runner(config, inputs.template, engines or reservation, transfer=config.transfer) as runner,
+    ):
+        learners = await starting
+        with MetricsLog(folder, config.metrics, config, num_steps, stage=config.run.name, first=inputs.left_out) as log:
+            driver = Driver(
+                config,
+                runner=runner,
+                learners=learners,
+                cursor=Cursor.mixed(inputs.samples, config.run.seed, config.data.weights),
+                held_out=inputs.held_out,
+                image_pad_id=inputs.template.image_pad_id,
+                num_steps=num_steps,
+                log=log,
+                timeline=Timeline(folder) if config.metrics.timeline else None,
+                progress=progress,
+                stop=stop,
+            )
+            try:
+                await driver.resume(serves_other=engines is not None)
+                await driver.run()
+            finally:
+                await driver.close()
+            with exporting(folder, num_steps) as target:
+                await asyncio.to_thread(learners.export, target)
+                write_card(config, folder, target, num_steps)
+            log.artifact("export", folder / "export")

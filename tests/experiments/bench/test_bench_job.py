@@ -1,0 +1,50 @@
+"""The benchmarks' command line: one benchmark keeps its numbers, and all of them make a summary."""
+
+import argparse
+import json
+
+import pytest
+
+from arm_rl.core.errors import UserError
+from arm_rl.experiments.bench import summary
+from arm_rl.experiments.bench.result import Result
+from jobs import bench
+
+
+def result(key: str) -> Result:
+    return Result.of(key=key, what="w", goal=1.0, unit="steps/s", ours=[2.0, 3.0], other=[2.0, 2.0])
+
+
+@pytest.mark.ray
+def test_one_benchmark_keeps_its_numbers(tmp_path, monkeypatch, capsys):
+    asked = []
+
+    def benchmark(options):
+        asked.append(options)
+        yield result("vs_trl")
+
+    monkeypatch.setitem(bench.BENCHMARKS, "vs_trl", benchmark)
+    line = bench.one(argparse.Namespace(out=tmp_path, key="vs_trl", quick=True))
+    assert asked == [bench.Options(out=tmp_path, quick=True)]
+    assert str(tmp_path / "vs_trl.json") in line
+    assert summary.read(tmp_path / "vs_trl.json") == [result("vs_trl")]
+    assert "1.25" in capsys.readouterr().out
+
+
+def test_a_summary_is_made_of_what_was_measured_before(tmp_path):
+    for key in bench.BENCHMARKS:
+        summary.save(tmp_path / f"{key}.json", [result(key)])
+    line = bench.every(argparse.Namespace(out=tmp_path, resume=True, quick=False))
+    assert str(tmp_path / "summary.json") in line
+    written = json.loads((tmp_path / "summary.json").read_text())
+    assert list(written["results"]) == list(bench.BENCHMARKS)
+    assert all(one["met"] for one in written["results"].values())
+    assert "1.25 (1.00 to 1.50)" in (tmp_path / "table.md").read_text()
+    assert (tmp_path / "plot.svg").read_text().count("<rect") == 1 + len(bench.BENCHMARKS)
+
+
+def test_a_benchmark_that_fails_is_named(tmp_path, monkeypatch):
+    monkeypatch.setattr(bench, "BENCHMARKS", {"vs_nobody": bench.vs_trl})  # the process that is started knows no such key
+    with pytest.raises(UserError, match="vs_nobody"):
+        bench.every(argparse.Namespace(out=tmp_path, resume=False, quick=True))
+    assert not (tmp_path / "summary.json").exists()

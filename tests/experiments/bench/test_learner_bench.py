@@ -1,0 +1,86 @@
+"""The learner's benchmarks at tiny sizes: both sides do the same work, and what is reported is what was measured."""
+
+import dataclasses
+import logging
+from collections.abc import Iterator
+
+import pytest
+import ray
+import torch
+
+from arm_rl.core.batching import make_batch
+from arm_rl.core.loss import GrpoObjective
+from arm_rl.experiments.bench import learner, models
+from arm_rl.experiments.bench.models import ModelSize, Work
+
+pytestmark = pytest.mark.ray
+
+SMALL = ModelSize(hidden=64, layers=1, intermediate=64)
+
+
+@pytest.fixture(scope="module")
+def cluster() -> Iterator[None]:
+    ray.init(address="local", num_cpus=2, include_dashboard=False, logging_level=logging.ERROR, log_to_driver=False)
+    yield
+    ray.shutdown()
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory: pytest.TempPathFactory):
+    folder = tmp_path_factory.mktemp("model")
+    models.build(folder, SMALL)
+    return folder
+
+
+def test_a_model_has_the_size_that_was_asked_for(folder, tmp_path):
+    assert models.build(tmp_path, dataclasses.replace(SMALL, layers=2)) - models.build(tmp_path, SMALL) == (
+        64 * (64 + 2 * 32) + (64 + 2 * 32)  # queries, keys, values; their biases
+        + 64 * 64  # output
+        + 3 * 64 * 64  # the three matrices between
+        + 2 * 64  # norms
+    )  # fmt: skip
+
+
+def test_trajectories_share_what_they_should(folder):
+    work = Work(num_groups=2, group_size=3)
+    samples, images = work.make(folder)
+    assert len(samples) == 6
+    assert len(images) == 2 + 6
+    for sample in samples:
+        assert len(sample.token_ids) == 34 + 14 + 26 + 6  # the demo's
+        assert sample.num_loss_tokens == 20
+        assert sample.image_tokens == (16, 16)
+    assert len({sample.token_ids[: sample.num_prompt_tokens] for sample in samples}) == 2
+    large, _ = Work(num_groups=1, group_size=2, prompt_pixels=512).make(folder)
+    assert large[0].image_tokens == (1024, 16)
+
+
+def test_the_bare_loop_computes_the_same_loss(folder, cluster):
+    work = Work(num_groups=1, group_size=3)
+    samples, images = work.make(folder)
+    batch = make_batch(samples, num_ranks=1, micro_batch_tokens=100)
+    spec = learner._spec(folder, work, num_threads=1, micro_batch_tokens=100)
+    bare = learner.BareLoop(spec, batch.micro_batches[0], images)
+    torch.set_num_threads(1)
+    with learner._group(spec) as group:
+        ours = group.train(batch, learner._stored(images), GrpoObjective())
+    assert len(batch.micro_batches[0]) > 1
+    assert bare.step() == pytest.approx(ours["learner/loss"], rel=1e-4)
+
+
+def test_both_sides_are_measured_in_turn(cluster):
+    settings = dataclasses.replace(
+        learner.CASES[1], size=SMALL, work=Work(num_groups=2, group_size=4), repeats=2, steps=1, micro_batch_tokens=300
+    )
+    result = learner.measure(settings)
+    assert len(result.ours) == len(result.other) == 2
+    assert result.ratio_low <= result.ratio <= result.ratio_high
+    assert result.details["seconds"].keys() >= {"train", "forward", "backward", "optimizer", "images"}
+    assert result.details["seconds"]["train"] > result.details["seconds"]["forward"] > 0
+
+
+def test_two_ranks_are_measured_against_one(cluster):
+    settings = learner.RankSettings(size=SMALL, work=Work(num_groups=2, group_size=4), repeats=1, micro_batch_tokens=300, zero_stage=2)
+    result = learner.measure_ranks(settings)
+    assert result.key == "ranks_zero_2"
+    assert result.ratio == result.ours[0] / result.other[0] > 0

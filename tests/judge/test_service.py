@@ -1,0 +1,188 @@
+"""The judge's service: what it answers, what it refuses, what it counts."""
+
+import asyncio
+import base64
+import io
+from contextlib import asynccontextmanager
+
+import httpx
+import pytest
+
+from arm_rl.judge.judge import Judge
+from arm_rl.judge.service import ServiceLimits, build_app
+from tests.judge.test_judge import Preferring
+from tests.support.scripted import noise
+from tools import load_tools
+from tools.execution.local import LocalTools
+
+IMAGE = io.BytesIO()
+noise().save(IMAGE, format="PNG")
+PICTURE = base64.b64encode(IMAGE.getvalue()).decode()
+ASKED = {"question": "Which?", "answers": ["7", "4"], "images": [PICTURE]}
+
+
+@pytest.fixture
+def serve(template):
+    """Starts a service around a policy, and gives a client."""
+
+    @asynccontextmanager
+    async def start(policy=None, token=None, **limits):
+        @asynccontextmanager
+        async def entered():
+            yield policy or Preferring(template)
+
+        judge = Judge(entered(), template, LocalTools(load_tools(["configs/tools/digits.yaml"])))
+        app = build_app(judge, ServiceLimits(**limits), token)
+        async with (
+            app.router.lifespan_context(app),
+            httpx.AsyncClient(transport=httpx.ASGITransport(app), base_url="http://service", timeout=60) as client,
+        ):
+            yield client
+
+    return start
+
+
+async def test_answers_are_compared_with_tools(serve):
+    async with serve() as client:
+        answer = (await client.post("/v1/judge", json=ASKED)).json()
+    assert (answer["choice"], answer["consistent"]) == (2, True)
+    assert answer["confidence"] == pytest.approx(0.9)
+    (opinion,) = answer["opinions"]
+    assert [(call["tool"], call["status"]) for call in opinion["calls"]] == [("image_zoom_in_tool", "ok")]
+    assert opinion["turns"][-1].endswith("Overall Judgment: Answer 2 is better.</answer>")
+
+
+async def test_one_answer_is_checked_and_many_are_ranked(serve):
+    async with serve() as client:
+        checked = (await client.post("/v1/judge", json=ASKED | {"answers": ["7"]})).json()
+        ranked = (await client.post("/v1/rank", json=ASKED | {"answers": ["3", "1", "2"]})).json()
+    assert checked["choice"] is True
+    assert ranked["best"] == 2
+    assert [one["answers"] for one in ranked["comparisons"]] == [[1, 2], [2, 3]]
+
+
+async def test_a_data_url_is_an_image_too(serve):
+    async with serve() as client:
+        answer = await client.post("/v1/judge", json=ASKED | {"images": [f"data:image/png;base64,{PICTURE}"]})
+    assert answer.json()["choice"] == 2
+
+
+async def test_rewards_as_openrlhf_asks_for_them(serve, template):
+    """What its `RemoteRewardModel` posts: decoded token ids, special tokens and all; `raise_for_status`, then the answer's keys."""
+
+    class Sure(Preferring):
+        async def __call__(self, request):
+            request = type("Asked", (), {"messages": (*request.messages, None)})()  # no image to zoom into
+            return await super().__call__(request)
+
+    chat = "<|im_start|>system\nAnswer.<|im_end|>\n<|im_start|>user\nWhich?<|im_end|>\n<|im_start|>assistant\n"
+    prompts = ["Which?", "Which?", chat, "Which?"]
+    queries = ["Which?7", "<|endoftext|><s>Which?4</s>", f"{chat}7<|im_end|>\n<|endoftext|>", "Which?7\n"]
+    async with serve(Sure(template)) as client:
+        response = await client.post("/get_reward", json={"query": queries, "prompts": prompts, "labels": ["", None, "7", ""]})
+    response.raise_for_status()
+    answer = response.json()
+    assert answer["rewards"] == pytest.approx([0.9, 0.1, 0.9, 0.9])
+    assert answer["scores"] == answer["rewards"]
+    assert answer["extra_logs"] == {}
+
+
+@pytest.mark.parametrize(
+    ("path", "body", "status", "message"),
+    [
+        ("/v1/judge", {"question": "Which?"}, 422, "answers"),
+        ("/v1/judge", ASKED | {"answers": []}, 422, "at least 1"),
+        ("/v1/judge", ASKED | {"answer": "7"}, 422, "Extra inputs"),
+        ("/v1/judge", ASKED | {"answers": ["1"] * 9}, 422, "8 at most, not 9"),
+        ("/v1/judge", ASKED | {"question": "?" * 1001}, 422, "1001 characters, 1000 at most"),
+        ("/v1/judge", ASKED | {"images": ["%%%"]}, 422, "images[0]"),
+        ("/v1/judge", ASKED | {"images": ["aGVsbG8="]}, 422, "not a readable image"),
+        ("/v1/judge", ASKED | {"images": ["A" * 200_000]}, 413, "more than 100000 bytes"),
+        ("/v1/rank", ASKED | {"answers": ["1"]}, 422, "at least 2 are ranked"),
+        ("/get_reward", {"query": ["Which?7"]}, 422, "prompts"),
+        ("/get_reward", {"query": ["Which?7"], "prompts": ["Who?"]}, 422, "does not begin with"),
+        ("/get_reward", {"query": ["Oh. Which?7"], "prompts": ["Which?"]}, 422, "query[0] does not begin with"),
+        ("/get_reward", {"query": ["<|image_pad|>?7"], "prompts": ["<|image_pad|>?"]}, 422, "prompts[0] shows an image"),
+    ],
+)
+async def test_what_cannot_be_judged_is_refused(serve, path, body, status, message):
+    async with serve(max_answers=8, max_characters=1000, max_body_bytes=100_000) as client:
+        if status != 413 and "images" in body and body["images"] == [PICTURE]:
+            body = body | {"images": []}
+        answer = await client.post(path, json=body)
+    assert answer.status_code == status
+    assert message in answer.text
+
+
+async def test_a_token_is_asked_for(serve):
+    async with serve(token="secret") as client:
+        answers = [
+            await client.post("/v1/judge", json=ASKED, headers=headers)
+            for headers in ({}, {"Authorization": "Bearer wrong"}, {"Authorization": "Bearer secret"})
+        ]
+        assert (await client.get("/health")).status_code == 200
+    assert [answer.status_code for answer in answers] == [401, 401, 200]
+    assert "secret" not in answers[0].text
+
+
+async def test_too_many_at_a_time_are_told_to_come_again(serve, template):
+    gate, inside = asyncio.Event(), asyncio.Event()
+    loop = asyncio.get_running_loop()
+
+    class Waiting(Preferring):
+        async def __call__(self, request):
+            loop.call_soon_threadsafe(inside.set)
+            await asyncio.wrap_future(asyncio.run_coroutine_threadsafe(gate.wait(), loop))
+            return await super().__call__(request)
+
+    async with serve(Waiting(template), max_requests=1) as client:
+        first = asyncio.create_task(client.post("/v1/judge", json=ASKED))
+        await inside.wait()
+        refused = await client.post("/v1/judge", json=ASKED)
+        gate.set()
+        assert (await first).status_code == 200
+        metrics = (await client.get("/metrics")).text
+    assert (refused.status_code, refused.headers["Retry-After"]) == (429, "1")
+    assert 'judge_requests_total{endpoint="judge",status="200"} 1.0' in metrics
+    assert 'judge_requests_total{endpoint="judge",status="429"} 1.0' in metrics
+    assert 'judge_tool_calls_total{status="ok",tool="image_zoom_in_tool"} 1.0' in metrics
+    assert "judge_requests_running 0.0" in metrics
+
+
+async def test_a_client_that_goes_away_ends_its_session(serve, template):
+    inside, cancelled = asyncio.Event(), asyncio.Event()
+    loop = asyncio.get_running_loop()
+
+    async def endless(request):
+        loop.call_soon_threadsafe(inside.set)
+        try:
+            await asyncio.sleep(600)
+        except asyncio.CancelledError:
+            loop.call_soon_threadsafe(cancelled.set)
+            raise
+
+    async with serve(endless) as client:
+        asked = asyncio.create_task(client.post("/v1/judge", json=ASKED))
+        await inside.wait()
+        asked.cancel()
+        await asyncio.wait_for(cancelled.wait(), 20)
+        metrics = (await client.get("/metrics")).text
+    assert 'judge_requests_total{endpoint="judge",status="499"} 1.0' in metrics
+
+
+async def test_a_session_that_breaks_is_no_fault_of_the_client(serve):
+    async def gone(request):
+        raise httpx.ReadError("the server is gone")
+
+    async with serve(gone) as client:
+        answer = await client.post("/v1/judge", json=ASKED)
+        metrics = (await client.get("/metrics")).text
+    assert answer.status_code == 502
+    assert answer.json()["detail"] == "a session broke: httpx.ReadError: the server is gone"
+    assert 'judge_requests_total{endpoint="judge",status="502"} 1.0' in metrics
+
+
+async def test_it_describes_itself(serve):
+    async with serve() as client:
+        paths = (await client.get("/openapi.json")).json()["paths"]
+    assert {"/v1/judge", "/v1/rank", "/get_reward", "/health", "/metrics"} <= set(paths)

@@ -1,0 +1,79 @@
+"""Actors that die when a test says so. They import little, so that they are soon there again."""
+
+import asyncio
+import os
+import signal
+from pathlib import Path
+from typing import Any
+
+import ray
+
+from actors.supervision import Supervised
+from arm_rl.core.errors import EngineDied, UserError
+from arm_rl.core.tracing import Recorded
+
+
+class Puppet(Supervised):
+    """In place of a rollout actor: serves what is in the file that it was given, and dies as the sample's files in a folder say."""
+
+    def __init__(self, folder: Path) -> None:
+        self._folder, self._weights = folder, "base"
+
+    async def start(self) -> str:
+        with (self._folder / "starts").open("a") as file:
+            file.write(f"{os.getpid()}\n")
+        if (self._folder / "cannot start").exists():
+            raise RuntimeError("no memory for the cache")
+        return "a node"
+
+    async def update_weights(self, weights: Any, data: bytes | None) -> None:
+        assert data is None, "it is the same node"
+        self._weights = weights.path.read_text()
+
+    @ray.method(num_returns=2)
+    async def run_group(self, sample, *, group_id, size, temperature, seed) -> tuple[str, str]:
+        order = self._folder / f"{group_id} may die"
+        if order.exists() and (left := int(order.read_text() or 0)):
+            order.write_text(str(left - 1))
+            if (self._folder / "engine").exists():
+                raise EngineDied("the engine is gone")
+            os.kill(os.getpid(), signal.SIGKILL)
+        gate = self._folder / f"{group_id} waits"
+        while gate.exists():
+            await asyncio.sleep(0.02)
+        return f"{group_id} {seed} by {self._weights}", "images"
+
+    async def spans(self) -> Recorded:
+        return Recorded(spans=[], num_lost=0)
+
+    async def close(self) -> None:
+        pass
+
+
+class Victim(Supervised):
+    """Ends in whatever way is asked for."""
+
+    def __init__(self, wrong: str = "") -> None:
+        if wrong:
+            raise FileNotFoundError(wrong)
+
+    async def process(self) -> int:
+        return os.getpid()
+
+    async def fail(self, user: bool) -> None:
+        try:
+            raise OSError("a secondary matter")
+        except OSError as error:
+            raise (UserError("data.train: no such file") if user else ValueError("the matter itself")) from error
+
+    async def die(self) -> None:
+        os.kill(os.getpid(), signal.SIGKILL)
+
+
+class TransferringRank:
+    """A learner's rank whose part in a transfer goes wrong."""
+
+    async def send(self, kind: str, version: int, engines: list, workers_per_engine: int) -> None:
+        if kind == "nccl" and version:
+            raise ConnectionError("an engine hung up")
+        await asyncio.Event().wait()

@@ -1,0 +1,47 @@
+"""Gloo in place of NCCL, so that vLLM's weight transfer runs without a GPU: for the trainer's side, and for an engine's worker process."""
+
+import datetime
+
+import torch
+import torch.distributed as dist
+from torch import Tensor
+from vllm.distributed.weight_transfer import nccl_engine
+
+from actors.rollout import vllm_worker
+
+TIMEOUT = datetime.timedelta(seconds=60)
+
+
+class GlooGroup:
+    """What vLLM's engines use of their communicator."""
+
+    def __init__(self, address: str, port: int, rank: int, world_size: int) -> None:
+        store = dist.TCPStore(address, port, world_size, is_master=rank == 0, timeout=TIMEOUT)
+        self._group = dist.ProcessGroupGloo(store, rank, world_size, TIMEOUT)
+
+    def broadcast(self, tensor: Tensor, src: int, stream: None = None) -> None:
+        options = dist.BroadcastOptions()
+        options.rootRank = src
+        self._group.broadcast([tensor], options).wait()
+
+    def destroy(self) -> None:
+        pass
+
+
+def trainer_group(info) -> GlooGroup:
+    """Joins as the sender."""
+    return GlooGroup(info.master_address, info.master_port, 0, info.world_size)
+
+
+def worker_group(info, parallel) -> GlooGroup:
+    """Joins as a worker."""
+    return GlooGroup(info.master_address, info.master_port, parallel.rank + info.rank_offset, info.world_size)
+
+
+class WorkerExtension(vllm_worker.WorkerExtension):
+    """Named in an engine's settings, it brings this module, and with it the exchange, into the worker."""
+
+
+nccl_engine.worker_init_process_group = worker_group
+nccl_engine.open_trainer_endpoint = trainer_group
+torch.cuda.current_stream = lambda device=None: None

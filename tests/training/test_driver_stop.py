@@ -1,0 +1,182 @@
+"""A run that is asked to stop: where it is left, what its checkpoint holds, and that it goes on as if nothing had been."""
+
+import asyncio
+from dataclasses import dataclass, field
+from types import SimpleNamespace
+
+import pytest
+
+from arm_rl.core.config import (
+    AlgorithmConfig,
+    CheckpointConfig,
+    DataConfig,
+    EvaluationConfig,
+    ModelConfig,
+    PlacementConfig,
+    RunConfig,
+    TrainConfig,
+)
+from arm_rl.data.samples import Cursor
+from arm_rl.run import checkpoint
+from arm_rl.training import driver
+from arm_rl.training.driver import Driver
+from arm_rl.training.graceful_stop import Stopped, StopRequest
+from arm_rl.training.groups import Group
+from tests.support.trajectories import make_sample, make_scored, make_turn
+
+SAMPLES = [make_sample(id=f"s{number}") for number in range(12)]
+
+
+@dataclass
+class Side:
+    """Engines and learners that do nothing, and say when they are at something."""
+
+    holds: tuple[str, int] = ("", 0)  # the so-manieth thing of this kind begins, and waits until it is cancelled, or for `go`
+    held: asyncio.Event = field(default_factory=asyncio.Event)
+    go: asyncio.Event = field(default_factory=asyncio.Event)
+    version: int = 0
+    seen: list[str] = field(default_factory=list)
+    kept: dict[int, Group] = field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        self.loop = asyncio.get_running_loop()
+        self.rollouts = SimpleNamespace(node_ids=(), update_weights=self._nothing)
+
+    async def _nothing(self, *_) -> None:
+        pass
+
+    async def come_to(self, name: str) -> None:
+        before = sum(one.split()[0] == name.split()[0] for one in self.seen)
+        self.seen.append(name)
+        if (name.split()[0], before) == self.holds:
+            self.held.set()
+            await self.go.wait()
+
+    async def group(self, sample, group_id, *, size, temperature) -> Group:
+        await self.come_to(f"group {group_id}")
+        members = enumerate((0.0, 1.0))
+        scored = tuple(
+            make_scored(make_turn("x", policy_version=self.version), sample_id=sample.id, group_id=group_id, index=at, reward=reward)
+            for at, reward in members
+        )
+        return Group(sample=sample, scored=scored, images=None)
+
+    def train(self, batch, images, objective) -> dict[str, float]:
+        asyncio.run_coroutine_threadsafe(self.come_to("train"), self.loop).result()
+        return {"learner/loss": 0.0}
+
+    def save(self, folder) -> None:
+        (folder / "weights").write_text("w")
+
+    def load(self, folder) -> None:
+        assert (folder / "weights").read_text() == "w"
+
+    async def keep(self, path, groups, step) -> None:
+        self.kept = {int(group.scored[0].trajectory.group_id.split("/")[0]): group for group in groups}
+
+    async def kept_groups(self, path, samples) -> dict[int, Group]:
+        return self.kept
+
+    def publish(self, folder, version, node_ids) -> None:
+        self.version = version
+
+    def record(self, *_) -> None:
+        pass
+
+    async def written(self) -> None:
+        pass
+
+    def recovery(self) -> dict[str, float]:
+        return {}
+
+    def stop_if_broken(self, *_) -> None:
+        pass
+
+
+def make(folder, side: Side, stop: StopRequest) -> tuple[Driver, list]:
+    config = TrainConfig(
+        run=RunConfig(name="x", root=str(folder)),
+        model=ModelConfig(path="m"),
+        data=DataConfig(train=("x",)),
+        algorithm=AlgorithmConfig(samples_per_step=2, group_size=2),
+        placement=PlacementConfig(use_gpu=False),
+        checkpoint=CheckpointConfig(every=0),
+        evaluation=EvaluationConfig(every=2),
+    )
+    logged: list = []
+    runner = SimpleNamespace(
+        **{name: getattr(side, name) for name in ("group", "keep", "record", "recovery", "stop_if_broken", "rollouts", "written")},
+        kept=side.kept_groups,
+    )
+    log = SimpleNamespace(
+        log=lambda step, metrics: logged.append((step, sorted(metrics)[0].split("/")[0])),
+        trajectories=lambda path: None,
+        artifact=lambda kind, folder: None,
+    )
+    made = Driver(
+        config,
+        runner=runner,
+        learners=side,
+        cursor=Cursor(SAMPLES, seed=0),
+        held_out=SAMPLES,
+        image_pad_id=999,
+        num_steps=4,
+        log=log,
+        stop=stop,
+    )
+    return made, logged
+
+
+@pytest.fixture(autouse=True)
+def evaluation(monkeypatch):
+    async def evaluate(runner, samples, config, *, stage, step):
+        await runner.group.__self__.come_to(f"evaluation {step}")
+        return {"accuracy": 1.0}
+
+    monkeypatch.setattr(driver, "evaluate", evaluate)
+    monkeypatch.setattr(driver, "published_folder", lambda config: None)
+
+
+async def whole(folder) -> list[str]:
+    """What a run that nobody stops does."""
+    side = Side()
+    running, _ = make(folder, side, StopRequest())
+    await running.run()
+    return side.seen
+
+
+@pytest.mark.parametrize(("where", "number", "steps"), [("group", 3, 1), ("train", 1, 2), ("evaluation", 0, 2)])
+async def test_it_writes_a_checkpoint_and_goes_on_from_there(tmp_path, where, number, steps):
+    """Stopped in the second step's rollouts, in its training, which ends first, and in the evaluation after it."""
+    expected = await whole(tmp_path / "whole")
+    side, stop = Side(holds=(where, number)), StopRequest()
+    running, _ = make(tmp_path, side, stop)
+    task = asyncio.create_task(running.run())
+    await side.held.wait()
+    stop.ask()
+    if where == "train":
+        side.go.set()
+    with pytest.raises(Stopped):
+        await task
+    await running.close()
+    assert checkpoint.latest(tmp_path / "x" / "checkpoints").step == steps
+
+    again = Side(kept=side.kept)
+    resumed, logged = make(tmp_path, again, StopRequest())
+    await resumed.resume()
+    await resumed.run()
+    broken_off = [] if where == "train" else [side.seen[-1]]
+    assert sorted([*side.seen, *again.seen]) == sorted([*expected, *broken_off]), "everything once, but for what was broken off"
+    assert [step for step, part in logged if part == "evaluation"] == ([4] if where == "train" and "evaluation 2" in side.seen else [2, 4])
+
+
+async def test_a_run_that_has_done_nothing_leaves_nothing(tmp_path):
+    side, stop = Side(holds=("group", 0)), StopRequest()
+    running, _ = make(tmp_path, side, stop)
+    task = asyncio.create_task(running.run())
+    await side.held.wait()
+    stop.ask()
+    with pytest.raises(Stopped):
+        await task
+    await running.close()
+    assert not (tmp_path / "x" / "checkpoints").exists()

@@ -1,0 +1,1 @@
+"""Tools written for other projects: verl's classes and MCP servers."""

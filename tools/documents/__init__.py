@@ -1,0 +1,1 @@
+"""Retrieval of document pages from an embedded index."""

@@ -1,0 +1,1 @@
+"""Execution of tool calls: inline, in threads or in worker processes."""

@@ -1,0 +1,1 @@
+"""The Python executor and its sandbox."""

@@ -1,0 +1,1 @@
+"""Checkers of instructions on texts: lengths, substrings, keywords and numbers."""
