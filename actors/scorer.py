@@ -5,20 +5,20 @@ import traceback
 from collections.abc import Sequence
 from typing import NamedTuple
 
-from actors.supervision import Supervised
+from actors.supervision import SupervisedActor
 from arm_rl.core import tracing
 from arm_rl.core.config import RewardConfig
 from arm_rl.core.parsing import TOOL_FORMATS, ToolFormat
-from arm_rl.core.tracing import Recorded, recorded
-from arm_rl.core.types import Sample, Scored, Trajectory
+from arm_rl.core.tracing import SpanBatch, recorded
+from arm_rl.core.types import Sample, ScoredTrajectory, Trajectory
 from rewards import REWARDS
 from rewards.outcome import Outcome
 
 
-def score(trajectory: Trajectory, sample: Sample, values: RewardConfig, tool_format: ToolFormat) -> Scored:
+def score(trajectory: Trajectory, sample: Sample, values: RewardConfig, tool_format: ToolFormat) -> ScoredTrajectory:
     """Scores one trajectory. A broken session, or a reward that raises, has no reward: None, never 0."""
     if trajectory.end == "aborted":
-        return Scored(trajectory=trajectory, reward=None, error=trajectory.error)
+        return ScoredTrajectory(trajectory=trajectory, reward=None, error=trajectory.error)
     try:
         outcome = Outcome.of(trajectory, sample, tool_format)
         parts = REWARDS[values.name](outcome, values)
@@ -26,12 +26,12 @@ def score(trajectory: Trajectory, sample: Sample, values: RewardConfig, tool_for
         if not math.isfinite(reward):
             raise ValueError(f"{values.name} gave {parts}")
     except Exception:  # a reward may be the user's own code: its failure is counted, not hidden as a 0
-        return Scored(trajectory=trajectory, reward=None, error=traceback.format_exc())
-    return Scored(trajectory=trajectory, reward=reward, parts=parts, correct=outcome.correct, format_ok=outcome.format_ok)
+        return ScoredTrajectory(trajectory=trajectory, reward=None, error=traceback.format_exc())
+    return ScoredTrajectory(trajectory=trajectory, reward=reward, parts=parts, correct=outcome.correct, format_ok=outcome.format_ok)
 
 
 class Score(NamedTuple):
-    """What `Scored` says beside the trajectory, which has not to travel back. A tuple, because there are many."""
+    """What `ScoredTrajectory` says beside the trajectory, which has not to travel back. A tuple, because there are many."""
 
     reward: float | None
     parts: dict[str, float]
@@ -39,12 +39,12 @@ class Score(NamedTuple):
     format_ok: bool
     error: str | None
 
-    def of(self, trajectory: Trajectory) -> Scored:
+    def of(self, trajectory: Trajectory) -> ScoredTrajectory:
         """With the trajectory that was scored."""
-        return Scored(trajectory=trajectory, **self._asdict())
+        return ScoredTrajectory(trajectory=trajectory, **self._asdict())
 
 
-class Scorer(Supervised):
+class Scorer(SupervisedActor):
     """Scores the trajectories of a sample."""
 
     def __init__(self, values: RewardConfig, tool_format: str) -> None:
@@ -57,6 +57,6 @@ class Scorer(Supervised):
         scored = (score(trajectory, sample, self._values, self._tool_format) for trajectory in trajectories)
         return [Score(one.reward, one.parts, one.correct, one.format_ok, one.error) for one in scored]
 
-    def spans(self) -> Recorded:
+    def spans(self) -> SpanBatch:
         """What this actor did since the last call, for the timeline."""
         return tracing.take()

@@ -33,11 +33,11 @@ class StageLost(RuntimeError):
     """Actors that work as one group have lost a member: the stage can go on from its last checkpoint, with new ones."""
 
 
-class Stalled(RuntimeError):
+class ActorStalled(RuntimeError):
     """An actor hangs."""
 
 
-class Supervised:
+class SupervisedActor:
     """What supervision asks of an actor that runs an event loop."""
 
     async def lives(self) -> None:
@@ -91,14 +91,14 @@ class Deaths:
 
 
 async def end_of(actor: ActorHandle, stall_seconds: float) -> BaseException:
-    """Waits until a `Supervised` actor is of no use any more, and says why: it died, its pulse fails, or it did not come in time."""
+    """Waits until a `SupervisedActor` actor is of no use any more, and says why: it died, its pulse fails, or it did not come in time."""
     lives = pulse = asyncio.ensure_future(actor.lives.remote())
     try:
         while not lives.done():
             pulse = asyncio.ensure_future(actor.pulse.remote())
             await asyncio.wait([pulse], timeout=stall_seconds)
             if not pulse.done():
-                return Stalled(f"no sign of life for {stall_seconds:g} seconds (run.stall_seconds)")
+                return ActorStalled(f"no sign of life for {stall_seconds:g} seconds (run.stall_seconds)")
             if (error := pulse.exception()) is not None:
                 return error
             await asyncio.wait([lives], timeout=PULSE_SECONDS)

@@ -12,12 +12,12 @@ import ray
 from ray.actor import ActorHandle
 from ray.exceptions import ObjectStoreFullError, OutOfDiskError, RayError
 
-from actors.supervision import RETRIES, Supervised, described, run_again
+from actors.supervision import RETRIES, SupervisedActor, described, run_again
 from arm_rl.core import tracing
 from arm_rl.core.config import ToolsConfig
 from arm_rl.core.images import Image
 from arm_rl.core.session import Memory, ToolResult
-from arm_rl.core.tracing import Recorded, span
+from arm_rl.core.tracing import SpanBatch, span
 from arm_rl.core.types import ToolCall, ToolStatus
 from tools import load_tools
 from tools.base import ToolContext
@@ -41,7 +41,7 @@ class ToolTraits:
     seeing_all: frozenset[str]  # all of the session's images travel with their calls
 
 
-class ToolExecutor(Supervised):
+class ToolExecutor(SupervisedActor):
     """The tools of one actor. Whatever happens to a call is its result."""
 
     def __init__(self, config: ToolsConfig) -> None:
@@ -70,7 +70,7 @@ class ToolExecutor(Supervised):
         with span("call", name=call.name, track="call"):
             return await self._runner.call(call, context)
 
-    async def spans(self) -> Recorded:
+    async def spans(self) -> SpanBatch:
         """What this actor did since the last call, for the timeline."""
         return tracing.take()
 
@@ -88,7 +88,7 @@ class ToolExecutor(Supervised):
 
 
 @dataclass(slots=True)
-class _Stored:
+class _StoredImage:
     """An image in the object store, and the sessions that have used it."""
 
     reference: ray.ObjectRef
@@ -102,7 +102,7 @@ class ToolPool:
         self._turns = itertools.cycle(executors)
         self._traits = traits
         self._homes: dict[str, ActorHandle] = {}  # session -> executor
-        self._stored: dict[str, _Stored] = {}  # by content key, for as long as a session uses it
+        self._stored: dict[str, _StoredImage] = {}  # by content key, for as long as a session uses it
         self._lives: dict[str, str] = {}  # sessions that have called a tool that keeps state -> the executor's life that keeps it
         self._waiting: dict[tuple[ActorHandle, int], list[tuple[InlineCall, asyncio.Future]]] = {}  # inline calls, sent together
         self._sending: set[asyncio.Task] = set()
@@ -162,7 +162,7 @@ class ToolPool:
     def _store(self, image: Image, session: str) -> ray.ObjectRef:
         stored = self._stored.get(image.key)
         if stored is None:
-            stored = self._stored[image.key] = _Stored(ray.put(image), set())
+            stored = self._stored[image.key] = _StoredImage(ray.put(image), set())
         stored.sessions.add(session)
         return stored.reference
 

@@ -22,7 +22,7 @@ from jobs.judge_options import add_judge_options, judge_setup
 from tools.execution.local import LocalTools
 
 
-class Shown:
+class PrintedSession:
     """A policy and tools that show what they say."""
 
     def __init__(self, policy: Policy, tools: Tools, console: Console) -> None:
@@ -96,7 +96,7 @@ def shown_judge(arguments: argparse.Namespace, console: Console) -> Iterator[Jud
         )
         local = LocalTools(loaded)
         stack.callback(local.close)
-        shown = Shown(asked, local, console)
+        shown = PrintedSession(asked, local, console)
 
         @contextlib.asynccontextmanager
         async def policy() -> AsyncIterator[Policy]:

@@ -18,7 +18,7 @@ from arm_rl.core.config import SftConfig, TrainConfig
 from arm_rl.core.config_file import describe, load
 from arm_rl.core.errors import UserError
 from arm_rl.data import parquet_rows
-from arm_rl.training.graceful_stop import Stopped
+from arm_rl.training.graceful_stop import StoppedOnRequest
 
 ConfigT = TypeVar("ConfigT", TrainConfig, SftConfig)
 
@@ -68,11 +68,11 @@ def guarded(start: Callable[[], str], *, again: str = "") -> int:
     logging.getLogger("httpx").setLevel(logging.WARNING)
     transformers.utils.logging.set_verbosity_error()
     transformers.utils.logging.disable_progress_bar()
-    skipped = _Skipped()
+    skipped = _SkippedRowsNotice()
     logging.getLogger(parquet_rows.__name__).addHandler(skipped)
     try:
         sys.stdout.write("; ".join([start(), *skipped.said]) + "\n")
-    except Stopped as error:
+    except StoppedOnRequest as error:
         sys.stderr.write(f"{error}\n")
         return STOPPED
     except UserError as error:
@@ -103,7 +103,7 @@ def _is_full(error: BaseException) -> bool:
     return isinstance(cause, OSError) and any(os.strerror(number) in str(cause) for number in (errno.ENOSPC, errno.EDQUOT))
 
 
-class _Skipped(logging.Handler):
+class _SkippedRowsNotice(logging.Handler):
     """Keeps what was said of broken rows, to be said again at the end: between the two may lie days."""
 
     def __init__(self) -> None:

@@ -31,7 +31,7 @@ from arm_rl.data.demonstrations import write_demonstrations
 from arm_rl.data.samples import read_samples
 from arm_rl.demo import dataset
 from arm_rl.demo.base import make_base
-from arm_rl.demo.demos import DIGITS, THREE_TRACKS, DemoSpec, Size, write_tool_file
+from arm_rl.demo.demos import DIGITS, THREE_TRACKS, DemoSize, DemoSpec, write_tool_file
 from arm_rl.demo.tables import is_shown, tables
 from arm_rl.judge.remote_policy import ServerPolicy
 from arm_rl.prepare.screening import screened_sessions
@@ -53,7 +53,7 @@ SILENT = ("data", "base_evaluation", "demonstrations", "judge")  # phases that s
 class Demo:
     """The phases, in order. Each writes its product into the run folder."""
 
-    def __init__(self, spec: DemoSpec, folder: Path, seed: int, size: Size) -> None:
+    def __init__(self, spec: DemoSpec, folder: Path, seed: int, size: DemoSize) -> None:
         self.spec, self.folder, self.seed, self.size = spec, folder, seed, size
         self.data, self.base = folder / "data", folder / "base_model"
         self.common = [f"run.root={folder}", f"run.seed={seed}", f"tools.files=[{self.data / 'tools.yaml'}]"]

@@ -17,9 +17,9 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 
 from actors.cluster.connection import cluster
 from arm_rl.benchmarks import BENCHMARKS
-from arm_rl.benchmarks.base import Judged
+from arm_rl.benchmarks.base import ItemVerdict
 from arm_rl.benchmarks.results import FILE, Key, read_results
-from arm_rl.benchmarks.runner import NO_TOOLS, TOOLS, Question, ask_all, finished, read_questions
+from arm_rl.benchmarks.runner import NO_TOOLS, TOOLS, ItemQuestion, ask_all, finished, read_questions
 from arm_rl.benchmarks.summary import compare, summarize
 from arm_rl.benchmarks.tables import comparison_table, summary_tables
 from arm_rl.core.config import TrainConfig
@@ -140,7 +140,7 @@ async def _ask(config: TrainConfig, benches: Sequence[tuple[str, Path]], argumen
     return f"{told}done: {FILE}, summary.json and the trajectories are in {folder}"
 
 
-def _summaries(questions: Sequence[Question], known: dict[Key, Judged]) -> dict[str, dict[str, Any]]:
+def _summaries(questions: Sequence[ItemQuestion], known: dict[Key, ItemVerdict]) -> dict[str, dict[str, Any]]:
     summaries: dict[str, dict[str, Any]] = {}
     for name, way in dict.fromkeys((question.benchmark, question.way) for question in questions):
         keys = [question.key for question in questions if (question.benchmark, question.way) == (name, way)]
@@ -149,7 +149,7 @@ def _summaries(questions: Sequence[Question], known: dict[Key, Judged]) -> dict[
     return summaries
 
 
-def _ways_compared(questions: Sequence[Question], known: dict[Key, Judged]) -> dict[str, dict[str, Any]]:
+def _ways_compared(questions: Sequence[ItemQuestion], known: dict[Key, ItemVerdict]) -> dict[str, dict[str, Any]]:
     """What the tools change, row by row: for each benchmark, asked with them against asked without."""
     compared = {}
     for name in dict.fromkeys(question.benchmark for question in questions):
@@ -164,7 +164,7 @@ def _ways_compared(questions: Sequence[Question], known: dict[Key, Judged]) -> d
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
-class _Asked:
+class _EvaluationKey:
     """What the verdicts in a folder depend on beside the questions."""
 
     model: str
@@ -175,7 +175,7 @@ class _Asked:
 
 def _check_same_model(folder: Path, config: TrainConfig, server: Server | None) -> None:
     """A folder holds the verdicts of one model, asked in one way."""
-    now = _Asked(
+    now = _EvaluationKey(
         model=server.model if server else config.model.path,
         server=server.url if server else None,
         temperature=config.evaluation.temperature,
@@ -194,7 +194,7 @@ def _check_same_model(folder: Path, config: TrainConfig, server: Server | None) 
 class _Bar:
     """How far an evaluation is, by benchmark and way of asking."""
 
-    def __init__(self, questions: Sequence[Question], known: dict[Key, Judged]) -> None:
+    def __init__(self, questions: Sequence[ItemQuestion], known: dict[Key, ItemVerdict]) -> None:
         columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn(), TimeRemainingColumn())
         self._progress = Progress(
             *columns, TextColumn("{task.fields[right]}"), console=Console(stderr=True), disable=not sys.stderr.isatty()
@@ -206,7 +206,7 @@ class _Bar:
             self._right[benchmark, way] = [one.correct for one in done if one.kind != "rating"]
             self._tasks[benchmark, way] = self._progress.add_task(f"{benchmark}, {way}", total=len(keys), completed=len(done), right="")
 
-    def step(self, question: Question, judged: Judged | None) -> None:
+    def step(self, question: ItemQuestion, judged: ItemVerdict | None) -> None:
         """One more session is over."""
         one = question.benchmark, question.way
         if judged is not None and judged.kind != "rating":
@@ -248,9 +248,9 @@ def _compare(argv: Sequence[str]) -> int:
 
 
 def _compared(before: Path, after: Path) -> str:
-    found: list[dict[str, list[Judged]]] = []
+    found: list[dict[str, list[ItemVerdict]]] = []
     for folder in (before, after):
-        runs: dict[str, list[Judged]] = {}
+        runs: dict[str, list[ItemVerdict]] = {}
         for (benchmark, way, _), judged in read_results(folder).items():
             runs.setdefault(f"{benchmark}, {way}", []).append(judged)
         if not runs:

@@ -16,7 +16,7 @@ from arm_rl.core.errors import UserError
 from arm_rl.experiments.findings import results
 from arm_rl.experiments.findings.designs import DESIGNS
 from arm_rl.experiments.findings.plot import plot
-from arm_rl.experiments.findings.runs import QUICK, Findings, Size
+from arm_rl.experiments.findings.runs import QUICK, Findings, FindingsSize
 from arm_rl.experiments.findings.setting import JudgedSplit
 from arm_rl.experiments.findings.tables import markdown
 from jobs.command_line import guarded
@@ -59,7 +59,9 @@ def main() -> int:
         if not arguments.summary:
             split: JudgedSplit = "validation" if arguments.validation else "test"
             with cluster():
-                Findings(root, QUICK if arguments.quick else Size(), split=split, say=console.print).run(arguments.seeds, arguments.designs)
+                Findings(root, QUICK if arguments.quick else FindingsSize(), split=split, say=console.print).run(
+                    arguments.seeds, arguments.designs
+                )
         elif not root.is_dir():
             raise UserError(f"--summary: there is no folder {root}")
         path = write(root)

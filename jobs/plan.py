@@ -14,10 +14,10 @@ from rich.table import Table
 from arm_rl.core.config import SftConfig, TrainConfig
 from arm_rl.core.config_file import load_saved
 from arm_rl.plan import memory
-from arm_rl.plan.fit import Memory, memory_of
+from arm_rl.plan.fit import GpuMemory, memory_of
 from arm_rl.plan.hardware import GIB, GPUS, Cluster
 from arm_rl.plan.modelled import Setting
-from arm_rl.plan.search import Tried, search
+from arm_rl.plan.search import Candidate, search
 from arm_rl.plan.shapes import ModelShape
 from arm_rl.plan.steps import StepPlan, scaling, step_of, stops_at
 from arm_rl.plan.workload import Workload
@@ -47,7 +47,9 @@ def plan(setting: Setting, *, nearby: bool, most_gpus: int, console: Console, as
     return said
 
 
-def verdict(setting: Setting, needs: Memory, step: StepPlan | None, tried: Sequence[Tried], sizes: Sequence[tuple[int, StepPlan]]) -> str:
+def verdict(
+    setting: Setting, needs: GpuMemory, step: StepPlan | None, tried: Sequence[Candidate], sizes: Sequence[tuple[int, StepPlan]]
+) -> str:
     """In a line."""
     best = tried[0] if tried and tried[0].step is not None else None
     if step is None:
@@ -64,14 +66,14 @@ def verdict(setting: Setting, needs: Memory, step: StepPlan | None, tried: Seque
     return said
 
 
-def _relative(one: Tried, tried: Sequence[Tried]) -> float:
+def _relative(one: Candidate, tried: Sequence[Candidate]) -> float:
     """Its step's seconds over those of the setting as it is configured."""
     own = next((other.step for other in tried if not other.changes), None)
     return one.step.seconds / own.seconds if one.step is not None and own is not None else 1.0
 
 
 def _tables(
-    setting: Setting, needs: Memory, step: StepPlan | None, tried: Sequence[Tried], sizes: Sequence[tuple[int, StepPlan]]
+    setting: Setting, needs: GpuMemory, step: StepPlan | None, tried: Sequence[Candidate], sizes: Sequence[tuple[int, StepPlan]]
 ) -> list[Table]:
     cluster, shape = setting.cluster, setting.shape
     title = (
@@ -87,7 +89,7 @@ def _tables(
     return tables
 
 
-def _memory_table(title: str, setting: Setting, needs: Memory) -> Table:
+def _memory_table(title: str, setting: Setting, needs: GpuMemory) -> Table:
     table = Table("GPU of", "part", "GiB", title=title, title_justify="left")
     table.columns[-1].justify = "right"
     rows: list[tuple[str, Mapping[str, int]]] = [("a learner", needs.learner)]
@@ -110,7 +112,7 @@ def _memory_table(title: str, setting: Setting, needs: Memory) -> Table:
     return table
 
 
-def _together(setting: Setting, needs: Memory) -> int:
+def _together(setting: Setting, needs: GpuMemory) -> int:
     return memory.on_gpu(needs.engine) + memory.idle_learner(needs.learner)
 
 
@@ -149,7 +151,7 @@ def _bounds(bounds: Mapping[str, float]) -> str:
     return ", ".join(f"{name} {seconds / total:.0%}" for name, seconds in shares if seconds >= 0.01 * total)
 
 
-def _tried_table(tried: Sequence[Tried]) -> Table:
+def _tried_table(tried: Sequence[Candidate]) -> Table:
     table = Table("nearby settings", "seconds", "idle: engine, learner", "", title_justify="left")
     table.columns[1].justify = "right"
     fitting = [one for one in tried if one.step is not None]
@@ -194,7 +196,7 @@ def _sizes_table(sizes: Sequence[tuple[int, StepPlan]]) -> Table:
 
 
 def _as_json(
-    setting: Setting, needs: Memory, step: StepPlan | None, tried: Sequence[Tried], sizes: Sequence[tuple[int, StepPlan]], said: str
+    setting: Setting, needs: GpuMemory, step: StepPlan | None, tried: Sequence[Candidate], sizes: Sequence[tuple[int, StepPlan]], said: str
 ) -> dict[str, Any]:
     return {
         "model": dataclasses.asdict(setting.shape),

@@ -13,7 +13,7 @@ from arm_rl.core.errors import UserError
 from arm_rl.report import MAX_MB, server, tokens, write_report
 from arm_rl.report.times import of_runs, timelines
 from arm_rl.run import checkpoint, timeline
-from arm_rl.run.step_times import Row, StepTimes
+from arm_rl.run.step_times import StepTimes, TimeRow
 from arm_rl.training.ledger import MEANINGS, Ledger
 from jobs.command_line import guarded
 
@@ -71,7 +71,7 @@ def _table(title: str, times: StepTimes) -> Table:
     return table
 
 
-def _numbers(row: Row) -> tuple[str, ...]:
+def _numbers(row: TimeRow) -> tuple[str, ...]:
     return row.phase, f"{row.seconds:.3f}", f"{row.share:.1%}", f"{row.count:.4g}" if row.count else ""
 
 

@@ -26,7 +26,7 @@ HOMES = {
     "peft": ("actors/weights/lora.py",),
     "ray": (
         "actors/",
-        "arm_rl/bench/",
+        "arm_rl/experiments/bench/",
         "actors/archive.py",
         "arm_rl/training/driver.py",
         "arm_rl/training/groups.py",

@@ -34,7 +34,7 @@ from arm_rl.core.errors import MismatchError, NonFiniteError
 from arm_rl.core.images import Image
 from arm_rl.core.loss import GrpoObjective, Objective, TokenScores, TokenTargets, loss, token_weights
 from arm_rl.core.schedule import learning_rate
-from arm_rl.core.tracing import Recorded, recorded, span
+from arm_rl.core.tracing import SpanBatch, recorded, span
 from arm_rl.core.types import TrainingSample
 
 if TYPE_CHECKING:
@@ -232,14 +232,14 @@ class Learner:
     @recorded("send")
     def send(self, kind: Transfer, version: int, engines: Sequence[ActorHandle], workers_per_engine: int) -> None:
         """Sends the weights to the engines' GPUs as `version`; connects to them the first time."""
-        from actors.weights.direct import DirectTransfer, Engines, PolicySource
+        from actors.weights.direct import DirectTransfer, EngineClients, PolicySource
 
         if self._transfer is None:
             source = PolicySource(self._policy.hf, self._spec.config.zero_stage, wanted=kind == "ipc" or self._rank == 0)
             self._transfer = DirectTransfer(
                 kind,
                 source,
-                Engines(engines, workers_per_engine),
+                EngineClients(engines, workers_per_engine),
                 rank=self._rank,
                 address=ray.util.get_node_ip_address(),
                 num_workers=len(engines) * workers_per_engine,
@@ -261,7 +261,7 @@ class Learner:
         folder.mkdir(parents=True, exist_ok=True)
         learner_state.write(self._engine, folder, rank=self._rank, num_ranks=self._num_ranks, step=self._step)
 
-    def spans(self) -> Recorded:
+    def spans(self) -> SpanBatch:
         """What this rank did since the last call, for the timeline."""
         return tracing.take()
 

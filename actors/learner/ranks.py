@@ -33,7 +33,7 @@ class LearnerLost(StageLost):
     """A rank died, or a collective took too long: the group is of no use, and a new one can go on from the last checkpoint."""
 
 
-class LearnerGroup:
+class LearnerRanks:
     """All ranks of a learner. Calls return when every rank is done; a rank that fails fails the call at once."""
 
     def __init__(self, spec: LearnerSpec, rank_options: Sequence[Mapping[str, Any]]) -> None:

@@ -12,7 +12,7 @@ import ray
 from ray.actor import ActorHandle
 
 from actors.rollout.engine import Engine
-from actors.supervision import Supervised
+from actors.supervision import SupervisedActor
 from actors.tool_executor import ToolPool, ToolTraits
 from actors.weights.files import WeightFile, place, remove_versions, weights_folder
 from arm_rl.core import session, tracing
@@ -21,7 +21,7 @@ from arm_rl.core.images import Image
 from arm_rl.core.seeding import derive
 from arm_rl.core.session import Completion, PolicyRequest, Start
 from arm_rl.core.template import Template
-from arm_rl.core.tracing import Recorded, span
+from arm_rl.core.tracing import SpanBatch, span
 from arm_rl.core.types import Sample, Trajectory
 
 
@@ -42,7 +42,7 @@ class RolloutSpec:
     stall_seconds: float  # as in the run's configuration
 
 
-class RolloutActor(Supervised):
+class RolloutActor(SupervisedActor):
     """One engine and the sessions that use it. A group's sessions run here together, so that they share the prompt's cache."""
 
     def __init__(self, spec: RolloutSpec, executors: Sequence[ActorHandle], number: int) -> None:
@@ -138,7 +138,7 @@ class RolloutActor(Supervised):
         """Serves the new version from now on."""
         await self._engine.end_update(version)
 
-    async def spans(self) -> Recorded:
+    async def spans(self) -> SpanBatch:
         """What this actor did since the last call, for the timeline."""
         return tracing.take()
 

@@ -32,7 +32,7 @@ T = TypeVar("T")
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
-class Ran:
+class RolloutResult:
     """A group whose sessions are over."""
 
     trajectories: list[Trajectory]
@@ -186,7 +186,7 @@ class _Place:
         self._served = published.file
 
 
-class RolloutGroup:
+class RolloutPool:
     """All rollout actors."""
 
     def __init__(self, makers: Sequence[Callable[[], ActorHandle]], stall_seconds: float, transfer: Transfer = "file") -> None:
@@ -204,7 +204,7 @@ class RolloutGroup:
     @classmethod
     async def start(
         cls, spec: RolloutSpec, executors: Sequence[ActorHandle], reservation: Reservation, actor_class: type[RolloutActor] = RolloutActor
-    ) -> "RolloutGroup":
+    ) -> "RolloutPool":
         """Starts the engines, all at once."""
         environment = {"env_vars": engine_environment(spec.use_gpu, spec.transfer)}
 
@@ -227,7 +227,7 @@ class RolloutGroup:
             raise
         return group
 
-    async def run_group(self, sample: Sample, *, group_id: str, size: int, temperature: float, seed: int) -> Ran:
+    async def run_group(self, sample: Sample, *, group_id: str, size: int, temperature: float, seed: int) -> RolloutResult:
         """Runs a group on the least busy engine; once more where the engine is lost.
 
         Raises:
@@ -245,7 +245,7 @@ class RolloutGroup:
                 raise
             try:
                 reference, images = actor.run_group.remote(sample, group_id=group_id, size=size, temperature=temperature, seed=seed)
-                ran = Ran(trajectories=await reference, reference=reference, images=images)
+                ran = RolloutResult(trajectories=await reference, reference=reference, images=images)
                 self.deaths.progress()
                 return ran
             except LOST as lost:

@@ -53,7 +53,7 @@ class PolicySource(WeightSource):
                 yield self._names[name], weight
 
 
-class Engines:
+class EngineClients:
     """All engines of a run as vLLM's trainer calls them: a call goes to each, and returns when each has answered."""
 
     def __init__(self, actors: Sequence[ActorHandle], workers_per_engine: int, get: Callable[[list[Any]], Any] = ray.get) -> None:
@@ -85,7 +85,7 @@ class DirectTransfer:
     """One rank's part."""
 
     def __init__(
-        self, kind: str, source: PolicySource, engines: Engines, *, rank: int, address: str, num_workers: int, packed: bool = True
+        self, kind: str, source: PolicySource, engines: EngineClients, *, rank: int, address: str, num_workers: int, packed: bool = True
     ) -> None:
         """Connects to the engines; all ranks at once.
 

@@ -17,7 +17,7 @@ from pathlib import Path
 from typing import Any
 
 from arm_rl.benchmarks import prompts
-from arm_rl.benchmarks.base import Benchmark, Item, Reading, Row, by_category, mean
+from arm_rl.benchmarks.base import Benchmark, Item, JudgedRow, ReadOptions, by_category, mean
 from arm_rl.benchmarks.files import BenchmarkError, FileRow, ImageStore, read_rows
 from arm_rl.core.types import ImageRef, Sample
 
@@ -27,7 +27,7 @@ TRACKS = (PERCEPTION, DOCUMENT, INSTRUCTION)
 WAYS = {"single_rm": ("pointwise", 1), "pair_rm": ("2-way", 2), "2-way-pair_rm": ("2-way", 2), "4-way-pair_rm": ("4-way", 4)}
 
 
-def read(path: Path, reading: Reading) -> list[Item]:
+def read(path: Path, reading: ReadOptions) -> list[Item]:
     """One item a row, or one for each order of a pair."""
     files = [path]
     if path.is_dir():
@@ -44,7 +44,7 @@ def read(path: Path, reading: Reading) -> list[Item]:
     return list(items.values())
 
 
-def _items(row: FileRow, track: str, reading: Reading) -> list[Item]:
+def _items(row: FileRow, track: str, reading: ReadOptions) -> list[Item]:
     tag = row.text("rm_tag")
     if tag not in WAYS:
         raise row.error("rm_tag", f"one of {', '.join(WAYS)}, not {tag!r}")
@@ -118,7 +118,7 @@ def _constraint(row: FileRow) -> str | None:
     return str(constraints[0]["value"])
 
 
-def scores(rows: Sequence[Row]) -> dict[str, float]:
+def scores(rows: Sequence[JudgedRow]) -> dict[str, float]:
     """Each track, each way to ask, `overall` over all rows and `average` over the tracks."""
     if not rows:
         return {}

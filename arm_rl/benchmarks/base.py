@@ -1,6 +1,6 @@
 """What a benchmark is: its published file becomes items to ask, and their verdicts become its published scores.
 
-    file -> Item -> (a session) -> Judged -> Row -> scores
+    file -> Item -> (a session) -> ItemVerdict -> JudgedRow -> scores
 
 A row of the file may need several items: both orders of a pair, or a rating of each answer. A row's value is between 0 and 1.
 """
@@ -37,7 +37,7 @@ class Item:
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
-class Reading:
+class ReadOptions:
     """How a benchmark is read."""
 
     images: ImageStore  # for images that stand inside of the file
@@ -62,7 +62,7 @@ class Reading:
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
-class Judged:
+class ItemVerdict:
     """An item with its verdict, as it is stored. Sessions that broke have none, and are asked again."""
 
     id: str
@@ -90,23 +90,23 @@ class Judged:
         return asdict(self)
 
     @classmethod
-    def from_dict(cls, values: Mapping[str, Any]) -> "Judged":
+    def from_dict(cls, values: Mapping[str, Any]) -> "ItemVerdict":
         """What `as_dict` gave."""
         return cls(**{**values, "order": tuple(values["order"])})
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
-class Row:
+class JudgedRow:
     """A row of the file with all of its verdicts."""
 
     key: str
     cluster: str
     categories: dict[str, str]
-    judged: tuple[Judged, ...]
+    judged: tuple[ItemVerdict, ...]
     value: float  # 0 (wrong) to 1 (right)
 
 
-def mean_correct(judged: Sequence[Judged]) -> float:
+def mean_correct(judged: Sequence[ItemVerdict]) -> float:
     """The share of a row's verdicts that are right; one that cannot be read is wrong."""
     return sum(one.correct for one in judged) / len(judged)
 
@@ -115,18 +115,18 @@ def mean_correct(judged: Sequence[Judged]) -> float:
 class Benchmark:
     """A published benchmark."""
 
-    read: Callable[[Path, Reading], list[Item]]  # its file, or its folder
-    scores: Callable[[Sequence[Row]], dict[str, float]]  # the published scores; one that has no rows is left out
+    read: Callable[[Path, ReadOptions], list[Item]]  # its file, or its folder
+    scores: Callable[[Sequence[JudgedRow]], dict[str, float]]  # the published scores; one that has no rows is left out
     main_score: str  # the one that is quoted
-    value: Callable[[Sequence[Judged]], float] = mean_correct  # of a row
+    value: Callable[[Sequence[ItemVerdict]], float] = mean_correct  # of a row
 
-    def rows(self, judged: Sequence[Judged]) -> list[Row]:
+    def rows(self, judged: Sequence[ItemVerdict]) -> list[JudgedRow]:
         """The rows that have all of their verdicts, in the order of their first one."""
-        by_row: dict[str, list[Judged]] = defaultdict(list)
+        by_row: dict[str, list[ItemVerdict]] = defaultdict(list)
         for one in judged:
             by_row[one.row].append(one)
         return [
-            Row(
+            JudgedRow(
                 key=key,
                 cluster=members[0].cluster,
                 categories=dict(members[0].categories),
@@ -143,9 +143,9 @@ def mean(values: Sequence[float]) -> float:
     return sum(values) / len(values)
 
 
-def by_category(rows: Sequence[Row], name: str) -> dict[str, list[Row]]:
+def by_category(rows: Sequence[JudgedRow], name: str) -> dict[str, list[JudgedRow]]:
     """Rows by a category's value, sorted; those that do not have the category are left out."""
-    groups: dict[str, list[Row]] = defaultdict(list)
+    groups: dict[str, list[JudgedRow]] = defaultdict(list)
     for row in rows:
         if name in row.categories:
             groups[row.categories[name]].append(row)

@@ -7,9 +7,9 @@ from dataclasses import replace
 
 import numpy as np
 
-from arm_rl.benchmarks.base import Row
+from arm_rl.benchmarks.base import JudgedRow
 
-Scores = Callable[[Sequence[Row]], dict[str, float]]
+Scores = Callable[[Sequence[JudgedRow]], dict[str, float]]
 
 Z = 1.959964  # of a 95 % interval
 NUM_DRAWS = 1000
@@ -25,13 +25,13 @@ def wilson(share: float, number: int) -> tuple[float, float]:
     return max(0.0, center - half), min(1.0, center + half)
 
 
-def intervals(rows: Sequence[Row], scores: Scores, *, num_draws: int = NUM_DRAWS, seed: int = 0) -> dict[str, tuple[float, float]]:
+def intervals(rows: Sequence[JudgedRow], scores: Scores, *, num_draws: int = NUM_DRAWS, seed: int = 0) -> dict[str, tuple[float, float]]:
     """The 95 % interval of each score, by drawing clusters of rows again (percentile bootstrap)."""
     return _percentiles(scores(drawn) for (drawn,) in _draws([rows], num_draws, seed))
 
 
 def difference_intervals(
-    before: Sequence[Row], after: Sequence[Row], scores: Scores, *, num_draws: int = NUM_DRAWS, seed: int = 0
+    before: Sequence[JudgedRow], after: Sequence[JudgedRow], scores: Scores, *, num_draws: int = NUM_DRAWS, seed: int = 0
 ) -> dict[str, tuple[float, float]]:
     """The 95 % interval of each score's difference between two runs on the same rows, drawn together (paired bootstrap)."""
     return _percentiles(differences(scores(old), scores(new)) for old, new in _draws([before, after], num_draws, seed))
@@ -49,11 +49,11 @@ def mcnemar(lost: int, won: int) -> float:
     return min(1.0, 2 * tail / 2**number)
 
 
-def _draws(runs: Sequence[Sequence[Row]], num_draws: int, seed: int) -> Iterator[list[list[Row]]]:
+def _draws(runs: Sequence[Sequence[JudgedRow]], num_draws: int, seed: int) -> Iterator[list[list[JudgedRow]]]:
     """Rows of each run, for the same clusters. One that is drawn twice counts as two: its rows belong together only within a draw."""
     grouped = []
     for rows in runs:
-        by_cluster: dict[str, list[Row]] = defaultdict(list)
+        by_cluster: dict[str, list[JudgedRow]] = defaultdict(list)
         for row in rows:
             by_cluster[row.cluster].append(row)
         grouped.append(by_cluster)
@@ -63,7 +63,7 @@ def _draws(runs: Sequence[Sequence[Row]], num_draws: int, seed: int) -> Iterator
     generator = np.random.default_rng(seed)
     for _ in range(num_draws):
         times: Counter[str] = Counter()
-        drawn: list[list[Row]] = [[] for _ in runs]
+        drawn: list[list[JudgedRow]] = [[] for _ in runs]
         for index in generator.integers(len(clusters), size=len(clusters)):
             cluster = clusters[index]
             times[cluster] += 1

@@ -11,7 +11,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from arm_rl.benchmarks import prompts
-from arm_rl.benchmarks.base import Benchmark, Item, Reading, Row, by_category, mean
+from arm_rl.benchmarks.base import Benchmark, Item, JudgedRow, ReadOptions, by_category, mean
 from arm_rl.benchmarks.files import FileRow, read_rows
 from arm_rl.core.types import Sample
 
@@ -19,7 +19,7 @@ NAME = "hrbench"
 LETTERS = "ABCD"
 
 
-def read(path: Path, reading: Reading) -> list[Item]:
+def read(path: Path, reading: ReadOptions) -> list[Item]:
     """One item a row."""
     items: dict[str, Item] = {}
     for row in read_rows(path, ("tsv", "parquet")):
@@ -30,7 +30,7 @@ def read(path: Path, reading: Reading) -> list[Item]:
     return list(items.values())
 
 
-def _item(row: FileRow, reading: Reading) -> Item:
+def _item(row: FileRow, reading: ReadOptions) -> Item:
     options = {letter: row.name(letter) for letter in LETTERS if row.values.get(letter) is not None}
     label = row.text("answer").strip()
     if label not in options:
@@ -54,16 +54,16 @@ def _item(row: FileRow, reading: Reading) -> Item:
     )
 
 
-def scores(rows: Sequence[Row]) -> dict[str, float]:
+def scores(rows: Sequence[JudgedRow]) -> dict[str, float]:
     """Each category, and `overall`: means over the cycles."""
     return {name: value for name, value in (*_by_category(rows), ("overall", _over_cycles(rows))) if value is not None}
 
 
-def _by_category(rows: Sequence[Row]) -> list[tuple[str, float | None]]:
+def _by_category(rows: Sequence[JudgedRow]) -> list[tuple[str, float | None]]:
     return [(category, _over_cycles(members)) for category, members in by_category(rows, "category").items()]
 
 
-def _over_cycles(rows: Sequence[Row]) -> float | None:
+def _over_cycles(rows: Sequence[JudgedRow]) -> float | None:
     cycles = by_category(rows, "cycle")
     return mean([mean([row.value for row in members]) for members in cycles.values()]) if cycles else None
 

@@ -5,7 +5,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from types import TracebackType
 
-from arm_rl.benchmarks.base import Judged
+from arm_rl.benchmarks.base import ItemVerdict
 from arm_rl.core.errors import UserError
 
 FILE = "results.jsonl"
@@ -16,17 +16,17 @@ class ResultsError(UserError):
     """Results that cannot be used; the message names the file and the line."""
 
 
-def read_results(folder: Path) -> dict[Key, Judged]:
+def read_results(folder: Path) -> dict[Key, ItemVerdict]:
     """The verdicts in a run's folder. A last line that was cut off is left out.
 
     Raises:
         ResultsError: a line that is not a verdict.
     """
-    found: dict[Key, Judged] = {}
+    found: dict[Key, ItemVerdict] = {}
     for number, line in enumerate(_lines(folder / FILE), 1):
         try:
             values = json.loads(line)
-            judged = Judged.from_dict(values["judged"])
+            judged = ItemVerdict.from_dict(values["judged"])
             found[values["benchmark"], values["way"], judged.id] = judged
         except (ValueError, KeyError, TypeError) as error:
             raise ResultsError(f"{folder / FILE}: line {number}: not a verdict ({error!r}); without it, it is asked again") from error
@@ -49,7 +49,7 @@ class ResultsWriter:
         self._file = path.open("ab")
         self._file.truncate(whole)  # a line that was cut off is written again
 
-    def add(self, benchmark: str, way: str, judged: Judged) -> None:
+    def add(self, benchmark: str, way: str, judged: ItemVerdict) -> None:
         """Writes a line; it is on disk when this returns."""
         line = json.dumps({"benchmark": benchmark, "way": way, "judged": judged.as_dict()}, ensure_ascii=False)
         self._file.write(line.encode() + b"\n")

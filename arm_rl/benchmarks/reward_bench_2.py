@@ -20,7 +20,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from arm_rl.benchmarks import prompts
-from arm_rl.benchmarks.base import Benchmark, Item, Judged, Reading, Row, by_category, mean, mean_correct
+from arm_rl.benchmarks.base import Benchmark, Item, ItemVerdict, JudgedRow, ReadOptions, by_category, mean, mean_correct
 from arm_rl.benchmarks.files import FileRow, read_rows
 from arm_rl.core.types import Sample
 
@@ -29,7 +29,7 @@ TIES = "Ties"
 UNREADABLE_CHOICE, UNREADABLE_RATING = 0.25, -1.0
 
 
-def read(path: Path, reading: Reading) -> list[Item]:
+def read(path: Path, reading: ReadOptions) -> list[Item]:
     """One item a row; in Ties one for each answer."""
     items: list[Item] = []
     rows_seen: set[str] = set()
@@ -42,7 +42,7 @@ def read(path: Path, reading: Reading) -> list[Item]:
     return items
 
 
-def _choice(row: FileRow, key: str, reading: Reading) -> Item:
+def _choice(row: FileRow, key: str, reading: ReadOptions) -> Item:
     answers = [row.texts("chosen", at_least=1)[0], *row.texts("rejected", at_least=1)[:3]]
     (order,) = reading.orders(key, len(answers), shuffle=True)[:1]
     shown = tuple(answers[index] for index in order)
@@ -64,7 +64,7 @@ def _choice(row: FileRow, key: str, reading: Reading) -> Item:
     )
 
 
-def _ratings(row: FileRow, key: str, reading: Reading) -> list[Item]:
+def _ratings(row: FileRow, key: str, reading: ReadOptions) -> list[Item]:
     kind, colon, prompt_id = row.name("id").partition(":")
     if kind not in ("ref", "tied") or not colon:
         raise row.error("id", f"of Ties is written ref:N or tied:N, not {row.name('id')!r}")
@@ -100,7 +100,7 @@ class Spread:
     spread: float  # of the right answers among themselves
 
     @classmethod
-    def of(cls, judged: Sequence[Judged]) -> "Spread":
+    def of(cls, judged: Sequence[ItemVerdict]) -> "Spread":
         """From the ratings of a whole row."""
         right, wrong = (
             [UNREADABLE_RATING if one.verdict is None else float(one.verdict) for one in judged if one.label == label]
@@ -109,14 +109,14 @@ class Spread:
         return cls(min(right) - max(wrong), max(right) - min(right))
 
 
-def value(judged: Sequence[Judged]) -> float:
+def value(judged: Sequence[ItemVerdict]) -> float:
     """Of a row: see the module."""
     if judged[0].kind == "rating":
         return float(Spread.of(judged).gap > 0)
     return UNREADABLE_CHOICE if judged[0].verdict is None else mean_correct(judged)
 
 
-def ties_score(rows: Sequence[Row]) -> float:
+def ties_score(rows: Sequence[JudgedRow]) -> float:
     """The score of the subset Ties; 0 for a part of which there are no rows."""
     kinds = by_category(rows, "ties")
     ref, tied = kinds.get("ref", []), kinds.get("tied", [])
@@ -143,7 +143,7 @@ def _mean(values: Sequence[float]) -> float:
     return mean(values) if values else 0.0
 
 
-def scores(rows: Sequence[Row]) -> dict[str, float]:
+def scores(rows: Sequence[JudgedRow]) -> dict[str, float]:
     """Each subset, and `score`, their mean."""
     found = {
         subset: ties_score(members) if subset == TIES else mean([row.value for row in members])

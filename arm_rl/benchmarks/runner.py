@@ -8,14 +8,14 @@ from pathlib import Path
 from typing import Any
 
 from arm_rl.benchmarks import BENCHMARKS
-from arm_rl.benchmarks.base import Item, Judged, Reading
+from arm_rl.benchmarks.base import Item, ItemVerdict, ReadOptions
 from arm_rl.benchmarks.files import BenchmarkError, ImageStore
 from arm_rl.benchmarks.results import Key, ResultsError, ResultsWriter, read_results
 from arm_rl.benchmarks.verdicts import read_verdict
 from arm_rl.core.errors import UserError
 from arm_rl.core.seeding import derive
-from arm_rl.core.types import Sample, Scored
-from arm_rl.judge.backends import Asked, Backend
+from arm_rl.core.types import Sample, ScoredTrajectory
+from arm_rl.judge.backends import Backend, JudgedSession
 
 TOOLS, NO_TOOLS = "tools", "no tools"  # ways of asking
 SESSIONS_PER_FILE = 64
@@ -26,7 +26,7 @@ class EvaluationStopped(UserError):
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
-class Question:
+class ItemQuestion:
     """An item, asked in one way."""
 
     benchmark: str
@@ -60,7 +60,7 @@ def read_questions(
     both_orders: bool = False,
     limit: int | None = None,
     seed: int = 0,
-) -> list[Question]:
+) -> list[ItemQuestion]:
     """What is to be asked.
 
     Args:
@@ -72,14 +72,14 @@ def read_questions(
     Raises:
         BenchmarkError: an unknown benchmark, or a file that cannot be used.
     """
-    questions: list[Question] = []
+    questions: list[ItemQuestion] = []
     for name, path in benches:
         if name not in BENCHMARKS:
             raise BenchmarkError(f"{name}: one of {', '.join(BENCHMARKS)} is needed")
         images = ImageStore((folder / "images" / name).resolve())
-        items = BENCHMARKS[name].read(path, Reading(images=images, tools=tuple(tools), seed=seed, both_orders=both_orders))
+        items = BENCHMARKS[name].read(path, ReadOptions(images=images, tools=tuple(tools), seed=seed, both_orders=both_orders))
         chosen = _limited(items, limit, seed)
-        questions += [Question(benchmark=name, way=way, item=item) for way in ways for item in chosen]
+        questions += [ItemQuestion(benchmark=name, way=way, item=item) for way in ways for item in chosen]
     return questions
 
 
@@ -100,7 +100,7 @@ def _limited(items: Sequence[Item], limit: int | None, seed: int) -> list[Item]:
     return [item for item in items if item.cluster in chosen]
 
 
-def finished(questions: Sequence[Question], folder: Path) -> dict[Key, Judged]:
+def finished(questions: Sequence[ItemQuestion], folder: Path) -> dict[Key, ItemVerdict]:
     """The verdicts that there are already.
 
     Raises:
@@ -121,12 +121,12 @@ def finished(questions: Sequence[Question], folder: Path) -> dict[Key, Judged]:
 
 async def ask_all(
     backend: Backend[Any],
-    questions: Sequence[Question],
+    questions: Sequence[ItemQuestion],
     folder: Path,
     *,
     max_broken: float,
-    on_done: Callable[[Question, Judged | None], None] = lambda question, judged: None,
-) -> dict[Key, Judged]:
+    on_done: Callable[[ItemQuestion, ItemVerdict | None], None] = lambda question, judged: None,
+) -> dict[Key, ItemVerdict]:
     """Asks what has no verdict yet.
 
     Args:
@@ -159,14 +159,16 @@ async def ask_all(
 class _Asker:
     """The state of an evaluation that runs."""
 
-    def __init__(self, backend: Backend[Any], folder: Path, may_break: int, on_done: Callable[[Question, Judged | None], None]) -> None:
+    def __init__(
+        self, backend: Backend[Any], folder: Path, may_break: int, on_done: Callable[[ItemQuestion, ItemVerdict | None], None]
+    ) -> None:
         self._backend, self._folder, self._may_break, self._on_done = backend, folder, may_break, on_done
-        self.judged: dict[Key, Judged] = {}
+        self.judged: dict[Key, ItemVerdict] = {}
         self._num_broken = 0
-        self._unwritten: dict[str, list[tuple[Asked[Any], Scored]]] = {}  # by stage
+        self._unwritten: dict[str, list[tuple[JudgedSession[Any], ScoredTrajectory]]] = {}  # by stage
         self._steps: dict[str, int] = {}  # the next file's number, by stage
 
-    async def work(self, questions: Iterator[Question], writer: ResultsWriter) -> None:
+    async def work(self, questions: Iterator[ItemQuestion], writer: ResultsWriter) -> None:
         """Asks one question after the other."""
         for question in questions:
             asked = await self._backend.ask(question.sample, "/".join(question.key))
@@ -177,7 +179,7 @@ class _Asker:
                 judged = judge(question, asked)
                 self.judged[question.key] = judged
                 writer.add(question.benchmark, question.way, judged)
-            scored = Scored(
+            scored = ScoredTrajectory(
                 trajectory=asked.trajectory,
                 reward=None if judged is None else _reward(judged),
                 correct=judged is not None and judged.correct,
@@ -212,17 +214,17 @@ class _Asker:
         await self._backend.record(stage, step, self._unwritten.pop(stage))
 
 
-def _reward(judged: Judged) -> float:
+def _reward(judged: ItemVerdict) -> float:
     """For looking at the trajectory only: right or wrong; of a rating, its height."""
     return int(judged.verdict or 0) / 10 if judged.kind == "rating" else float(judged.correct)
 
 
-def judge(question: Question, asked: Asked[Any]) -> Judged:
+def judge(question: ItemQuestion, asked: JudgedSession[Any]) -> ItemVerdict:
     """The verdict of a session that is over."""
     item, trajectory = question.item, asked.trajectory
     answered = trajectory.end == "answered" and trajectory.turns
     events = trajectory.tool_events
-    return Judged(
+    return ItemVerdict(
         id=item.sample.id,
         row=item.row,
         cluster=item.cluster,

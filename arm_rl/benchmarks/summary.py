@@ -3,11 +3,11 @@
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from arm_rl.benchmarks.base import Benchmark, Judged, Row, by_category, mean
+from arm_rl.benchmarks.base import Benchmark, ItemVerdict, JudgedRow, by_category, mean
 from arm_rl.benchmarks.chance import difference_intervals, differences, intervals, mcnemar, wilson
 
 
-def summarize(benchmark: Benchmark, judged: Sequence[Judged], num_items: int | None = None) -> dict[str, Any]:
+def summarize(benchmark: Benchmark, judged: Sequence[ItemVerdict], num_items: int | None = None) -> dict[str, Any]:
     """Of one benchmark, asked in one way; plain values, for JSON.
 
     Args:
@@ -42,7 +42,7 @@ def summarize(benchmark: Benchmark, judged: Sequence[Judged], num_items: int | N
     }
 
 
-def position_bias(rows: Sequence[Row]) -> dict[str, float] | None:
+def position_bias(rows: Sequence[JudgedRow]) -> dict[str, float] | None:
     """Of the pairs that were judged in both orders; None where there are none.
 
     Returns:
@@ -64,7 +64,7 @@ def position_bias(rows: Sequence[Row]) -> dict[str, float] | None:
     }
 
 
-def compare(benchmark: Benchmark, before: Sequence[Judged], after: Sequence[Judged]) -> dict[str, Any]:
+def compare(benchmark: Benchmark, before: Sequence[ItemVerdict], after: Sequence[ItemVerdict]) -> dict[str, Any]:
     """Two runs on the rows that both have.
 
     Returns:
@@ -99,14 +99,14 @@ def compare(benchmark: Benchmark, before: Sequence[Judged], after: Sequence[Judg
     }
 
 
-def _accuracy(rows: Sequence[Row]) -> dict[str, float]:
+def _accuracy(rows: Sequence[JudgedRow]) -> dict[str, float]:
     """Mean of the rows' values; the interval is Wilson's over clusters, so that a question asked four times is not four cases."""
     value = mean([row.value for row in rows]) if rows else 0.0
     low, high = wilson(value, len({row.cluster for row in rows}))
     return {"value": value, "low": low, "high": high, "num_rows": float(len(rows))}
 
 
-def _calls(judged: Sequence[Judged]) -> dict[str, float | None]:
+def _calls(judged: Sequence[ItemVerdict]) -> dict[str, float | None]:
     calls = sum(one.num_calls for one in judged)
     return {
         "calls": calls / max(len(judged), 1),

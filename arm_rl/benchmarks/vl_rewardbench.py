@@ -12,7 +12,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from arm_rl.benchmarks import prompts
-from arm_rl.benchmarks.base import Benchmark, Item, Reading, Row, by_category, mean
+from arm_rl.benchmarks.base import Benchmark, Item, JudgedRow, ReadOptions, by_category, mean
 from arm_rl.benchmarks.files import FileRow, ImageStore, read_rows
 from arm_rl.core.types import Sample
 
@@ -29,7 +29,7 @@ GROUPS = {
 }
 
 
-def read(path: Path, reading: Reading) -> list[Item]:
+def read(path: Path, reading: ReadOptions) -> list[Item]:
     """One item a pair, or one for each order of it. The same pair again is left out, as in the published scoring."""
     items: list[Item] = []
     seen: set[tuple[str, ...]] = set()
@@ -44,7 +44,7 @@ def read(path: Path, reading: Reading) -> list[Item]:
     return items
 
 
-def _items(row: FileRow, key: str, query: str, answers: list[str], reading: Reading) -> list[Item]:
+def _items(row: FileRow, key: str, query: str, answers: list[str], reading: ReadOptions) -> list[Item]:
     ranking = row.get("human_ranking")
     if len(answers) != 2 or sorted(ranking) != [0, 1]:
         raise row.error("human_ranking", f"[0, 1] or [1, 0] for two answers is needed, not {ranking!r:.80} for {len(answers)}")
@@ -78,7 +78,7 @@ def _items(row: FileRow, key: str, query: str, answers: list[str], reading: Read
     ]
 
 
-def scores(rows: Sequence[Row]) -> dict[str, float]:
+def scores(rows: Sequence[JudgedRow]) -> dict[str, float]:
     """`general`, `hallucination`, `reasoning`, `overall`, `macro`."""
     read = [row for row in rows if all(one.verdict is not None for one in row.judged)]
     found = {group: mean([_majority(row) for row in members]) for group, members in by_category(read, "group").items()}
@@ -87,7 +87,7 @@ def scores(rows: Sequence[Row]) -> dict[str, float]:
     return found
 
 
-def _majority(row: Row) -> float:
+def _majority(row: JudgedRow) -> float:
     return 0.5 if row.value == 0.5 else float(row.value > 0.5)
 
 

@@ -17,8 +17,8 @@ from arm_rl.benchmarks.verdicts import answer_text
 from arm_rl.core.config import ConfigError, TrainConfig
 from arm_rl.core.config_file import load
 from arm_rl.core.errors import UserError
-from arm_rl.core.types import ImagePart, ImageRef, Message, Sample, Scored
-from arm_rl.judge.backends import Asked, Backend, Server, server_backend, server_template
+from arm_rl.core.types import ImagePart, ImageRef, Message, Sample, ScoredTrajectory
+from arm_rl.judge.backends import Backend, JudgedSession, Server, server_backend, server_template
 from arm_rl.judge.background_loop import LoopThread
 
 FAILED = "Failed to obtain answer via API."  # how the kit knows an answer that it may ask for again
@@ -54,7 +54,7 @@ class AgentModel:
         self._loop = LoopThread("kit-model")
         self._stack = AsyncExitStack()
         self._backend = self._loop.wait(self._stack.enter_async_context(backend))
-        self._unwritten: dict[str, list[tuple[Asked[Any], Scored]]] = {}  # by data set
+        self._unwritten: dict[str, list[tuple[JudgedSession[Any], ScoredTrajectory]]] = {}  # by data set
         self._steps: dict[str, int] = {}
         self._number = 0
         self._lock = threading.Lock()
@@ -127,10 +127,10 @@ class AgentModel:
             tools=self._tools,
         )
 
-    async def _ask(self, sample: Sample, dataset: str) -> Asked[Any]:
-        asked: Asked[Any] = await self._backend.ask(sample, sample.id)
+    async def _ask(self, sample: Sample, dataset: str) -> JudgedSession[Any]:
+        asked: JudgedSession[Any] = await self._backend.ask(sample, sample.id)
         unwritten = self._unwritten.setdefault(dataset, [])
-        unwritten.append((asked, Scored(trajectory=asked.trajectory, reward=None)))
+        unwritten.append((asked, ScoredTrajectory(trajectory=asked.trajectory, reward=None)))
         if len(unwritten) == SESSIONS_PER_FILE:
             await self._record(dataset)
         return asked

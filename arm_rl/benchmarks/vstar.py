@@ -12,7 +12,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from arm_rl.benchmarks import prompts
-from arm_rl.benchmarks.base import Benchmark, Item, Reading, Row, by_category, mean
+from arm_rl.benchmarks.base import Benchmark, Item, JudgedRow, ReadOptions, by_category, mean
 from arm_rl.benchmarks.files import FileRow, ImageStore, read_rows
 from arm_rl.core.types import Sample
 
@@ -20,7 +20,7 @@ NAME = "vstar"
 _OPTION = re.compile(r"^\s*\(([A-Z])\)\s*(.*?)\s*$", re.MULTILINE)
 
 
-def read(path: Path, reading: Reading) -> list[Item]:
+def read(path: Path, reading: ReadOptions) -> list[Item]:
     """One item a question."""
     items = [_item(row, reading) for row in read_rows(path, ("jsonl",))]
     seen: set[str] = set()
@@ -31,7 +31,7 @@ def read(path: Path, reading: Reading) -> list[Item]:
     return items
 
 
-def _item(row: FileRow, reading: Reading) -> Item:
+def _item(row: FileRow, reading: ReadOptions) -> Item:
     text, label, category = row.text("text"), row.text("label").strip(), row.text("category")
     options = dict(_OPTION.findall(text))
     if len(options) < 2:
@@ -57,7 +57,7 @@ def _item(row: FileRow, reading: Reading) -> Item:
     )
 
 
-def scores(rows: Sequence[Row]) -> dict[str, float]:
+def scores(rows: Sequence[JudgedRow]) -> dict[str, float]:
     """Each category, and `overall`, over all rows."""
     found = {category: mean([row.value for row in members]) for category, members in by_category(rows, "category").items()}
     return {**found, "overall": mean([row.value for row in rows])} if rows else {}

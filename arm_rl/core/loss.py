@@ -22,7 +22,7 @@ _MAX_LOG_RATIO = 20.0  # exp of more is no useful ratio, and its infinity times 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class SftObjective:
-    """Supervised learning: the negative log-likelihood of the loss tokens."""
+    """SupervisedActor learning: the negative log-likelihood of the loss tokens."""
 
     aggregation: Aggregation = "token_mean"
     fixed_length: int = 1  # divisor of a sequence's loss under fixed_length

@@ -47,8 +47,8 @@ class RowReader:
     def __init__(self, max_bytes: int = 32 << 20) -> None:
         self._max_bytes = max_bytes
         self._kept: OrderedDict[_Part, pa.Table] = OrderedDict()
-        self._passing: _Passing | None = None
-        self._open = functools.lru_cache(maxsize=16)(_Opened)
+        self._passing: _StreamedRowGroup | None = None
+        self._open = functools.lru_cache(maxsize=16)(_OpenFile)
         self._lock = threading.Lock()
 
     def row(self, path: str, number: int, columns: Sequence[str]) -> dict[str, Any]:
@@ -72,7 +72,7 @@ class RowReader:
         if part not in self._kept:
             if _size(file, part) > self._max_bytes // 4:
                 if self._passing is None or self._passing.part != part or self._passing.first > index:
-                    self._passing = _Passing(file, part)
+                    self._passing = _StreamedRowGroup(file, part)
                 return self._passing.slice(index)
             table = file.read_row_group(part.group, columns=list(part.columns))
             if len(table) <= index:
@@ -84,7 +84,7 @@ class RowReader:
         return self._kept[part].slice(index, 1)
 
 
-class _Opened:
+class _OpenFile:
     """A file, its columns, and where its row groups end."""
 
     def __init__(self, path: str) -> None:
@@ -102,7 +102,7 @@ class _Part(NamedTuple):
     columns: tuple[str, ...]
 
 
-class _Passing:
+class _StreamedRowGroup:
     """A row group that is too large to be kept: one batch of it."""
 
     def __init__(self, file: pq.ParquetFile, part: _Part) -> None:

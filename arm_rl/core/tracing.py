@@ -1,6 +1,6 @@
 """Spans: what a process did from when to when, kept in a small buffer until they are fetched. Pure: no Ray, no files.
 
-    with span("turn"): ...  ->  the process's recorder  ->  take()  ->  Recorded  ->  arm_rl/run/timeline.py writes
+    with span("turn"): ...  ->  the process's recorder  ->  take()  ->  SpanBatch  ->  arm_rl/run/timeline.py writes
 
 A process has one recorder, as it has one log: an actor is a process, and what it runs need not know that it is recorded. The spans of a
 task (or a thread) that lie inside one another share a lane; tasks that run at the same time have lanes of their own, each the lowest that
@@ -49,7 +49,7 @@ class Span(NamedTuple):
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
-class Recorded:
+class SpanBatch:
     """What was recorded since the last fetch."""
 
     spans: list[Span]  # finished ones, by start; what encloses comes before what it encloses
@@ -86,13 +86,13 @@ class Recorder:
         """
         return OpenSpan(self, kind, name or kind, track, details)
 
-    def take(self) -> Recorded:
+    def take(self) -> SpanBatch:
         """Hands over the finished spans and forgets them."""
         with self._lock:
             kinds, self._spans = self._spans, self._no_spans()
             num_recorded, self._num_recorded = self._num_recorded, 0
         spans = sorted((span for kind in kinds.values() for span in kind), key=lambda span: (span.start, -span.end))
-        return Recorded(spans=spans, num_lost=num_recorded - len(spans))
+        return SpanBatch(spans=spans, num_lost=num_recorded - len(spans))
 
     def _no_spans(self) -> defaultdict[str, deque[Span]]:
         return defaultdict(lambda: deque(maxlen=self._max_spans))

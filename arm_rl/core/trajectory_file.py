@@ -18,7 +18,7 @@ import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
 from arm_rl.core.images import Image
-from arm_rl.core.types import ImageInfo, ImagePart, ImageRef, Message, Sample, Scored, ToolCall, ToolEvent, Trajectory, Turn
+from arm_rl.core.types import ImageInfo, ImagePart, ImageRef, Message, Sample, ScoredTrajectory, ToolCall, ToolEvent, Trajectory, Turn
 
 ROWS_READ_TOGETHER, IMAGES_READ_TOGETHER = 64, 8  # of a file: its row groups, so that a few are read without the others
 
@@ -29,7 +29,7 @@ class TrajectoryLog:
 
     stage: str
     step: int
-    scored: tuple[Scored, ...]
+    scored: tuple[ScoredTrajectory, ...]
     samples: dict[str, Sample]  # by id
     images: dict[str, Image]  # by key; those that were written
 
@@ -41,7 +41,7 @@ def file_name(stage: str, step: int) -> str:
 
 def write(
     path: Path,
-    scored: Sequence[Scored],
+    scored: Sequence[ScoredTrajectory],
     samples: Mapping[str, Sample],
     images: Mapping[str, Image],
     *,
@@ -93,7 +93,7 @@ def read_light(path: Path) -> Iterator[dict[str, Any]]:
         yield from batch.to_pylist()
 
 
-def read_rows(path: Path, rows: Sequence[int]) -> list[tuple[Scored, Sample]]:
+def read_rows(path: Path, rows: Sequence[int]) -> list[tuple[ScoredTrajectory, Sample]]:
     """Some rows, in the order asked for.
 
     Raises:
@@ -223,7 +223,7 @@ def _read_row_group(path: Path, modified: int, group: int) -> pa.Table:
     return pq.ParquetFile(path).read_row_group(group)
 
 
-def _row(scored: Scored, sample: Sample) -> dict[str, Any]:
+def _row(scored: ScoredTrajectory, sample: Sample) -> dict[str, Any]:
     trajectory = scored.trajectory
     return {
         **_plain(trajectory, "sample_id", "track", "group_id", "index", "end", "error", "seconds", "prompt_ids"),
@@ -255,14 +255,14 @@ def _part_row(part: str | ImagePart) -> dict[str, str | None]:
     return {"text": part, "image": None} if isinstance(part, str) else {"text": None, "image": part.name}
 
 
-def _scored(row: dict[str, Any]) -> Scored:
+def _scored(row: dict[str, Any]) -> ScoredTrajectory:
     trajectory = Trajectory(
         **{name: row[name] for name in ("sample_id", "track", "group_id", "index", "end", "error", "seconds")},
         prompt_ids=tuple(row["prompt_ids"]),
         turns=tuple(_turn(turn) for turn in row["turns"]),
         images=tuple(ImageInfo(**info) for info in row["images"]),
     )
-    return Scored(
+    return ScoredTrajectory(
         trajectory=trajectory,
         **{name: row[name] for name in ("reward", "correct", "format_ok")},
         parts=dict(row["parts"]),

@@ -1,7 +1,7 @@
-"""What flows through the system: Sample -> Trajectory -> Scored -> TrainingSample -> Batch.
+"""What flows through the system: Sample -> Trajectory -> ScoredTrajectory -> TrainingSample -> Batch.
 
 A `Sample` is a row of the data. `session.run` turns it into a `Trajectory`: what the policy sampled, token by token, and what the
-environment answered. A scorer makes it `Scored`; the driver's group advantages make it a `TrainingSample`; samples packed for the
+environment answered. A scorer makes it `ScoredTrajectory`; the driver's group advantages make it a `TrainingSample`; samples packed for the
 data-parallel ranks are a `Batch`. Everything here is frozen. Pixels are never part of these types: an image is known by its key.
 """
 
@@ -143,7 +143,7 @@ class Trajectory:
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
-class Scored:
+class ScoredTrajectory:
     """A trajectory with its reward; None where the scorer failed: it is left out and counted, never 0."""
 
     trajectory: Trajectory

@@ -20,7 +20,7 @@ from arm_rl.core.images import Image
 from arm_rl.core.session import Session
 from arm_rl.core.template import Template, TemplateError
 from arm_rl.core.types import ImageInfo, ImagePart, Message, Sample, Trajectory, Turn
-from arm_rl.data.lazy_rows import Stored
+from arm_rl.data.lazy_rows import LazyRows
 from arm_rl.data.parquet_rows import BrokenRows, DataError, TooLong, files_of, read_rows
 from arm_rl.data.samples import parse_messages, read_images
 
@@ -92,7 +92,7 @@ def read_demonstrations(
     *,
     max_tokens: int | None = None,
     broken: BrokenRows | None = None,
-) -> Stored[Demonstration]:
+) -> LazyRows[Demonstration]:
     """All demonstrations, in order. Each is looked at here, and none is kept: it is read again when it is asked for.
 
     `files`, `config` and `broken` are as for `data.read_samples`; demonstrations of more than `max_tokens` are left out and counted.
@@ -113,7 +113,7 @@ def read_demonstrations(
             raise DataError(f"{where}: {error}") from error
         return Demonstration(trajectory=trajectory, images={image.key: image for image in shown})
 
-    demonstrations = Stored(files, _NEEDED, decode)
+    demonstrations = LazyRows(files, _NEEDED, decode)
     for file, path in enumerate(files):
         for number, row in read_rows(path, _NEEDED, ("data_source",), broken):
             try:

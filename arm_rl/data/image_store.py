@@ -17,7 +17,7 @@ _EXTENSIONS = {"PNG": ".png", "JPEG": ".jpg", "WEBP": ".webp", "GIF": ".gif", "B
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
-class Limits:
+class FetchLimits:
     """What a URL may cost. With `fetch` false, none is fetched."""
 
     fetch: bool = False
@@ -29,9 +29,9 @@ class Limits:
 class ImageSource:
     """Reads the images that a data file names. Files may not lie outside of `root`, links followed."""
 
-    def __init__(self, folder: Path, root: Path | None = None, limits: Limits | None = None) -> None:
+    def __init__(self, folder: Path, root: Path | None = None, limits: FetchLimits | None = None) -> None:
         """`folder` is that of the data file; paths are relative to it."""
-        self._folder, self._root, self._limits = folder, root, limits or Limits()
+        self._folder, self._root, self._limits = folder, root, limits or FetchLimits()
         self._client: httpx.Client | None = None
         self._fetched: tuple[str, bytes] = ("", b"")  # the last one: rows of one image often follow each other
 

@@ -13,7 +13,7 @@ T = TypeVar("T")
 Decode: TypeAlias = Callable[[str, int, dict[str, Any]], T]
 
 
-class Stored(Sequence[T], Generic[T]):
+class LazyRows(Sequence[T], Generic[T]):
     """What the rows that can be used mean, in the order of the files. Whoever checks the rows adds them."""
 
     def __init__(self, files: Sequence[str], columns: Sequence[str], decode: Decode[T], large_columns: Sequence[str] = ()) -> None:

@@ -22,7 +22,7 @@ from arm_rl.core.errors import UserError
 from arm_rl.core.images import Image, ImageError
 from arm_rl.core.types import ImagePart, ImageRef, Message, Role, Sample
 from arm_rl.data.epoch_order import Order
-from arm_rl.data.lazy_rows import Stored
+from arm_rl.data.lazy_rows import LazyRows
 from arm_rl.data.parquet_rows import BrokenRows, DataError, TooLong, files_of, read_rows
 
 REQUIRED = ("data_source", "prompt", "reward_model")
@@ -40,7 +40,7 @@ def read_samples(
     *,
     check: Check | None = None,
     broken: BrokenRows | None = None,
-) -> Stored[Sample]:
+) -> LazyRows[Sample]:
     """All samples of the files, in order. Every row and every image is looked at here, and none is kept: a sample is read when asked for.
 
     Args:
@@ -55,8 +55,8 @@ def read_samples(
     """
     config = config or DataConfig()
     broken, files = broken or BrokenRows.of(config), files_of(files)
-    reading = _Reading(tuple(all_tools), None if config.image_root is None else Path(config.image_root))
-    samples = Stored(files, (*REQUIRED, "extra_info"), reading.again, large_columns=("images",))
+    reading = _RowContext(tuple(all_tools), None if config.image_root is None else Path(config.image_root))
+    samples = LazyRows(files, (*REQUIRED, "extra_info"), reading.again, large_columns=("images",))
     ids = array("Q")
     for file, path in enumerate(files):
         for number, row in read_rows(path, REQUIRED, OPTIONAL, broken):
@@ -76,7 +76,7 @@ def read_samples(
     return samples
 
 
-def _leave_out_doubles(samples: Stored[Sample], ids: np.ndarray, broken: BrokenRows) -> None:
+def _leave_out_doubles(samples: LazyRows[Sample], ids: np.ndarray, broken: BrokenRows) -> None:
     """Of samples with one id the first stays. Ids are known by 64 bits: of 100 million, two are taken for one once in 3,700 times."""
     order = np.argsort(ids, kind="stable")
     doubles = np.flatnonzero(ids[order[1:]] == ids[order[:-1]]) + 1
@@ -97,7 +97,7 @@ def _stand(check: Check, sample: Sample, shown: Sequence[bytes], where: str) -> 
 
 
 @dataclass(frozen=True, slots=True)
-class _Reading:
+class _RowContext:
     """What a row is read with."""
 
     all_tools: tuple[str, ...]
@@ -241,7 +241,7 @@ class Cursor:
         self.epoch = self.position = 0  # samples of the epoch dealt out so far
 
     @classmethod
-    def mixed(cls, samples: Stored[Sample], seed: int, weights: Mapping[str, float]) -> "Cursor":
+    def mixed(cls, samples: LazyRows[Sample], seed: int, weights: Mapping[str, float]) -> "Cursor":
         """Mixes the tracks by `data.weights`."""
         return cls(samples, seed, Order.mixed(seed, samples.track_names, samples.tracks, weights))
 

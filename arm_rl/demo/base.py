@@ -11,7 +11,7 @@ from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
 from arm_rl.core.config import ModelConfig, TemplateConfig
 from arm_rl.core.template import Template
 from arm_rl.demo import model, pretrain
-from arm_rl.demo.pretrain import Plan
+from arm_rl.demo.pretrain import PretrainPlan
 from arm_rl.demo.tasks import Track
 
 LINE_EVERY = 100  # steps between lines where the output is no terminal
@@ -23,7 +23,7 @@ def make_base(
     schemas: Mapping[str, dict[str, Any]],
     *,
     tracks: Sequence[Track],
-    plan: Plan,
+    plan: PretrainPlan,
     seed: int,
     share: float = 1.0,
     start: Path | None = None,
@@ -55,7 +55,7 @@ def make_base(
     judge.save_pretrained(folder)
 
 
-def _scaled(plan: Plan, share: float) -> Plan:
+def _scaled(plan: PretrainPlan, share: float) -> PretrainPlan:
     phases = {name: getattr(plan, name) for name in ("warm_up", "matching", "joint")}
     return dataclasses.replace(
         plan, **{name: dataclasses.replace(phase, steps=max(1, round(phase.steps * share))) for name, phase in phases.items()}

@@ -9,14 +9,14 @@ from omegaconf import OmegaConf
 
 from arm_rl.core.config import TrainConfig
 from arm_rl.core.config_file import load
-from arm_rl.demo.pretrain import Phase, Plan
+from arm_rl.demo.pretrain import Phase, PretrainPlan
 from arm_rl.demo.tasks import Track
 from arm_rl.demo.teacher import ScriptedTeacher
 from arm_rl.demo.tracks import TILES, TRACKS
 
 
 @dataclass(frozen=True, kw_only=True)
-class Size:
+class DemoSize:
     """How much of everything."""
 
     train: int  # samples to demonstrate
@@ -35,13 +35,13 @@ class DemoSpec:
     config: str  # file: GRPO's stage 2
     sft_config: str  # file
     tracks: Sequence[Track]
-    plan: Plan = field(default_factory=Plan)  # of the base model's training
+    plan: PretrainPlan = field(default_factory=PretrainPlan)  # of the base model's training
     teacher: ScriptedTeacher = field(default_factory=ScriptedTeacher)  # its shares; the seed is the run's
     stage1: tuple[str, ...]  # where stage 1 differs from `config`
     titles: Mapping[str, str]  # what each phase is, in order
     usual_seconds: Mapping[str, float]  # of each phase on two cores, for the time that is left
-    full: Size
-    short: Size  # a few steps of everything: shows that it runs, learns nothing
+    full: DemoSize
+    short: DemoSize  # a few steps of everything: shows that it runs, learns nothing
 
 
 _TITLES = {
@@ -76,8 +76,8 @@ DIGITS = DemoSpec(
         "stage2": 180,
         "judge": 23,
     },
-    full=Size(train=3600, grpo=1536, held_out=480, demonstrations=1920),
-    short=Size(train=128, grpo=32, held_out=32, demonstrations=128, pretraining=0.02, overrides=_SHORT_STEPS),
+    full=DemoSize(train=3600, grpo=1536, held_out=480, demonstrations=1920),
+    short=DemoSize(train=128, grpo=32, held_out=32, demonstrations=128, pretraining=0.02, overrides=_SHORT_STEPS),
 )
 
 THREE_TRACKS = DemoSpec(
@@ -85,7 +85,7 @@ THREE_TRACKS = DemoSpec(
     config="configs/demo_tools.yaml",
     sft_config="configs/demo_tools_sft.yaml",
     tracks=tuple(TRACKS.values()),
-    plan=Plan(
+    plan=PretrainPlan(
         matching=Phase(steps=90, batch=64, learning_rate=1e-3),
         joint=Phase(steps=600, batch=36, learning_rate=1e-3, end_share=0.1),
     ),
@@ -108,8 +108,8 @@ THREE_TRACKS = DemoSpec(
         "stage2": 250,
         "judge": 25,
     },
-    full=Size(train=6000, grpo=2304, held_out=480, demonstrations=2304),
-    short=Size(train=192, grpo=36, held_out=36, demonstrations=128, pretraining=0.02, overrides=_SHORT_STEPS),
+    full=DemoSize(train=6000, grpo=2304, held_out=480, demonstrations=2304),
+    short=DemoSize(train=192, grpo=36, held_out=36, demonstrations=128, pretraining=0.02, overrides=_SHORT_STEPS),
 )
 
 

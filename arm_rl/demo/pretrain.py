@@ -38,7 +38,7 @@ class Phase:
 
 
 @dataclass(frozen=True, kw_only=True)
-class Plan:
+class PretrainPlan:
     """Settings of the whole pre-training."""
 
     warm_up: Phase = Phase(steps=260, batch=32, learning_rate=1e-3)
@@ -170,7 +170,7 @@ def train(
     model: Qwen2_5_VLForConditionalGeneration,
     template: Template,
     *,
-    plan: Plan,
+    plan: PretrainPlan,
     seed: int,
     on_step: Callable[[str, int, int, float], None],
     tracks: Sequence[Track] = TILES,

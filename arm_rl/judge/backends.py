@@ -14,7 +14,7 @@ from arm_rl.core.images import Image
 from arm_rl.core.seeding import derive
 from arm_rl.core.session import Policy, Session, Tools
 from arm_rl.core.template import Template
-from arm_rl.core.types import Sample, Scored, Trajectory
+from arm_rl.core.types import Sample, ScoredTrajectory, Trajectory
 from arm_rl.judge.remote_policy import ServerPolicy
 from arm_rl.training.groups import Group, GroupRunner, group_runner
 from tools import load_tools
@@ -24,7 +24,7 @@ KeptT = TypeVar("KeptT")
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
-class Asked(Generic[KeptT]):
+class JudgedSession(Generic[KeptT]):
     """A sample with the session that it was judged in."""
 
     sample: Sample
@@ -37,11 +37,11 @@ class Backend(Protocol[KeptT]):
 
     concurrency: int  # sessions that are worth running at a time
 
-    async def ask(self, sample: Sample, group_id: str) -> Asked[KeptT]:
+    async def ask(self, sample: Sample, group_id: str) -> JudgedSession[KeptT]:
         """Runs one session to its end, whatever that is."""
         ...
 
-    async def record(self, stage: str, step: int, asked: Sequence[tuple[Asked[KeptT], Scored]]) -> None:
+    async def record(self, stage: str, step: int, asked: Sequence[tuple[JudgedSession[KeptT], ScoredTrajectory]]) -> None:
         """Writes sessions to a file of the run's `trajectories`."""
         ...
 
@@ -53,12 +53,12 @@ class EngineBackend:
         self.concurrency = config.rollout.num_actors * config.rollout.max_concurrent_sessions
         self._runner, self._temperature = runner, config.evaluation.temperature
 
-    async def ask(self, sample: Sample, group_id: str) -> Asked[Group]:
+    async def ask(self, sample: Sample, group_id: str) -> JudgedSession[Group]:
         """See `Backend`."""
         group = await self._runner.group(sample, group_id, size=1, temperature=self._temperature)
-        return Asked(sample=sample, trajectory=group.scored[0].trajectory, kept=group)
+        return JudgedSession(sample=sample, trajectory=group.scored[0].trajectory, kept=group)
 
-    async def record(self, stage: str, step: int, asked: Sequence[tuple[Asked[Group], Scored]]) -> None:
+    async def record(self, stage: str, step: int, asked: Sequence[tuple[JudgedSession[Group], ScoredTrajectory]]) -> None:
         """See `Backend`. Written by a task of its own, which is waited for when the backend closes."""
         self._runner.record(stage, step, [replace(one.kept, scored=(scored,)) for one, scored in asked])
 
@@ -70,15 +70,15 @@ class ServerBackend:
         self.concurrency = concurrency
         self._policy, self._tools, self._template, self._config = policy, tools, template, config
 
-    async def ask(self, sample: Sample, group_id: str) -> Asked[Session]:
+    async def ask(self, sample: Sample, group_id: str) -> JudgedSession[Session]:
         """See `Backend`."""
         seed = derive(self._config.run.seed, group_id, 0)
         ran = await session.run(
             sample, self._policy, self._tools, self._config.session, template=self._template, seed=seed, group_id=group_id
         )
-        return Asked(sample=sample, trajectory=ran.trajectory, kept=ran)
+        return JudgedSession(sample=sample, trajectory=ran.trajectory, kept=ran)
 
-    async def record(self, stage: str, step: int, asked: Sequence[tuple[Asked[Session], Scored]]) -> None:
+    async def record(self, stage: str, step: int, asked: Sequence[tuple[JudgedSession[Session], ScoredTrajectory]]) -> None:
         """See `Backend`."""
         images: dict[str, Image] = {key: image for one, _ in asked for key, image in one.kept.images.items()}
         path = trajectories_folder(self._config) / trajectory_file.file_name(stage, step)

@@ -8,7 +8,7 @@ from typing import Any, TypeVar
 T = TypeVar("T")
 
 
-class Stuck(RuntimeError):
+class SimulationDeadlock(RuntimeError):
     """Everything waits, and for no time: the simulated run would never go on."""
 
 
@@ -38,7 +38,7 @@ class SimulatedLoop(asyncio.SelectorEventLoop):
 
     def _sleep(self, timeout: float | None) -> None:
         if timeout is None:
-            raise Stuck("the simulation waits for something that never comes")
+            raise SimulationDeadlock("the simulation waits for something that never comes")
         self._now += timeout
 
 

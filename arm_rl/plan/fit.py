@@ -11,7 +11,7 @@ from arm_rl.plan.modelled import Setting
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
-class Memory:
+class GpuMemory:
     """Of one GPU, in bytes, by part."""
 
     learner: Mapping[str, int]  # while it trains micro-batches of the configured size
@@ -26,7 +26,7 @@ class Memory:
         return not self.problems
 
 
-def memory_of(setting: Setting) -> Memory:
+def memory_of(setting: Setting) -> GpuMemory:
     """Whether everything fits on the GPUs."""
     config, workload, gpu = setting.config, setting.workload, setting.cluster.gpu
     learner = config.learner
@@ -77,7 +77,7 @@ def memory_of(setting: Setting) -> Memory:
         problems.append(
             f"the configuration wants {gpus} GPUs, and there are {setting.cluster.gpus}: fewer learner.num_ranks or rollout.num_actors"
         )
-    return Memory(learner=parts, longest=longest, engine=engine, limit=limit, problems=tuple(problems))
+    return GpuMemory(learner=parts, longest=longest, engine=engine, limit=limit, problems=tuple(problems))
 
 
 def _engine_problems(setting: Setting, engine: Mapping[str, int]) -> Iterator[str]:

@@ -15,7 +15,7 @@ _ADOPTED = 0.98  # of the seconds before: what a change must come below, for oth
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
-class Tried:
+class Candidate:
     """A nearby setting."""
 
     changes: tuple[str, ...]  # key=value
@@ -76,13 +76,13 @@ def _written(value: Any) -> str:
     return str(value).lower() if isinstance(value, bool) else str(value)
 
 
-def search(setting: Setting, told: Callable[[str], None] = lambda name: None) -> list[Tried]:
+def search(setting: Setting, told: Callable[[str], None] = lambda name: None) -> list[Candidate]:
     """Tries nearby settings, then those near the best of them; the fastest first. The first of all is the setting itself, where it fits.
 
     Args:
         told: is called with each setting's changes before it is simulated.
     """
-    tried: dict[tuple[str, ...], Tried] = {}
+    tried: dict[tuple[str, ...], Candidate] = {}
 
     def attempt(changes: tuple[str, ...], one: Setting) -> None:
         key = tuple(sorted(changes))
@@ -90,7 +90,9 @@ def search(setting: Setting, told: Callable[[str], None] = lambda name: None) ->
             return
         told(", ".join(changes) or "as configured")
         problems = memory_of(one).problems
-        tried[key] = Tried(changes=changes, problems=problems, step=None if problems else step_of(one, fraction=fraction_of(one.config)))
+        tried[key] = Candidate(
+            changes=changes, problems=problems, step=None if problems else step_of(one, fraction=fraction_of(one.config))
+        )
 
     attempt((), setting)
     base = setting
@@ -114,6 +116,6 @@ def _merged(first: Sequence[str], second: Sequence[str]) -> tuple[str, ...]:
     return tuple(f"{key}={value}" for key, value in {**dict(c.split("=") for c in first), **dict(c.split("=") for c in second)}.items())
 
 
-def _ranked(tried: Iterable[Tried]) -> list[Tried]:
+def _ranked(tried: Iterable[Candidate]) -> list[Candidate]:
     """The fastest first; a change that brings less than a percent is none."""
     return sorted(tried, key=lambda one: one.step.seconds * (1 + 0.01 * len(one.changes)) if one.step else math.inf)

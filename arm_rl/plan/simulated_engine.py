@@ -13,7 +13,7 @@ _CHUNK = 8192  # tokens of a prompt that vLLM reads in one pass, beside one toke
 
 
 @dataclass(slots=True)
-class _Reading:
+class _Prefill:
     """A prompt that waits to be read, or is."""
 
     seconds: float  # that are left
@@ -40,7 +40,7 @@ class SimulatedEngine:
         self.use = Use()
         self._times, self._max_sequences, self._cache_tokens = times, max_sequences, max(cache_tokens, 1.0)
         self._chunk_seconds = times.prefill(_CHUNK, 0, _CHUNK)
-        self._reading: deque[_Reading] = deque()
+        self._reading: deque[_Prefill] = deque()
         self._sampling: list[tuple[float, int, float, asyncio.Future[None]]] = []  # heap: progress at its end, its context at the end
         self._waiting: deque[tuple[float, asyncio.Future[None]]] = deque()
         self._numbers = itertools.count()
@@ -61,7 +61,7 @@ class SimulatedEngine:
         try:
             read: asyncio.Future[None] = clock.loop().create_future()
             self._advance()
-            self._reading.append(_Reading(self._times.prefill(new_tokens, image_tokens, context), read))
+            self._reading.append(_Prefill(self._times.prefill(new_tokens, image_tokens, context), read))
             self._plan()
             await read
             sampled: asyncio.Future[None] = clock.loop().create_future()
@@ -78,7 +78,7 @@ class SimulatedEngine:
         """The caches were emptied: the contexts of all running sequences are computed anew."""
         if self._context:
             self._advance()
-            self._reading.append(_Reading(self._times.prefill(self._context, 0, 0), clock.loop().create_future()))
+            self._reading.append(_Prefill(self._times.prefill(self._context, 0, 0), clock.loop().create_future()))
             self._plan()
 
     async def pause(self, seconds: float) -> None:

@@ -1,6 +1,6 @@
 """A run without a GPU: the real driver, collector, groups and rollout routing, on a simulated clock, between actors that only take time.
 
-    Driver -> Collector -> GroupRunner -> RolloutGroup -> simulated engines   (sessions: measured, or drawn from a workload)
+    Driver -> Collector -> GroupRunner -> RolloutPool -> simulated engines   (sessions: measured, or drawn from a workload)
            -> make_batch -> simulated learners                                (seconds of a batch: measured, or from the roofline)
 
 Nothing of the policy is written a second time: how groups are started, taken, dropped and redrawn, which engine runs them, how a batch is
@@ -20,8 +20,8 @@ from typing import Any, Protocol
 
 from rich.console import Console
 
-from actors.learner.ranks import LearnerGroup
-from actors.rollout.pool import RolloutGroup
+from actors.learner.ranks import LearnerRanks
+from actors.rollout.pool import RolloutPool
 from actors.scorer import Score
 from actors.weights.files import Published, WeightFile
 from arm_rl.core.config import MetricsConfig, TrainConfig
@@ -114,7 +114,7 @@ async def _simulate(config: TrainConfig, rollouts: Rollouts, learning: Learning,
         MetricsLog(Path(folder), MetricsConfig(wandb="disabled"), None, 0, console=Console(file=io.StringIO())) as log,
     ):
         makers = [lambda number=number: _engine(number, rollouts) for number in range(config.rollout.num_actors)]
-        runner = _Runner(config, RolloutGroup(makers, config.run.stall_seconds), [_scorer(rollouts)])
+        runner = _Runner(config, RolloutPool(makers, config.run.stall_seconds), [_scorer(rollouts)])
         driver = Driver(
             config,
             runner=runner,
@@ -192,7 +192,7 @@ class _Runner(GroupRunner):
         return {}
 
 
-class _Learners(LearnerGroup):
+class _Learners(LearnerRanks):
     """The driver's side of learners that only take time."""
 
     def __init__(self, learning: Learning) -> None:

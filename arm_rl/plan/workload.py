@@ -7,7 +7,7 @@ import numpy as np
 from arm_rl.core.errors import UserError
 
 
-class BadWorkload(UserError):
+class WorkloadError(UserError):
     """A number of the workload that cannot be; the message says which."""
 
 
@@ -30,29 +30,29 @@ class Workload:
         for field in fields(self):
             value = getattr(self, field.name)
             if not 0 <= value < float("inf") or (field.name == "flat_groups" and value >= 1):
-                raise BadWorkload(
+                raise WorkloadError(
                     f"--workload {field.name}: {'0 or more and below 1' if field.name == 'flat_groups' else '0 or more'}, not {value}"
                 )
         if self.image_tokens > self.prompt_tokens or self.observation_image_tokens > self.observation_tokens:
-            raise BadWorkload("--workload: an image's tokens are part of the prompt's (image_tokens) and of the observation's")
+            raise WorkloadError("--workload: an image's tokens are part of the prompt's (image_tokens) and of the observation's")
 
     @classmethod
     def parse(cls, changes: list[str]) -> "Workload":
         """From `key=value`.
 
         Raises:
-            BadWorkload: an unknown key, or no number.
+            WorkloadError: an unknown key, or no number.
         """
         known = {field.name for field in fields(cls)}
         values: dict[str, float] = {}
         for change in changes:
             key, _, value = change.partition("=")
             if key not in known:
-                raise BadWorkload(f"--workload {change!r}: a key of {', '.join(sorted(known))} is needed, as in turn_tokens=300")
+                raise WorkloadError(f"--workload {change!r}: a key of {', '.join(sorted(known))} is needed, as in turn_tokens=300")
             try:
                 values[key] = float(value)
             except ValueError:
-                raise BadWorkload(f"--workload {key}: a number, not {value!r}") from None
+                raise WorkloadError(f"--workload {key}: a number, not {value!r}") from None
         return cls(**values)
 
     @property

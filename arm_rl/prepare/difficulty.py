@@ -26,7 +26,7 @@ _AT_A_TIME = 2  # more groups than fill the engines: they are of different lengt
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
-class Judged:
+class SampleRollouts:
     """A sample's rollouts."""
 
     id: str
@@ -41,9 +41,9 @@ class Judged:
         return "never right" if self.num_right == 0 and never_right == "drop" else None
 
 
-def judged_before(samples: Sequence[Sample], lines: JsonLines, num_rollouts: int) -> dict[str, Judged]:
+def judged_before(samples: Sequence[Sample], lines: JsonLines, num_rollouts: int) -> dict[str, SampleRollouts]:
     """Those of the samples that an earlier run judged by as many rollouts, by id."""
-    known = {one.id: one for one in (Judged(**values) for values in lines.found)}
+    known = {one.id: one for one in (SampleRollouts(**values) for values in lines.found)}
     return {one.id: known[one.id] for one in samples if one.id in known and known[one.id].num_rollouts == num_rollouts}
 
 
@@ -57,7 +57,7 @@ async def judge_all(
     sessions_at_a_time: int,
     max_broken: float,
     on_done: Callable[[], None] = lambda: None,
-) -> dict[str, Judged]:
+) -> dict[str, SampleRollouts]:
     """Judges samples; each is written to `lines` as soon as it is judged.
 
     Args:
@@ -70,7 +70,7 @@ async def judge_all(
     Raises:
         RunStopped: more sessions broke than the configuration allows.
     """
-    judged: dict[str, Judged] = {}
+    judged: dict[str, SampleRollouts] = {}
     may_break, num_broken = int(max_broken * len(samples)), 0
 
     async def work(waiting: Iterator[Sample]) -> None:
@@ -80,7 +80,7 @@ async def judge_all(
             error = next((one.error for one in group.scored if one.error is not None), None)
             if error is None:
                 num_right = sum(one.correct for one in group.scored)
-                judged[sample.id] = Judged(id=sample.id, track=sample.track, num_right=num_right, num_rollouts=num_rollouts)
+                judged[sample.id] = SampleRollouts(id=sample.id, track=sample.track, num_right=num_right, num_rollouts=num_rollouts)
                 lines.add(asdict(judged[sample.id]))
             else:
                 num_broken += 1
@@ -102,7 +102,7 @@ async def judge_all(
     return judged
 
 
-def write_kept(path: Path, judged: Mapping[str, Judged], never_right: NeverRight) -> tuple[Path, int]:
+def write_kept(path: Path, judged: Mapping[str, SampleRollouts], never_right: NeverRight) -> tuple[Path, int]:
     """Writes the rows of a file that are kept, in their order, beside it, where the paths of its images lead to the same files.
 
     Returns:
@@ -125,7 +125,7 @@ def write_kept(path: Path, judged: Mapping[str, Judged], never_right: NeverRight
     return out, num_kept
 
 
-def report(samples: Sequence[Sample], judged: Mapping[str, Judged], num_rollouts: int, never_right: NeverRight) -> dict[str, Any]:
+def report(samples: Sequence[Sample], judged: Mapping[str, SampleRollouts], num_rollouts: int, never_right: NeverRight) -> dict[str, Any]:
     """What was kept and why the rest was not, for JSON."""
     verdicts = Counter(one.verdict(never_right) or "kept" for one in judged.values())
     broken = len(samples) - len(judged)

@@ -39,7 +39,7 @@ _LOCK = ".building"
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
-class Progress:
+class BuildProgress:
     """How far a build is, after every page."""
 
     document: str
@@ -70,7 +70,7 @@ def build_index(
     model: str | None = None,
     threads: int | None = None,
     skip_unreadable: bool = False,
-    on_page: Callable[[Progress], None] | None = None,
+    on_page: Callable[[BuildProgress], None] | None = None,
 ) -> BuildSummary:
     """Adds documents to the index at `out`, which is made where there is none.
 
@@ -158,7 +158,7 @@ class _Builder:
         ocr: OcrMode,
         reader: TextReader | None,
         long_side: int,
-        on_page: Callable[[Progress], None] | None,
+        on_page: Callable[[BuildProgress], None] | None,
     ) -> None:
         self.writer, self.summary = writer, summary
         self.ocr, self.reader, self.long_side, self.on_page = ocr, reader, long_side, on_page
@@ -194,7 +194,7 @@ class _Builder:
                 yield page, text
                 self.pages_done += 1
                 if self.on_page is not None:
-                    self.on_page(Progress(document=source.name, pages_done=self.pages_done, num_pages=num_pages))
+                    self.on_page(BuildProgress(document=source.name, pages_done=self.pages_done, num_pages=num_pages))
 
         self.writer.write(source.name, fingerprint, read())
         (self.summary.added if before is None else self.summary.replaced).append(source.name)

@@ -16,8 +16,8 @@ from arm_rl.core import trajectory_file
 from arm_rl.core.config import TrainConfig
 from arm_rl.core.parsing import ToolFormat
 from arm_rl.core.session import Session, observation
-from arm_rl.core.types import Message, Sample, Scored, Trajectory
-from arm_rl.judge.backends import Asked, Backend
+from arm_rl.core.types import Message, Sample, ScoredTrajectory, Trajectory
+from arm_rl.judge.backends import Backend, JudgedSession
 from arm_rl.prepare.screening import refusal
 from arm_rl.training.groups import RunStopped
 
@@ -28,7 +28,7 @@ SESSIONS_PER_FILE = 64
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
-class Recorded:
+class SessionSummary:
     """What is known of a recorded session without reading it whole."""
 
     path: Path
@@ -39,7 +39,7 @@ class Recorded:
     num_calls: int
 
 
-def recorded(folder: Path) -> list[Recorded]:
+def recorded(folder: Path) -> list[SessionSummary]:
     """The sessions of a run, by file and row; those that broke are left out, to be run again."""
     found = []
     for path in sorted((folder / "trajectories").glob(f"{STAGE}-*.parquet")):
@@ -55,7 +55,7 @@ def recorded(folder: Path) -> list[Recorded]:
                 call_needed=True,
             )
             names = {name: light[name] for name in ("sample_id", "group_id")}
-            found.append(Recorded(path=path, row=row, **names, refusal=against, num_calls=len(statuses)))
+            found.append(SessionSummary(path=path, row=row, **names, refusal=against, num_calls=len(statuses)))
     return found
 
 
@@ -79,7 +79,7 @@ async def run_sessions(
     """
     folder = config.run.folder / "trajectories"
     step = max((int(path.stem.rpartition("-")[2]) for path in folder.glob(f"{STAGE}-*.parquet")), default=-1) + 1
-    unwritten: list[tuple[Asked[Any], Scored]] = []
+    unwritten: list[tuple[JudgedSession[Any], ScoredTrajectory]] = []
     may_break, num_broken = int(config.run.max_broken_sessions * len(sessions)), 0
 
     async def record() -> None:
@@ -116,16 +116,16 @@ async def run_sessions(
             await record()
 
 
-def best(found: Sequence[Recorded], samples: Sequence[Sample]) -> list[Recorded]:
+def best(found: Sequence[SessionSummary], samples: Sequence[Sample]) -> list[SessionSummary]:
     """Of each sample the session that passes with the fewest calls, the first of equals; in the samples' order."""
-    passing: dict[str, list[Recorded]] = {}
+    passing: dict[str, list[SessionSummary]] = {}
     for one in found:
         if one.refusal is None:
             passing.setdefault(one.sample_id, []).append(one)
     return [min(passing[sample.id], key=lambda one: (one.num_calls, one.group_id)) for sample in samples if sample.id in passing]
 
 
-def demonstrations(chosen: Sequence[Recorded], notice: str) -> Iterator[tuple[Sample, Session]]:
+def demonstrations(chosen: Sequence[SessionSummary], notice: str) -> Iterator[tuple[Sample, Session]]:
     """Reads sessions back, one at a time. `notice` is the configuration's `session.last_turn_notice`.
 
     A session in which somebody wrote `<image>` is left out, and said so: in a demonstration it would be read as one.
@@ -141,7 +141,7 @@ def demonstrations(chosen: Sequence[Recorded], notice: str) -> Iterator[tuple[Sa
         yield sample, Session(trajectory=trajectory, messages=messages, images=images)
 
 
-def report(samples: Sequence[Sample], found: Sequence[Recorded], chosen: Sequence[Recorded], best_of: int) -> dict[str, Any]:
+def report(samples: Sequence[Sample], found: Sequence[SessionSummary], chosen: Sequence[SessionSummary], best_of: int) -> dict[str, Any]:
     """What was kept and why the rest was not, for JSON."""
     reasons = Counter(one.refusal for one in found if one.refusal is not None)
     tracks = {sample.id: sample.track for sample in samples}

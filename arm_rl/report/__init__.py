@@ -13,7 +13,7 @@ from pathlib import Path
 from tokenizers import Tokenizer
 
 from arm_rl.report import page, run_data, selection, tokens
-from arm_rl.report.contents import Contents
+from arm_rl.report.contents import ContentReader
 from arm_rl.report.index import Index
 from arm_rl.report.selection import Selection
 
@@ -34,7 +34,7 @@ def write_report(folder: Path, *, max_mb: float = MAX_MB, tokenizer: Tokenizer |
     run = run_data.read(folder)
     index = Index(folder=folder)
     index.refresh(run.order)
-    contents = Contents(index=index, tokenizer=tokenizer or tokens.find(folder))
+    contents = ContentReader(index=index, tokenizer=tokenizer or tokens.find(folder))
     listed, index_json = _listed(index, int(max_mb * 1e6 / 2))
     chosen = Selection(contents=contents, max_bytes=int(max_mb * 1e6) - len(index_json.encode()))
     followed = selection.followed(index)

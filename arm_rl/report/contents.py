@@ -17,7 +17,7 @@ from arm_rl.report.run_data import read_config
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
-class Contents:
+class ContentReader:
     """Reads them from the files."""
 
     index: Index

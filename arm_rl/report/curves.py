@@ -57,7 +57,7 @@ class Point:
 
 
 @dataclass(frozen=True, slots=True)
-class Span:
+class StageSpan:
     """A stage's place on the axis."""
 
     stage: str
@@ -171,16 +171,16 @@ def smoothed(values: Sequence[float]) -> list[float]:
     return means
 
 
-def _spans(run: RunData, key: str) -> list[Span]:
+def _spans(run: RunData, key: str) -> list[StageSpan]:
     """Stages that have the metric, end to end."""
     return _spans_of(run, [stage for stage in run.stage_names if any(line.get(key) is not None for line in _lines(run, stage))])
 
 
-def _spans_of(run: RunData, stages: Sequence[str]) -> list[Span]:
-    spans: list[Span] = []
+def _spans_of(run: RunData, stages: Sequence[str]) -> list[StageSpan]:
+    spans: list[StageSpan] = []
     for stage in stages:
         start = spans[-1].start + spans[-1].num_steps if spans else 0
-        spans.append(Span(stage, start, max(line["step"] for line in _lines(run, stage))))
+        spans.append(StageSpan(stage, start, max(line["step"] for line in _lines(run, stage))))
     return spans
 
 
@@ -188,7 +188,7 @@ def _lines(run: RunData, stage: str) -> list[dict[str, Any]]:
     return [line for line in run.lines if line["stage"] == stage]
 
 
-def _points(run: RunData, key: str, spans: Sequence[Span], what: str = "") -> list[Point]:
+def _points(run: RunData, key: str, spans: Sequence[StageSpan], what: str = "") -> list[Point]:
     """The metric's values along the axis."""
     starts = {span.stage: span.start for span in spans}
     points = [
@@ -199,7 +199,7 @@ def _points(run: RunData, key: str, spans: Sequence[Span], what: str = "") -> li
     return sorted(points, key=lambda point: point.position)
 
 
-def _held_out_points(run: RunData, key: str, spans: Sequence[Span]) -> list[Point]:
+def _held_out_points(run: RunData, key: str, spans: Sequence[StageSpan]) -> list[Point]:
     """Values of evaluations: those logged on the way, and the summary's at the end of a stage."""
     points = {point.position: point for point in _points(run, key, spans, "held-out, ")}
     for span in spans:
@@ -210,7 +210,7 @@ def _held_out_points(run: RunData, key: str, spans: Sequence[Span]) -> list[Poin
     return [points[position] for position in sorted(points)]
 
 
-def _axes(scale: Scale, ticks: Sequence[float], spans: Sequence[Span]) -> str:
+def _axes(scale: Scale, ticks: Sequence[float], spans: Sequence[StageSpan]) -> str:
     lines = "".join(
         f'<line class="grid" x1="{LEFT}" x2="{WIDTH - RIGHT}" y1="{scale.y(tick)}" y2="{scale.y(tick)}"/>'
         f'<text class="tick" x="{LEFT - 6}" y="{scale.y(tick) + 3.5}">{tick:.4g}</text>'
@@ -226,7 +226,7 @@ def _axes(scale: Scale, ticks: Sequence[float], spans: Sequence[Span]) -> str:
     return lines
 
 
-def _curve(scale: Scale, points: Sequence[Point], spans: Sequence[Span]) -> str:
+def _curve(scale: Scale, points: Sequence[Point], spans: Sequence[StageSpan]) -> str:
     """One line a stage: between stages there is a gap."""
     lines = ""
     for span in spans:

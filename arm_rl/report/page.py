@@ -7,7 +7,7 @@ from importlib import resources
 from string import Template
 
 from arm_rl.report import curves, selection, table, times
-from arm_rl.report.contents import Contents
+from arm_rl.report.contents import ContentReader
 from arm_rl.report.embedding import as_object, dump
 from arm_rl.report.index import Index
 from arm_rl.report.run_data import RunData
@@ -16,7 +16,7 @@ from arm_rl.report.selection import Selection, Unit
 SCRIPTS = ("charts.js", "source.js", "filters.js", "browser.js")
 
 
-def static(run: RunData, index: Index, contents: Contents, followed: Unit, chosen: Selection, listed: int, index_json: str) -> str:
+def static(run: RunData, index: Index, contents: ContentReader, followed: Unit, chosen: Selection, listed: int, index_json: str) -> str:
     """A page that holds its trajectories itself."""
     data = {
         "about": dump({"live": False, "total": _total(index), "listed": listed}),
@@ -27,13 +27,13 @@ def static(run: RunData, index: Index, contents: Contents, followed: Unit, chose
     return _page(run, index, contents, followed, as_object(data.items()), connect="'none'")
 
 
-def live(run: RunData, index: Index, contents: Contents) -> str:
+def live(run: RunData, index: Index, contents: ContentReader) -> str:
     """A page that asks its server for them."""
     data = as_object([("about", dump({"live": True, "total": _total(index), "listed": _total(index)}))])
     return _page(run, index, contents, selection.followed(index), data, connect="'self'")
 
 
-def _page(run: RunData, index: Index, contents: Contents, followed: Unit, data: str, connect: str) -> str:
+def _page(run: RunData, index: Index, contents: ContentReader, followed: Unit, data: str, connect: str) -> str:
     script = "\n".join(_file(name) for name in SCRIPTS)
     digest = base64.b64encode(hashlib.sha256(f"\n{script}\n".encode()).digest()).decode()
     run_with_tools = run.with_lines(table.tool_lines(index))
@@ -55,7 +55,7 @@ def _page(run: RunData, index: Index, contents: Contents, followed: Unit, data: 
     )
 
 
-def _followed(contents: Contents, followed: Unit) -> str:
+def _followed(contents: ContentReader, followed: Unit) -> str:
     """One sample, after each stage, side by side."""
     shown = [contents.of(file, rows)[0] for file, rows in followed]
     if not shown:

@@ -8,7 +8,7 @@ from collections import deque
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 
-from arm_rl.report.contents import Contents
+from arm_rl.report.contents import ContentReader
 from arm_rl.report.embedding import as_object, dump
 from arm_rl.report.index import CORRECT, Index, LogFile
 
@@ -21,7 +21,7 @@ MAX_MISSES = 5  # units in a row that do not fit any more: then the file is full
 class Selection:
     """What was chosen, as JSON."""
 
-    contents: Contents
+    contents: ContentReader
     max_bytes: int
     num_bytes: int = 0
     rows: dict[str, str] = field(default_factory=dict)  # by `FILE/ROW`

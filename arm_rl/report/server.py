@@ -15,7 +15,7 @@ from tokenizers import Tokenizer
 
 from arm_rl.core import trajectory_file
 from arm_rl.report import page, run_data, selection, tokens
-from arm_rl.report.contents import Contents
+from arm_rl.report.contents import ContentReader
 from arm_rl.report.index import Index, LogFile
 
 logger = logging.getLogger(__name__)
@@ -36,7 +36,7 @@ class Report:
         """
         self._folder = folder
         self._index = Index(folder=folder)
-        self._contents = Contents(index=self._index, tokenizer=tokenizer or tokens.find(folder))
+        self._contents = ContentReader(index=self._index, tokenizer=tokenizer or tokens.find(folder))
         self._refreshing = threading.Lock()
         self._refresh()
 

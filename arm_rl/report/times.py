@@ -5,7 +5,7 @@ from html import escape
 from pathlib import Path
 
 from arm_rl.run import timeline
-from arm_rl.run.step_times import Row, StepTimes, step_times
+from arm_rl.run.step_times import StepTimes, TimeRow, step_times
 
 
 def timelines(folder: Path) -> list[Path]:
@@ -39,7 +39,7 @@ def _table(name: str, times: StepTimes) -> str:
     )
 
 
-def _row(row: Row) -> str:
+def _row(row: TimeRow) -> str:
     count = f"{row.count:.4g}" if row.count else ""
     return (
         f'<tr><th scope="row">{escape(row.actor)}</th><td class="first">{escape(row.phase)}</td><td>{row.seconds:.3f}</td>'

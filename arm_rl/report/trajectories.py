@@ -6,7 +6,7 @@ import re
 from collections.abc import Iterator, Sequence
 from html import escape
 
-from arm_rl.core.types import ImagePart, Sample, Scored, ToolEvent, Trajectory, Turn
+from arm_rl.core.types import ImagePart, Sample, ScoredTrajectory, ToolEvent, Trajectory, Turn
 from arm_rl.report.index import LogFile
 
 LONG_TEXT = 500  # characters; longer texts are folded
@@ -14,7 +14,7 @@ LONG_TEXT = 500  # characters; longer texts are folded
 _PIECES = re.compile(r"<(think|tool_call|answer)>(.*?)(?:</\1>|\Z)", flags=re.DOTALL)
 
 
-def card(file: LogFile, scored: Scored, sample: Sample, advantage: float | None) -> str:
+def card(file: LogFile, scored: ScoredTrajectory, sample: Sample, advantage: float | None) -> str:
     """What happened, turn by turn, and what it was worth."""
     trajectory = scored.trajectory
     turns = "".join(_turn(trajectory, number, turn) for number, turn in enumerate(trajectory.turns, start=1))
@@ -43,13 +43,13 @@ def _judgment(label: str) -> str:
     return f"Answer {label}" if label.isdigit() else label.capitalize()
 
 
-def _verdict(scored: Scored) -> str:
+def _verdict(scored: ScoredTrajectory) -> str:
     if scored.trajectory.end == "aborted" or scored.reward is None:
         return '<span class="badge">– not judged</span>'
     return '<span class="badge right">✓ right</span>' if scored.correct else '<span class="badge wrong">✗ wrong</span>'
 
 
-def _broken(scored: Scored) -> str:
+def _broken(scored: ScoredTrajectory) -> str:
     """The traceback of a session or of a scorer that failed."""
     error = scored.trajectory.error or scored.error
     if not error:
@@ -132,7 +132,7 @@ def _box(box: Sequence[float], label: str, kind: str) -> str:
     return f'<span class="box {kind}" style="{place}">{f"<b>{label}</b>" if label else ""}</span>'
 
 
-def _reward(scored: Scored, advantage: float | None) -> str:
+def _reward(scored: ScoredTrajectory, advantage: float | None) -> str:
     if scored.reward is None:
         return "no reward"
     parts = " + ".join(f"{_escaped(name)} {value:g}" for name, value in scored.parts.items() if value)

@@ -7,7 +7,7 @@ import statistics
 from collections import Counter, defaultdict
 from collections.abc import Iterable, Mapping, Sequence
 
-from arm_rl.core.types import Sample, Scored, ToolEvent, Trajectory
+from arm_rl.core.types import Sample, ScoredTrajectory, ToolEvent, Trajectory
 
 Box = tuple[float, float, float, float]  # x1, y1, x2, y2 in 0..1000
 
@@ -17,7 +17,7 @@ HIT_IOU = 0.5  # a box hits from this overlap on
 NO_TOOL, OTHER_TOOL = "none", "other"  # in place of the name of a tool that was called first
 
 
-def rollout_metrics(scored: Sequence[Scored], samples: Mapping[str, Sample] | None = None) -> dict[str, float]:
+def rollout_metrics(scored: Sequence[ScoredTrajectory], samples: Mapping[str, Sample] | None = None) -> dict[str, float]:
     """A training step's trajectories in numbers.
 
     Broken sessions are counted in `rollout/broken_sessions` and left out of everything else; trajectories whose scorer failed are
@@ -47,7 +47,7 @@ def rollout_metrics(scored: Sequence[Scored], samples: Mapping[str, Sample] | No
     return metrics
 
 
-def evaluation_metrics(samples: Mapping[str, Sample], scored: Sequence[Scored]) -> dict[str, float]:
+def evaluation_metrics(samples: Mapping[str, Sample], scored: Sequence[ScoredTrajectory]) -> dict[str, float]:
     """The judge on held-out samples, in the numbers of `summary.json`; for each track as well (`accuracy/TRACK`) where there are several.
 
     Broken sessions and failed scorers are no judgments: they are counted in `broken_sessions` and `scorer_failures`, and left out of
@@ -73,7 +73,7 @@ def evaluation_metrics(samples: Mapping[str, Sample], scored: Sequence[Scored]) 
     return metrics
 
 
-def first_tools(samples: Mapping[str, Sample], scored: Sequence[Scored]) -> dict[str, float]:
+def first_tools(samples: Mapping[str, Sample], scored: Sequence[ScoredTrajectory]) -> dict[str, float]:
     """Shares of sessions by the tool that they called first: each tool that was called or that a sample expects, and two names more.
 
     `none`: no call. `other`: a tool that the sample does not offer, or a call that could not be read; what a policy makes up is no name
@@ -85,7 +85,7 @@ def first_tools(samples: Mapping[str, Sample], scored: Sequence[Scored]) -> dict
     return {name: counts[name] / max(len(scored), 1) for name in names}
 
 
-def box_hit(samples: Mapping[str, Sample], scored: Iterable[Scored]) -> float:
+def box_hit(samples: Mapping[str, Sample], scored: Iterable[ScoredTrajectory]) -> float:
     """Share of the successful zooms into the whole image whose box overlaps the sample's target box with an IoU of at least 0.5.
 
     Only calls on samples that have a target box count; 0 where there are none.
@@ -127,7 +127,7 @@ def share(flags: Iterable[bool]) -> float:
     return mean(float(flag) for flag in flags)
 
 
-def _reward_metrics(judged: Sequence[Scored]) -> dict[str, float]:
+def _reward_metrics(judged: Sequence[ScoredTrajectory]) -> dict[str, float]:
     rewards = [one.reward for one in judged if one.reward is not None]
     groups: dict[str, list[float]] = defaultdict(list)
     for one, reward in zip(judged, rewards, strict=True):
@@ -190,7 +190,7 @@ def _metrics_by_tool(samples: Mapping[str, Sample], trajectories: Sequence[Traje
     return metrics
 
 
-def _evaluation_of(samples: Mapping[str, Sample], judged: Sequence[Scored]) -> dict[str, float]:
+def _evaluation_of(samples: Mapping[str, Sample], judged: Sequence[ScoredTrajectory]) -> dict[str, float]:
     return {
         "accuracy": share(one.correct for one in judged),
         "tool_calls": mean(len(one.trajectory.tool_events) for one in judged),
@@ -208,9 +208,9 @@ def _first_tool(sample: Sample, trajectory: Trajectory) -> str:
     return name if name in sample.tools else OTHER_TOOL
 
 
-def _by_track(scored: Iterable[Scored]) -> dict[str, list[Scored]]:
+def _by_track(scored: Iterable[ScoredTrajectory]) -> dict[str, list[ScoredTrajectory]]:
     """Trajectories by track; nothing where there is only one track, which would say everything twice."""
-    tracks: dict[str, list[Scored]] = defaultdict(list)
+    tracks: dict[str, list[ScoredTrajectory]] = defaultdict(list)
     for one in scored:
         tracks[one.trajectory.track].append(one)
     return {track: tracks[track] for track in sorted(tracks)} if len(tracks) > 1 else {}

@@ -17,7 +17,7 @@ SAMPLES, TRAINS, SYNCS = {"turn"}, {"train", "score"}, {"update"}  # kinds of sp
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
-class Row:
+class TimeRow:
     """A line of the table; times of a step in the mean."""
 
     actor: str  # kind
@@ -32,8 +32,8 @@ class StepTimes:
     """The table."""
 
     num_steps: int
-    phases: list[Row]  # what was recorded, by actor; phases may lie inside one another
-    waits: list[Row]  # engines and learners, busy and idle, and what for
+    phases: list[TimeRow]  # what was recorded, by actor; phases may lie inside one another
+    waits: list[TimeRow]  # engines and learners, busy and idle, and what for
     overlap: float  # of the shorter of both: the share of an engine's or a learner's work during which the other side works too
 
 
@@ -81,12 +81,14 @@ class _Times:
         """When any actor of a kind works."""
         return union(one for actor in self.actors(actor_kind) for one in difference(self.of(actor, kinds), self.of(actor, but)))
 
-    def row(self, actor: str, phase: str, of_actors: Sequence[Intervals], count: float = 0.0) -> Row:
+    def row(self, actor: str, phase: str, of_actors: Sequence[Intervals], count: float = 0.0) -> TimeRow:
         microseconds = sum(map(total, of_actors)) / max(len(of_actors), 1)
         seconds = microseconds / self._num_steps / 1e6
-        return Row(actor=actor, phase=phase, seconds=seconds, share=microseconds / (total(self.window) or 1), count=count / self._num_steps)
+        return TimeRow(
+            actor=actor, phase=phase, seconds=seconds, share=microseconds / (total(self.window) or 1), count=count / self._num_steps
+        )
 
-    def phases(self) -> list[Row]:
+    def phases(self) -> list[TimeRow]:
         rows = []
         for actor_kind in ACTORS:
             actors = self.actors(actor_kind)
@@ -96,7 +98,7 @@ class _Times:
             rows += sorted((row for row in found if row.seconds or row.count), key=lambda row: -row.seconds)
         return rows
 
-    def engine_waits(self, learners: Intervals) -> list[Row]:
+    def engine_waits(self, learners: Intervals) -> list[TimeRow]:
         """What an engine does, and what it waits for where no session of it has a turn: the first reason counts."""
         reasons: defaultdict[str, list[Intervals]] = defaultdict(list)
         hidden: list[Intervals] = []
@@ -119,7 +121,7 @@ class _Times:
         rows = [self.row("engine", reason, of_actors) for reason, of_actors in reasons.items()]
         return [*rows, self.row("engine", "works while sessions wait for tools (hidden)", hidden)] if rows else []
 
-    def learner_waits(self) -> list[Row]:
+    def learner_waits(self) -> list[TimeRow]:
         """What a learner does, and where the driver is while it does nothing."""
         reasons: defaultdict[str, list[Intervals]] = defaultdict(list)
         for actor in self.actors("learner"):

@@ -20,7 +20,7 @@ from typing import Any, get_args
 
 from actors.supervision import described
 from arm_rl.core import tracing
-from arm_rl.core.tracing import Recorded, Span, Track
+from arm_rl.core.tracing import Span, SpanBatch, Track
 
 logger = logging.getLogger(__name__)
 
@@ -46,7 +46,7 @@ class Timeline:
         _mend(self._path)
         tracing.take()
 
-    def fetch(self, sources: Mapping[str, Awaitable[Recorded]]) -> None:
+    def fetch(self, sources: Mapping[str, Awaitable[SpanBatch]]) -> None:
         """Writes this process's spans, as the driver's, and those of others as they come; nobody waits for them.
 
         Args:
@@ -58,7 +58,7 @@ class Timeline:
             task.add_done_callback(self._fetching.discard)
         self.write("driver", tracing.take())
 
-    def write(self, actor: str, recorded: Recorded) -> None:
+    def write(self, actor: str, recorded: SpanBatch) -> None:
         """Appends an actor's spans."""
         process = _process_id(actor)
         lines: list[str] = []
@@ -85,7 +85,7 @@ class Timeline:
         if self._num_lost:
             logger.warning("%s: %d spans are missing: there were too many between two steps", self._path, self._num_lost)
 
-    async def _receive(self, name: str, source: Awaitable[Recorded]) -> None:
+    async def _receive(self, name: str, source: Awaitable[SpanBatch]) -> None:
         try:
             recorded = await source
         except Exception as error:  # a tool executor or a scorer may die and come back: the run goes on, and its errors are told elsewhere

@@ -19,7 +19,7 @@ from wandb.sdk.lib import wbauth
 from arm_rl.core import trajectory_file
 from arm_rl.core.config import MetricsConfig
 from arm_rl.core.images import Image
-from arm_rl.core.types import ImageInfo, ImagePart, Sample, Scored, Trajectory
+from arm_rl.core.types import ImageInfo, ImagePart, Sample, ScoredTrajectory, Trajectory
 from arm_rl.run.metrics import ZOOM_TOOL, zoomed_box
 
 logger = logging.getLogger(__name__)
@@ -156,7 +156,7 @@ def _start(mode: Literal["online", "offline", "disabled"], **options: Any) -> wa
         return wandb.init(mode="offline", settings=settings, reinit="create_new", **options)
 
 
-def _row(step: int, scored: Scored, sample: Sample, images: Mapping[str, Image]) -> list[Any]:
+def _row(step: int, scored: ScoredTrajectory, sample: Sample, images: Mapping[str, Image]) -> list[Any]:
     trajectory = scored.trajectory
     given = [info for info in trajectory.images if info.name.startswith("original_image")]
     observed = [info for info in trajectory.images if info not in given]

@@ -56,7 +56,7 @@ class Collected:
 
 
 @dataclass(slots=True)
-class _Running:
+class _RunningGroup:
     """A group on its way."""
 
     number: int  # of all that were started: decides the order in a batch, and the seeds
@@ -70,7 +70,7 @@ class Collector:
     def __init__(self, config: TrainConfig, runner: Groups, cursor: Cursor) -> None:
         self._algorithm, self._temperature = config.algorithm, config.rollout.temperature
         self._runner, self._cursor = runner, cursor
-        self._running: list[_Running] = []  # finished ones too, until a step takes them; by number
+        self._running: list[_RunningGroup] = []  # finished ones too, until a step takes them; by number
         self._num_started = 0  # groups that count against the rule: those that were dropped do not
         self._next_number = 0
         self.ledger = Ledger(config.algorithm.group_size)
@@ -84,7 +84,7 @@ class Collector:
             RunStopped: whatever was drawn, all of it was flat.
         """
         algorithm = self._algorithm
-        taken: list[_Running] = []  # for the step
+        taken: list[_RunningGroup] = []  # for the step
         num_filled = num_too_old = 0  # places of the step that are taken, and groups that were dropped for their age
         try:
             while num_filled < algorithm.samples_per_step:
@@ -193,12 +193,12 @@ class Collector:
         else:
             group = asyncio.get_running_loop().create_future()
             group.set_result(finished)
-        self._running.append(_Running(number, sample, group))
+        self._running.append(_RunningGroup(number, sample, group))
 
     def _dropped(self, group: Group) -> bool:
         return self._algorithm.drop_flat_groups and is_flat(group.rewards)
 
-    async def _finished(self, number: int) -> list[_Running]:
+    async def _finished(self, number: int) -> list[_RunningGroup]:
         """Some groups that are done, at most `number` of them; on-policy, all of them or none."""
         ready = [one for one in self._running if one.group.done()][:number]
         if ready and (self._algorithm.max_staleness or len(ready) == number):

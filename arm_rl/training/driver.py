@@ -16,7 +16,7 @@ from contextlib import asynccontextmanager, contextmanager
 import ray
 
 from actors.gauges import Gauges
-from actors.learner.ranks import LearnerGroup
+from actors.learner.ranks import LearnerRanks
 from actors.supervision import cause_of
 from arm_rl.core import trajectory_file
 from arm_rl.core.advantage import group_advantages
@@ -36,11 +36,11 @@ from arm_rl.run.timeline import Timeline
 from arm_rl.training.collector import Collector
 from arm_rl.training.evaluation import evaluate
 from arm_rl.training.finished_groups import Journal
-from arm_rl.training.graceful_stop import Stopped, StopRequest
+from arm_rl.training.graceful_stop import StoppedOnRequest, StopRequest
 from arm_rl.training.groups import Group, GroupRunner, RunStopped, number_of
 from arm_rl.training.learners import published_folder
 from arm_rl.training.ledger import fates
-from arm_rl.training.restarts import Progress
+from arm_rl.training.restarts import StageProgress
 
 logger = logging.getLogger(__name__)
 
@@ -57,14 +57,14 @@ class Driver:
         config: TrainConfig,
         *,
         runner: GroupRunner,
-        learners: LearnerGroup,
+        learners: LearnerRanks,
         cursor: Cursor,
         held_out: Sequence[Sample],
         image_pad_id: int,
         num_steps: int,
         log: MetricsLog,
         timeline: Timeline | None = None,
-        progress: Progress | None = None,
+        progress: StageProgress | None = None,
         stop: StopRequest | None = None,
     ) -> None:
         self.config = config
@@ -76,7 +76,7 @@ class Driver:
         self.collector = Collector(config, self._journal or runner, cursor)
         self.num_steps = num_steps
         self.log, self.timeline = log, timeline
-        self._progress = progress or Progress()
+        self._progress = progress or StageProgress()
         self._stop = stop or StopRequest()
         self._gauges = Gauges(config.run.name)
         self._owes_evaluation = config.evaluation.initial
@@ -92,12 +92,12 @@ class Driver:
         """All steps that are left, with evaluations and checkpoints in between.
 
         Raises:
-            Stopped: it was asked to stop; a checkpoint is written.
+            StoppedOnRequest: it was asked to stop; a checkpoint is written.
         """
         with self._stop.deferred():
             try:
                 await self._run()
-            except Stopped:
+            except StoppedOnRequest:
                 if self.steps_done:
                     await self.save()
                 raise

@@ -10,7 +10,7 @@ from arm_rl.core.config import ConfigError, EvaluationConfig, TrainConfig
 from arm_rl.core.types import Sample
 from arm_rl.run.folder import open_run
 from arm_rl.run.metrics import evaluation_metrics
-from arm_rl.training.groups import Engines, GroupRunner, group_runner
+from arm_rl.training.groups import GroupRunner, RolloutService, group_runner
 from arm_rl.training.inputs import read_inputs
 
 
@@ -42,7 +42,7 @@ async def evaluate(runner: GroupRunner, samples: Sequence[Sample], config: Evalu
     return metrics
 
 
-async def evaluate_model(config: TrainConfig, engines: Engines | None = None) -> dict[str, float]:
+async def evaluate_model(config: TrainConfig, engines: RolloutService | None = None) -> dict[str, float]:
     """Evaluates config.model on config.data.held_out; the metrics are written to the run folder too.
 
     Args:

@@ -11,7 +11,7 @@ from arm_rl.core.errors import UserError
 T = TypeVar("T")
 
 
-class Stopped(UserError):
+class StoppedOnRequest(UserError):
     """The run was asked to stop, and did; started again, it goes on."""
 
 
@@ -43,15 +43,15 @@ class StopRequest:
         return self._asked.is_set()
 
     def check(self) -> None:
-        """Raises `Stopped` where the run was asked to."""
+        """Raises `StoppedOnRequest` where the run was asked to."""
         if self.asked:
-            raise Stopped("stopped as asked; started again with the same command, the run goes on from its last checkpoint")
+            raise StoppedOnRequest("stopped as asked; started again with the same command, the run goes on from its last checkpoint")
 
     async def interruptible(self, work: Coroutine[Any, Any, T]) -> T:
         """Its result.
 
         Raises:
-            Stopped: the run was asked to stop before it was there; the work is cancelled.
+            StoppedOnRequest: the run was asked to stop before it was there; the work is cancelled.
         """
         working, asked = asyncio.ensure_future(work), asyncio.ensure_future(self._asked.wait())
         try:
@@ -70,7 +70,7 @@ def stopped_by_signal() -> Iterator[StopRequest]:
     """Listens to SIGTERM, in the main thread's event loop.
 
     Raises:
-        Stopped: it came.
+        StoppedOnRequest: it came.
     """
     request = StopRequest(asyncio.current_task())
     loop = asyncio.get_running_loop()

@@ -16,7 +16,7 @@ from ray.actor import ActorHandle
 from actors.archive import Archive
 from actors.cluster.reservation import Reservation
 from actors.rollout.actor import RolloutActor, RolloutSpec
-from actors.rollout.pool import RolloutGroup
+from actors.rollout.pool import RolloutPool
 from actors.scorer import Score, Scorer
 from actors.supervision import Deaths, described, run_again, watch, went_with_its_node
 from actors.tool_executor import ToolExecutor
@@ -25,7 +25,7 @@ from arm_rl.core.config import TrainConfig, Transfer
 from arm_rl.core.errors import UserError
 from arm_rl.core.template import Template
 from arm_rl.core.tracing import span
-from arm_rl.core.types import Sample, Scored, Turn
+from arm_rl.core.types import Sample, ScoredTrajectory, Turn
 
 logger = logging.getLogger(__name__)
 
@@ -49,7 +49,7 @@ class Group:
     """The scored trajectories of one sample, and where their images are."""
 
     sample: Sample
-    scored: tuple[Scored, ...]
+    scored: tuple[ScoredTrajectory, ...]
     images: ray.ObjectRef  # of a dict[key, Image]: pixels never pass through the driver
 
     @property
@@ -73,7 +73,7 @@ class GroupRunner:
     def __init__(
         self,
         config: TrainConfig,
-        rollouts: RolloutGroup,
+        rollouts: RolloutPool,
         scorers: Sequence[ActorHandle],
         executors: Sequence[ActorHandle] = (),
         archive: ActorHandle | None = None,
@@ -120,12 +120,12 @@ class GroupRunner:
             return {}
         (archive,) = self._beside["archive"]
 
-        async def read() -> tuple[list[Scored], ray.ObjectRef]:
+        async def read() -> tuple[list[ScoredTrajectory], ray.ObjectRef]:
             scored, images = archive.read.remote(path)
             return await scored, images
 
         scored, images = await run_again(archive, read)
-        groups: defaultdict[str, list[Scored]] = defaultdict(list)
+        groups: defaultdict[str, list[ScoredTrajectory]] = defaultdict(list)
         for one in scored:
             groups[one.trajectory.group_id].append(one)
         return {
@@ -184,10 +184,10 @@ class GroupRunner:
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
-class Engines:
+class RolloutService:
     """Rollouts and the tools that their sessions call: runs that differ in what they learn by may use the same ones, one after another."""
 
-    rollouts: RolloutGroup
+    rollouts: RolloutPool
     executors: Sequence[ActorHandle]
     reservation: Reservation  # that they sit in
 
@@ -200,7 +200,7 @@ async def serving(
     actor_class: type[RolloutActor] = RolloutActor,
     *,
     transfer: Transfer = "file",
-) -> AsyncIterator[Engines]:
+) -> AsyncIterator[RolloutService]:
     """Starts engines and tool executors; ends them whatever happens. `transfer` is how learners will send weights, if any do."""
     executors = [
         ray.remote(ToolExecutor).options(**reservation.light_options("tools", number)).remote(config.tools)
@@ -221,8 +221,8 @@ async def serving(
             seed=config.run.seed,
             stall_seconds=config.run.stall_seconds,
         )
-        rollouts = await RolloutGroup.start(spec, executors, reservation, actor_class)
-        yield Engines(rollouts=rollouts, executors=executors, reservation=reservation)
+        rollouts = await RolloutPool.start(spec, executors, reservation, actor_class)
+        yield RolloutService(rollouts=rollouts, executors=executors, reservation=reservation)
     finally:
         if rollouts is not None:
             await rollouts.close()
@@ -234,14 +234,14 @@ async def serving(
 async def group_runner(
     config: TrainConfig,
     template: Template,
-    engines: Engines | Reservation,
+    engines: RolloutService | Reservation,
     actor_class: type[RolloutActor] = RolloutActor,
     *,
     transfer: Transfer = "file",
 ) -> AsyncIterator[GroupRunner]:
     """Starts scorers and an archive, and where a place for engines is given, these and tool executors; ends what it started, whatever
     happens."""
-    reservation = engines.reservation if isinstance(engines, Engines) else engines
+    reservation = engines.reservation if isinstance(engines, RolloutService) else engines
     scorers = [
         ray.remote(Scorer).options(**reservation.light_options("scorer", number)).remote(config.reward, config.template.tool_format)
         for number in range(config.reward.num_scorers)
@@ -250,7 +250,7 @@ async def group_runner(
     try:
         async with (
             nullcontext(engines)
-            if isinstance(engines, Engines)
+            if isinstance(engines, RolloutService)
             else serving(config, template, engines, actor_class, transfer=transfer) as used
         ):
             runner = GroupRunner(config, used.rollouts, scorers, used.executors, archive)

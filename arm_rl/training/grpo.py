@@ -13,13 +13,13 @@ from arm_rl.run.metrics_log import MetricsLog
 from arm_rl.run.timeline import Timeline
 from arm_rl.training.driver import Driver
 from arm_rl.training.graceful_stop import StopRequest, stopped_by_signal
-from arm_rl.training.groups import Engines, group_runner
+from arm_rl.training.groups import RolloutService, group_runner
 from arm_rl.training.inputs import Inputs, read_inputs
 from arm_rl.training.learners import learner_group
-from arm_rl.training.restarts import Progress, with_restarts
+from arm_rl.training.restarts import StageProgress, with_restarts
 
 
-async def train_grpo(config: TrainConfig, engines: Engines | None = None) -> None:
+async def train_grpo(config: TrainConfig, engines: RolloutService | None = None) -> None:
     """Runs the stage and exports the model to the run folder.
 
     A run started again goes on from its last checkpoint; one that is finished is left as it is.
@@ -28,7 +28,7 @@ async def train_grpo(config: TrainConfig, engines: Engines | None = None) -> Non
         engines: that serve a model of this shape, whichever its weights; by default some of its own.
 
     Raises:
-        Stopped: SIGTERM came; a checkpoint is written first.
+        StoppedOnRequest: SIGTERM came; a checkpoint is written first.
     """
     inputs = read_inputs(config)
     num_steps = config.num_steps or config.num_epochs * math.ceil(len(inputs.samples) / config.algorithm.samples_per_step)
@@ -39,7 +39,9 @@ async def train_grpo(config: TrainConfig, engines: Engines | None = None) -> Non
         await with_restarts(lambda progress: _run(config, inputs, num_steps, progress, stop, engines), config.run.max_restarts)
 
 
-async def _run(config: TrainConfig, inputs: Inputs, num_steps: int, progress: Progress, stop: StopRequest, engines: Engines | None) -> None:
+async def _run(
+    config: TrainConfig, inputs: Inputs, num_steps: int, progress: StageProgress, stop: StopRequest, engines: RolloutService | None
+) -> None:
     """Starts everything, goes on from the last checkpoint, and ends everything."""
     folder, rollout = config.run.folder, None if engines else config.rollout
     async with (

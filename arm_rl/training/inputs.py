@@ -7,7 +7,7 @@ from arm_rl.core.config import ConfigError, SftConfig, TrainConfig
 from arm_rl.core.images import Image
 from arm_rl.core.template import Template
 from arm_rl.core.types import Sample
-from arm_rl.data.lazy_rows import Stored
+from arm_rl.data.lazy_rows import LazyRows
 from arm_rl.data.parquet_rows import BrokenRows, DataError, TooLong
 from arm_rl.data.samples import Check, read_samples
 from arm_rl.export import model_check
@@ -19,8 +19,8 @@ from tools import load_tools
 class Inputs:
     """The samples, and the template of the model that judges them."""
 
-    samples: Stored[Sample]
-    held_out: Stored[Sample]
+    samples: LazyRows[Sample]
+    held_out: LazyRows[Sample]
     template: Template
     left_out: dict[str, float]  # numbers of rows, as metrics
 

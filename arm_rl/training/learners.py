@@ -7,7 +7,7 @@ from pathlib import Path
 
 from actors.cluster.reservation import Reservation
 from actors.learner.rank import LearnerSpec
-from actors.learner.ranks import LearnerGroup
+from actors.learner.ranks import LearnerRanks
 from actors.weights.files import weights_folder
 from arm_rl.core.config import SftConfig, TrainConfig
 from arm_rl.core.seeding import derive
@@ -17,7 +17,7 @@ from arm_rl.core.template import Template
 @asynccontextmanager
 async def learner_group(
     config: TrainConfig | SftConfig, template: Template, reservation: Reservation, *, num_steps: int
-) -> AsyncIterator["asyncio.Task[LearnerGroup]"]:
+) -> AsyncIterator["asyncio.Task[LearnerRanks]"]:
     """Starts the ranks while the caller goes on; the group is there when the task is awaited.
 
     Args:
@@ -36,12 +36,12 @@ async def learner_group(
         seed=config.run.seed,
     )
     options = [reservation.learner_options(rank) for rank in range(config.learner.num_ranks)]
-    starting = asyncio.create_task(asyncio.to_thread(LearnerGroup, spec, options))
+    starting = asyncio.create_task(asyncio.to_thread(LearnerRanks, spec, options))
     try:
         yield starting
     finally:
         (started,) = await asyncio.gather(starting, return_exceptions=True)
-        if isinstance(started, LearnerGroup):
+        if isinstance(started, LearnerRanks):
             started.remove_published(published_folder(config))
             started.close()
 

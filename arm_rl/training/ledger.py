@@ -10,7 +10,7 @@ from collections import Counter
 from collections.abc import Collection, Iterable, Mapping, Sequence
 from typing import Any, Literal, get_args
 
-from arm_rl.core.types import Scored
+from arm_rl.core.types import ScoredTrajectory
 
 Fate = Literal["trained", "flat", "too_old", "overlong", "unscored", "broken"]
 FATES: tuple[Fate, ...] = get_args(Fate)
@@ -29,12 +29,12 @@ class LedgerError(RuntimeError):
     """A trajectory would be used twice, or has got lost: a fault of the program, not of the data."""
 
 
-def fates(scored: Sequence[Scored], group: Literal["trained", "flat", "too_old"], mask_overlong: bool) -> list[Fate]:
+def fates(scored: Sequence[ScoredTrajectory], group: Literal["trained", "flat", "too_old"], mask_overlong: bool) -> list[Fate]:
     """What becomes of each trajectory of a group of which this becomes as a whole."""
     return [_fate(one, group, mask_overlong) for one in scored]
 
 
-def _fate(one: Scored, group: Literal["trained", "flat", "too_old"], mask_overlong: bool) -> Fate:
+def _fate(one: ScoredTrajectory, group: Literal["trained", "flat", "too_old"], mask_overlong: bool) -> Fate:
     if one.trajectory.end == "aborted":
         return "broken"
     if one.reward is None:

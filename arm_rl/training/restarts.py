@@ -13,7 +13,7 @@ logger = logging.getLogger(__name__)
 
 
 @dataclass
-class Progress:
+class StageProgress:
     """How far a stage has got, over all its starts."""
 
     furthest: int = 0  # steps done
@@ -38,7 +38,7 @@ class Progress:
         return found
 
 
-async def with_restarts(stage: Callable[[Progress], Awaitable[None]], limit: int) -> None:
+async def with_restarts(stage: Callable[[StageProgress], Awaitable[None]], limit: int) -> None:
     """Runs a stage to its end.
 
     Args:
@@ -48,7 +48,7 @@ async def with_restarts(stage: Callable[[Progress], Awaitable[None]], limit: int
     Raises:
         RunStopped: the learners are lost again and again.
     """
-    progress = Progress()
+    progress = StageProgress()
     num_in_vain = 0
     furthest = 0
     while True:

@@ -18,7 +18,7 @@ from arm_rl.core.training_sample import training_sample
 from arm_rl.core.types import Batch
 from arm_rl.data.demonstrations import Demonstration, read_demonstrations
 from arm_rl.data.epoch_order import Order
-from arm_rl.data.lazy_rows import Stored
+from arm_rl.data.lazy_rows import LazyRows
 from arm_rl.data.parquet_rows import BrokenRows
 from arm_rl.export.model_card import write_card
 from arm_rl.run import checkpoint
@@ -27,7 +27,7 @@ from arm_rl.run.metrics_log import MetricsLog
 from arm_rl.training.graceful_stop import StopRequest, stopped_by_signal
 from arm_rl.training.inputs import read_template
 from arm_rl.training.learners import learner_group
-from arm_rl.training.restarts import Progress, with_restarts
+from arm_rl.training.restarts import StageProgress, with_restarts
 
 
 async def train_sft(config: SftConfig) -> None:
@@ -36,7 +36,7 @@ async def train_sft(config: SftConfig) -> None:
     A run started again goes on from its last checkpoint; one that is finished is left as it is.
 
     Raises:
-        Stopped: SIGTERM came; a checkpoint is written first.
+        StoppedOnRequest: SIGTERM came; a checkpoint is written first.
     """
     template = read_template(config)
     broken = BrokenRows.of(config.data)
@@ -54,7 +54,7 @@ async def _run(
     template: Template,
     batches: "Batches",
     left_out: Mapping[str, float],
-    progress: Progress,
+    progress: StageProgress,
     stop: StopRequest,
 ) -> None:
     """Starts the learners, goes on from the last checkpoint, and ends them."""
@@ -93,7 +93,7 @@ async def _run(
 class Batches:
     """The demonstrations, cut into the steps of a run; each is read from disk when its step comes."""
 
-    def __init__(self, config: SftConfig, template: Template, demonstrations: Stored[Demonstration]) -> None:
+    def __init__(self, config: SftConfig, template: Template, demonstrations: LazyRows[Demonstration]) -> None:
         self._config, self._pad_id, self._demonstrations = config, template.image_pad_id, demonstrations
         self._order = Order.mixed(config.run.seed, demonstrations.track_names, demonstrations.tracks, config.data.weights, purpose="sft")
         self._steps_per_epoch = math.ceil(len(demonstrations) / config.batch_size)

@@ -14,7 +14,7 @@ from arm_rl.core.errors import UserError
 from arm_rl.core.template import Template
 from arm_rl.data.parquet_rows import files_of
 from arm_rl.prepare.audit.checks import Finding, check
-from arm_rl.prepare.audit.contents import Contents, read
+from arm_rl.prepare.audit.contents import FileContents, read
 from arm_rl.prepare.formats import FORMATS
 from jobs.prepare.commands import Commands, progress
 from tools import load_tools
@@ -78,24 +78,24 @@ def _audit(arguments: argparse.Namespace) -> str:
     return f"{text}\ndone: nothing is wrong; {len(findings)} suspicious" + (f"; {arguments.json}" if arguments.json else "")
 
 
-def _with_progress(wanted: partial[Contents]) -> Contents:
+def _with_progress(wanted: partial[FileContents]) -> FileContents:
     (path,) = wanted.args
     with progress(f"reading {path.name}", None, "rows") as step:
         return wanted(on_row=step)
 
 
-def _with_ray(wanted: Sequence[partial[Contents]]) -> list[Contents]:
+def _with_ray(wanted: Sequence[partial[FileContents]]) -> list[FileContents]:
     """Each file in a task of its own, wherever there is a core; in the files' order."""
     import ray.data  # takes a second, which other commands do without
 
     def look(row: dict[str, Any]) -> dict[str, Any]:
         try:
-            found: Contents | UserError = wanted[row["number"]]()
+            found: FileContents | UserError = wanted[row["number"]]()
         except UserError as error:
             found = error  # as it is: Ray would put its own around it
         return {"number": row["number"], "found": found}
 
-    found: dict[int, Contents] = {}
+    found: dict[int, FileContents] = {}
     with cluster(), progress("reading", len(wanted), "files") as step:
         ray.data.DataContext.get_current().enable_progress_bars = False
         files = ray.data.from_items([{"number": number} for number in range(len(wanted))], override_num_blocks=len(wanted))
@@ -107,7 +107,7 @@ def _with_ray(wanted: Sequence[partial[Contents]]) -> list[Contents]:
     return [found[number] for number in range(len(wanted))]
 
 
-def told(contents: Sequence[Contents], findings: Sequence[Finding]) -> str:
+def told(contents: Sequence[FileContents], findings: Sequence[Finding]) -> str:
     """The report as text."""
     lines = []
     for one in contents:

@@ -14,7 +14,7 @@ from arm_rl.core.config import TrainConfig
 from arm_rl.core.config_file import load
 from arm_rl.core.template import Template
 from arm_rl.core.types import Sample
-from arm_rl.prepare.difficulty import Judged, NeverRight, judge_all, judged_before, report, write_kept
+from arm_rl.prepare.difficulty import NeverRight, SampleRollouts, judge_all, judged_before, report, write_kept
 from arm_rl.prepare.resumable_jsonl import JsonLines
 from arm_rl.run.folder import open_run
 from arm_rl.training.groups import group_runner
@@ -75,7 +75,7 @@ def leave_out(config: TrainConfig, num_rollouts: int, never_right: NeverRight) -
 
 async def _judged(
     config: TrainConfig, template: Template, samples: Sequence[Sample], lines: JsonLines, num_rollouts: int
-) -> dict[str, Judged]:
+) -> dict[str, SampleRollouts]:
     async with (
         reserved(config.run.name, config.placement, 0, config.rollout) as reservation,
         group_runner(config, template, reservation) as runner,

@@ -6,9 +6,9 @@ from pathlib import Path
 from typing import get_args
 
 from rich.progress import BarColumn, MofNCompleteColumn, TaskID, TextColumn, TimeRemainingColumn
-from rich.progress import Progress as Bar
+from rich.progress import BuildProgress as Bar
 
-from arm_rl.prepare.document_builder import BuildSummary, OcrMode, Progress, build_index
+from arm_rl.prepare.document_builder import Progress, BuildSummary, OcrMode, build_index
 from jobs.prepare.commands import Commands
 
 
@@ -58,7 +58,7 @@ def _documents(arguments: argparse.Namespace) -> str:
     return told(summary)
 
 
-def _show(bar: Bar, task: TaskID, done: Progress) -> None:
+def _show(bar: Bar, task: TaskID, done: BuildProgress) -> None:
     bar.update(task, description=done.document, completed=done.pages_done, total=done.num_pages)
 
 

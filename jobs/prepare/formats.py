@@ -3,7 +3,7 @@
 import argparse
 from pathlib import Path
 
-from arm_rl.data.image_store import ImageSource, Limits
+from arm_rl.data.image_store import FetchLimits, ImageSource
 from arm_rl.data.parquet_rows import BrokenRows
 from arm_rl.prepare.conversion import convert as convert_file
 from arm_rl.prepare.formats import EMBEDDED, FORMATS, format_of
@@ -40,7 +40,7 @@ def _convert(arguments: argparse.Namespace) -> str:
     source, target = arguments.source, arguments.target
     write_as = arguments.to or format_of(target)
     embedded = EMBEDDED[write_as] if arguments.images is None else arguments.images == "embed"
-    limits = Limits(fetch=arguments.fetch, max_bytes=arguments.max_image_mb << 20)
+    limits = FetchLimits(fetch=arguments.fetch, max_bytes=arguments.max_image_mb << 20)
     with progress(f"reading {source.name}", None, "rows") as step:
         number = convert_file(
             source,

@@ -14,7 +14,7 @@ from arm_rl.judge.chat_client import ChatServer
 from arm_rl.prepare.pairs.build import read_all, report, write_files
 from arm_rl.prepare.pairs.config import PairsConfig
 from arm_rl.prepare.pairs.replies import Replies
-from arm_rl.prepare.pairs.writer import FlawWriter, Outcome
+from arm_rl.prepare.pairs.writer import FlawWriter, WritingOutcome
 from arm_rl.prepare.questions import Question
 from arm_rl.prepare.resumable_jsonl import JsonLines
 from jobs.prepare.commands import Commands, progress
@@ -55,7 +55,7 @@ def _pairs(arguments: argparse.Namespace) -> str:
     return "\n".join([*told(found), f"done: {', '.join(found['files'])} and {REPORT} are in {arguments.out}"])
 
 
-async def _written(questions: Sequence[Question], server: Server, config: PairsConfig, folder: Path) -> tuple[list[Outcome], int]:
+async def _written(questions: Sequence[Question], server: Server, config: PairsConfig, folder: Path) -> tuple[list[WritingOutcome], int]:
     chat = ChatServer(server.url, timeout_seconds=server.timeout_seconds, num_retries=server.num_retries, api_key=server.api_key)
     try:
         with JsonLines(folder / REPLIES) as lines, progress("writing flawed answers", len(questions), "questions") as step:

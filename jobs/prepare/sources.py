@@ -12,7 +12,7 @@ from arm_rl.demo import dataset
 from arm_rl.demo.demos import DIGITS, THREE_TRACKS, write_tool_file
 from arm_rl.prepare.questions import Question, write_questions
 from arm_rl.prepare.sources import SOURCES
-from arm_rl.prepare.sources.skipped import Skipped
+from arm_rl.prepare.sources.skipped import SkippedRow
 from jobs.prepare.commands import Commands, progress
 
 
@@ -39,7 +39,7 @@ def _questions(arguments: argparse.Namespace) -> str:
         with progress("reading questions", None, "rows") as step:
             for found in itertools.chain.from_iterable(SOURCES[arguments.source](path, folder) for path in arguments.files):
                 step()
-                if isinstance(found, Skipped):
+                if isinstance(found, SkippedRow):
                     counts[found.reason] += 1
                 else:
                     number += 1

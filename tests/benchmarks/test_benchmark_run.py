@@ -9,7 +9,7 @@ from arm_rl.benchmarks.results import FILE, ResultsError, read_results
 from arm_rl.benchmarks.runner import NO_TOOLS, TOOLS, EvaluationStopped, ask_all, finished, read_questions
 from arm_rl.core import trajectory_file
 from arm_rl.core.types import Trajectory, Turn
-from arm_rl.judge.backends import Asked
+from arm_rl.judge.backends import JudgedSession
 from tests.benchmarks import published
 
 
@@ -38,7 +38,7 @@ class Backend:
             end="aborted" if said is None else "answered",
             error="no luck" if said is None else None,
         )
-        return Asked(sample=sample, trajectory=trajectory, kept=None)
+        return JudgedSession(sample=sample, trajectory=trajectory, kept=None)
 
     async def record(self, stage, step, asked):
         samples = {one.sample.id: one.sample for one, _ in asked}

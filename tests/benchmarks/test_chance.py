@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 import scipy.stats
 
-from arm_rl.benchmarks.base import Row, mean
+from arm_rl.benchmarks.base import JudgedRow, mean
 from arm_rl.benchmarks.chance import difference_intervals, intervals, mcnemar, wilson
 
 
@@ -26,7 +26,7 @@ def test_mcnemar(lost, won):
 
 def rows(values, num_rows_of_cluster=1):
     return [
-        Row(key=str(n), cluster=str(n // num_rows_of_cluster), categories={}, judged=(), value=float(value))
+        JudgedRow(key=str(n), cluster=str(n // num_rows_of_cluster), categories={}, judged=(), value=float(value))
         for n, value in enumerate(values)
     ]
 

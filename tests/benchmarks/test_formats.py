@@ -5,7 +5,7 @@ import json
 import pytest
 
 from arm_rl.benchmarks import BENCHMARKS
-from arm_rl.benchmarks.base import Reading
+from arm_rl.benchmarks.base import ReadOptions
 from arm_rl.benchmarks.files import BenchmarkError, ImageStore
 from arm_rl.core import images
 from tests.benchmarks import published
@@ -18,7 +18,7 @@ ALL_TOOLS = (ZOOM, PAGES, *CHECKS, "python_code_executor")
 @pytest.fixture
 def read(tmp_path):
     def read(name, path, **changes):
-        reading = Reading(**{"images": ImageStore(tmp_path / "kept"), "tools": ALL_TOOLS, **changes})
+        reading = ReadOptions(**{"images": ImageStore(tmp_path / "kept"), "tools": ALL_TOOLS, **changes})
         return BENCHMARKS[name].read(path, reading)
 
     return read

@@ -5,12 +5,12 @@ import math
 import pytest
 
 from arm_rl.benchmarks import BENCHMARKS
-from arm_rl.benchmarks.base import Judged
+from arm_rl.benchmarks.base import ItemVerdict
 from arm_rl.benchmarks.summary import compare, position_bias, summarize
 
 
 def judged(row, verdict, label="1", *, id=None, kind="choice", cluster=None, order=(0, 1), row_items=1, num_calls=0, **categories):
-    return Judged(
+    return ItemVerdict(
         id=id or row,
         row=row,
         cluster=cluster or row,

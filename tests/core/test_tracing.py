@@ -118,7 +118,7 @@ def test_the_newest_of_each_kind_are_kept_and_the_lost_are_counted():
     taken = ours.take()
     assert [span.name for span in taken.spans] == ["step", "7", "8", "9"]
     assert taken.num_lost == 7
-    assert ours.take() == tracing.Recorded(spans=[], num_lost=0)
+    assert ours.take() == tracing.SpanBatch(spans=[], num_lost=0)
 
 
 def test_an_open_span_is_handed_over_when_it_is_finished():

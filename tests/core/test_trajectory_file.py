@@ -9,7 +9,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from arm_rl.core import trajectory_file
-from arm_rl.core.types import ImageInfo, Scored, ToolCall
+from arm_rl.core.types import ImageInfo, ScoredTrajectory, ToolCall
 from tests.support.trajectories import looked, make_image, make_sample, make_scored, make_turn, zoom_event
 
 
@@ -71,7 +71,7 @@ JSON = st.recursive(
 @given(name=st.text(st.characters(codec=None), max_size=5), arguments=st.dictionaries(st.text(), JSON, max_size=3), text=st.text())
 def test_whatever_a_model_calls_comes_back(tmp_path_factory, name, arguments, text):
     event = dataclasses.replace(zoom_event(), call=ToolCall(name=name, arguments=arguments, error=None), text=text)
-    scored: Scored = make_scored(make_turn(text, event))
+    scored: ScoredTrajectory = make_scored(make_turn(text, event))
     assert roundtrip(tmp_path_factory.mktemp("log"), [scored], [make_sample()]).scored == (scored,)
 
 

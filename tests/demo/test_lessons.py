@@ -147,7 +147,7 @@ def test_lessons_of_several_lengths_have_the_loss_of_their_tokens(three_tracks):
 @pytest.mark.parametrize("name", ["one track", "three tracks"])
 def test_a_short_pre_training_learns_and_repeats(name, teacher, three_tracks):
     taught = three_tracks if name == "three tracks" else teacher
-    plan = pretrain.Plan(
+    plan = pretrain.PretrainPlan(
         warm_up=pretrain.Phase(steps=25, batch=8, learning_rate=1e-3),
         matching=pretrain.Phase(steps=15, batch=8, learning_rate=1e-3),
         joint=pretrain.Phase(steps=15, batch=8, learning_rate=1e-3),

@@ -151,7 +151,7 @@ def test_the_card_of_a_cold_start_from_a_model_of_the_hub(tmp_path):
     write_card(config, tmp_path, tmp_path, 60)
     card = (tmp_path / "README.md").read_text()
     assert OmegaConf.create(card.split("---")[1]).base_model == "Qwen/Qwen2.5-VL-7B-Instruct"
-    assert "Supervised cold start" in card
+    assert "SupervisedActor cold start" in card
     assert "This run wrote none." in card
 
 

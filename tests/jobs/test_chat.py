@@ -6,7 +6,7 @@ from contextlib import asynccontextmanager
 from rich.console import Console
 
 from arm_rl.judge.judge import Judge
-from jobs.chat import Shown, converse
+from jobs.chat import PrintedSession, converse
 from tests.judge.test_judge import Preferring
 from tests.support.scripted import noise
 from tools import load_tools
@@ -17,7 +17,7 @@ def test_the_loop_is_shown_turn_by_turn(template, tmp_path):
     noise().save(tmp_path / "scene.png")
     output = io.StringIO()
     console = Console(file=output, width=100)
-    shown = Shown(Preferring(template), LocalTools(load_tools(["configs/tools/digits.yaml"])), console)
+    shown = PrintedSession(Preferring(template), LocalTools(load_tools(["configs/tools/digits.yaml"])), console)
 
     @asynccontextmanager
     async def policy():

@@ -18,7 +18,7 @@ from arm_rl.plan.shapes import ModelShape
 from arm_rl.plan.simulated_engine import SimulatedEngine
 from arm_rl.plan.step_time import EngineTimes, LearnerTimes, Passes, update_seconds
 from arm_rl.plan.steps import scaled, scaling, step_of, stops_at
-from arm_rl.plan.workload import BadWorkload, Workload
+from arm_rl.plan.workload import Workload, WorkloadError
 from jobs import plan as job
 
 CONFIGS = ["sft", "stage1", "stage2", "stage2_async"]
@@ -154,7 +154,7 @@ def test_more_gpus_bring_less_and_less(shape):
     ("written", "message"), [("calls", "a number, not ''"), ("tempo=3", "a key of"), ("calls=many", "a number"), ("calls=-1", "0 or more")]
 )
 def test_a_workload_that_cannot_be_is_refused(written, message):
-    with pytest.raises(BadWorkload, match=message):
+    with pytest.raises(WorkloadError, match=message):
         Workload.parse([written])
 
 

@@ -50,7 +50,7 @@ def test_a_simulation_that_waits_for_nothing_ends():
     async def main():
         await asyncio.Event().wait()
 
-    with pytest.raises(clock.Stuck):
+    with pytest.raises(clock.SimulationDeadlock):
         clock.run(main())
 
 

@@ -13,7 +13,7 @@ from hypothesis import HealthCheck, given, settings, strategies
 
 from arm_rl.core.images import Image, ImageError
 from arm_rl.data.demonstrations import read_demonstrations
-from arm_rl.data.image_store import ImageSource, Limits
+from arm_rl.data.image_store import FetchLimits, ImageSource
 from arm_rl.data.parquet_rows import BrokenRows, DataError
 from arm_rl.data.samples import read_samples
 from arm_rl.prepare.conversion import convert
@@ -320,7 +320,7 @@ def serving(pages):
 def test_images_are_fetched_within_limits(tmp_path):
     pages = {"/a.png": PICTURES[0].data, "/there": "/a.png", "/round": "/round", "/text": b"not an image", "/large": bytes(5000)}
     with serving(pages) as (address, asked):
-        source = ImageSource(tmp_path, limits=Limits(fetch=True, max_bytes=4000, max_redirects=2))
+        source = ImageSource(tmp_path, limits=FetchLimits(fetch=True, max_bytes=4000, max_redirects=2))
         assert source.read(f"{address}/a.png") == PICTURES[0]
         assert source.read({"url": f"{address}/a.png"}) == PICTURES[0]
         assert asked == ["/a.png"], "an image that follows itself is fetched once"

@@ -8,7 +8,7 @@ import pytest
 from arm_rl.data.preferences import ROW_GROUP
 from arm_rl.data.samples import read_samples
 from arm_rl.demo import dataset
-from arm_rl.prepare.difficulty import Judged, judged_before, report, write_kept
+from arm_rl.prepare.difficulty import SampleRollouts, judged_before, report, write_kept
 from arm_rl.prepare.resumable_jsonl import JsonLines, LinesError
 from jobs import prepare_data
 from jobs.prepare import difficulty
@@ -18,7 +18,7 @@ NUM_SAMPLES = ROW_GROUP + 12
 
 
 def judged(id, right, of=5):
-    return Judged(id=id, track="digits", num_right=right, num_rollouts=of)
+    return SampleRollouts(id=id, track="digits", num_right=right, num_rollouts=of)
 
 
 @pytest.fixture

@@ -15,7 +15,7 @@ from hypothesis import strategies as st
 from arm_rl.core import trajectory_file
 from arm_rl.core.types import ToolCall
 from arm_rl.report import curves, pictures, run_data, selection, table, trajectories, write_report
-from arm_rl.report.contents import Contents
+from arm_rl.report.contents import ContentReader
 from arm_rl.report.index import Index
 from arm_rl.report.selection import Selection
 from tests.support.trajectories import looked, make_image, make_sample, make_scored, make_turn, zoom_event
@@ -181,7 +181,7 @@ def write_groups(folder: Path, rewards: dict[str, list[float | None]], step: int
 def test_advantages_are_those_of_the_whole_group(tmp_path):
     write_groups(tmp_path, {"a": [1.0, 0.0, None, 0.5], "flat": [1.0, 1.0]})
     (file,) = index_of(tmp_path).files
-    contents = Contents(index=index_of(tmp_path)).of(file, [0, 2, 5])
+    contents = ContentReader(index=index_of(tmp_path)).of(file, [0, 2, 5])
     assert [content["advantage"] for content in contents] == [pytest.approx(1.0, abs=1e-5), None, 0.0]
     assert "advantage <strong>+1.00</strong>" in contents[0]["card"]
     (tmp_path / "config.yaml").write_text("algorithm: {scale_by_std: false}")
@@ -190,7 +190,7 @@ def test_advantages_are_those_of_the_whole_group(tmp_path):
     (tmp_path / "trajectories").rename(other / "trajectories")
     (tmp_path / "config.yaml").rename(other / "config.yaml")
     (file,) = index_of(other).files
-    assert Contents(index=index_of(other)).of(file, [0])[0]["advantage"] == pytest.approx(0.5)
+    assert ContentReader(index=index_of(other)).of(file, [0])[0]["advantage"] == pytest.approx(0.5)
 
 
 def test_a_file_holds_whole_groups_of_all_steps_and_those_that_differ_first(tmp_path):
@@ -199,7 +199,7 @@ def test_a_file_holds_whole_groups_of_all_steps_and_those_that_differ_first(tmp_
     index = index_of(tmp_path)
     units = [(file.step, rows) for ((file, rows),) in selection.trained(index)]
     assert units == [(step, rows) for rows in ([2, 3], [0, 1]) for step in (4, 1, 2, 3)]
-    chosen = Selection(contents=Contents(index=index), max_bytes=10_000)
+    chosen = Selection(contents=ContentReader(index=index), max_bytes=10_000)
     selection.fill(chosen, index)
     assert 0 < chosen.num_bytes <= 10_000
     names = list(chosen.rows)

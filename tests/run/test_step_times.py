@@ -6,8 +6,8 @@ from dataclasses import replace
 import pytest
 from rich.console import Console
 
-from arm_rl.core.tracing import Recorded, Span
-from arm_rl.run.step_times import Row, difference, intersection, step_times, total, union
+from arm_rl.core.tracing import Span, SpanBatch
+from arm_rl.run.step_times import TimeRow, difference, intersection, step_times, total, union
 from arm_rl.run.timeline import Event, Timeline
 from jobs.report import NothingToReport, show_times
 
@@ -39,7 +39,7 @@ EVENTS = [
 ]
 
 
-def by_name(rows: list[Row]) -> dict[tuple[str, str], Row]:
+def by_name(rows: list[TimeRow]) -> dict[tuple[str, str], TimeRow]:
     return {(row.actor, row.phase): row for row in rows}
 
 
@@ -107,7 +107,7 @@ def test_intervals():
 def written(folder, *events: Event) -> None:
     ours = Timeline(folder)
     for one in events:
-        ours.write(one.actor, Recorded(spans=[Span(one.kind, one.name, "main", 0, one.start, one.end, {})], num_lost=0))
+        ours.write(one.actor, SpanBatch(spans=[Span(one.kind, one.name, "main", 0, one.start, one.end, {})], num_lost=0))
 
 
 def test_the_job_prints_a_table_for_each_stage(tmp_path):

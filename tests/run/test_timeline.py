@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 from arm_rl.core import tracing
-from arm_rl.core.tracing import Recorded, Recorder, Span
+from arm_rl.core.tracing import Recorder, Span, SpanBatch
 from arm_rl.run import timeline
 from arm_rl.run.timeline import Event, Timeline, read
 
@@ -18,8 +18,8 @@ def one(kind: str, start: int, end: int, *, lane: int = 0, **details) -> Span:
     return Span(kind, kind, "main", lane, start, end, details)
 
 
-def recorded(*found: Span, num_lost: int = 0) -> Recorded:
-    return Recorded(spans=list(found), num_lost=num_lost)
+def recorded(*found: Span, num_lost: int = 0) -> SpanBatch:
+    return SpanBatch(spans=list(found), num_lost=num_lost)
 
 
 def parsed(path: Path) -> list[dict]:
@@ -128,11 +128,11 @@ async def test_spans_are_fetched_while_the_driver_goes_on(tmp_path, caplog):
     ours = Timeline(tmp_path)
     arrived = asyncio.Event()
 
-    async def slow() -> Recorded:
+    async def slow() -> SpanBatch:
         await arrived.wait()
         return recorded(one("turn", 1, 2), num_lost=3)
 
-    async def broken() -> Recorded:
+    async def broken() -> SpanBatch:
         raise RuntimeError("the actor died")
 
     with tracing.span("step"):

@@ -8,12 +8,12 @@ from typing import Any
 
 import ray
 
-from actors.supervision import Supervised
+from actors.supervision import SupervisedActor
 from arm_rl.core.errors import EngineDied, UserError
-from arm_rl.core.tracing import Recorded
+from arm_rl.core.tracing import SpanBatch
 
 
-class Puppet(Supervised):
+class Puppet(SupervisedActor):
     """In place of a rollout actor: serves what is in the file that it was given, and dies as the sample's files in a folder say."""
 
     def __init__(self, folder: Path) -> None:
@@ -43,14 +43,14 @@ class Puppet(Supervised):
             await asyncio.sleep(0.02)
         return f"{group_id} {seed} by {self._weights}", "images"
 
-    async def spans(self) -> Recorded:
-        return Recorded(spans=[], num_lost=0)
+    async def spans(self) -> SpanBatch:
+        return SpanBatch(spans=[], num_lost=0)
 
     async def close(self) -> None:
         pass
 
 
-class Victim(Supervised):
+class Victim(SupervisedActor):
     """Ends in whatever way is asked for."""
 
     def __init__(self, wrong: str = "") -> None:

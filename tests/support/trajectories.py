@@ -9,7 +9,7 @@ from arm_rl.core.types import (
     ImageRef,
     Message,
     Sample,
-    Scored,
+    ScoredTrajectory,
     ToolCall,
     ToolEvent,
     Trajectory,
@@ -59,7 +59,7 @@ def make_turn(text: str, *events: ToolEvent, num_tokens: int = 3, num_observatio
 
 def make_scored(
     *turns: Turn, sample_id="s0", track="zoom", group_id="g0", index=0, end="answered", images=(), seconds=1.0, reward=1.0, **changes
-) -> Scored:
+) -> ScoredTrajectory:
     trajectory = Trajectory(
         sample_id=sample_id,
         track=track,
@@ -71,10 +71,10 @@ def make_scored(
         end=end,
         seconds=seconds,
     )
-    return Scored(trajectory=trajectory, reward=reward, **changes)
+    return ScoredTrajectory(trajectory=trajectory, reward=reward, **changes)
 
 
-def looked(correct: bool = True, box=(10, 0, 250, 250), **changes) -> tuple[Scored, dict[str, Image]]:
+def looked(correct: bool = True, box=(10, 0, 250, 250), **changes) -> tuple[ScoredTrajectory, dict[str, Image]]:
     """A session with one zoom, and its images."""
     images = {image.key: image for image in (make_image("white"), make_image("red", 32))}
     first, second = images

@@ -20,7 +20,7 @@ from arm_rl.data.samples import Cursor
 from arm_rl.run import checkpoint
 from arm_rl.training import driver
 from arm_rl.training.driver import Driver
-from arm_rl.training.graceful_stop import Stopped, StopRequest
+from arm_rl.training.graceful_stop import StoppedOnRequest, StopRequest
 from arm_rl.training.groups import Group
 from tests.support.trajectories import make_sample, make_scored, make_turn
 
@@ -156,7 +156,7 @@ async def test_it_writes_a_checkpoint_and_goes_on_from_there(tmp_path, where, nu
     stop.ask()
     if where == "train":
         side.go.set()
-    with pytest.raises(Stopped):
+    with pytest.raises(StoppedOnRequest):
         await task
     await running.close()
     assert checkpoint.latest(tmp_path / "x" / "checkpoints").step == steps
@@ -176,7 +176,7 @@ async def test_a_run_that_has_done_nothing_leaves_nothing(tmp_path):
     task = asyncio.create_task(running.run())
     await side.held.wait()
     stop.ask()
-    with pytest.raises(Stopped):
+    with pytest.raises(StoppedOnRequest):
         await task
     await running.close()
     assert not (tmp_path / "x" / "checkpoints").exists()

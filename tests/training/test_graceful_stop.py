@@ -6,7 +6,7 @@ import signal
 
 import pytest
 
-from arm_rl.training.graceful_stop import Stopped, StopRequest, stopped_by_signal
+from arm_rl.training.graceful_stop import StoppedOnRequest, StopRequest, stopped_by_signal
 
 
 async def test_the_signal_breaks_off_what_has_nothing_to_lose():
@@ -15,7 +15,7 @@ async def test_the_signal_breaks_off_what_has_nothing_to_lose():
             os.kill(os.getpid(), signal.SIGTERM)
             await asyncio.Event().wait()
 
-    with pytest.raises(Stopped, match="goes on from its last checkpoint"):
+    with pytest.raises(StoppedOnRequest, match="goes on from its last checkpoint"):
         await run()
 
 
@@ -31,7 +31,7 @@ async def test_what_is_deferred_ends_where_it_may_be_left():
             done.append("step")
             stop.check()
 
-    with pytest.raises(Stopped):
+    with pytest.raises(StoppedOnRequest):
         await run()
     assert done == ["step"]
 
@@ -50,7 +50,7 @@ async def test_interruptible_work_is_cancelled_and_cleans_up_first():
     running = asyncio.create_task(stop.interruptible(work()))
     await asyncio.sleep(0)
     stop.ask()
-    with pytest.raises(Stopped):
+    with pytest.raises(StoppedOnRequest):
         await running
     assert cleaned == [True]
 
@@ -74,7 +74,7 @@ async def test_work_that_is_done_when_the_request_comes_counts():
     async def at_once():
         return "done"
 
-    with pytest.raises(Stopped):
+    with pytest.raises(StoppedOnRequest):
         await stop.interruptible(asyncio.sleep(60))
     assert await stop.interruptible(at_once()) == "done"
 

@@ -5,7 +5,7 @@ import ray
 
 from actors.archive import Archive
 from actors.cluster.connection import cluster
-from actors.rollout.pool import RolloutGroup
+from actors.rollout.pool import RolloutPool
 from arm_rl.core.config import DataConfig, TrainConfig
 from arm_rl.training.groups import Group, GroupRunner
 from tests.support.trajectories import looked, make_sample
@@ -17,7 +17,7 @@ async def test_groups_come_back_with_their_images(tmp_path):
     samples = {name: make_sample(id=name) for name in ("a", "b")}
     with cluster():
         archive = ray.remote(Archive).remote()
-        runner = GroupRunner(TrainConfig(data=DataConfig(train=("x",))), RolloutGroup([], 600.0), [], archive=archive)
+        runner = GroupRunner(TrainConfig(data=DataConfig(train=("x",))), RolloutPool([], 600.0), [], archive=archive)
         assert await runner.kept(tmp_path / "nothing.parquet", samples) == {}
         groups, pixels = {}, {}
         for number, sample in ((12, samples["b"]), (5, samples["a"])):

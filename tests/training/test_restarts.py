@@ -5,7 +5,7 @@ from ray.exceptions import ObjectLostError, RayTaskError
 
 from actors.learner.ranks import LearnerLost
 from arm_rl.training.groups import RunStopped
-from arm_rl.training.restarts import Progress, with_restarts
+from arm_rl.training.restarts import StageProgress, with_restarts
 
 LOST = LearnerLost("a learner rank was lost: its process ended")
 
@@ -15,7 +15,7 @@ def stage(*reached, error=LOST):
     left = list(reached)
     told = []
 
-    async def run(progress: Progress) -> None:
+    async def run(progress: StageProgress) -> None:
         told.append(progress.metrics()["recovery/learner"])
         if not left:
             return

@@ -17,8 +17,8 @@ from arm_rl.core.errors import UserError
 from arm_rl.core.session import ToolResult, ToolStatus
 from tools.base import ArgumentError, Execution, Tool, ToolContext
 from tools.python import sandbox
-from tools.python.sandbox import Limits, Outcome
-from tools.python.sandbox_pool import Busy, SandboxPool
+from tools.python.sandbox import ProgramOutcome, SandboxLimits
+from tools.python.sandbox_pool import SandboxesBusy, SandboxPool
 
 logger = logging.getLogger(__name__)
 
@@ -87,7 +87,7 @@ class PythonExecutorTool(Tool):
         _check(locals())
         self.stateful = keep_state
         self._timeout, self._max_timeout, self._max_characters = timeout_seconds, max_timeout_seconds, max_characters
-        limits = Limits(
+        limits = SandboxLimits(
             cpu_seconds=cpu_seconds,
             memory_bytes=memory_mb << 20,
             tmp_bytes=tmp_mb << 20,
@@ -115,7 +115,7 @@ class PythonExecutorTool(Tool):
             if not (self.stateful and context.session):
                 return self._result(pool.run_once(arguments.code, timeout), timeout)
             outcome, lost_before, lost_now = pool.run_kept(context.session, arguments.code, timeout)
-        except Busy as busy:
+        except SandboxesBusy as busy:
             return ToolResult(status="failed", text=f"Error: {busy}")
         return self._result(outcome, timeout, before=lost_before, after=lost_now)
 
@@ -137,7 +137,7 @@ class PythonExecutorTool(Tool):
                 self._pool = SandboxPool(self._plan, prestarted=self._prestarted, max_sessions=self._max_sessions)
             return self._pool
 
-    def _result(self, outcome: Outcome, timeout: float, *, before: str = "", after: bool = False) -> ToolResult:
+    def _result(self, outcome: ProgramOutcome, timeout: float, *, before: str = "", after: bool = False) -> ToolResult:
         parts = [
             f"Note: the earlier variables are lost: {before}." if before else "",
             shortened(printable(outcome.output), self._max_characters),
@@ -147,7 +147,7 @@ class PythonExecutorTool(Tool):
         text = "\n".join(part for part in parts if part)
         return ToolResult(status=STATUSES.get(outcome.end, "failed"), text=text or "(no output)")
 
-    def _reason(self, outcome: Outcome, timeout: float) -> str:
+    def _reason(self, outcome: ProgramOutcome, timeout: float) -> str:
         """Why a program did not come to its end; empty where it did, or where its traceback says so."""
         limits = self._plan.settings
         return {

@@ -48,7 +48,7 @@ HINT = (
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
-class Limits:
+class SandboxLimits:
     """What a sandbox may use, all its processes together where nothing else is said."""
 
     cpu_seconds: float  # for one program
@@ -61,7 +61,7 @@ class Limits:
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
-class Outcome:
+class ProgramOutcome:
     """What became of a program."""
 
     end: End
@@ -70,7 +70,7 @@ class Outcome:
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
-class Plan:
+class SandboxPlan:
     """How sandboxes are made; found once, checked by running a program."""
 
     command: tuple[str, ...]  # bubblewrap's, without what differs from sandbox to sandbox
@@ -81,7 +81,7 @@ class Plan:
 class Sandbox:
     """A running sandbox. To be made in a thread that lives on: the kernel ends the sandbox with the thread that made it."""
 
-    def __init__(self, plan: Plan) -> None:
+    def __init__(self, plan: SandboxPlan) -> None:
         filter_end, writer = os.pipe()
         os.write(writer, seccomp.program())
         os.close(writer)
@@ -113,16 +113,16 @@ class Sandbox:
         """False once it has ended, by whatever."""
         return not self._has_ended()
 
-    def run(self, code: str, timeout: float) -> Outcome:
+    def run(self, code: str, timeout: float) -> ProgramOutcome:
         """Runs a program for at most that many seconds. After any end but `ok` and `error` the sandbox can only be closed."""
         request = json.dumps({"code": code, "timeout": timeout}).encode()
         deadline = time.monotonic() + START_SECONDS + timeout + GRACE_SECONDS
         try:
             self._send(LENGTH.pack(len(request)) + request, deadline)
             (length,) = LENGTH.unpack(self._receive(LENGTH.size, deadline))
-            return Outcome(**json.loads(self._receive(length, deadline)))
+            return ProgramOutcome(**json.loads(self._receive(length, deadline)))
         except OSError:  # a broken pipe, or a TimeoutError
-            return Outcome(end="lost")
+            return ProgramOutcome(end="lost")
 
     def close(self) -> None:
         """Ends all that runs in it, and returns when it is gone."""
@@ -188,7 +188,7 @@ def _wait(fd: int, event: int, seconds: float) -> None:
         raise TimeoutError
 
 
-def plan(limits: Limits, *, packages: Sequence[str], preload: Sequence[str], keep: bool) -> Plan:
+def plan(limits: SandboxLimits, *, packages: Sequence[str], preload: Sequence[str], keep: bool) -> SandboxPlan:
     """A plan that works here.
 
     Args:
@@ -203,7 +203,7 @@ def plan(limits: Limits, *, packages: Sequence[str], preload: Sequence[str], kee
 
 
 @functools.lru_cache
-def _plan(limits: Limits, packages: tuple[str, ...], preload: tuple[str, ...], keep: bool) -> Plan:
+def _plan(limits: SandboxLimits, packages: tuple[str, ...], preload: tuple[str, ...], keep: bool) -> SandboxPlan:
     own_user = _may_take_own_ids()
     if not own_user and _release() < (5, 14):
         raise SandboxError("code cannot be isolated on this machine: before Linux 5.14, only root can limit the processes of one sandbox")
@@ -214,23 +214,25 @@ def _plan(limits: Limits, packages: tuple[str, ...], preload: tuple[str, ...], k
     return found
 
 
-def _drawn(limits: Limits, packages: tuple[str, ...], preload: tuple[str, ...], keep: bool, own_user: bool) -> Plan:
+def _drawn(limits: SandboxLimits, packages: tuple[str, ...], preload: tuple[str, ...], keep: bool, own_user: bool) -> SandboxPlan:
     settings = {
         **dataclasses.asdict(limits),
         "keep": keep,
         "preload": preload,
         "packages": PACKAGES,
     }
-    return Plan(command=tuple(command(packages, tmp_bytes=limits.tmp_bytes, own_user=own_user)), settings=settings, own_user=own_user)
+    return SandboxPlan(
+        command=tuple(command(packages, tmp_bytes=limits.tmp_bytes, own_user=own_user)), settings=settings, own_user=own_user
+    )
 
 
-def _tried(found: Plan) -> str | None:
+def _tried(found: SandboxPlan) -> str | None:
     """What is wrong with the plan; None where a program ran."""
     with ThreadPoolExecutor(1) as maker:
         sandbox = maker.submit(Sandbox, found).result()
         try:
             outcome = sandbox.run("1 + 1", START_SECONDS)
-            if outcome == Outcome(end="ok", output="2\n"):
+            if outcome == ProgramOutcome(end="ok", output="2\n"):
                 return None
             return sandbox.complaint() or f"a first program ended with {outcome.end!r}: {outcome.output.strip()}"
         finally:

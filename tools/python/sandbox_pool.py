@@ -6,16 +6,16 @@ import time
 from collections import deque
 from concurrent.futures import Future, ThreadPoolExecutor
 
-from tools.python.sandbox import Outcome, Plan, Sandbox
+from tools.python.sandbox import ProgramOutcome, Sandbox, SandboxPlan
 
 logger = logging.getLogger(__name__)
 
 
-class Busy(Exception):
+class SandboxesBusy(Exception):
     """As many sessions as may have a sandbox are running a program."""
 
 
-class Kept:
+class SessionSandbox:
     """A session's sandbox."""
 
     def __init__(self, sandbox: Sandbox) -> None:
@@ -27,18 +27,18 @@ class Kept:
 class SandboxPool:
     """Starts sandboxes, hands them out and ends them. Called from several threads."""
 
-    def __init__(self, plan: Plan, *, prestarted: int, max_sessions: int) -> None:
+    def __init__(self, plan: SandboxPlan, *, prestarted: int, max_sessions: int) -> None:
         self._plan, self._prestarted, self._max_sessions = plan, prestarted, max_sessions
         self._maker = ThreadPoolExecutor(1, thread_name_prefix="sandbox")  # lives as long as the pool, as the maker of sandboxes must
         self._lock = threading.Lock()
         self._ready: deque[Future[Sandbox]] = deque()
-        self._kept: dict[str, Kept] = {}
+        self._kept: dict[str, SessionSandbox] = {}
         self._lost: dict[str, str] = {}  # sessions whose variables are gone, and why; said with their next program
         self._running: set[Sandbox] = set()  # those of single programs
         self._closed = False
         self._refill()
 
-    def run_once(self, code: str, timeout: float) -> Outcome:
+    def run_once(self, code: str, timeout: float) -> ProgramOutcome:
         """Runs a program in a sandbox that nothing has used before and nothing uses after."""
         sandbox = self._take()
         with self._lock:
@@ -51,14 +51,14 @@ class SandboxPool:
             sandbox.close()
             self._refill()  # only now: its start would slow the program down
 
-    def run_kept(self, session: str, code: str, timeout: float) -> tuple[Outcome, str, bool]:
+    def run_kept(self, session: str, code: str, timeout: float) -> tuple[ProgramOutcome, str, bool]:
         """Runs a program in the session's sandbox.
 
         Returns:
             What became of it; why the session's earlier variables were lost, empty where they were not; whether they are lost now.
 
         Raises:
-            Busy: there is no sandbox for another session.
+            SandboxesBusy: there is no sandbox for another session.
         """
         kept = self._acquire(session)
         try:
@@ -109,7 +109,7 @@ class SandboxPool:
             while len(self._ready) < self._prestarted and not self._closed:
                 self._ready.append(self._maker.submit(Sandbox, self._plan))
 
-    def _acquire(self, session: str) -> Kept:
+    def _acquire(self, session: str) -> SessionSandbox:
         """The session's sandbox, locked; a new one where there is none, in the place of the one that was idle for longest."""
         while True:
             with self._lock:
@@ -137,8 +137,8 @@ class SandboxPool:
                     return
                 while len(self._kept) >= self._max_sessions:
                     ended.append(self._evicted().sandbox)
-                self._kept[session] = Kept(sandbox)
-        except Busy:
+                self._kept[session] = SessionSandbox(sandbox)
+        except SandboxesBusy:
             ended.append(sandbox)
             raise
         finally:
@@ -146,16 +146,16 @@ class SandboxPool:
                 old.close()
             self._refill()
 
-    def _evicted(self) -> Kept:
+    def _evicted(self) -> SessionSandbox:
         """Takes out the session that was idle for longest; it will be told."""
         idle = [session for session, kept in self._kept.items() if not kept.lock.locked()]
         if not idle:
-            raise Busy(f"all {self._max_sessions} sessions that may keep variables are busy; try again")
+            raise SandboxesBusy(f"all {self._max_sessions} sessions that may keep variables are busy; try again")
         oldest = min(idle, key=lambda session: self._kept[session].last_used)
         self._lost[oldest] = "the session was idle for too long"
         return self._kept.pop(oldest)
 
-    def _forget(self, session: str, kept: Kept) -> None:
+    def _forget(self, session: str, kept: SessionSandbox) -> None:
         with self._lock:
             if self._kept.get(session) is kept:
                 self._kept.pop(session)

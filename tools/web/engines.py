@@ -14,7 +14,7 @@ _TAG = re.compile(r"<(?=/?\s*(?:think|answer|tool_call|tool_response|tools)\b)",
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
-class Engine:
+class SearchEngine:
     """How one kind of search engine is asked and read."""
 
     base_url: str | None  # None: each installation has its own
@@ -70,7 +70,7 @@ def clean(text: Any) -> str:
     return _TAG.sub("< ", " ".join(kept.split()))
 
 
-ENGINES: dict[str, Engine] = {
-    "serper": Engine(base_url="https://google.serper.dev", key_variable="SERPER_API_KEY", request=_serper_request, read=_read_serper),
-    "searxng": Engine(base_url=None, key_variable=None, request=_searxng_request, read=_read_searxng),
+ENGINES: dict[str, SearchEngine] = {
+    "serper": SearchEngine(base_url="https://google.serper.dev", key_variable="SERPER_API_KEY", request=_serper_request, read=_read_serper),
+    "searxng": SearchEngine(base_url=None, key_variable=None, request=_searxng_request, read=_read_searxng),
 }

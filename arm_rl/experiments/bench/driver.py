@@ -27,10 +27,10 @@ from rich.console import Console
 
 from actors.archive import Archive
 from actors.learner.rank import RankBatch
-from actors.learner.ranks import LearnerGroup
-from actors.rollout.pool import RolloutGroup
+from actors.learner.ranks import LearnerRanks
+from actors.rollout.pool import RolloutPool
 from actors.scorer import Scorer
-from actors.supervision import Supervised
+from actors.supervision import SupervisedActor
 from actors.weights.files import Published, WeightFile
 from arm_rl.core.config import LearnerConfig, MetricsConfig, TrainConfig
 from arm_rl.core.config_file import load
@@ -171,7 +171,7 @@ async def instant_driver(config: TrainConfig, *, num_samples: int) -> AsyncItera
             config = replace(config, run=replace(config.run, root=folder))
             driver = Driver(
                 config,
-                runner=GroupRunner(config, RolloutGroup([lambda: engine], config.run.stall_seconds), scorers, archive=archive),
+                runner=GroupRunner(config, RolloutPool([lambda: engine], config.run.stall_seconds), scorers, archive=archive),
                 learners=learners,
                 cursor=Cursor([_sample(number) for number in range(num_samples)], config.run.seed),
                 held_out=[],
@@ -210,7 +210,7 @@ class BareActor:
         return self._payload
 
 
-class InstantEngine(Supervised):
+class InstantEngine(SupervisedActor):
     """A rollout actor whose sessions are over at once: groups are ready but for their prompts and names."""
 
     def __init__(self) -> None:
@@ -247,7 +247,7 @@ class InstantRank:
         return Published(file=WeightFile(path=folder / "none", version=version, num_bytes=0), node_id=node_id, data=None)
 
 
-class InstantLearners(LearnerGroup):
+class InstantLearners(LearnerRanks):
     """The real group, of one such rank."""
 
     def __init__(self) -> None:

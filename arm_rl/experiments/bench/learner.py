@@ -21,7 +21,7 @@ from torch import Tensor, nn
 from transformers import AutoImageProcessor, AutoModelForImageTextToText
 
 from actors.learner.image_inputs import ImagePreparer
-from actors.learner.ranks import LearnerGroup
+from actors.learner.ranks import LearnerRanks
 from actors.learner.settings import LearnerSpec, learner_environment
 from arm_rl.core.batching import collate, make_batch
 from arm_rl.core.config import LearnerConfig, ModelConfig
@@ -215,7 +215,7 @@ def _rate(batch: Batch, steps: int, step: Any) -> float:
     return steps * batch.num_loss_tokens / (time.perf_counter() - started)
 
 
-def _spans(group: LearnerGroup) -> dict[str, float]:
+def _spans(group: LearnerRanks) -> dict[str, float]:
     """Seconds of rank 0 by kind since the last call."""
     (recorded, *_) = ray.get(list(group.spans().values()))
     seconds: Counter[str] = Counter()
@@ -225,8 +225,8 @@ def _spans(group: LearnerGroup) -> dict[str, float]:
 
 
 @contextlib.contextmanager
-def _group(spec: LearnerSpec) -> Iterator[LearnerGroup]:
-    group = LearnerGroup(spec, [{"num_cpus": CPU_SHARE}] * spec.config.num_ranks)
+def _group(spec: LearnerSpec) -> Iterator[LearnerRanks]:
+    group = LearnerRanks(spec, [{"num_cpus": CPU_SHARE}] * spec.config.num_ranks)
     try:
         yield group
     finally:

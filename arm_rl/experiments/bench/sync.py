@@ -15,14 +15,14 @@ import ray
 import torch
 
 from actors.cluster.reservation import reserved
-from actors.learner.ranks import LearnerGroup
+from actors.learner.ranks import LearnerRanks
 from actors.learner.settings import LearnerSpec
 from actors.rollout.actor import RolloutSpec
-from actors.rollout.pool import RolloutGroup
+from actors.rollout.pool import RolloutPool
 from actors.tool_executor import ToolTraits
 from actors.weights.files import weights_folder
 from arm_rl.core.config import LearnerConfig, ModelConfig, PlacementConfig, RolloutConfig, SessionConfig, TemplateConfig
-from arm_rl.core.tracing import Recorded
+from arm_rl.core.tracing import SpanBatch
 from arm_rl.experiments.bench import models
 from arm_rl.experiments.bench.models import ModelSize, Work
 from arm_rl.experiments.bench.result import Result
@@ -119,15 +119,15 @@ class _Copy:
 
 
 @asynccontextmanager
-async def _actors(settings: Settings, folder: Path) -> AsyncIterator[tuple[LearnerGroup, RolloutGroup]]:
+async def _actors(settings: Settings, folder: Path) -> AsyncIterator[tuple[LearnerRanks, RolloutPool]]:
     model = ModelConfig(path=str(folder), dtype="float32")
     rollout = RolloutConfig(num_actors=settings.num_engines, max_model_len=256, max_num_seqs=16, max_images=2)
     learner = LearnerConfig(num_ranks=1, zero_stage=0, learning_rate=0.0, freeze_vision=False, freeze_projector=False)
     async with reserved("sync", PlacementConfig(use_gpu=False), 1, rollout) as reservation:
         spec = LearnerSpec(model=model, config=learner, view=Work(num_groups=1, group_size=1).view, num_steps=1, use_gpu=False)
-        learners = await asyncio.to_thread(LearnerGroup, spec, [reservation.learner_options(0)])
+        learners = await asyncio.to_thread(LearnerRanks, spec, [reservation.learner_options(0)])
         try:
-            rollouts = await RolloutGroup.start(_rollout_spec(model, rollout), [], reservation)
+            rollouts = await RolloutPool.start(_rollout_spec(model, rollout), [], reservation)
             try:
                 yield learners, rollouts
             finally:
@@ -151,9 +151,9 @@ def _rollout_spec(model: ModelConfig, rollout: RolloutConfig) -> RolloutSpec:
     )
 
 
-def _take_spans(learners: LearnerGroup, rollouts: RolloutGroup) -> dict[str, float]:
+def _take_spans(learners: LearnerRanks, rollouts: RolloutPool) -> dict[str, float]:
     """Seconds by kind since the last call, of the slowest actor."""
-    recorded: Sequence[Recorded] = ray.get([*learners.spans().values(), *rollouts.spans().values()])
+    recorded: Sequence[SpanBatch] = ray.get([*learners.spans().values(), *rollouts.spans().values()])
     seconds: dict[str, float] = {}
     for one in recorded:
         for span in one.spans:

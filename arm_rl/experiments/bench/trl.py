@@ -20,7 +20,7 @@ from typing import Any
 from rich.console import Console
 
 from actors.cluster.reservation import reserved
-from actors.learner.ranks import LearnerGroup
+from actors.learner.ranks import LearnerRanks
 from arm_rl.core.config import TrainConfig
 from arm_rl.core.config_file import load
 from arm_rl.data.samples import Cursor
@@ -79,7 +79,7 @@ WAYS = (
 
 
 @dataclass(slots=True)
-class Measured:
+class SideMeasurement:
     """Of one side, over the repeats."""
 
     rates: list[float] = field(default_factory=list)  # trajectories a second
@@ -164,7 +164,7 @@ class OurSide:
 
     inputs: Inputs
     runner: GroupRunner
-    learners: Mapping[int, LearnerGroup]  # by threads
+    learners: Mapping[int, LearnerRanks]  # by threads
     configs: Mapping[str, TrainConfig]  # by the way's name
     folder: Path
 
@@ -199,7 +199,7 @@ class OurSide:
             await driver.collector.close()
         return seconds, metrics[way.warm_up :]
 
-    async def _serve_first_version(self, config: TrainConfig, learners: LearnerGroup) -> None:
+    async def _serve_first_version(self, config: TrainConfig, learners: LearnerRanks) -> None:
         """Each way's versions begin at 0 again."""
         rollouts = self.runner.rollouts
         await rollouts.update_weights(await asyncio.to_thread(learners.publish, published_folder(config), 0, rollouts.node_ids))
@@ -271,9 +271,9 @@ MEANS = {
 PHASES = ("time/rollout", "time/learner", "time/sync", "time/step")
 
 
-async def _in_turn(settings: Settings, work: Work, other: TrlProcess) -> tuple[Measured, dict[str, Measured]]:
+async def _in_turn(settings: Settings, work: Work, other: TrlProcess) -> tuple[SideMeasurement, dict[str, SideMeasurement]]:
     """Both sides, repeat by repeat, each alone on the machine."""
-    trl, ours = Measured(), {way.name: Measured() for way in WAYS}
+    trl, ours = SideMeasurement(), {way.name: SideMeasurement() for way in WAYS}
     await asyncio.to_thread(other.ready)
     async with our_side(settings, work, WAYS) as side:
         await asyncio.to_thread(other.steps, 1)  # the first steps load what they need

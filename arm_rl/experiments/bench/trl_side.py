@@ -63,7 +63,7 @@ class Samples:
 def environment(samples: Samples) -> type:
     """The class that TRL makes one object of for each session; its methods are the tools."""
 
-    class Session:
+    class TrlSession:
         def reset(self, number: int, **_: Any) -> list[dict[str, Any]]:
             self._full: PILImage.Image = samples.full[number]
             return [{"type": "image", "image": samples.views[number]}, {"type": "text", "text": samples.texts[number]}]
@@ -82,7 +82,7 @@ def environment(samples: Samples) -> type:
             seen = {"type": "text", "text": "observation_1: "}
             return [seen, {"type": "image", "image": crop}, {"type": "text", "text": samples.notice}]
 
-    return Session
+    return TrlSession
 
 
 class Trainer(trl.GRPOTrainer):
@@ -127,7 +127,7 @@ class Trainer(trl.GRPOTrainer):
             return super().training_step(*arguments, **named)
 
 
-class Paced(TrainerCallback):
+class StepPacer(TrainerCallback):
     """Does the steps that it is told, and says how long they took."""
 
     def __init__(self, trainer: Trainer, work: Work, answers: Any) -> None:
@@ -240,7 +240,7 @@ def main() -> None:
     torch.set_num_threads(work.num_threads)
     trainer = make_trainer(work, path.parent / "output")
     trainer.start_counting()
-    trainer.add_callback(Paced(trainer, work, answers))
+    trainer.add_callback(StepPacer(trainer, work, answers))
     trainer.train()
 
 

@@ -24,7 +24,7 @@ from arm_rl.data.demonstrations import write_demonstrations
 from arm_rl.data.samples import read_samples
 from arm_rl.demo import dataset
 from arm_rl.demo.base import make_base
-from arm_rl.demo.pretrain import Plan
+from arm_rl.demo.pretrain import PretrainPlan
 from arm_rl.demo.scenes import Split
 from arm_rl.demo.tracks import TILES
 from arm_rl.experiments.findings import setting
@@ -41,7 +41,7 @@ from tools.execution.local import LocalTools
 
 
 @dataclass(frozen=True, kw_only=True)
-class Size:
+class FindingsSize:
     """How much of everything."""
 
     train: int = setting.NUM_TRAIN  # samples
@@ -53,7 +53,7 @@ class Size:
     overrides: tuple[str, ...] = ()  # of all GRPO runs
 
 
-QUICK = Size(
+QUICK = FindingsSize(
     train=96,
     held_out=24,
     demonstrations=32,
@@ -72,7 +72,7 @@ _WAYS = (
 class Findings:
     """All runs below one folder."""
 
-    def __init__(self, root: Path, size: Size, *, split: setting.JudgedSplit, say: Callable[[str], None]) -> None:
+    def __init__(self, root: Path, size: FindingsSize, *, split: setting.JudgedSplit, say: Callable[[str], None]) -> None:
         """`say` is told what begins; `split` is what judges are judged on: `validation` while settings are sought."""
         self.root, self.size, self.split, self.say = root, size, split, say
         self.base, self.data = root / "base_model", root / "data"
@@ -126,7 +126,7 @@ class Findings:
         schemas = {name: tool.schema for name, tool in load_tools(config.tools.files).items()}
         first = self.root / "demo_base"
         plans = {
-            first: ("the demo's base model", TILES, Plan(num_threads=1), None),
+            first: ("the demo's base model", TILES, PretrainPlan(num_threads=1), None),
             self.base: ("the base model: plain digits as well, and a third call", setting.MIXED, setting.PLAN, first),
         }
         for folder, (title, tracks, steps, start) in plans.items():

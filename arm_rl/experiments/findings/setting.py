@@ -4,7 +4,7 @@ import dataclasses
 from typing import Any, Literal
 
 from arm_rl.demo import phrases
-from arm_rl.demo.pretrain import Phase, Plan
+from arm_rl.demo.pretrain import Phase, PretrainPlan
 from arm_rl.demo.teacher import ScriptedTeacher
 from arm_rl.demo.tracks import MIXED
 
@@ -19,7 +19,7 @@ NUM_JUDGED: dict[JudgedSplit, int] = {"validation": 320, "test": 640}
 NUM_DEMONSTRATIONS = 2880  # that pass the screening: 90 steps
 
 # What the first demo's base model is taught further: digits that the small view shows, and a third call.
-PLAN = Plan(
+PLAN = PretrainPlan(
     warm_up=Phase(steps=600, batch=32, learning_rate=1e-3),
     matching=Phase(steps=10, batch=64, learning_rate=1e-3),
     joint=Phase(steps=800, batch=32, learning_rate=1e-3, end_share=0.1),

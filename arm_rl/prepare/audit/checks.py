@@ -8,7 +8,7 @@ from typing import Literal
 import numpy as np
 from scipy import stats
 
-from arm_rl.prepare.audit.contents import BITS, Contents, Row, in_order
+from arm_rl.prepare.audit.contents import BITS, AuditRow, FileContents, in_order
 
 _UNLIKELY = 1e-3  # chance of a bias in labels or lengths to be seen where there is none
 _FEW = 30  # rows that say nothing about a bias
@@ -26,14 +26,14 @@ class Finding:
     examples: tuple[str, ...] = ()
 
 
-def check(contents: Sequence[Contents], *, near: int = 12, max_prompt_tokens: int | None = None) -> list[Finding]:
+def check(contents: Sequence[FileContents], *, near: int = 12, max_prompt_tokens: int | None = None) -> list[Finding]:
     """All findings.
 
     Args:
         near: bits of 256 in which the perceptual hashes of two images that look alike may differ.
         max_prompt_tokens: longer prompts are told.
     """
-    checks: list[Callable[[Sequence[Contents]], Iterable[Finding]]] = [
+    checks: list[Callable[[Sequence[FileContents]], Iterable[Finding]]] = [
         _broken,
         _contradictions,
         _duplicates,
@@ -46,22 +46,22 @@ def check(contents: Sequence[Contents], *, near: int = 12, max_prompt_tokens: in
     return [finding for one in checks for finding in one(contents)]
 
 
-def _broken(contents: Sequence[Contents]) -> Iterator[Finding]:
+def _broken(contents: Sequence[FileContents]) -> Iterator[Finding]:
     for one in contents:
         if one.num_broken:
             message = f"{one.path}: {one.num_broken} rows cannot be used"
             yield Finding(level="wrong", what="broken", number=one.num_broken, message=message, examples=tuple(one.reasons))
 
 
-def _same(contents: Sequence[Contents]) -> list[list[tuple[int, Row]]]:
+def _same(contents: Sequence[FileContents]) -> list[list[tuple[int, AuditRow]]]:
     """Rows that ask the same about the same images."""
-    groups: defaultdict[tuple, list[tuple[int, Row]]] = defaultdict(list)
+    groups: defaultdict[tuple, list[tuple[int, AuditRow]]] = defaultdict(list)
     for file, row in in_order(contents):
         groups[row.text, row.images].append((file, row))
     return [rows for rows in groups.values() if len(rows) > 1]
 
 
-def _contradictions(contents: Sequence[Contents]) -> Iterator[Finding]:
+def _contradictions(contents: Sequence[FileContents]) -> Iterator[Finding]:
     judged = ([(file, row) for file, row in rows if row.label] for rows in _same(contents))
     found = [rows for rows in judged if len({(row.label, row.texts) for _, row in rows}) > len({row.texts for _, row in rows})]
     if found:
@@ -69,7 +69,7 @@ def _contradictions(contents: Sequence[Contents]) -> Iterator[Finding]:
         yield Finding(level="wrong", what="contradiction", number=len(found), message=message, examples=_named(contents, found))
 
 
-def _duplicates(contents: Sequence[Contents]) -> Iterator[Finding]:
+def _duplicates(contents: Sequence[FileContents]) -> Iterator[Finding]:
     for file, one in enumerate(contents):
         found = [rows for rows in ([row for row in rows if row[0] == file] for rows in _same(contents)) if len(rows) > 1]
         if found:
@@ -78,7 +78,7 @@ def _duplicates(contents: Sequence[Contents]) -> Iterator[Finding]:
             yield Finding(level="suspicious", what="duplicate", number=number, message=message, examples=_named(contents, found))
 
 
-def _leaks(contents: Sequence[Contents], near: int) -> Iterator[Finding]:
+def _leaks(contents: Sequence[FileContents], near: int) -> Iterator[Finding]:
     """From training into what is held out: the same question on the same image or one that looks alike; and such images alone."""
     same = [rows for rows in _same(contents) if len({contents[file].held_out for file, _ in rows}) > 1]
     if same:
@@ -102,7 +102,7 @@ def _leaks(contents: Sequence[Contents], near: int) -> Iterator[Finding]:
                 yield Finding(level="suspicious", what="image leak", number=len(others), message=message, examples=_named(contents, others))
 
 
-def _alike(left: Sequence[Row], right: Sequence[Row], near: int) -> Iterator[tuple[Row, Row]]:
+def _alike(left: Sequence[AuditRow], right: Sequence[AuditRow], near: int) -> Iterator[tuple[AuditRow, AuditRow]]:
     """Pairs of rows with images whose hashes differ in at most `near` bits: each row of `left` once, with a row of equal text if any."""
     found = [(row, look) for row in right for look in row.looks]
     if not found:
@@ -117,7 +117,7 @@ def _alike(left: Sequence[Row], right: Sequence[Row], near: int) -> Iterator[tup
             yield row, next((one for one in near_ones if one.text == row.text), near_ones[0])
 
 
-def _labels(contents: Sequence[Contents]) -> Iterator[Finding]:
+def _labels(contents: Sequence[FileContents]) -> Iterator[Finding]:
     """Places or verdicts that are right more often than chance would have it."""
     groups: defaultdict[tuple, Counter[str]] = defaultdict(Counter)
     for file, row in in_order(contents):
@@ -134,7 +134,7 @@ def _labels(contents: Sequence[Contents]) -> Iterator[Finding]:
             yield Finding(level="suspicious", what="label balance", number=counts.total(), message=message)
 
 
-def _lengths(contents: Sequence[Contents]) -> Iterator[Finding]:
+def _lengths(contents: Sequence[FileContents]) -> Iterator[Finding]:
     """Right answers that are longer, or shorter, than the others more often than chance would have it."""
     longer: defaultdict[tuple[int, str], list[bool]] = defaultdict(list)
     for file, row in in_order(contents):
@@ -148,7 +148,7 @@ def _lengths(contents: Sequence[Contents]) -> Iterator[Finding]:
             yield Finding(level="suspicious", what="length bias", number=len(found), message=message)
 
 
-def _too_long(contents: Sequence[Contents], limit: int | None) -> Iterator[Finding]:
+def _too_long(contents: Sequence[FileContents], limit: int | None) -> Iterator[Finding]:
     for one in contents:
         found = [row for row in one.rows if limit is not None and row.num_tokens is not None and row.num_tokens > limit]
         if found:
@@ -157,7 +157,7 @@ def _too_long(contents: Sequence[Contents], limit: int | None) -> Iterator[Findi
             yield Finding(level="suspicious", what="too long", number=len(found), message=message, examples=examples)
 
 
-def _faults(contents: Sequence[Contents]) -> Iterator[Finding]:
+def _faults(contents: Sequence[FileContents]) -> Iterator[Finding]:
     for one in contents:
         found = [(row, fault) for row in one.rows for fault in row.faults]
         if found:
@@ -166,5 +166,5 @@ def _faults(contents: Sequence[Contents]) -> Iterator[Finding]:
             yield Finding(level="wrong", what="tools", number=len(found), message=message, examples=examples)
 
 
-def _named(contents: Sequence[Contents], groups: Sequence[Sequence[tuple[int, Row]]]) -> tuple[str, ...]:
+def _named(contents: Sequence[FileContents], groups: Sequence[Sequence[tuple[int, AuditRow]]]) -> tuple[str, ...]:
     return tuple(" = ".join(f"{contents[file].path.name}: {row.name}" for file, row in rows[:3]) for rows in groups[:_EXAMPLES])

@@ -29,7 +29,7 @@ _AT_A_TIME = 64  # rows whose images are in memory
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
-class Row:
+class AuditRow:
     """What is kept of a row."""
 
     name: str  # its id, or its place among the file's good rows
@@ -44,12 +44,12 @@ class Row:
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
-class Contents:
+class FileContents:
     """A file."""
 
     path: Path
     held_out: bool = False
-    rows: list[Row]
+    rows: list[AuditRow]
     num_broken: int
     reasons: list[str] = field(default_factory=list)  # of some broken rows
 
@@ -77,7 +77,7 @@ def read(
     schemas: Mapping[str, Any],
     template: Template | None = None,
     on_row: Callable[[], object] = lambda: None,
-) -> Contents:
+) -> FileContents:
     """Looks at every row and image of a file. With a template, the tokens of prompts are counted.
 
     Raises:
@@ -86,23 +86,23 @@ def read(
     broken = BrokenRows(skip=True)
     source = ImageSource(path.parent, image_root)
     records = enumerate(FORMATS[read_as or format_of(path)].read(path, source.read, broken))
-    rows: list[Row] = []
+    rows: list[AuditRow] = []
     with ThreadPoolExecutor() as pool:  # decoding and scaling leave Python's lock
         while batch := list(itertools.islice(records, _AT_A_TIME)):
             for row in pool.map(partial(_row, schemas=schemas, template=template), batch):
                 rows.append(row)
                 on_row()
-    return Contents(path=path, held_out=held_out, rows=rows, num_broken=broken.number, reasons=broken.reasons)
+    return FileContents(path=path, held_out=held_out, rows=rows, num_broken=broken.number, reasons=broken.reasons)
 
 
-def _row(numbered: tuple[int, Record], *, schemas: Mapping[str, Any], template: Template | None) -> Row:
+def _row(numbered: tuple[int, Record], *, schemas: Mapping[str, Any], template: Template | None) -> AuditRow:
     number, record = numbered
     extra = record.others.get("extra_info", {})
     name = str(extra.get("id", record.others.get("id", f"row {number}")))
     label = str(record.others.get("reward_model", {}).get("ground_truth", "")).strip().lower()
     prompt = list(itertools.takewhile(lambda message: message[0] != "assistant", record.messages))
     shown = record.images[: sum(text.count("<image>") for _, text in prompt)]
-    return Row(
+    return AuditRow(
         name=name,
         text=plain(" ".join(text for _, text in prompt)),
         images=tuple(image.key for image in shown),
@@ -133,6 +133,6 @@ def _num_tokens(prompt: Sequence[tuple[str, str]], shown: Sequence[Image], recor
     return len(template.prompt_ids(sample, dict(zip(names, shown, strict=True))))
 
 
-def in_order(contents: Sequence[Contents]) -> Iterator[tuple[int, Row]]:
+def in_order(contents: Sequence[FileContents]) -> Iterator[tuple[int, AuditRow]]:
     """All rows of all files, with the numbers of their files."""
     return ((number, row) for number, one in enumerate(contents) for row in one.rows)

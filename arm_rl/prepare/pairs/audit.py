@@ -17,7 +17,7 @@ from sklearn.model_selection import GroupKFold, cross_val_predict
 from sklearn.pipeline import make_pipeline
 from sklearn.preprocessing import StandardScaler
 
-from arm_rl.prepare.pairs.choices import Answered, Choice
+from arm_rl.prepare.pairs.choices import AnsweredQuestion, Choice
 
 MIN_ROWS = 40  # with fewer, no classifier tells anything
 CUES = ("words", "characters", "lines", "characters a word", "digits", "capitals", "punctuation", "ends with a stop")
@@ -71,7 +71,7 @@ def audit(choices: Sequence[Choice]) -> Audit:
 
 
 def balance(
-    answered: Sequence[Answered], arranged: Callable[[Sequence[Answered]], list[Choice]], *, max_dropped: float
+    answered: Sequence[AnsweredQuestion], arranged: Callable[[Sequence[AnsweredQuestion]], list[Choice]], *, max_dropped: float
 ) -> tuple[list[Choice], Audit]:
     """The rows of a file, without those that give themselves away, and what is then found.
 

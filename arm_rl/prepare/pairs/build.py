@@ -12,9 +12,9 @@ from arm_rl.core.seeding import derive
 from arm_rl.data.image_store import ImageFolder
 from arm_rl.data.preferences import Preference, write_preferences
 from arm_rl.prepare.pairs.audit import CUES, Audit, balance
-from arm_rl.prepare.pairs.choices import Answered, Choice, arrange, preference
+from arm_rl.prepare.pairs.choices import AnsweredQuestion, Choice, arrange, preference
 from arm_rl.prepare.pairs.config import PairsConfig
-from arm_rl.prepare.pairs.writer import Outcome, why_dropped
+from arm_rl.prepare.pairs.writer import WritingOutcome, why_dropped
 from arm_rl.prepare.questions import Question, read_images, read_questions
 
 _EXAMPLES = 5  # ids for each reason in the report
@@ -25,7 +25,7 @@ class PairsError(UserError):
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
-class Made:
+class PairsFile:
     """A file that was written, and what was found about it."""
 
     path: Path
@@ -49,16 +49,16 @@ def read_all(paths: Sequence[Path]) -> list[Question]:
     return list(found.values())
 
 
-def write_files(outcomes: Sequence[Outcome], config: PairsConfig, phrase: Phrase, folder: Path) -> list[Made]:
+def write_files(outcomes: Sequence[WritingOutcome], config: PairsConfig, phrase: Phrase, folder: Path) -> list[PairsFile]:
     """Writes `KIND.parquet`, and `KIND-held_out.parquet` where some are held out; the images, each once, to `images`.
 
     Raises:
         PairsError: there is nothing to write.
     """
-    made: list[Made] = []
+    made: list[PairsFile] = []
     for kind in config.kinds:
         wanted = config.num_answers - 1 if kind == "rank" else 1
-        splits: dict[str, list[Answered]] = defaultdict(list)
+        splits: dict[str, list[AnsweredQuestion]] = defaultdict(list)
         for outcome in outcomes:
             if len(outcome.answered.flawed) >= wanted:
                 splits[_split(outcome.answered.question, config)].append(outcome.answered)
@@ -66,14 +66,14 @@ def write_files(outcomes: Sequence[Outcome], config: PairsConfig, phrase: Phrase
             choices, found = balance(answered, _arranged(kind, config), max_dropped=config.max_dropped)
             path = folder / (f"{kind}.parquet" if split == "train" else f"{kind}-{split}.parquet")
             write_preferences(path, _preferences(choices, kind, split, folder, phrase))
-            made.append(Made(path=path, audit=found, num_dropped=len(answered) - len({choice.question.id for choice in choices})))
+            made.append(PairsFile(path=path, audit=found, num_dropped=len(answered) - len({choice.question.id for choice in choices})))
     if not made:
         told = "; ".join(f"{reason}: {number}" for reason, number in _reasons(outcomes, config)[0].most_common(3))
         raise PairsError(f"no answers of the {len(outcomes)} questions can be used ({told})")
     return made
 
 
-def report(outcomes: Sequence[Outcome], made: Sequence[Made], config: PairsConfig, num_asked: int) -> dict[str, Any]:
+def report(outcomes: Sequence[WritingOutcome], made: Sequence[PairsFile], config: PairsConfig, num_asked: int) -> dict[str, Any]:
     """What was kept and why the rest was not, for JSON."""
     reasons, examples = _reasons(outcomes, config)
     return {
@@ -106,7 +106,7 @@ def _split(question: Question, config: PairsConfig) -> str:
     return "held_out" if derive(config.seed, "split", material) / 2**31 < config.held_out else "train"
 
 
-def _arranged(kind: str, config: PairsConfig) -> Callable[[Sequence[Answered]], list[Choice]]:
+def _arranged(kind: str, config: PairsConfig) -> Callable[[Sequence[AnsweredQuestion]], list[Choice]]:
     return lambda left: arrange(kind, left, seed=config.seed, num_answers=config.num_answers)
 
 
@@ -121,7 +121,7 @@ def _stored(question: Question, folder: Path) -> list[str]:
     return [str(kept.keep(image).relative_to(folder)) for image in read_images(question)]
 
 
-def _reasons(outcomes: Sequence[Outcome], config: PairsConfig) -> tuple[Counter[str], dict[str, list[str]]]:
+def _reasons(outcomes: Sequence[WritingOutcome], config: PairsConfig) -> tuple[Counter[str], dict[str, list[str]]]:
     """Why questions have no row in any file, and some of their ids."""
     wanted = 1 if {*config.kinds} != {"rank"} else config.num_flawed
     examples: dict[str, list[str]] = defaultdict(list)

@@ -15,7 +15,7 @@ _RETRIEVAL = ("doc_page_retrieval_by_query", "doc_page_retrieval_by_index")
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
-class Answered:
+class AnsweredQuestion:
     """A question with flawed answers beside its right one."""
 
     question: Question
@@ -31,7 +31,7 @@ class Choice:
     label: str  # number of the right one; of a single answer, true or false
 
 
-def arrange(kind: str, answered: Sequence[Answered], *, seed: int, num_answers: int) -> list[Choice]:
+def arrange(kind: str, answered: Sequence[AnsweredQuestion], *, seed: int, num_answers: int) -> list[Choice]:
     """The rows of a file. Within a track the right answer has each place equally often, or once more; each single answer is there twice."""
     if kind == "point":
         return [
@@ -50,7 +50,7 @@ def arrange(kind: str, answered: Sequence[Answered], *, seed: int, num_answers: 
     return [_choice(one, kind, places[one.question.id], number, seed) for one in answered]
 
 
-def _choice(one: Answered, kind: str, place: int, number: int, seed: int) -> Choice:
+def _choice(one: AnsweredQuestion, kind: str, place: int, number: int, seed: int) -> Choice:
     order = sorted(range(number - 1), key=lambda index: derive(seed, kind, "order", one.question.id, index))
     answers = [one.flawed[index] for index in order]
     answers.insert(place, one.question.answer)

@@ -14,7 +14,7 @@ from arm_rl.core.errors import UserError
 from arm_rl.core.images import Image, ImageError
 from arm_rl.core.seeding import derive
 from arm_rl.judge.chat_client import ChatServer, ServerError
-from arm_rl.prepare.pairs.choices import Answered, asked
+from arm_rl.prepare.pairs.choices import AnsweredQuestion, asked
 from arm_rl.prepare.pairs.config import PairsConfig
 from arm_rl.prepare.pairs.replies import Replies, Reply
 from arm_rl.prepare.pairs.sieve import against_answer, against_question, written_answer
@@ -28,10 +28,10 @@ class WritingStopped(UserError):
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
-class Outcome:
+class WritingOutcome:
     """What became of a question."""
 
-    answered: Answered  # with fewer flawed answers than were wanted, perhaps none
+    answered: AnsweredQuestion  # with fewer flawed answers than were wanted, perhaps none
     against: tuple[str, ...] = ()  # why replies were refused, or the question itself
     flaws: tuple[str, ...] = ()  # of the flawed answers
     failed: bool = False  # the server did: asked again by the next run
@@ -55,15 +55,15 @@ class FlawWriter:
         self.num_asked = 0  # requests of this run
 
     async def write_all(
-        self, questions: Sequence[Question], *, concurrency: int, on_done: Callable[[Outcome], None] = lambda outcome: None
-    ) -> list[Outcome]:
+        self, questions: Sequence[Question], *, concurrency: int, on_done: Callable[[WritingOutcome], None] = lambda outcome: None
+    ) -> list[WritingOutcome]:
         """Writes the flawed answers of all questions, in their order.
 
         Raises:
             WritingStopped: the server refused everything, or more requests failed than the configuration allows.
             UserError: a constraint that cannot be checked.
         """
-        outcomes: dict[str, Outcome] = {}
+        outcomes: dict[str, WritingOutcome] = {}
         may_fail = int(self._config.max_failed * len(questions))
 
         async def work(waiting: Iterator[Question]) -> None:
@@ -86,7 +86,7 @@ class FlawWriter:
             raise stopped.exceptions[0] from None
         return [outcomes[question.id] for question in questions]
 
-    async def write(self, question: Question) -> Outcome:
+    async def write(self, question: Question) -> WritingOutcome:
         """Writes the flawed answers of one question."""
         reason = against_question(question)
         try:
@@ -94,7 +94,7 @@ class FlawWriter:
         except ImageError:
             reason = "an image cannot be read"
         if reason is not None:
-            return Outcome(answered=Answered(question=question, flawed=()), against=(reason,))
+            return WritingOutcome(answered=AnsweredQuestion(question=question, flawed=()), against=(reason,))
         flawed: list[str] = []
         flaws: list[str] = []
         against: list[str] = []
@@ -107,7 +107,7 @@ class FlawWriter:
                     if isinstance(error, ServerError) and error.status in _HOPELESS:
                         raise WritingStopped(str(error)) from error
                     failure = f"the server failed: {error!r:.300}"
-                    return Outcome(answered=Answered(question=question, flawed=()), against=(*against, failure), failed=True)
+                    return WritingOutcome(answered=AnsweredQuestion(question=question, flawed=()), against=(*against, failure), failed=True)
                 answer = written_answer(reply.text)
                 if answer is None:
                     against.append("the reply was cut off" if reply.finish_reason == "length" else "the reply holds no <answer>")
@@ -119,7 +119,9 @@ class FlawWriter:
                 flawed.append(answer)
                 flaws.append(flaw)
                 break
-        return Outcome(answered=Answered(question=question, flawed=tuple(flawed)), against=tuple(against), flaws=tuple(flaws))
+        return WritingOutcome(
+            answered=AnsweredQuestion(question=question, flawed=tuple(flawed)), against=tuple(against), flaws=tuple(flaws)
+        )
 
     def _drawn(self, question: Question, number: int, attempt: int) -> tuple[str, str, Constraint | None]:
         """A flaw: its name, how the model is told, and the constraint that it breaks. Another attempt, another answer: another one."""
@@ -163,7 +165,7 @@ class FlawWriter:
         return reply
 
 
-def why_dropped(outcome: Outcome, num_flawed: int) -> str | None:
+def why_dropped(outcome: WritingOutcome, num_flawed: int) -> str | None:
     """Why a question has no row of so many flawed answers; None where it has."""
     if len(outcome.answered.flawed) >= num_flawed:
         return None

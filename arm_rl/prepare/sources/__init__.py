@@ -6,12 +6,12 @@ from pathlib import Path
 from arm_rl.data.image_store import ImageFolder
 from arm_rl.prepare.questions import Question, read_questions
 from arm_rl.prepare.sources import deepeyes, llava_critic, mm_ifengine, mp_docvqa
-from arm_rl.prepare.sources.skipped import Skipped
+from arm_rl.prepare.sources.skipped import SkippedRow
 
-Source = Callable[[Path, ImageFolder], Iterator[Question | Skipped]]
+Source = Callable[[Path, ImageFolder], Iterator[Question | SkippedRow]]
 
 
-def _own(path: Path, images: ImageFolder) -> Iterator[Question | Skipped]:
+def _own(path: Path, images: ImageFolder) -> Iterator[Question | SkippedRow]:
     """A JSONL of questions, checked."""
     yield from read_questions(path)
 

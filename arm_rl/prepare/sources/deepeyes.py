@@ -12,13 +12,13 @@ from arm_rl.core.images import ImageError
 from arm_rl.data.image_store import ImageFolder, ImageSource
 from arm_rl.data.parquet_rows import BrokenRows, read_rows
 from arm_rl.prepare.questions import Question
-from arm_rl.prepare.sources.skipped import Skipped
+from arm_rl.prepare.sources.skipped import SkippedRow
 
 _INSTRUCTIONS = re.compile(r"(?s)\n\s*Think\b[^\n]*(?:first|mind).*<(?:think|tool_call|answer)>.*")
 _ZOOM = "image_zoom_in_tool"
 
 
-def read(path: Path, images: ImageFolder) -> Iterator[Question | Skipped]:
+def read(path: Path, images: ImageFolder) -> Iterator[Question | SkippedRow]:
     """The questions of a parquet file; their images are kept in the folder.
 
     Raises:
@@ -31,15 +31,15 @@ def read(path: Path, images: ImageFolder) -> Iterator[Question | Skipped]:
         question = _INSTRUCTIONS.sub("", "\n" + asked.replace("<image>", "")).strip().removeprefix("Question:").strip()
         answer = str((row["reward_model"] or {}).get("ground_truth") or extra.get("answer") or "").strip()
         if not question or not answer:
-            yield Skipped("an empty question or answer")
+            yield SkippedRow("an empty question or answer")
             continue
         try:
             shown = tuple(images.keep(source.read(entry)) for entry in row["images"] or ())
         except ImageError:
-            yield Skipped("its image cannot be read")
+            yield SkippedRow("its image cannot be read")
             continue
         if not shown:
-            yield Skipped("there is no image to look into")
+            yield SkippedRow("there is no image to look into")
             continue
         yield Question(
             id=f"deepeyes-{path.stem}-{number}",

@@ -13,7 +13,7 @@ from arm_rl.core.images import ImageError
 from arm_rl.data.image_store import ImageFolder, ImageSource
 from arm_rl.data.parquet_rows import BrokenRows, read_rows
 from arm_rl.prepare.questions import Question
-from arm_rl.prepare.sources.skipped import Skipped
+from arm_rl.prepare.sources.skipped import SkippedRow
 
 _PAIR = re.compile(
     r"(?s)Question: \[(?P<question>.*?)\]\s*\n\s*(?:The first response|Response 1|Response A): \[(?P<first>.*?)\]\s*\n\s*"
@@ -23,7 +23,7 @@ _VERDICT = re.compile(r"(?i)the better response: \[?(first|second|1|2|A|B)\]?")
 _FIRST = ("first", "1", "a")
 
 
-def read(path: Path, images: ImageFolder) -> Iterator[Question | Skipped]:
+def read(path: Path, images: ImageFolder) -> Iterator[Question | SkippedRow]:
     """The questions of a parquet file; their images are kept in the folder.
 
     Raises:
@@ -34,18 +34,18 @@ def read(path: Path, images: ImageFolder) -> Iterator[Question | Skipped]:
         turns = {turn["from"]: turn["value"] for turn in row["conversations"] or ()}
         pair, verdict = _PAIR.search(turns.get("human", "")), _VERDICT.findall(turns.get("gpt", ""))
         if not pair:
-            yield Skipped("not a comparison of two responses")
+            yield SkippedRow("not a comparison of two responses")
         elif not verdict:
-            yield Skipped("no response was found better")
+            yield SkippedRow("no response was found better")
         else:
             try:
                 image = images.keep(source.read(row["image"]))
             except ImageError:
-                yield Skipped("its image cannot be read")
+                yield SkippedRow("its image cannot be read")
                 continue
             answer = pair["first" if verdict[-1].lower() in _FIRST else "second"].strip()
             if not (answer and pair["question"].strip()):
-                yield Skipped("an empty question or answer")
+                yield SkippedRow("an empty question or answer")
                 continue
             yield Question(
                 id=f"llava_critic-{path.stem}-{number}",

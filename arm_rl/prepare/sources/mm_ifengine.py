@@ -15,13 +15,13 @@ from arm_rl.data.image_store import ImageFolder, ImageSource
 from arm_rl.data.parquet_rows import BrokenRows
 from arm_rl.prepare.formats.text_files import read_objects
 from arm_rl.prepare.questions import Constraint, Question
-from arm_rl.prepare.sources.skipped import Skipped
+from arm_rl.prepare.sources.skipped import SkippedRow
 from tools.text.checks import CHECKS
 
 _ANSWERS = ("response", "answer", "prediction")
 
 
-def read(path: Path, images: ImageFolder) -> Iterator[Question | Skipped]:
+def read(path: Path, images: ImageFolder) -> Iterator[Question | SkippedRow]:
     """The questions of a file; their images are kept in the folder.
 
     Raises:
@@ -36,13 +36,13 @@ def read(path: Path, images: ImageFolder) -> Iterator[Question | Skipped]:
         answer = str(said or next((row[key] for key in _ANSWERS if row.get(key)), "")).strip()
         question = asked.replace("<image>", "").strip()
         if not question or not answer:
-            yield Skipped("no instruction, or no answer to it")
+            yield SkippedRow("no instruction, or no answer to it")
             continue
         entries = row.get("images") or ([row["image"]] if row.get("image") else [])
         try:
             shown = tuple(images.keep(source.read(entry)) for entry in entries)
         except ImageError:
-            yield Skipped("its image cannot be read")
+            yield SkippedRow("its image cannot be read")
             continue
         constraints = tuple(constraint for written in row.get("constraints") or () for constraint in _constraints(written))
         yield Question(

@@ -15,12 +15,12 @@ from typing import Any
 from arm_rl.data.image_store import ImageFolder
 from arm_rl.data.parquet_rows import DataError
 from arm_rl.prepare.questions import Question
-from arm_rl.prepare.sources.skipped import Skipped
+from arm_rl.prepare.sources.skipped import SkippedRow
 
 _TOOLS = ("doc_page_retrieval_by_query", "doc_page_retrieval_by_index")
 
 
-def read(path: Path, images: ImageFolder) -> Iterator[Question | Skipped]:
+def read(path: Path, images: ImageFolder) -> Iterator[Question | SkippedRow]:
     """The questions of a file; the pages of their documents are linked, or copied.
 
     Raises:
@@ -35,9 +35,9 @@ def read(path: Path, images: ImageFolder) -> Iterator[Question | Skipped]:
         answers, pages, document = row.get("answers") or (), tuple(row.get("page_ids") or ()), str(row["doc_id"])
         files = [path.parent / "images" / f"{page}.jpg" for page in pages]
         if not answers or not str(answers[0]).strip():
-            yield Skipped("no answer is published (the test split)")
+            yield SkippedRow("no answer is published (the test split)")
         elif not pages or not all(file.is_file() for file in files):
-            yield Skipped("a page of its document is missing")
+            yield SkippedRow("a page of its document is missing")
         else:
             if pages != documents.setdefault(document, pages):  # questions show windows of a longer document
                 document = f"{document}-{pages[0]}"

@@ -4,7 +4,7 @@ from dataclasses import dataclass
 
 
 @dataclass(frozen=True, slots=True)
-class Skipped:
+class SkippedRow:
     """Why, in words that are the same for all rows of a kind: they are counted."""
 
     reason: str

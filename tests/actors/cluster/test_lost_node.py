@@ -7,7 +7,7 @@ import ray
 from ray.cluster_utils import Cluster
 
 from actors.rollout import pool
-from actors.rollout.pool import RolloutGroup
+from actors.rollout.pool import RolloutPool
 from actors.supervision import ActorsLost, Deaths, watch
 from tests.support.dying_actors import Puppet, Victim
 from tests.support.trajectories import make_sample
@@ -38,7 +38,7 @@ async def test_a_run_lives_through_the_loss_of_a_node_while_there_is_another(nod
         return ran.trajectories
 
     first = nodes.add_node(num_cpus=1, resources=PLACES)
-    group = RolloutGroup([lambda: start(Puppet, tmp_path)], stall_seconds=600.0)
+    group = RolloutPool([lambda: start(Puppet, tmp_path)], stall_seconds=600.0)
     executor, deaths = start(Victim, max_restarts=-1), Deaths("tools", 9)
     assert await run() == "g 3 by base"
     before = await executor.process.remote()

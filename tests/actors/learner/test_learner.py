@@ -23,7 +23,7 @@ from actors.learner import state as learner_state
 from actors.learner.hf_folder import write_folder
 from actors.learner.image_inputs import ImagePreparer
 from actors.learner.policy_model import PolicyModel
-from actors.learner.ranks import LearnerGroup, LearnerLost
+from actors.learner.ranks import LearnerLost, LearnerRanks
 from actors.learner.settings import LearnerSpec, deepspeed_config, learner_environment
 from actors.learner.state import LearnerStateError
 from arm_rl.core.batching import make_batch
@@ -195,7 +195,7 @@ class Trained:
         self.setup = setup
         self.folder = folder
         self._task = task
-        self.group = LearnerGroup(spec_of(task, setup), [{"num_cpus": 0.25}] * setup.num_ranks)
+        self.group = LearnerRanks(spec_of(task, setup), [{"num_cpus": 0.25}] * setup.num_ranks)
         self.steps = [self.train() for _ in range(NUM_STEPS)]
         self.weights = self.published()
 
@@ -267,7 +267,7 @@ def test_another_number_of_ranks_goes_on_from_it(trained, task):
     other = dataclasses.replace(trained.setup, num_ranks=3 - trained.setup.num_ranks, with_reference=False)
     folders = [trained.folder / name for name in ("from", "by_the_other", "back")]
     trained.group.save(folders[0])
-    group = LearnerGroup(spec_of(task, other), [{"num_cpus": 0.25}] * other.num_ranks)
+    group = LearnerRanks(spec_of(task, other), [{"num_cpus": 0.25}] * other.num_ranks)
     try:
         assert group.load(folders[0]) >= NUM_STEPS
         assert_equal(load_file(group.publish(trained.folder / "other", 1).file.path), trained.published())
@@ -414,7 +414,7 @@ def assert_equal(first: Mapping[str, Tensor], second: Mapping[str, Tensor]) -> N
 
 def test_options_are_needed_for_each_rank(task):
     with pytest.raises(ValueError, match="options for 1 ranks of 2"):
-        LearnerGroup(spec_of(task, Setup(2, 0, 1)), [{}])
+        LearnerRanks(spec_of(task, Setup(2, 0, 1)), [{}])
 
 
 def test_settings_follow_the_configuration():

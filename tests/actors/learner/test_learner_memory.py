@@ -7,7 +7,7 @@ import dataclasses
 import pytest
 
 from actors.learner import settings
-from actors.learner.ranks import LearnerGroup
+from actors.learner.ranks import LearnerRanks
 from actors.learner.settings import attention, deepspeed_config
 from arm_rl.core.batching import make_batch
 from arm_rl.core.config import LearnerConfig, ModelConfig
@@ -22,13 +22,13 @@ WAYS = {
 }
 
 
-def start(task: Task, dtype: str = "float32", **changes) -> LearnerGroup:
+def start(task: Task, dtype: str = "float32", **changes) -> LearnerRanks:
     spec = spec_of(task, Setup(1, 0, 9999))
     spec = dataclasses.replace(spec, model=dataclasses.replace(spec.model, dtype=dtype), config=dataclasses.replace(spec.config, **changes))
-    return LearnerGroup(spec, [{"num_cpus": 0.25}])
+    return LearnerRanks(spec, [{"num_cpus": 0.25}])
 
 
-def steps(group: LearnerGroup, task: Task, number: int) -> list[tuple[float, float]]:
+def steps(group: LearnerRanks, task: Task, number: int) -> list[tuple[float, float]]:
     """Loss and gradient norm of each. Prompts are not shared, which checkpointing rules out."""
     samples = [dataclasses.replace(sample, num_prompt_tokens=0, num_prompt_images=0) for sample in task.samples]
     batch = make_batch(samples, num_ranks=1, micro_batch_tokens=200)

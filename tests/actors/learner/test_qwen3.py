@@ -14,7 +14,7 @@ from transformers import AutoImageProcessor, AutoModelForImageTextToText, AutoTo
 
 from actors.learner.image_inputs import ImagePreparer
 from actors.learner.policy_model import PolicyModel
-from actors.learner.ranks import LearnerGroup
+from actors.learner.ranks import LearnerRanks
 from actors.rollout.engine import Engine
 from actors.weights.files import write_weights
 from arm_rl.core.batching import collate, make_batch
@@ -80,7 +80,7 @@ def task(judge: Judge) -> Task:
 @pytest.mark.parametrize("setup", [Setup(1, 0, 9999), Setup(2, 3, 120)], ids=str)
 def test_learners_train_all_of_it_and_publish_what_they_trained(setup, task, cluster: Iterator[None], tmp_path) -> None:  # noqa: F811
     """The loss that a group reports at its last step is that of the weights it had published, in Hugging Face's model."""
-    group = LearnerGroup(spec_of(task, setup), [{"num_cpus": 0.25}] * setup.num_ranks)
+    group = LearnerRanks(spec_of(task, setup), [{"num_cpus": 0.25}] * setup.num_ranks)
     try:
         batch = make_batch(task.samples, num_ranks=setup.num_ranks, micro_batch_tokens=setup.micro_batch_tokens)
         losses = [group.train(batch, task.where(), SftObjective())["learner/loss"] for _ in range(NUM_STEPS - 1)]

@@ -10,7 +10,7 @@ import ray
 from actors import supervision
 from actors.cluster.connection import cluster
 from actors.rollout import pool
-from actors.rollout.pool import MAX_DEATHS, RolloutGroup
+from actors.rollout.pool import MAX_DEATHS, RolloutPool
 from actors.supervision import ActorsLost
 from actors.weights.files import Published, WeightFile
 from tests.support.dying_actors import Puppet
@@ -31,8 +31,8 @@ def local_ray():
 async def start(tmp_path):
     groups = []
 
-    def start(number=1, stall_seconds=600.0) -> RolloutGroup:
-        group = RolloutGroup([lambda: ray.remote(Puppet).options(num_cpus=0).remote(tmp_path) for _ in range(number)], stall_seconds)
+    def start(number=1, stall_seconds=600.0) -> RolloutPool:
+        group = RolloutPool([lambda: ray.remote(Puppet).options(num_cpus=0).remote(tmp_path) for _ in range(number)], stall_seconds)
         groups.append(group)
         return group
 

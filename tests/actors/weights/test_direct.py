@@ -16,10 +16,10 @@ from safetensors import safe_open
 from transformers import AutoModelForImageTextToText, AutoTokenizer
 
 from actors.learner.policy_model import PolicyModel
-from actors.learner.ranks import LearnerGroup
+from actors.learner.ranks import LearnerRanks
 from actors.rollout import engine_settings
 from actors.rollout.engine import Engine
-from actors.rollout.pool import RolloutGroup
+from actors.rollout.pool import RolloutPool
 from actors.supervision import StageLost
 from actors.weights import gather
 from arm_rl.core.config import ConfigError, DataConfig, LearnerConfig, ModelConfig, PlacementConfig, TrainConfig
@@ -73,7 +73,7 @@ class Noted:
 
 def test_workers_of_several_engines_have_ranks_of_their_own(direct):
     noted = [Noted(), Noted()]
-    engines = direct.Engines(noted, 4, get=list)
+    engines = direct.EngineClients(noted, 4, get=list)
     engines.init_weight_transfer_engine({"rank_offset": 1, "world_size": 9})
     engines.version = 3
     engines.start_weight_update(), engines.update_weights({"names": []}), engines.finish_weight_update()
@@ -116,7 +116,7 @@ class Handle:
 async def test_the_engine_is_the_learners_model_after_each_transfer(engine: Engine, judge: Judge, direct: Any) -> None:
 
     policy = PolicyModel.load(ModelConfig(path=str(judge.folder), dtype="float32"))
-    engines = direct.Engines([Handle(engine, asyncio.get_running_loop())], 1, get=lambda calls: [call.result() for call in calls])
+    engines = direct.EngineClients([Handle(engine, asyncio.get_running_loop())], 1, get=lambda calls: [call.result() for call in calls])
     source = direct.PolicySource(policy.hf, 0, wanted=True)
     transfer = await asyncio.to_thread(
         direct.DirectTransfer, "nccl", source, engines, rank=0, address="127.0.0.1", num_workers=1, packed=False
@@ -150,7 +150,7 @@ def cluster():
 
 @pytest.mark.ray
 async def test_a_lost_engine_ends_the_stage_where_weights_come_directly(cluster, tmp_path: Path) -> None:
-    group = RolloutGroup([lambda: ray.remote(Puppet).options(num_cpus=0).remote(tmp_path)], 600.0, "nccl")
+    group = RolloutPool([lambda: ray.remote(Puppet).options(num_cpus=0).remote(tmp_path)], 600.0, "nccl")
     assert len(await group.actors()) == 1
     (tmp_path / "g may die").write_text("1")
     with pytest.raises(StageLost, match="an engine was lost, and with it the group through which weights come"):
@@ -160,7 +160,7 @@ async def test_a_lost_engine_ends_the_stage_where_weights_come_directly(cluster,
 
 @pytest.mark.ray
 def test_a_transfer_that_fails_or_hangs_ends_the_stage(cluster) -> None:
-    group = object.__new__(LearnerGroup)
+    group = object.__new__(LearnerRanks)
     group._ranks = [ray.remote(TransferringRank).options(num_cpus=0).remote() for _ in range(2)]
     group._limit = 600.0
     with pytest.raises(StageLost, match="the weights did not reach the engines: ConnectionError: an engine hung up"):

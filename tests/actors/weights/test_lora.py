@@ -15,7 +15,7 @@ from transformers import AutoImageProcessor, AutoModelForImageTextToText
 
 from actors.learner.image_inputs import ImagePreparer
 from actors.learner.policy_model import PolicyModel
-from actors.learner.ranks import LearnerGroup
+from actors.learner.ranks import LearnerRanks
 from actors.weights import gather, lora
 from arm_rl.core.batching import collate, make_batch
 from arm_rl.core.config import ConfigError, LearnerConfig, ModelConfig
@@ -77,7 +77,7 @@ class Adapted:
     def __init__(self, task: Task, setup: Setup, folder: Path) -> None:
         self.setup, self.folder, self._task = setup, folder, task
         spec = spec_of(task, setup)
-        self.group = LearnerGroup(
+        self.group = LearnerRanks(
             dataclasses.replace(spec, config=dataclasses.replace(spec.config, **ADAPTERS)), [{"num_cpus": 0.25}] * setup.num_ranks
         )
         self.first = self.published()

@@ -5,7 +5,7 @@ import random
 import pytest
 
 from arm_rl.prepare.pairs.audit import MIN_ROWS, audit, balance
-from arm_rl.prepare.pairs.choices import Answered, arrange
+from arm_rl.prepare.pairs.choices import AnsweredQuestion, arrange
 from tests.prepare.pairs.made_questions import question
 
 WORDS = ["the", "of", "a", "bird", "wire", "tree", "red", "blue", "two", "three", "sits", "stands", "near", "far", "left", "right"]
@@ -24,7 +24,7 @@ def answered(number, longest, seed=0):
         if rng.random() < longest:
             lengths.sort(reverse=True)
         right, *flawed = [sentence(rng, length) for length in lengths]
-        made.append(Answered(question=question(index, answer=right), flawed=tuple(flawed)))
+        made.append(AnsweredQuestion(question=question(index, answer=right), flawed=tuple(flawed)))
     return made
 
 
@@ -49,7 +49,7 @@ def test_longer_right_answers_are_found(kind, least):
 
 
 def test_the_form_alone_is_found_too():
-    stripped = [Answered(question=one.question, flawed=tuple(text.rstrip(".") for text in one.flawed)) for one in answered(100, 0)]
+    stripped = [AnsweredQuestion(question=one.question, flawed=tuple(text.rstrip(".") for text in one.flawed)) for one in answered(100, 0)]
     found = audit(arranged("pair")(stripped))
     assert found.accuracy > 0.95
     assert not found.at_chance
@@ -80,7 +80,7 @@ def test_few_rows_tell_nothing():
 
 @pytest.mark.parametrize(("kind", "number"), [("pair", 2), ("rank", 4)])
 def test_places_are_balanced_in_every_track_and_follow_from_the_seed(kind, number):
-    made = [Answered(question=question(index, track=f"t{index % 3}"), flawed=("a", "b", "c")) for index in range(101)]
+    made = [AnsweredQuestion(question=question(index, track=f"t{index % 3}"), flawed=("a", "b", "c")) for index in range(101)]
     choices = arranged(kind)(made)
     for track in ("t0", "t1", "t2"):
         labels = [choice.label for choice in choices if choice.question.track == track]
