@@ -27,7 +27,9 @@ def score(trajectory: Trajectory, sample: Sample, values: RewardConfig, tool_for
             raise ValueError(f"{values.name} gave {parts}")
     except Exception:  # a reward may be the user's own code: its failure is counted, not hidden as a 0
         return ScoredTrajectory(trajectory=trajectory, reward=None, error=traceback.format_exc())
-    return ScoredTrajectory(trajectory=trajectory, reward=reward, parts=parts, correct=outcome.correct, format_ok=outcome.format_ok)
+    return ScoredTrajectory(
+        trajectory=trajectory, reward=reward, parts=parts, correct=outcome.correct, format_ok=outcome.format_ok
+    )
 
 
 class Score(NamedTuple):

@@ -72,7 +72,9 @@ class Deaths:
         self._in_a_row += 1
         logger.warning("%s died and is started anew: %s", self.kind, described(error))
         if self._in_a_row > self._limit:
-            raise ActorsLost(f"{described(error)}: {self.kind} died {self._in_a_row} times with nothing finished in between")
+            raise ActorsLost(
+                f"{described(error)}: {self.kind} died {self._in_a_row} times with nothing finished in between"
+            )
 
     def back(self, seconds: float) -> None:
         """One is there again, so long after it died."""

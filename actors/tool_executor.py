@@ -27,7 +27,9 @@ logger = logging.getLogger(__name__)
 
 
 # Inline calls and their results travel as plain tuples, which pickle twenty times as fast as the dataclasses: most of their cost.
-InlineCall = tuple[str, dict[str, Any], str, dict[str, str], list[str]]  # name, arguments, session, texts, names of images
+InlineCall = tuple[
+    str, dict[str, Any], str, dict[str, str], list[str]
+]  # name, arguments, session, texts, names of images
 InlineResult = tuple[ToolStatus, str]
 MAX_BATCH = 32  # inline calls in one remote call: while some are run, others are handed out
 
@@ -103,8 +105,12 @@ class ToolPool:
         self._traits = traits
         self._homes: dict[str, ActorHandle] = {}  # session -> executor
         self._stored: dict[str, _StoredImage] = {}  # by content key, for as long as a session uses it
-        self._lives: dict[str, str] = {}  # sessions that have called a tool that keeps state -> the executor's life that keeps it
-        self._waiting: dict[tuple[ActorHandle, int], list[tuple[InlineCall, asyncio.Future]]] = {}  # inline calls, sent together
+        self._lives: dict[
+            str, str
+        ] = {}  # sessions that have called a tool that keeps state -> the executor's life that keeps it
+        self._waiting: dict[
+            tuple[ActorHandle, int], list[tuple[InlineCall, asyncio.Future]]
+        ] = {}  # inline calls, sent together
         self._sending: set[asyncio.Task] = set()
 
     async def __call__(self, call: ToolCall, memory: Memory) -> ToolResult:
@@ -181,9 +187,13 @@ class ToolPool:
         await asyncio.sleep(0)
         waiting = self._waiting.pop((executor, retries))
         starts = range(0, len(waiting), MAX_BATCH)
-        await asyncio.gather(*(self._send_batch(executor, waiting[start : start + MAX_BATCH], retries) for start in starts))
+        await asyncio.gather(
+            *(self._send_batch(executor, waiting[start : start + MAX_BATCH], retries) for start in starts)
+        )
 
-    async def _send_batch(self, executor: ActorHandle, batch: Sequence[tuple[InlineCall, asyncio.Future]], retries: int) -> None:
+    async def _send_batch(
+        self, executor: ActorHandle, batch: Sequence[tuple[InlineCall, asyncio.Future]], retries: int
+    ) -> None:
         calls = [call for call, _ in batch]
         try:
             results = await run_again(executor, lambda: executor.call_inline.remote(calls), retries)
@@ -198,7 +208,9 @@ class ToolPool:
 
 
 def _lost_state(call: ToolCall) -> ToolResult:
-    return ToolResult(status="failed", text=f"Error: {call.name} was started anew and has forgotten this session's earlier calls")
+    return ToolResult(
+        status="failed", text=f"Error: {call.name} was started anew and has forgotten this session's earlier calls"
+    )
 
 
 def _strings(value: Any) -> Iterator[str]:

@@ -43,7 +43,9 @@ class InstallError(Exception):
 def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("venv", nargs="?", default=".venv", help="folder of the virtual environment")
-    parser.add_argument("--device", choices=("auto", "cpu", "gpu"), default="auto", help="by default what the machine has")
+    parser.add_argument(
+        "--device", choices=("auto", "cpu", "gpu"), default="auto", help="by default what the machine has"
+    )
     arguments = parser.parse_args()
     venv = Path(arguments.venv).absolute()
     try:
@@ -67,7 +69,9 @@ def check_machine() -> None:
             "Name a newer one: make PYTHON=python3.12 demo"
         )
     if platform.system() != "Linux":
-        raise InstallError(f"vLLM and DeepSpeed need Linux, and this is {platform.system()}. A container or WSL will do.")
+        raise InstallError(
+            f"vLLM and DeepSpeed need Linux, and this is {platform.system()}. A container or WSL will do."
+        )
     if find_spec("venv") is None or find_spec("ensurepip") is None:
         version = ".".join(map(str, sys.version_info[:2]))
         raise InstallError(
@@ -92,7 +96,10 @@ def install(venv: Path, device: str) -> None:
         stamp.touch()  # make compares dates
         return
     started = time.monotonic()
-    print(f"Setting up {venv} for {device.upper()} (a few minutes, about {'4' if device == 'cpu' else '12'} GB with caches).", flush=True)
+    print(
+        f"Setting up {venv} for {device.upper()} (a few minutes, about {'4' if device == 'cpu' else '12'} GB with caches).",
+        flush=True,
+    )
     create(venv)
     stamp.unlink(missing_ok=True)  # half an installation is none
     pip = Pip(venv)
@@ -119,9 +126,14 @@ def digest(device: str) -> str:
 def create(venv: Path) -> None:
     """Creates the environment, anew where its interpreter no longer runs."""
     python = venv / "bin" / "python"
-    if python.exists() and subprocess.run([str(python), "-m", "pip", "--version"], capture_output=True, check=False).returncode == 0:
+    if (
+        python.exists()
+        and subprocess.run([str(python), "-m", "pip", "--version"], capture_output=True, check=False).returncode == 0
+    ):
         return
-    answer = subprocess.run([sys.executable, "-m", "venv", "--clear", str(venv)], capture_output=True, text=True, check=False)
+    answer = subprocess.run(
+        [sys.executable, "-m", "venv", "--clear", str(venv)], capture_output=True, text=True, check=False
+    )
     if answer.returncode != 0:
         raise InstallError(f"{venv} could not be created:\n{answer.stdout}{answer.stderr}")
 
@@ -137,7 +149,10 @@ class Pip:
     def finds(self, requirement: str) -> bool:
         """Whether the indexes that pip knows carry it."""
         answer = subprocess.run(
-            [*self.command, "install", "--dry-run", "--no-deps", "--quiet", requirement], capture_output=True, text=True, check=False
+            [*self.command, "install", "--dry-run", "--no-deps", "--quiet", requirement],
+            capture_output=True,
+            text=True,
+            check=False,
         )
         self._write(answer.stdout + answer.stderr)
         return answer.returncode == 0
@@ -203,7 +218,10 @@ def install_hook(venv: Path) -> None:
     """Puts the import hook where every process of the environment has it, vLLM's own too."""
     python = venv / "bin" / "python"
     answer = subprocess.run(
-        [str(python), "-c", "import sysconfig; print(sysconfig.get_path('purelib'))"], capture_output=True, text=True, check=True
+        [str(python), "-c", "import sysconfig; print(sysconfig.get_path('purelib'))"],
+        capture_output=True,
+        text=True,
+        check=True,
     )
     packages = Path(answer.stdout.strip())
     shutil.copyfile(ROOT / "install" / "torchvision_ops.py", packages / f"{HOOK}.py")
@@ -212,9 +230,13 @@ def install_hook(venv: Path) -> None:
 
 def check_imports(venv: Path) -> None:
     """Imports what most often does not fit together."""
-    answer = subprocess.run([str(venv / "bin" / "python"), "-c", CHECK], capture_output=True, text=True, check=False, cwd=str(ROOT))
+    answer = subprocess.run(
+        [str(venv / "bin" / "python"), "-c", CHECK], capture_output=True, text=True, check=False, cwd=str(ROOT)
+    )
     if answer.returncode != 0:
-        raise InstallError(f"everything is installed, but this fails: {CHECK}\n{answer.stderr}\nTry from nothing: make clean install")
+        raise InstallError(
+            f"everything is installed, but this fails: {CHECK}\n{answer.stderr}\nTry from nothing: make clean install"
+        )
 
 
 if __name__ == "__main__":

@@ -65,7 +65,9 @@ def vs_trl(options: Options) -> Iterable[Result]:
 
 def vs_trl_images(options: Options) -> Iterable[Result]:
     """The same on groups of 16 that share a large prompt image."""
-    yield trl.measure(options.sized(trl.Settings(folder=options.out / "trl", size=sessions.IMAGES, steps=3, other_steps=1)))
+    yield trl.measure(
+        options.sized(trl.Settings(folder=options.out / "trl", size=sessions.IMAGES, steps=3, other_steps=1))
+    )
 
 
 def rollout_efficiency(options: Options) -> Iterable[Result]:
@@ -137,7 +139,15 @@ def every(arguments: argparse.Namespace) -> str:
         path = arguments.out / f"{key}.json"
         if arguments.resume and path.is_file():
             continue
-        command = [sys.executable, "-m", "jobs.bench", "--out", str(arguments.out), key, *(["--quick"] if arguments.quick else [])]
+        command = [
+            sys.executable,
+            "-m",
+            "jobs.bench",
+            "--out",
+            str(arguments.out),
+            key,
+            *(["--quick"] if arguments.quick else []),
+        ]
         if subprocess.run(command, check=False).returncode:
             failed.append(key)
     found = [path for key in BENCHMARKS if (path := arguments.out / f"{key}.json").is_file() and key not in failed]
@@ -156,15 +166,25 @@ def tools(arguments: argparse.Namespace) -> str:
         measured = list(
             track(
                 bench_tools.measure(
-                    given, num_sessions=arguments.sessions, seconds=arguments.seconds, repeats=arguments.repeats, config=config
+                    given,
+                    num_sessions=arguments.sessions,
+                    seconds=arguments.seconds,
+                    repeats=arguments.repeats,
+                    config=config,
                 ),
                 description="tools",
                 total=None,
             )
         )
-    table = Table("tool", "runs in", "status", "direct /s", "p50 ms", "p99 ms", "executor /s", "p50 ms", "p99 ms", "ratio")
+    table = Table(
+        "tool", "runs in", "status", "direct /s", "p50 ms", "p99 ms", "executor /s", "p50 ms", "p99 ms", "ratio"
+    )
     for tool in measured:
-        speeds = [f"{value:.4g}" for speed in (tool.direct, tool.executor) for value in (speed.rate, speed.p50_ms, speed.p99_ms)]
+        speeds = [
+            f"{value:.4g}"
+            for speed in (tool.direct, tool.executor)
+            for value in (speed.rate, speed.p50_ms, speed.p99_ms)
+        ]
         ratio = f"{tool.ratio:.2f} ({tool.ratio_low:.2f} to {tool.ratio_high:.2f})"
         table.add_row(tool.name, tool.isolation, tool.status, *speeds, ratio)
     Console(width=200).print(table)
@@ -192,7 +212,9 @@ def main() -> int:
     command.add_argument("--seconds", type=float, default=1.0, help="of each measurement")
     command.add_argument("--sessions", type=int, default=64, help="that call at the same time")
     command.add_argument("--repeats", type=int, default=5, help="of each measurement")
-    command.add_argument("--arguments", default="{}", help='JSON: arguments by tool, as in \'{"count_words": {"response": "text_0"}}\'')
+    command.add_argument(
+        "--arguments", default="{}", help='JSON: arguments by tool, as in \'{"count_words": {"response": "text_0"}}\''
+    )
     command.set_defaults(run=tools)
     arguments = parser.parse_args()
     again = "--resume measures only what is missing" if arguments.key == "all" else ""

@@ -31,13 +31,18 @@ def _tools_apart(source: Path, target: Path) -> Path:
 def main() -> int:
     """Trains the demo's judge from its stage 1 on."""
     parser = argparse.ArgumentParser(prog="python -m jobs.chaos", description=__doc__)
-    parser.add_argument("--demo", type=Path, default=Path("runs/demo"), help="a demo's folder: its data, and the judge after stage 1")
+    parser.add_argument(
+        "--demo", type=Path, default=Path("runs/demo"), help="a demo's folder: its data, and the judge after stage 1"
+    )
     parser.add_argument("--out", type=Path, default=Path("runs/chaos"), help="run folder")
     parser.add_argument("--kills", type=int, default=20, help="of each kind")
     parser.add_argument("--steps", type=int, default=300, help="of the run; it must last longer than the kills")
     parser.add_argument("--staleness", type=int, default=1, help="algorithm.max_staleness")
     parser.add_argument(
-        "--mark", type=float, default=1.4, help="mean reward of the last five steps that counts as learned; it begins at 1.25"
+        "--mark",
+        type=float,
+        default=1.4,
+        help="mean reward of the last five steps that counts as learned; it begins at 1.25",
     )
     parser.add_argument("--seed", type=int, default=0, help="of the order and the times of the kills")
     arguments = parser.parse_args()
@@ -50,17 +55,41 @@ def main() -> int:
         run = arguments.out / "run"
         shutil.rmtree(arguments.out, ignore_errors=True)
         arguments.out.mkdir(parents=True)
-        command = ["jobs.train", "configs/demo.yaml", f"run.root={arguments.out}", "run.name=run", f"num_steps={arguments.steps}"]
-        command += [f"model.path={model}", f"data.train=[{data / 'train.parquet'}]", "data.held_out=[]", "run.max_restarts=10"]
+        command = [
+            "jobs.train",
+            "configs/demo.yaml",
+            f"run.root={arguments.out}",
+            "run.name=run",
+            f"num_steps={arguments.steps}",
+        ]
+        command += [
+            f"model.path={model}",
+            f"data.train=[{data / 'train.parquet'}]",
+            "data.held_out=[]",
+            "run.max_restarts=10",
+        ]
         command += [
             f"tools.files=[{_tools_apart(data / 'tools.yaml', arguments.out / 'tools.yaml')}]",
             f"algorithm.max_staleness={arguments.staleness}",
             "checkpoint.every=2",
         ]
-        command += ["metrics.wandb=disabled", "metrics.trajectories_every=1", "rollout.num_actors=1", "tools.num_executors=1"]
+        command += [
+            "metrics.wandb=disabled",
+            "metrics.trajectories_every=1",
+            "rollout.num_actors=1",
+            "tools.num_executors=1",
+        ]
         command += ["run.stall_seconds=30", "learner.call_timeout_seconds=120"]
         kills = dict.fromkeys(KINDS, arguments.kills)
-        summary = chaos(command, run, kills=kills, seed=arguments.seed, pause_seconds=PAUSE_SECONDS, mark=arguments.mark, hangs=HANGING)
+        summary = chaos(
+            command,
+            run,
+            kills=kills,
+            seed=arguments.seed,
+            pause_seconds=PAUSE_SECONDS,
+            mark=arguments.mark,
+            hangs=HANGING,
+        )
         write(summary, arguments.out / "summary.json")
         return f"done: {summary}"
 

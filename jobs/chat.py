@@ -32,16 +32,22 @@ class PrintedSession:
         """The policy's turn."""
         with self._console.status("the judge thinks"):
             completion = await self._policy(request)
-        self._console.print(Panel(completion.text, title="judge", title_align="left", border_style="cyan"), markup=False)
+        self._console.print(
+            Panel(completion.text, title="judge", title_align="left", border_style="cyan"), markup=False
+        )
         return completion
 
     async def __call__(self, call: ToolCall, memory: Memory) -> ToolResult:
         """A tool's answer."""
         result = await self._tools(call, memory)
-        shown = ", ".join(f"image of {width} x {height} px" for width, height in (image.size for image in result.images))
+        shown = ", ".join(
+            f"image of {width} x {height} px" for width, height in (image.size for image in result.images)
+        )
         style = "green" if result.status == "ok" else "red"
         text = "\n".join(part for part in (result.text, shown) if part)
-        self._console.print(Panel(text, title=f"{call.name}: {result.status}", title_align="left", border_style=style), markup=False)
+        self._console.print(
+            Panel(text, title=f"{call.name}: {result.status}", title_align="left", border_style=style), markup=False
+        )
         return result
 
     async def release(self, memory: Memory) -> None:
@@ -59,7 +65,11 @@ def converse(ask: Callable[[str], str], judge: Judge, images: list[Path], consol
         while (answer := ask(f"answer {len(answers) + 1} (empty: no more): ").strip()) or not answers:
             if answer:
                 answers.append(answer)
-        verdict = judge.verify(question, images, answers[0]) if len(answers) == 1 else judge.compare(question, images, answers)
+        verdict = (
+            judge.verify(question, images, answers[0])
+            if len(answers) == 1
+            else judge.compare(question, images, answers)
+        )
         console.print(_said(verdict), style="bold")
     raise AssertionError
 

@@ -30,7 +30,12 @@ FROM_CHECKPOINT = "started again with the same command, the run goes on from its
 
 
 def run_job(
-    name: str, description: str, cls: type[ConfigT], job: Callable[[ConfigT], Awaitable[str]], *, again: str = FROM_CHECKPOINT
+    name: str,
+    description: str,
+    cls: type[ConfigT],
+    job: Callable[[ConfigT], Awaitable[str]],
+    *,
+    again: str = FROM_CHECKPOINT,
 ) -> int:
     """Parses the command line, runs the job on a cluster and prints its last line.
 
@@ -100,7 +105,9 @@ def _is_full(error: BaseException) -> bool:
     cause = cause_of(error)
     if isinstance(cause, ObjectStoreFullError | OutOfDiskError):
         return True
-    return isinstance(cause, OSError) and any(os.strerror(number) in str(cause) for number in (errno.ENOSPC, errno.EDQUOT))
+    return isinstance(cause, OSError) and any(
+        os.strerror(number) in str(cause) for number in (errno.ENOSPC, errno.EDQUOT)
+    )
 
 
 class _SkippedRowsNotice(logging.Handler):

@@ -99,7 +99,15 @@ class Demo:
         config = self._sft_config()
         schemas = {name: tool.schema for name, tool in load_tools(config.tools.files).items()}
         spec = self.spec
-        make_base(self.base, config.template, schemas, tracks=spec.tracks, plan=spec.plan, seed=self.seed, share=self.size.pretraining)
+        make_base(
+            self.base,
+            config.template,
+            schemas,
+            tracks=spec.tracks,
+            plan=spec.plan,
+            seed=self.seed,
+            share=self.size.pretraining,
+        )
 
     def _evaluate_base(self) -> None:
         asyncio.run(evaluate_model(self._config("run.name=base", f"model.path={self.base}")))
@@ -110,8 +118,12 @@ class Demo:
         teacher = dataclasses.replace(self.spec.teacher, seed=self.seed, tracks=self.spec.tracks)
         samples = read_samples(config.data.train, list(tools))
         with contextlib.closing(LocalTools(tools)) as local:
-            sessions = screened_sessions(samples, lambda sample: teacher.policy(sample, template), local, config.session, template)
-            write_demonstrations(self.data / "demonstrations.parquet", list(itertools.islice(sessions, self.size.demonstrations)))
+            sessions = screened_sessions(
+                samples, lambda sample: teacher.policy(sample, template), local, config.session, template
+            )
+            write_demonstrations(
+                self.data / "demonstrations.parquet", list(itertools.islice(sessions, self.size.demonstrations))
+            )
 
     def _sft(self) -> None:
         asyncio.run(train_sft(self._sft_config()))
@@ -133,9 +145,13 @@ class Demo:
         shutil.copytree(self.folder / "stage2" / "export", export, dirs_exist_ok=True)
         config = self._config(f"model.path={export}")
         tools, template = _tools_and_template(config)
-        samples = {sample.track: sample for sample in reversed(read_samples(config.data.held_out, list(tools)))}  # the first of each
+        samples = {
+            sample.track: sample for sample in reversed(read_samples(config.data.held_out, list(tools)))
+        }  # the first of each
         with (
-            ModelServer(export, self.folder / "server.log", use_gpu=False, max_model_len=config.rollout.max_model_len) as server,
+            ModelServer(
+                export, self.folder / "server.log", use_gpu=False, max_model_len=config.rollout.max_model_len
+            ) as server,
             contextlib.closing(LocalTools(tools)) as local,
         ):
 
@@ -146,7 +162,9 @@ class Demo:
                 finally:
                     await policy.close()
 
-            texts = [_transcript(samples[track.name], asyncio.run(judge(samples[track.name]))) for track in self.spec.tracks]
+            texts = [
+                _transcript(samples[track.name], asyncio.run(judge(samples[track.name]))) for track in self.spec.tracks
+            ]
         (self.folder / "transcript.txt").write_text("\n\n".join(texts))
         self.console.print("\n\n".join(texts), markup=False)
 
@@ -183,12 +201,18 @@ class Demo:
             "stage1": _evaluation(self.folder / "stage1"),
             "stage2": _evaluation(self.folder / "stage2"),
         }
-        summary = {name: {key: value for key, value in metrics.items() if is_shown(key)} for name, metrics in stages.items()}
-        (self.folder / "summary.json").write_text(json.dumps({**summary, "seconds": seconds, "seed": self.seed}, indent=2))
+        summary = {
+            name: {key: value for key, value in metrics.items() if is_shown(key)} for name, metrics in stages.items()
+        }
+        (self.folder / "summary.json").write_text(
+            json.dumps({**summary, "seconds": seconds, "seed": self.seed}, indent=2)
+        )
         report = write_report(self.folder)
         for table in tables(summary, [track.name for track in self.spec.tracks]):
             Console().print(table)
-        self.console.print(f"{sum(seconds.values()) / 60:.1f} minutes; the exported judge is in {self.folder / 'export'}")
+        self.console.print(
+            f"{sum(seconds.values()) / 60:.1f} minutes; the exported judge is in {self.folder / 'export'}"
+        )
         self.console.print(f"done: open {report}", style="bold")
 
     def _time_left(self, done: dict[str, float]) -> str:
@@ -227,11 +251,17 @@ def _line(message: Message) -> str:
 
 def main() -> int:
     """Runs the demo."""
-    parser = argparse.ArgumentParser(prog="python -m jobs.demo", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--tools", action="store_true", help="three tracks at once, each with a tool of its own to choose")
+    parser = argparse.ArgumentParser(
+        prog="python -m jobs.demo", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument(
+        "--tools", action="store_true", help="three tracks at once, each with a tool of its own to choose"
+    )
     parser.add_argument("--out", type=Path, help="run folder; by default runs/demo, or runs/demo-tools")
     parser.add_argument("--seed", type=int, default=0, help="of data, initialisation and sampling")
-    parser.add_argument("--short", action="store_true", help="a few steps of everything: shows that it runs, learns nothing")
+    parser.add_argument(
+        "--short", action="store_true", help="a few steps of everything: shows that it runs, learns nothing"
+    )
     arguments = parser.parse_args()
     spec = THREE_TRACKS if arguments.tools else DIGITS
     folder = arguments.out or Path("runs", spec.name + ("-short" if arguments.short else ""))

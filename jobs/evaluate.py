@@ -40,7 +40,9 @@ def main(argv: Sequence[str] | None = None) -> int:
     if argv[:1] == ["compare"]:
         return _compare(argv[1:])
     if argv and argv[0].endswith((".yaml", ".yml")):
-        return run_job("evaluate", "Judges the held-out samples of a configuration once each.", TrainConfig, _held_out, again="")
+        return run_job(
+            "evaluate", "Judges the held-out samples of a configuration once each.", TrainConfig, _held_out, again=""
+        )
     arguments = _parser().parse_intermixed_args(argv)
     return guarded(lambda: _evaluate(arguments), again="the same command goes on with what has no verdict yet")
 
@@ -61,17 +63,29 @@ def _parser() -> argparse.ArgumentParser:
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     parser.add_argument("model", help="Hugging Face folder or name, or http://…/v1 of an OpenAI-compatible server")
-    parser.add_argument("benches", nargs="+", metavar="BENCH=FILE", help="a benchmark and its file; also key=value of the configuration")
-    parser.add_argument("--config", default="configs/evaluate.yaml", help="of engines, sessions and tools (default: %(default)s)")
+    parser.add_argument(
+        "benches", nargs="+", metavar="BENCH=FILE", help="a benchmark and its file; also key=value of the configuration"
+    )
+    parser.add_argument(
+        "--config", default="configs/evaluate.yaml", help="of engines, sessions and tools (default: %(default)s)"
+    )
     ways = parser.add_mutually_exclusive_group()
-    for way, told in (("tools", "offer the tools (the default)"), ("no-tools", "offer none"), ("both", "ask both ways, side by side")):
+    for way, told in (
+        ("tools", "offer the tools (the default)"),
+        ("no-tools", "offer none"),
+        ("both", "ask both ways, side by side"),
+    ):
         ways.add_argument(f"--{way}", dest="ways", action="store_const", const=way, default="tools", help=told)
-    parser.add_argument("--both-orders", action="store_true", help="ask each pair in both orders, and report the position bias")
+    parser.add_argument(
+        "--both-orders", action="store_true", help="ask each pair in both orders, and report the position bias"
+    )
     parser.add_argument("--limit", type=int, metavar="ROWS", help="of each benchmark, about")
     parser.add_argument("--out", type=Path, metavar="FOLDER", help="of the results (default: runs/eval-MODEL)")
     add_server_options(parser, where="where MODEL is a server")
     parser.add_argument(
-        "--processor", metavar="MODEL", help="folder or name of the server's model: for its processor; by default what it says"
+        "--processor",
+        metavar="MODEL",
+        help="folder or name of the server's model: for its processor; by default what it says",
     )
     return parser
 
@@ -103,7 +117,9 @@ def _split(written: Sequence[str]) -> tuple[list[tuple[str, Path]], list[str]]:
     return list(benches.items()), overrides
 
 
-async def _ask(config: TrainConfig, benches: Sequence[tuple[str, Path]], arguments: argparse.Namespace, server: Server | None) -> str:
+async def _ask(
+    config: TrainConfig, benches: Sequence[tuple[str, Path]], arguments: argparse.Namespace, server: Server | None
+) -> str:
     folder = config.run.folder
     template = read_template(config) if server is None else server_template(config)
     _check_same_model(folder, config, server)
@@ -126,7 +142,9 @@ async def _ask(config: TrainConfig, benches: Sequence[tuple[str, Path]], argumen
             )
             async with backend as ready:
                 with _Bar(questions, known) as bar:
-                    known = await ask_all(ready, questions, folder, max_broken=config.run.max_broken_sessions, on_done=bar.step)
+                    known = await ask_all(
+                        ready, questions, folder, max_broken=config.run.max_broken_sessions, on_done=bar.step
+                    )
     summaries = _summaries(questions, known)
     (folder / "summary.json").write_text(json.dumps(summaries, indent=2))
     console = Console(width=140)
@@ -155,7 +173,9 @@ def _ways_compared(questions: Sequence[ItemQuestion], known: dict[Key, ItemVerdi
     for name in dict.fromkeys(question.benchmark for question in questions):
         ways = {
             way: [
-                known[question.key] for question in questions if (question.benchmark, question.way) == (name, way) and question.key in known
+                known[question.key]
+                for question in questions
+                if (question.benchmark, question.way) == (name, way) and question.key in known
             ]
             for way in (NO_TOOLS, TOOLS)
         }
@@ -186,7 +206,9 @@ def _check_same_model(folder: Path, config: TrainConfig, server: Server | None) 
         before = json.loads(file.read_text())
         for name, value in asdict(now).items():
             if before.get(name) != value:
-                raise CommandError(f"{folder} holds verdicts with {name} {before.get(name)!r}, not {value!r}: choose another --out")
+                raise CommandError(
+                    f"{folder} holds verdicts with {name} {before.get(name)!r}, not {value!r}: choose another --out"
+                )
     folder.mkdir(parents=True, exist_ok=True)
     file.write_text(json.dumps(asdict(now), indent=2))
 
@@ -195,7 +217,13 @@ class _Bar:
     """How far an evaluation is, by benchmark and way of asking."""
 
     def __init__(self, questions: Sequence[ItemQuestion], known: dict[Key, ItemVerdict]) -> None:
-        columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn(), TimeRemainingColumn())
+        columns = (
+            TextColumn("{task.description}"),
+            BarColumn(),
+            MofNCompleteColumn(),
+            TimeElapsedColumn(),
+            TimeRemainingColumn(),
+        )
         self._progress = Progress(
             *columns, TextColumn("{task.fields[right]}"), console=Console(stderr=True), disable=not sys.stderr.isatty()
         )
@@ -204,7 +232,9 @@ class _Bar:
             keys = [question.key for question in questions if (question.benchmark, question.way) == (benchmark, way)]
             done = [known[key] for key in keys if key in known]
             self._right[benchmark, way] = [one.correct for one in done if one.kind != "rating"]
-            self._tasks[benchmark, way] = self._progress.add_task(f"{benchmark}, {way}", total=len(keys), completed=len(done), right="")
+            self._tasks[benchmark, way] = self._progress.add_task(
+                f"{benchmark}, {way}", total=len(keys), completed=len(done), right=""
+            )
 
     def step(self, question: ItemQuestion, judged: ItemVerdict | None) -> None:
         """One more session is over."""
@@ -212,7 +242,9 @@ class _Bar:
         if judged is not None and judged.kind != "rating":
             self._right[one].append(judged.correct)
         right = self._right[one]
-        self._progress.update(self._tasks[one], advance=1, right=f"{sum(right) / len(right):.1%} right" if right else "")
+        self._progress.update(
+            self._tasks[one], advance=1, right=f"{sum(right) / len(right):.1%} right" if right else ""
+        )
 
     def __enter__(self) -> "_Bar":
         self._progress.start()
@@ -240,7 +272,9 @@ def _short(model: str) -> str:
 
 
 def _compare(argv: Sequence[str]) -> int:
-    parser = argparse.ArgumentParser(prog="python -m jobs.evaluate compare", description="Two runs on the rows that both have.")
+    parser = argparse.ArgumentParser(
+        prog="python -m jobs.evaluate compare", description="Two runs on the rows that both have."
+    )
     parser.add_argument("before", type=Path, metavar="RUN_A")
     parser.add_argument("after", type=Path, metavar="RUN_B")
     arguments = parser.parse_args(argv)
@@ -258,7 +292,9 @@ def _compared(before: Path, after: Path) -> str:
         found.append(runs)
     common = [name for name in found[0] if name in found[1]]
     if not common:
-        raise CommandError(f"{before} and {after} have no benchmark in common: {', '.join(found[0])}; {', '.join(found[1])}")
+        raise CommandError(
+            f"{before} and {after} have no benchmark in common: {', '.join(found[0])}; {', '.join(found[1])}"
+        )
     compared = {name: compare(BENCHMARKS[name.partition(",")[0]], found[0][name], found[1][name]) for name in common}
     file = after / f"compared-with-{before.resolve().name}.json"
     file.write_text(json.dumps(compared, indent=2))

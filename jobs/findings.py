@@ -39,13 +39,23 @@ def main() -> int:
     )
     parser.add_argument("--out", type=Path, help="folder of all runs; by default runs/findings, or runs/findings-quick")
     parser.add_argument(
-        "--seeds", type=int, nargs="+", default=[0, 1, 2, 3, 4], help="of cold starts and all that follows; by default 0 to 4"
+        "--seeds",
+        type=int,
+        nargs="+",
+        default=[0, 1, 2, 3, 4],
+        help="of cold starts and all that follows; by default 0 to 4",
     )
-    parser.add_argument("--designs", nargs="+", default=list(DESIGNS), metavar="NAME", help=f"of {', '.join(DESIGNS)}; by default all")
     parser.add_argument(
-        "--validation", action="store_true", help="judge on validation samples, to seek settings; into runs/findings-validation"
+        "--designs", nargs="+", default=list(DESIGNS), metavar="NAME", help=f"of {', '.join(DESIGNS)}; by default all"
     )
-    parser.add_argument("--quick", action="store_true", help="a few steps of everything: shows that it runs, learns nothing")
+    parser.add_argument(
+        "--validation",
+        action="store_true",
+        help="judge on validation samples, to seek settings; into runs/findings-validation",
+    )
+    parser.add_argument(
+        "--quick", action="store_true", help="a few steps of everything: shows that it runs, learns nothing"
+    )
     parser.add_argument("--summary", action="store_true", help="train nothing, only write the summary of what is there")
     arguments = parser.parse_args()
     suffix = "-quick" if arguments.quick else "-validation" if arguments.validation else ""

@@ -9,7 +9,9 @@ from arm_rl.export.judge_config import FILE, JudgeSetup
 def add_judge_options(parser: argparse.ArgumentParser) -> None:
     """The judge's folder and what may differ from its training."""
     parser.add_argument("folder", type=Path, help="an exported model, for example runs/demo/export")
-    parser.add_argument("--config", help=f"a run's config.yaml: tools, prompt, wording and limits; by default {FILE} in the folder")
+    parser.add_argument(
+        "--config", help=f"a run's config.yaml: tools, prompt, wording and limits; by default {FILE} in the folder"
+    )
     parser.add_argument("--tools", nargs="*", help="tool files, in place of the configuration's")
     parser.add_argument("--temperature", type=float, default=0.0, help="of sampling")
     parser.add_argument("--gpu", action="store_true", help="run on a GPU")

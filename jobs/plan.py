@@ -48,7 +48,11 @@ def plan(setting: Setting, *, nearby: bool, most_gpus: int, console: Console, as
 
 
 def verdict(
-    setting: Setting, needs: GpuMemory, step: StepPlan | None, tried: Sequence[Candidate], sizes: Sequence[tuple[int, StepPlan]]
+    setting: Setting,
+    needs: GpuMemory,
+    step: StepPlan | None,
+    tried: Sequence[Candidate],
+    sizes: Sequence[tuple[int, StepPlan]],
 ) -> str:
     """In a line."""
     best = tried[0] if tried and tried[0].step is not None else None
@@ -73,12 +77,15 @@ def _relative(one: Candidate, tried: Sequence[Candidate]) -> float:
 
 
 def _tables(
-    setting: Setting, needs: GpuMemory, step: StepPlan | None, tried: Sequence[Candidate], sizes: Sequence[tuple[int, StepPlan]]
+    setting: Setting,
+    needs: GpuMemory,
+    step: StepPlan | None,
+    tried: Sequence[Candidate],
+    sizes: Sequence[tuple[int, StepPlan]],
 ) -> list[Table]:
     cluster, shape = setting.cluster, setting.shape
-    title = (
-        f"{shape.name}, {shape.parameters / 1e9:.2f} billion parameters, on {cluster.nodes} x {cluster.gpus_per_node} {cluster.gpu.name}"
-    )
+    gpus = f"{cluster.nodes} x {cluster.gpus_per_node} {cluster.gpu.name}"
+    title = f"{shape.name}, {shape.parameters / 1e9:.2f} billion parameters, on {gpus}"
     tables = [_memory_table(title, setting, needs)]
     if step is not None:
         tables.append(_step_table(step))
@@ -196,7 +203,12 @@ def _sizes_table(sizes: Sequence[tuple[int, StepPlan]]) -> Table:
 
 
 def _as_json(
-    setting: Setting, needs: GpuMemory, step: StepPlan | None, tried: Sequence[Candidate], sizes: Sequence[tuple[int, StepPlan]], said: str
+    setting: Setting,
+    needs: GpuMemory,
+    step: StepPlan | None,
+    tried: Sequence[Candidate],
+    sizes: Sequence[tuple[int, StepPlan]],
+    said: str,
 ) -> dict[str, Any]:
     return {
         "model": dataclasses.asdict(setting.shape),
@@ -214,11 +226,15 @@ def _as_json(
 def main() -> int:
     """Plans from the command line."""
     parser = argparse.ArgumentParser(
-        prog="python -m jobs.plan", description="What a run needs of its GPUs, and how long its steps take. It needs none itself."
+        prog="python -m jobs.plan",
+        description="What a run needs of its GPUs, and how long its steps take. It needs none itself.",
     )
     parser.add_argument("config", help="YAML file of jobs.train or jobs.sft")
     parser.add_argument(
-        "overrides", nargs="*", metavar="key=value", help="a key of the configuration, and its value; model.path may be a name"
+        "overrides",
+        nargs="*",
+        metavar="key=value",
+        help="a key of the configuration, and its value; model.path may be a name",
     )
     parser.add_argument("--nodes", type=int, default=1, help="of the cluster (%(default)s)")
     parser.add_argument("--gpus", type=int, default=8, help="of a node (%(default)s)")
@@ -231,7 +247,11 @@ def main() -> int:
         help="what sessions are like: " + ", ".join(f.name for f in dataclasses.fields(Workload)),
     )
     parser.add_argument(
-        "--scale", type=int, default=0, metavar="GPUS", help="also on twice, four times, … as many nodes, up to so many GPUs"
+        "--scale",
+        type=int,
+        default=0,
+        metavar="GPUS",
+        help="also on twice, four times, … as many nodes, up to so many GPUs",
     )
     parser.add_argument("--no-search", action="store_true", help="leave out the nearby settings")
     parser.add_argument("--json", action="store_true", help="print everything as JSON")
@@ -246,7 +266,9 @@ def main() -> int:
             workload=Workload.parse(arguments.workload),
         )
         console = Console(width=140, soft_wrap=False)
-        return plan(setting, nearby=not arguments.no_search, most_gpus=arguments.scale, console=console, as_json=arguments.json)
+        return plan(
+            setting, nearby=not arguments.no_search, most_gpus=arguments.scale, console=console, as_json=arguments.json
+        )
 
     return guarded(start)
 

@@ -30,7 +30,9 @@ def show_times(folder: Path, console: Console) -> str:
     """
     runs = timelines(folder)
     if not runs:
-        raise NothingToReport(f"{folder}: no {timeline.FILE}: runs write it as they go, but with metrics.timeline=false")
+        raise NothingToReport(
+            f"{folder}: no {timeline.FILE}: runs write it as they go, but with metrics.timeline=false"
+        )
     tables = [_table(str(run), times) for run, times in of_runs(runs).items()]
     if not tables:
         raise NothingToReport(f"{runs[-1] / timeline.FILE}: no step was finished")
@@ -44,7 +46,9 @@ def show_ledgers(folder: Path, console: Console) -> None:
         written = checkpoint.steps(run / "checkpoints")
         collector = checkpoint.state_of(run / "checkpoints", written[-1]).get("collector") if written else None
         if collector is not None:  # a cold start has demonstrations and no ledger
-            console.print(_ledger_table(f"{run}: trajectories at step {written[-1]}", Ledger.of(collector["ledger"]).table()))
+            console.print(
+                _ledger_table(f"{run}: trajectories at step {written[-1]}", Ledger.of(collector["ledger"]).table())
+            )
 
 
 def _ledger_table(title: str, rows: Mapping[int, Mapping[str, int]]) -> Table:
@@ -58,7 +62,9 @@ def _ledger_table(title: str, rows: Mapping[int, Mapping[str, int]]) -> Table:
 
 
 def _table(title: str, times: StepTimes) -> Table:
-    table = Table("actor", "phase", "seconds a step", "share", "times a step", title=f"{title}: {times.num_steps} steps")
+    table = Table(
+        "actor", "phase", "seconds a step", "share", "times a step", title=f"{title}: {times.num_steps} steps"
+    )
     for column in table.columns[2:]:
         column.justify = "right"
     for rows in (times.phases, times.waits):
@@ -96,10 +102,14 @@ def main() -> int:
     parser = argparse.ArgumentParser(prog="python -m jobs.report", description=__doc__)
     parser.add_argument("run", type=Path, help="a run's folder, or one with a folder for each stage")
     parser.add_argument("--time", action="store_true", help="print where the time of a step went, by actor and phase")
-    parser.add_argument("--serve", action="store_true", help="show the page, with all trajectories, to browsers on this machine")
+    parser.add_argument(
+        "--serve", action="store_true", help="show the page, with all trajectories, to browsers on this machine"
+    )
     parser.add_argument("--port", type=int, default=8090, help="of --serve (%(default)s)")
     parser.add_argument("--max-mb", type=float, default=MAX_MB, help="how large report.html may become (%(default)g)")
-    parser.add_argument("--tokenizer", type=Path, help="folder of the model whose tokens they are, where the run does not lead to it")
+    parser.add_argument(
+        "--tokenizer", type=Path, help="folder of the model whose tokens they are, where the run does not lead to it"
+    )
     arguments = parser.parse_args()
 
     def start() -> str:

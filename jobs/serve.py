@@ -75,15 +75,21 @@ def main() -> int:
     """Serves until Ctrl-C, or until it is told to end."""
     parser = argparse.ArgumentParser(prog="python -m jobs.serve", description=__doc__)
     add_judge_options(parser)
-    parser.add_argument("--both-orders", action="store_true", help="judge pairs in both orders, so that places cancel out")
+    parser.add_argument(
+        "--both-orders", action="store_true", help="judge pairs in both orders, so that places cancel out"
+    )
     parser.add_argument("--votes", type=int, default=1, help="sessions of each order")
     parser.add_argument("--concurrency", type=int, default=16, help="sessions at a time of each replica")
-    parser.add_argument("--max-requests", type=int, default=64, help="at a time of each replica; more are answered with 429")
+    parser.add_argument(
+        "--max-requests", type=int, default=64, help="at a time of each replica; more are answered with 429"
+    )
     parser.add_argument("--replicas", type=int, default=1, help="judges that share the requests")
     parser.add_argument("--token-file", type=Path, help="file with a token that each request has to bear")
     parser.add_argument("--host", default="127.0.0.1", help="interface to listen on")
     parser.add_argument("--port", type=int, default=8000)
-    parser.add_argument("--model-only", action="store_true", help="only vLLM's OpenAI-compatible server, without sessions and tools")
+    parser.add_argument(
+        "--model-only", action="store_true", help="only vLLM's OpenAI-compatible server, without sessions and tools"
+    )
     arguments = parser.parse_args()
     return guarded(lambda: _serve_model(arguments) if arguments.model_only else _serve_judge(arguments))
 

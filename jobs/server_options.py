@@ -18,8 +18,12 @@ def add_server_options(parser: argparse.ArgumentParser, *, where: str) -> None:
     server = parser.add_argument_group(where)
     server.add_argument("--served-model", metavar="NAME", help="by default the only one that the server offers")
     server.add_argument("--concurrency", type=int, default=32, help="requests at a time (default: %(default)s)")
-    server.add_argument("--timeout", type=float, default=300.0, metavar="SECONDS", help="of one request (default: %(default)g)")
-    server.add_argument("--retries", type=int, default=5, help="of a request that the server could not take (default: %(default)s)")
+    server.add_argument(
+        "--timeout", type=float, default=300.0, metavar="SECONDS", help="of one request (default: %(default)g)"
+    )
+    server.add_argument(
+        "--retries", type=int, default=5, help="of a request that the server could not take (default: %(default)s)"
+    )
     server.add_argument("--api-key-variable", metavar="NAME", help="environment variable that holds the server's key")
 
 
@@ -57,7 +61,9 @@ def read_server(url: str, arguments: argparse.Namespace, *, with_source: bool = 
 def _offered(url: str, key: str | None) -> dict[str, str | None]:
     """The server's models, and from where it loaded each where it says so (vLLM does)."""
     try:
-        response = httpx.get(f"{url.rstrip('/')}/models", headers={"Authorization": f"Bearer {key}"} if key else None, timeout=30)
+        response = httpx.get(
+            f"{url.rstrip('/')}/models", headers={"Authorization": f"Bearer {key}"} if key else None, timeout=30
+        )
         return {one["id"]: one.get("root") for one in response.raise_for_status().json()["data"]}
     except (httpx.HTTPError, ValueError, KeyError, TypeError) as error:
         raise CommandError(

@@ -16,7 +16,9 @@ class Outcome:
     correct: bool
     num_calls: int  # calls that the environment took, whatever came of them
     num_successful_calls: int  # of these, with status `ok`
-    num_fitting_calls: int  # of these, to tools that the sample expects; all of them where it expects none in particular
+    num_fitting_calls: (
+        int  # of these, to tools that the sample expects; all of them where it expects none in particular
+    )
 
     @classmethod
     def of(cls, trajectory: Trajectory, sample: Sample, tool_format: ToolFormat) -> "Outcome":
@@ -27,5 +29,7 @@ class Outcome:
             correct=is_correct(trajectory, sample),
             num_calls=len(events),
             num_successful_calls=sum(event.status == "ok" for event in events),
-            num_fitting_calls=sum(not sample.expected_tools or event.call.name in sample.expected_tools for event in events),
+            num_fitting_calls=sum(
+                not sample.expected_tools or event.call.name in sample.expected_tools for event in events
+            ),
         )

@@ -21,7 +21,9 @@ ROOT = Path(__file__).parent.parent
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:
-    parser.addoption("--fuzz", action="store_true", help="many more examples of what a model may write, others in every run")
+    parser.addoption(
+        "--fuzz", action="store_true", help="many more examples of what a model may write, others in every run"
+    )
 
 
 def pytest_configure(config: pytest.Config) -> None:
@@ -29,7 +31,9 @@ def pytest_configure(config: pytest.Config) -> None:
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    items.sort(key=lambda item: item.get_closest_marker("chaos") is None)  # the longest first: at the end one core would wait for it
+    items.sort(
+        key=lambda item: item.get_closest_marker("chaos") is None
+    )  # the longest first: at the end one core would wait for it
     if shutil.which("nvidia-smi") is None:
         for item in items:
             if item.get_closest_marker("gpu"):
@@ -52,7 +56,9 @@ def template(judge_folder) -> "Template":
     from tools import load_tools
 
     schemas = {name: tool.schema for name, tool in load_tools(["configs/tools/digits.yaml"]).items()}
-    return Template.load(ModelConfig(path=str(judge_folder)), TemplateConfig(system_prompt="configs/prompts/digits.txt"), schemas)
+    return Template.load(
+        ModelConfig(path=str(judge_folder)), TemplateConfig(system_prompt="configs/prompts/digits.txt"), schemas
+    )
 
 
 @pytest.fixture
@@ -74,7 +80,9 @@ def documents_index(tmp_path_factory) -> Path:
     from tests.support.page_files import write_pdf
 
     folder = tmp_path_factory.mktemp("documents")
-    build_index([write_pdf(folder / "report.pdf", [["The first page."], ["The second page."]])], folder / "index", ocr="never")
+    build_index(
+        [write_pdf(folder / "report.pdf", [["The first page."], ["The second page."]])], folder / "index", ocr="never"
+    )
     return folder / "index"
 
 

@@ -71,7 +71,9 @@ def violations(path: str, source: str) -> list[str]:
         if target is not None and target not in MAY_IMPORT[own]:
             found.append(f"{path}: {own} imports {module}")
         homes = HOMES.get(module.split(".")[0])
-        if homes is not None and not any(path == home or (home.endswith("/") and path.startswith(home)) for home in homes):
+        if homes is not None and not any(
+            path == home or (home.endswith("/") and path.startswith(home)) for home in homes
+        ):
             found.append(f"{path}: imports {module}, which belongs to {', '.join(homes)}")
     return found
 

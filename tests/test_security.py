@@ -68,7 +68,9 @@ def test_no_data_becomes_code():
     for path in (path for folder in SOURCES for path in (ROOT / folder).rglob("*.py")):
         for name, keywords in calls(path):
             safe = name == "torch.load" and keywords.get("weights_only") is True
-            if (name in RUNS_CODE and not safe) or any(keywords.get(word) for word in ("allow_pickle", "trust_remote_code", "shell")):
+            if (name in RUNS_CODE and not safe) or any(
+                keywords.get(word) for word in ("allow_pickle", "trust_remote_code", "shell")
+            ):
                 found.add((str(path.relative_to(ROOT)), name))
     assert found <= KNOWN
 
@@ -134,7 +136,12 @@ def test_a_key_of_the_environment_turns_up_in_no_file_and_no_log(tmp_path, templ
         "tools: [{class_name: web_search, config: {base_url: 'http://127.0.0.1:9', api_key_variable: PLANTED_KEY, retries: 0}}]"
     )
     (tmp_path / "c.yaml").write_text("run: {name: x}\nmodel: {path: m}\ndata: {train: [a.parquet]}\n")
-    overrides = [f"run.root={tmp_path}", f"tools.files=[{tmp_path / 'tools.yaml'}]", "metrics.wandb=offline", "metrics.tensorboard=true"]
+    overrides = [
+        f"run.root={tmp_path}",
+        f"tools.files=[{tmp_path / 'tools.yaml'}]",
+        "metrics.wandb=offline",
+        "metrics.tensorboard=true",
+    ]
     config = load(TrainConfig, tmp_path / "c.yaml", overrides)
     folder = open_run(config)
     offered = load_tools(config.tools.files)
@@ -142,7 +149,9 @@ def test_a_key_of_the_environment_turns_up_in_no_file_and_no_log(tmp_path, templ
     template.schemas = {name: tool.schema for name, tool in offered.items()}
     sample = make_sample(tmp_path, tools=("web_search",))
     search = raw_call(json.dumps({"name": "web_search", "arguments": {"query": "a"}}))
-    finished = asyncio.run(session.run(sample, Scripted(template, search, ANSWER), tools, SessionConfig(), template=template))
+    finished = asyncio.run(
+        session.run(sample, Scripted(template, search, ANSWER), tools, SessionConfig(), template=template)
+    )
     tools.close()
     assert [event.status for event in finished.trajectory.tool_events] == ["failed"]
     scored = [score(finished.trajectory, sample, RewardConfig(), TOOL_FORMATS["hermes"])]

@@ -162,7 +162,9 @@ def _checked_schema(schema: Any, where: str) -> dict[str, Any]:
     if not isinstance(name, str) or not re.fullmatch(r"[\w.:/-]+", name):
         raise ToolFileError(f"{where}: function.name is {name!r}; a name without blanks is needed")
     if refers_elsewhere(parameters):
-        raise ToolFileError(f"{where}: a $ref leads to another document, and nothing is fetched: write out what it means")
+        raise ToolFileError(
+            f"{where}: a $ref leads to another document, and nothing is fetched: write out what it means"
+        )
     return copy.deepcopy(schema)
 
 
@@ -178,5 +180,7 @@ def _class(class_name: str, where: str) -> Callable[..., Tool]:
             f"{where}.class_name: {class_name!r} is neither one of {sorted(TOOLS)} nor a class that imports ({reason})"
         ) from error
     if not (isinstance(found, type) and (issubclass(found, Tool) or is_verl_class(found))):
-        raise ToolFileError(f"{where}.class_name: {class_name!r} is neither a tools.base.Tool nor a class with verl's methods")
+        raise ToolFileError(
+            f"{where}.class_name: {class_name!r} is neither a tools.base.Tool nor a class with verl's methods"
+        )
     return found

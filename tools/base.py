@@ -21,7 +21,9 @@ logger = logging.getLogger(__name__)
 Isolation = Literal["inline", "thread", "process"]
 
 # Types of arguments that name something in the session's memory.
-ImageName = Annotated[str, Field(description="Name of an image: original_image, or an earlier observation, such as observation_1.")]
+ImageName = Annotated[
+    str, Field(description="Name of an image: original_image, or an earlier observation, such as observation_1.")
+]
 TextName = Annotated[str, Field(description="Name of a text: text_0, text_1, ...")]
 
 
@@ -73,7 +75,9 @@ class Execution:
     """
 
     isolation: Isolation = "process"
-    concurrency: int | None = None  # calls at a time in one executor; by default 4 worker processes, and tools.concurrency threads
+    concurrency: int | None = (
+        None  # calls at a time in one executor; by default 4 worker processes, and tools.concurrency threads
+    )
     timeout_seconds: float | None = None  # for one call, without its waiting; by default tools.timeout_seconds
     memory_mb: int | None = 4096  # address space of a worker process; None for no limit
 
@@ -176,13 +180,23 @@ def parameters_of(arguments: type) -> dict[str, Any]:
         raise TypeError(f"{arguments.__qualname__} must be a dataclass")
     schema = _without_titles(_adapter(arguments).json_schema())
     kept = {key: value for key, value in schema.items() if key in ("properties", "$defs")}
-    return {"type": "object", "properties": {}, **kept, "required": schema.get("required", []), "additionalProperties": False}
+    return {
+        "type": "object",
+        "properties": {},
+        **kept,
+        "required": schema.get("required", []),
+        "additionalProperties": False,
+    }
 
 
 def _without_titles(schema: Any) -> Any:
     """A schema travels in every prompt, and pydantic gives each part of it its name once more as a title."""
     if isinstance(schema, dict):
-        return {key: _without_titles(value) for key, value in schema.items() if not (key == "title" and isinstance(value, str))}
+        return {
+            key: _without_titles(value)
+            for key, value in schema.items()
+            if not (key == "title" and isinstance(value, str))
+        }
     return [_without_titles(value) for value in schema] if isinstance(schema, list) else schema
 
 

@@ -41,7 +41,9 @@ class ImageZoomTool(Tool):
             ),
         ]
 
-    def __init__(self, *, min_side: int = 28, max_aspect: float = 100.0, enlarge_below: int = 224, max_megapixels: float = 100.0) -> None:
+    def __init__(
+        self, *, min_side: int = 28, max_aspect: float = 100.0, enlarge_below: int = 224, max_megapixels: float = 100.0
+    ) -> None:
         if not (min_side >= 1 and max_aspect >= 1 and enlarge_below >= 0 and max_megapixels > 0):
             raise UserError("min_side and max_aspect are at least 1, enlarge_below at least 0, max_megapixels above 0")
         self.min_side = min_side  # pixels that each side of a crop has at least, as far as the image has them
@@ -76,7 +78,9 @@ class ImageZoomTool(Tool):
         top, bottom = _grown(y1 * height / RELATIVE, y2 * height / RELATIVE, self.min_side, height)
         long, short = max(right - left, bottom - top), min(right - left, bottom - top)
         if long > self.max_aspect * short:
-            raise ArgumentError(f"bbox_2d: sides of {right - left} x {bottom - top} px are beyond {self.max_aspect:g}:1")
+            raise ArgumentError(
+                f"bbox_2d: sides of {right - left} x {bottom - top} px are beyond {self.max_aspect:g}:1"
+            )
         return left, top, right, bottom
 
 

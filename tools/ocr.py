@@ -33,7 +33,9 @@ class TextReader:
         """
         missing = [name for name in ("rapidocr", "onnxruntime") if importlib.util.find_spec(name) is None]
         if missing:
-            raise UserError(f"reading text in images needs the packages rapidocr and onnxruntime; not installed: {', '.join(missing)}")
+            raise UserError(
+                f"reading text in images needs the packages rapidocr and onnxruntime; not installed: {', '.join(missing)}"
+            )
         for key, value, least in (("threads", threads, 1), ("max_side", max_side, 64)):
             if value < least:
                 raise UserError(f"{key}: at least {least}, not {value}")
@@ -47,7 +49,9 @@ class TextReader:
         if max(pixels.size) > self.max_side:
             pixels = pixels.copy()
             pixels.thumbnail((self.max_side, self.max_side), PILImage.Resampling.LANCZOS)
-        found = self._engine(np.asarray(_padded(pixels))[:, :, ::-1])  # [height, width, 3]; blue first, as OpenCV has it
+        found = self._engine(
+            np.asarray(_padded(pixels))[:, :, ::-1]
+        )  # [height, width, 3]; blue first, as OpenCV has it
         return "" if found.boxes is None else in_reading_order(found.boxes, found.txts)
 
 
@@ -99,7 +103,9 @@ def in_reading_order(boxes: np.ndarray, texts: Sequence[str]) -> str:
             rows[-1].append(index)
         else:
             rows.append([index])
-    return "\n".join(" ".join(texts[index] for index in sorted(row, key=lambda index: (lefts[index], index))) for row in rows)
+    return "\n".join(
+        " ".join(texts[index] for index in sorted(row, key=lambda index: (lefts[index], index))) for row in rows
+    )
 
 
 class ExtractTextTool(Tool):
@@ -133,5 +139,7 @@ def decoded(image: Image, name: str, max_megapixels: float) -> PILImage.Image:
     """
     width, height = image.size
     if width * height > max_megapixels * 1e6:
-        raise ArgumentError(f"{name} is too large to read: {width} x {height} px, {max_megapixels:g} megapixels at most")
+        raise ArgumentError(
+            f"{name} is too large to read: {width} x {height} px, {max_megapixels:g} megapixels at most"
+        )
     return image.pil()

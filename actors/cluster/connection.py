@@ -65,12 +65,18 @@ async def require_shared(folder: Path) -> None:
             "give the absolute path of a folder that all nodes share"
         )
     own = ray.get_runtime_context().get_node_id()
-    nodes = [node["NodeID"] for node in ray.nodes() if node["Alive"] and node["NodeID"] != own and node["Resources"].get("CPU")]
+    nodes = [
+        node["NodeID"]
+        for node in ray.nodes()
+        if node["Alive"] and node["NodeID"] != own and node["Resources"].get("CPU")
+    ]
     places = [NodeAffinitySchedulingStrategy(node, soft=False) for node in nodes]
     seen = await asyncio.gather(*(_sees.options(scheduling_strategy=place).remote(folder) for place in places))
     blind = [node for node, sees in zip(nodes, seen, strict=True) if not sees]
     if blind:
-        raise ClusterError(f"run.root: node {blind[0]} does not see {folder.absolute()}: give a folder that all nodes share")
+        raise ClusterError(
+            f"run.root: node {blind[0]} does not see {folder.absolute()}: give a folder that all nodes share"
+        )
 
 
 @ray.remote(num_cpus=0)

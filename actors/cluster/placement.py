@@ -37,7 +37,9 @@ class Placement:
     rollouts: tuple[int, ...]  # bundle of each engine
     learner_resources: Resources  # of one rank: num_cpus, num_gpus
     rollout_resources: Resources  # of one engine
-    cpu_nodes: tuple[str, ...] = ()  # ids of nodes for tool executors and scorers, which need no bundle; none: wherever Ray puts them
+    cpu_nodes: tuple[
+        str, ...
+    ] = ()  # ids of nodes for tool executors and scorers, which need no bundle; none: wherever Ray puts them
 
     def arranged(self, node_ids: Sequence[str]) -> "Placement":
         """The same with ranks of one node together, in neighbouring numbers, on as few nodes as there may be.
@@ -82,8 +84,12 @@ def _laid_out(config: PlacementConfig, num_ranks: int, rollout: RolloutConfig | 
         half = {"num_cpus": 1, "num_gpus": 0.5}
         pairs = tuple(range(num_ranks))
         bundles = ({"CPU": 2, "GPU": 1},) * num_ranks
-        return Placement(bundles=bundles, learners=pairs, rollouts=pairs, learner_resources=half, rollout_resources=half)
-    rank, engine = ({"CPU": 1, "GPU": 1}, {"CPU": 1, "GPU": size}) if config.use_gpu else ({"CPU": CPU_SHARE}, {"CPU": CPU_SHARE})
+        return Placement(
+            bundles=bundles, learners=pairs, rollouts=pairs, learner_resources=half, rollout_resources=half
+        )
+    rank, engine = (
+        ({"CPU": 1, "GPU": 1}, {"CPU": 1, "GPU": size}) if config.use_gpu else ({"CPU": CPU_SHARE}, {"CPU": CPU_SHARE})
+    )
     return Placement(
         bundles=(rank,) * num_ranks + (engine,) * engines,
         learners=tuple(range(num_ranks)),
@@ -104,20 +110,30 @@ def _require_room(placement: Placement, nodes: Sequence[Node]) -> None:
     if len(wanted) < 2:
         return
     (first, num_first), (second, num_second) = wanted
-    most_beside = [0.0] + [-math.inf] * num_second  # of the first shape, beside so many of the second: -inf where those alone do not fit
+    most_beside = [0.0] + [
+        -math.inf
+    ] * num_second  # of the first shape, beside so many of the second: -inf where those alone do not fit
     for node in nodes:
-        here = [_holds(node.resources, first, [second] * number) for number in range(_holds(node.resources, second) + 1)]
+        here = [
+            _holds(node.resources, first, [second] * number) for number in range(_holds(node.resources, second) + 1)
+        ]
         most_beside = [
-            max(most_beside[number - more] + here[more] for more in range(min(number + 1, len(here)))) for number in range(num_second + 1)
+            max(most_beside[number - more] + here[more] for more in range(min(number + 1, len(here))))
+            for number in range(num_second + 1)
         ]
     if most_beside[num_second] < num_first:
-        beside = f"{max(most_beside[num_second], 0):g} of {num_first} x {told(first)} beside {num_second} x {told(second)}"
+        beside = (
+            f"{max(most_beside[num_second], 0):g} of {num_first} x {told(first)} beside {num_second} x {told(second)}"
+        )
         raise PlacementError(_refusal(placement, nodes, f"there is room for {beside}"))
 
 
 def _holds(have: Resources, shape: Resources, beside: Sequence[Resources] = ()) -> int:
     """How many bundles of a shape fit on a node beside others that do."""
-    left = {kind: round(have.get(kind, 0) * _UNIT) - sum(round(other.get(kind, 0) * _UNIT) for other in beside) for kind in shape}
+    left = {
+        kind: round(have.get(kind, 0) * _UNIT) - sum(round(other.get(kind, 0) * _UNIT) for other in beside)
+        for kind in shape
+    }
     return min(left[kind] // round(amount * _UNIT) for kind, amount in shape.items())
 
 

@@ -63,7 +63,9 @@ def actor_name(run: str, kind: str, number: int) -> str:
 
 
 @contextlib.asynccontextmanager
-async def reserved(run: str, config: PlacementConfig, num_ranks: int, rollout: RolloutConfig | None) -> AsyncIterator[Reservation]:
+async def reserved(
+    run: str, config: PlacementConfig, num_ranks: int, rollout: RolloutConfig | None
+) -> AsyncIterator[Reservation]:
     """Takes the resources, waits for them where others have them or an autoscaler must bring them, and gives them back.
 
     Args:
@@ -84,7 +86,9 @@ async def reserved(run: str, config: PlacementConfig, num_ranks: int, rollout: R
         where = placement_group_table(group)["bundles_to_node_id"]
         watching = asyncio.create_task(_watch(group, placement))
         try:
-            yield Reservation(run, placement.arranged([where[number] for number in range(len(placement.bundles))]), group)
+            yield Reservation(
+                run, placement.arranged([where[number] for number in range(len(placement.bundles))]), group
+            )
         finally:
             watching.cancel()
     finally:

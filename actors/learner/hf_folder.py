@@ -20,7 +20,12 @@ def write_folder(model: PreTrainedModel, weights: Mapping[str, Tensor], source: 
     """
     folder.mkdir(parents=True, exist_ok=True)
     for path in _source_folder(source).iterdir():
-        if path.is_file() and not path.name.startswith(".") and ".safetensors" not in path.name and path.suffix != ".bin":
+        if (
+            path.is_file()
+            and not path.name.startswith(".")
+            and ".safetensors" not in path.name
+            and path.suffix != ".bin"
+        ):
             shutil.copy(path, folder / path.name)
     own = model.generation_config
     model.generation_config = GenerationConfig(

@@ -48,10 +48,14 @@ class ImagePreparer:
             self._kept.move_to_end(key)
         chosen = [self._kept[key] for key in keys]
         self._drop_oldest()
-        return ImageInputs(torch.cat([image.patches for image in chosen]), torch.stack([image.grids for image in chosen]), tuple(keys))
+        return ImageInputs(
+            torch.cat([image.patches for image in chosen]), torch.stack([image.grids for image in chosen]), tuple(keys)
+        )
 
     def _process(self, views: list[PILImage.Image]) -> ImageInputs:
-        output = self._processor(images=views, do_resize=False, return_tensors="pt")  # views have the model's size already
+        output = self._processor(
+            images=views, do_resize=False, return_tensors="pt"
+        )  # views have the model's size already
         return ImageInputs(output["pixel_values"], output["image_grid_thw"])
 
     def _drop_oldest(self) -> None:

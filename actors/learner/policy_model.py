@@ -29,13 +29,19 @@ class PolicyModel(nn.Module):
         super().__init__()
         self.hf = model
         speed_up(model.model.visual)
-        self._features: OrderedDict[str, Tensor] | None = None  # of images by their keys, where the tower that makes them stays as it is
+        self._features: OrderedDict[str, Tensor] | None = (
+            None  # of images by their keys, where the tower that makes them stays as it is
+        )
         self.scorer = TokenScorer(model.lm_head.weight, never_sampled_ids, call_token_id)
 
     @classmethod
-    def load(cls, model: ModelConfig, *, never_sampled_ids: Sequence[int] = (), call_token_id: int | None = None) -> Self:
+    def load(
+        cls, model: ModelConfig, *, never_sampled_ids: Sequence[int] = (), call_token_id: int | None = None
+    ) -> Self:
         """Reads a Hugging Face folder, or a model of the hub."""
-        hf = AutoModelForImageTextToText.from_pretrained(model.path, dtype=getattr(torch, model.dtype), attn_implementation=model.attention)
+        hf = AutoModelForImageTextToText.from_pretrained(
+            model.path, dtype=getattr(torch, model.dtype), attn_implementation=model.attention
+        )
         return cls(hf, never_sampled_ids=never_sampled_ids, call_token_id=call_token_id)
 
     def make_trainable(self, config: LearnerConfig) -> Self:
@@ -47,14 +53,21 @@ class PolicyModel(nn.Module):
             projector.requires_grad_(not config.freeze_projector)
         if config.lora_rank:
             lora.add_adapters(self.hf, config)
-        if config.freeze_vision and config.freeze_projector and config.zero_stage < 3:  # ZeRO-3's ranks must run the same modules
+        if (
+            config.freeze_vision and config.freeze_projector and config.zero_stage < 3
+        ):  # ZeRO-3's ranks must run the same modules
             self._features = OrderedDict()
         if config.gradient_checkpointing:
             self.hf.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})
         return self
 
     def forward(
-        self, batch: MicroBatch, images: ImageInputs | None = None, *, temperature: float = 1.0, entropy_gradient: bool = False
+        self,
+        batch: MicroBatch,
+        images: ImageInputs | None = None,
+        *,
+        temperature: float = 1.0,
+        entropy_gradient: bool = False,
     ) -> tuple[Tensor, Tensor]:
         """Scores the loss tokens of a micro-batch.
 
@@ -81,7 +94,11 @@ class PolicyModel(nn.Module):
         else:
             predicting = torch.cat([before[:, None], hidden[:, :-1]], dim=1)[mask]  # [N, H]
         scores = self.scorer(
-            predicting, batch.token_ids.to(device)[mask], batch.call_forbidden.to(device)[mask], temperature, entropy_gradient
+            predicting,
+            batch.token_ids.to(device)[mask],
+            batch.call_forbidden.to(device)[mask],
+            temperature,
+            entropy_gradient,
         )
         empty = torch.zeros(mask.shape, dtype=torch.float32, device=device)  # [B, T]
         logprobs, entropy = (empty.masked_scatter(mask, values) for values in scores)
@@ -97,15 +114,21 @@ class PolicyModel(nn.Module):
         language_model = self.hf.model.language_model
         if not len(batch.prompt_ids):
             # Padding is on the right, where causal attention never looks: no mask is needed, and attention takes its fastest path.
-            read = language_model(inputs_embeds=rows.embeddings, position_ids=rows.positions, use_cache=False, **rows.shown)
+            read = language_model(
+                inputs_embeds=rows.embeddings, position_ids=rows.positions, use_cache=False, **rows.shown
+            )
             return None, read.last_hidden_state
         prompts = self._rows(batch.prompt_ids, batch.prompt_mask, batch.prompt_shown, images, features)
         device = rows.embeddings.device
         prompt_of, lengths = batch.prompt_of.to(device), batch.prompt_mask.sum(dim=1).to(device)  # [B], [G]
-        read = language_model(inputs_embeds=prompts.embeddings, position_ids=prompts.positions, use_cache=True, **prompts.shown)
+        read = language_model(
+            inputs_embeds=prompts.embeddings, position_ids=prompts.positions, use_cache=True, **prompts.shown
+        )
         cache = read.past_key_values
         cache.batch_select_indices(prompt_of)
-        seen = torch.cat([batch.prompt_mask[batch.prompt_of], batch.attention_mask], dim=1).to(device)  # bool [B, P + T]
+        seen = torch.cat([batch.prompt_mask[batch.prompt_of], batch.attention_mask], dim=1).to(
+            device
+        )  # bool [B, P + T]
         hidden = language_model(
             inputs_embeds=rows.embeddings,
             position_ids=rows.positions + prompts.ends.to(device)[prompt_of][None, :, None],
@@ -118,7 +141,12 @@ class PolicyModel(nn.Module):
         return ends[prompt_of], hidden
 
     def _rows(
-        self, token_ids: Tensor, attention_mask: Tensor, shown: Sequence[int], images: ImageInputs | None, features: list[Tensor] | None
+        self,
+        token_ids: Tensor,
+        attention_mask: Tensor,
+        shown: Sequence[int],
+        images: ImageInputs | None,
+        features: list[Tensor] | None,
     ) -> "_Rows":
         """Embeddings of rows [R, T], their images shown in them, and their positions."""
         device = self.scorer.is_call.device
@@ -134,7 +162,9 @@ class PolicyModel(nn.Module):
         embeddings = self.hf.get_input_embeddings()(token_ids.to(device))  # [R, T, H]
         beside: dict[str, Any] = {}
         if features is not None and shown:
-            embeddings, beside = architectures.show(embeddings, is_image.to(device), torch.cat([features[place] for place in shown]))
+            embeddings, beside = architectures.show(
+                embeddings, is_image.to(device), torch.cat([features[place] for place in shown])
+            )
         elif features is not None:
             embeddings = embeddings + 0.0 * sum(feature.sum() for feature in features).to(embeddings.dtype)
         return _Rows(embeddings, positions.to(device), ends, beside)
@@ -157,7 +187,9 @@ class PolicyModel(nn.Module):
 
     def _features_of(self, patches: Tensor, grids: Tensor) -> list[Tensor]:
         visual, device = self.hf.model.visual, self.scorer.is_call.device
-        with torch.set_grad_enabled(torch.is_grad_enabled() and any(weight.requires_grad for weight in visual.parameters())):
+        with torch.set_grad_enabled(
+            torch.is_grad_enabled() and any(weight.requires_grad for weight in visual.parameters())
+        ):
             return architectures.image_features(self.hf, patches.to(device), grids.to(device))
 
     def _num_tokens(self, grids: Tensor) -> Tensor:
@@ -188,7 +220,9 @@ class TokenScorer(nn.Module):
         super().__init__()
         self.weight = weight  # [V, H]
         self.register_buffer("never_sampled", _one_hot(len(weight), never_sampled_ids), persistent=False)
-        self.register_buffer("is_call", _one_hot(len(weight), [] if call_token_id is None else [call_token_id]), persistent=False)
+        self.register_buffer(
+            "is_call", _one_hot(len(weight), [] if call_token_id is None else [call_token_id]), persistent=False
+        )
 
     def forward(
         self, hidden: Tensor, token_ids: Tensor, call_forbidden: Tensor, temperature: float, entropy_gradient: bool

@@ -71,7 +71,9 @@ class Learner:
         """Rank 0 alone: opens the place where the ranks meet; gives its address and port."""
         address = ray.util.get_node_ip_address()
         timeout = datetime.timedelta(seconds=self._spec.config.collective_timeout_seconds)
-        self._store = dist.TCPStore(address, 0, self._num_ranks, is_master=True, wait_for_workers=False, timeout=timeout)
+        self._store = dist.TCPStore(
+            address, 0, self._num_ranks, is_master=True, wait_for_workers=False, timeout=timeout
+        )
         return address, self._store.port
 
     def start(self, address: str, port: int) -> None:
@@ -91,7 +93,9 @@ class Learner:
         _seed(spec.seed)
         policy = self._load_model().make_trainable(config)
         parameters = [parameter for parameter in policy.parameters() if parameter.requires_grad]
-        optimizer = torch.optim.AdamW(parameters, lr=config.learning_rate, betas=config.betas, weight_decay=config.weight_decay, fused=True)
+        optimizer = torch.optim.AdamW(
+            parameters, lr=config.learning_rate, betas=config.betas, weight_decay=config.weight_decay, fused=True
+        )
         num_parameters = sum(parameter.numel() for parameter in policy.parameters())
         settings = deepspeed_config(config, spec.model.dtype, num_parameters, spec.use_gpu)
         self._engine, *_ = deepspeed.initialize(model=policy, optimizer=optimizer, config=settings)
@@ -120,9 +124,13 @@ class Learner:
         sums: dict[str, Tensor] = {}
         for number, samples in enumerate(batch.micro_batches):
             self._engine.set_gradient_accumulation_boundary(number == len(batch.micro_batches) - 1)
-            value, part = self._micro_batch_loss(collate(samples, share_prompts=batch.share_prompts), batch, found, objective)
+            value, part = self._micro_batch_loss(
+                collate(samples, share_prompts=batch.share_prompts), batch, found, objective
+            )
             with span("backward"):
-                self._engine.backward(value * self._num_ranks)  # DeepSpeed takes the mean over ranks: this makes it the sum
+                self._engine.backward(
+                    value * self._num_ranks
+                )  # DeepSpeed takes the mean over ranks: this makes it the sum
             sums = {name: sums.get(name, 0.0) + part[name] for name in part}
         with span("wait"):  # for the device, and for the other ranks
             self._require_good(sums, batch.num_loss_tokens, objective)
@@ -131,7 +139,9 @@ class Learner:
         return {name: float(value) for name, value in sums.items()} | {"grad_norm": norm, "learning_rate": rate}
 
     @recorded("score")
-    def score(self, batch: RankBatch, images: Mapping[str, ObjectRef], temperature: float) -> list[list[tuple[float, ...]]]:
+    def score(
+        self, batch: RankBatch, images: Mapping[str, ObjectRef], temperature: float
+    ) -> list[list[tuple[float, ...]]]:
         """Log-probabilities of this rank's samples under the weights as they are: [micro-batch][sample], T each, 0 without loss."""
         found = _resolve(images)
         scored = []
@@ -142,7 +152,12 @@ class Learner:
             with torch.no_grad(), span("forward"):
                 logprobs, _ = self._engine(micro_batch, inputs, temperature=temperature)
             rows = [row[kept].tolist() for row, kept in zip(logprobs.cpu(), micro_batch.attention_mask, strict=True)]
-            scored.append([(0.0,) * (len(sample.token_ids) - len(row)) + tuple(row) for sample, row in zip(samples, rows, strict=False)])
+            scored.append(
+                [
+                    (0.0,) * (len(sample.token_ids) - len(row)) + tuple(row)
+                    for sample, row in zip(samples, rows, strict=False)
+                ]
+            )
         return scored
 
     def _micro_batch_loss(
@@ -168,7 +183,9 @@ class Learner:
             fixed_length=objective.fixed_length,
         )
         proximal = None
-        if grpo is not None and grpo.importance_cap is not None:  # the step's only update starts from the very weights that it scores
+        if (
+            grpo is not None and grpo.importance_cap is not None
+        ):  # the step's only update starts from the very weights that it scores
             proximal = micro_batch.proximal_logprobs if micro_batch.proximal_logprobs is not None else logprobs.detach()
         targets = TokenTargets(
             mask=micro_batch.loss_mask,
@@ -235,7 +252,9 @@ class Learner:
         from actors.weights.direct import DirectTransfer, EngineClients, PolicySource
 
         if self._transfer is None:
-            source = PolicySource(self._policy.hf, self._spec.config.zero_stage, wanted=kind == "ipc" or self._rank == 0)
+            source = PolicySource(
+                self._policy.hf, self._spec.config.zero_stage, wanted=kind == "ipc" or self._rank == 0
+            )
             self._transfer = DirectTransfer(
                 kind,
                 source,

@@ -51,7 +51,10 @@ class LearnerRanks:
         self._limit = spec.config.call_timeout_seconds
         runtime = {"env_vars": learner_environment(spec.config, spec.use_gpu, spec.transfer)}
         actor = ray.remote(Learner)
-        self._ranks = [actor.options(**options, runtime_env=runtime).remote(spec, rank) for rank, options in enumerate(rank_options)]
+        self._ranks = [
+            actor.options(**options, runtime_env=runtime).remote(spec, rank)
+            for rank, options in enumerate(rank_options)
+        ]
         try:
             ((address, port),) = _all([self._ranks[0].open_rendezvous.remote()], self._limit)
             self._call("start", address, port)
@@ -84,7 +87,10 @@ class LearnerRanks:
             batch,
             micro_batches=tuple(
                 tuple(
-                    tuple(dataclasses.replace(sample, proximal_logprobs=row) for sample, row in zip(samples, rows, strict=True))
+                    tuple(
+                        dataclasses.replace(sample, proximal_logprobs=row)
+                        for sample, row in zip(samples, rows, strict=True)
+                    )
                     for samples, rows in zip(micro_batches, scored, strict=True)
                 )
                 for micro_batches, scored in zip(batch.micro_batches, ranks, strict=True)
@@ -139,7 +145,9 @@ class LearnerRanks:
 
     def _over_shares(self, method: str, batch: Batch, images: Mapping[str, ObjectRef], argument: Any) -> list[Any]:
         """Calls a method of each rank with its share of the batch and of the images."""
-        has_images = any(sample.image_keys for rank in batch.micro_batches for micro_batch in rank for sample in micro_batch)
+        has_images = any(
+            sample.image_keys for rank in batch.micro_batches for micro_batch in rank for sample in micro_batch
+        )
         calls = []
         for actor, micro_batches in zip(self._ranks, batch.micro_batches, strict=True):
             share = RankBatch(
@@ -163,7 +171,9 @@ def _all(calls: Sequence[ObjectRef], limit: float) -> list[Any]:
     while pending:
         done, pending = ray.wait(pending, timeout=max(until - time.monotonic(), 0.0))
         if not done:
-            raise LearnerLost(f"a learner rank was lost: no answer within {limit:g} seconds (learner.call_timeout_seconds)")
+            raise LearnerLost(
+                f"a learner rank was lost: no answer within {limit:g} seconds (learner.call_timeout_seconds)"
+            )
         try:
             ray.get(done)
         except RayError as error:

@@ -148,7 +148,9 @@ class _Access:
         if self._stage:
             from deepspeed.utils import safe_get_full_fp32_param, safe_get_full_optimizer_state
 
-            return safe_get_full_fp32_param(parameter) if kind is None else safe_get_full_optimizer_state(parameter, kind)
+            return (
+                safe_get_full_fp32_param(parameter) if kind is None else safe_get_full_optimizer_state(parameter, kind)
+            )
         master = self._masters[parameter]
         return master if kind is None else self._adam.state[master][kind]
 

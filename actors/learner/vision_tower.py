@@ -12,7 +12,9 @@ from torch import Tensor, nn
 from torch.nn import functional
 from transformers import AttentionInterface
 
-_ATTENTION = "flash_of_equals"  # transformers hands the bounds of the images to functions with "flash" in their name alone
+_ATTENTION = (
+    "flash_of_equals"  # transformers hands the bounds of the images to functions with "flash" in their name alone
+)
 
 
 def speed_up(visual: Any) -> None:
@@ -36,7 +38,9 @@ class PatchEmbedding(nn.Module):
         return functional.linear(patches.flatten(1), self.weight.flatten(1), self.bias)
 
 
-def attend(module: nn.Module, query: Tensor, key: Tensor, value: Tensor, attention_mask: None, **rest: Any) -> tuple[Tensor, None]:
+def attend(
+    module: nn.Module, query: Tensor, key: Tensor, value: Tensor, attention_mask: None, **rest: Any
+) -> tuple[Tensor, None]:
     """Attention within each image (or window), neighbours of one length at a time.
 
     Args:
@@ -53,7 +57,9 @@ def attend(module: nn.Module, query: Tensor, key: Tensor, value: Tensor, attenti
     parts = [tensor[0].split([length * number for length, number in runs], dim=1) for tensor in (query, key, value)]
     outputs = []
     for (length, number), *qkv in zip(runs, *parts, strict=True):
-        q, k, v = (part.unflatten(1, (number, length)).transpose(0, 1) for part in qkv)  # [number, heads, length, width]
+        q, k, v = (
+            part.unflatten(1, (number, length)).transpose(0, 1) for part in qkv
+        )  # [number, heads, length, width]
         attended = functional.scaled_dot_product_attention(q, k, v, scale=rest["scaling"])
         outputs.append(attended.transpose(1, 2).flatten(0, 1))  # [number * length, heads, width]
     return torch.cat(outputs)[None], None

@@ -77,12 +77,19 @@ class Engine:
             transfer: how new weights come.
         """
         self._use_gpu, self._can_sleep = use_gpu, can_sleep and use_gpu
-        self._arguments = engine_arguments(model, rollout, view, seed=seed, use_gpu=use_gpu, can_sleep=can_sleep, transfer=transfer)
+        self._arguments = engine_arguments(
+            model, rollout, view, seed=seed, use_gpu=use_gpu, can_sleep=can_sleep, transfer=transfer
+        )
         # Running requests are kept; those of tensor parallel workers, which lack cached images (`vllm_worker`), are waited for.
         self._pause_mode: PauseMode = "keep" if rollout.tensor_parallel_size == 1 else "wait"
         config = AutoConfig.from_pretrained(model.path)
         self._image_pad_id: int = config.image_token_id
-        self._vision_ids = {config.image_token_id, config.video_token_id, config.vision_start_token_id, config.vision_end_token_id}
+        self._vision_ids = {
+            config.image_token_id,
+            config.video_token_id,
+            config.vision_start_token_id,
+            config.vision_end_token_id,
+        }
         self._views = _Views(view, VIEW_CACHE_BYTES)
         self._request_numbers = itertools.count()
         self._running: set[str] = set()  # ids of requests
@@ -106,7 +113,9 @@ class Engine:
             EngineDied: it is.
         """
         if self._llm is not None and (self._llm.errored or self._ended.done()):
-            raise EngineDied(f"vLLM's engine process ended (out of memory, or a fault in a kernel?); its own log: {_log_file()}")
+            raise EngineDied(
+                f"vLLM's engine process ended (out of memory, or a fault in a kernel?); its own log: {_log_file()}"
+            )
 
     async def pulse(self) -> None:
         """Returns once vLLM's process has answered a question, as it does between two of its steps: never, where it hangs.
@@ -339,7 +348,9 @@ class Engine:
             queue = await llm.add_request(request_id, rendered, params)
             return llm, queue, list(rendered["prompt_token_ids"])
 
-    def _sampling(self, max_tokens: int, temperature: float, seed: int, stop_text: str, forbidden_ids: Sequence[int]) -> "SamplingParams":
+    def _sampling(
+        self, max_tokens: int, temperature: float, seed: int, stop_text: str, forbidden_ids: Sequence[int]
+    ) -> "SamplingParams":
         from vllm import SamplingParams
         from vllm.sampling_params import RequestOutputKind
 
@@ -366,7 +377,9 @@ class Engine:
             raise EngineMismatch(f"{len(logprobs)} log-probabilities for {len(ids)} sampled ids")
         if sampled.finish_reason not in get_args(FinishReason):
             raise RuntimeError(f"vLLM ended a request with {sampled.finish_reason!r}")
-        ended = sampled.finish_reason == "stop" and not isinstance(sampled.stop_reason, str)  # by an end token, not by the stop text
+        ended = sampled.finish_reason == "stop" and not isinstance(
+            sampled.stop_reason, str
+        )  # by an end token, not by the stop text
         return Completion(
             token_ids=ids,
             logprobs=logprobs,
@@ -449,4 +462,6 @@ def _collapse(ids: Sequence[int], pad_id: int) -> tuple[list[int], int]:
 def _difference(seen: Sequence[int], expected: Sequence[int]) -> str:
     same = (a == b for a, b in zip(seen, expected, strict=False))
     place = next((index for index, equal in enumerate(same) if not equal), min(len(seen), len(expected)))
-    return f"the engine reads {len(seen)} prompt ids, the session has {len(expected)}; from place {place} on they differ"
+    return (
+        f"the engine reads {len(seen)} prompt ids, the session has {len(expected)}; from place {place} on they differ"
+    )

@@ -14,7 +14,9 @@ def engine_environment(use_gpu: bool, transfer: Transfer = "file") -> dict[str, 
     """Environment variables of a process with an engine in it; to be set before vLLM is imported there."""
     common = {"VLLM_NO_USAGE_STATS": "1", "TOKENIZERS_PARALLELISM": "false"}
     if transfer == "ipc":
-        common["VLLM_ALLOW_INSECURE_SERIALIZATION"] = "1"  # for handles of GPU memory, from this process to vLLM's own on this machine
+        common["VLLM_ALLOW_INSECURE_SERIALIZATION"] = (
+            "1"  # for handles of GPU memory, from this process to vLLM's own on this machine
+        )
     if use_gpu:
         return common | {"VLLM_LOGGING_LEVEL": "WARNING"}
     return common | {
@@ -28,7 +30,14 @@ def engine_environment(use_gpu: bool, transfer: Transfer = "file") -> dict[str, 
 
 
 def engine_arguments(
-    model: ModelConfig, rollout: RolloutConfig, view: ViewSize, *, seed: int, use_gpu: bool, can_sleep: bool, transfer: Transfer = "file"
+    model: ModelConfig,
+    rollout: RolloutConfig,
+    view: ViewSize,
+    *,
+    seed: int,
+    use_gpu: bool,
+    can_sleep: bool,
+    transfer: Transfer = "file",
 ) -> dict[str, Any]:
     """Arguments of vLLM's `AsyncEngineArgs`; the parameters are those of `Engine`."""
     common = {
@@ -40,7 +49,10 @@ def engine_arguments(
         "enable_prefix_caching": True,
         "limit_mm_per_prompt": {"image": rollout.max_images, "video": 0},
         # Images come as views, never to be resized again; the largest view decides what vLLM makes room for.
-        "mm_processor_kwargs": {"do_resize": False, "size": {"shortest_edge": view.min_pixels, "longest_edge": view.max_pixels}},
+        "mm_processor_kwargs": {
+            "do_resize": False,
+            "size": {"shortest_edge": view.min_pixels, "longest_edge": view.max_pixels},
+        },
         "logprobs_mode": "processed_logprobs",  # of the distribution sampled from
         "generation_config": "auto",  # all of the model's end tokens
         "weight_transfer_config": {"backend": BACKENDS[transfer]},

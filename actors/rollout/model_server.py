@@ -31,7 +31,9 @@ class ServerFailed(UserError):
 class ModelServer:
     """Serves a folder on the loopback interface for as long as the context lasts, and no longer than this process."""
 
-    def __init__(self, folder: Path, log: Path, *, use_gpu: bool, port: int | None = None, max_model_len: int | None = None) -> None:
+    def __init__(
+        self, folder: Path, log: Path, *, use_gpu: bool, port: int | None = None, max_model_len: int | None = None
+    ) -> None:
         """Prepares.
 
         Args:
@@ -57,7 +59,9 @@ class ModelServer:
         self.start()
         return self
 
-    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None) -> None:
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
+    ) -> None:
         self.close()
 
     def start(self, timeout_seconds: float = 300.0) -> None:
@@ -67,7 +71,15 @@ class ModelServer:
             ServerFailed: it ended, or did not serve in time.
         """
         command = [*TETHER, *PROGRAM, "--model", str(self.folder), "--served-model-name", SERVED_NAME]
-        command += ["--host", "127.0.0.1", "--port", str(self.port), "--enable-auto-tool-choice", "--tool-call-parser", "hermes"]
+        command += [
+            "--host",
+            "127.0.0.1",
+            "--port",
+            str(self.port),
+            "--enable-auto-tool-choice",
+            "--tool-call-parser",
+            "hermes",
+        ]
         command += ["--override-generation-config", json.dumps(NEUTRAL)]
         with self.log.open("w") as output:
             self._process = subprocess.Popen(

@@ -62,7 +62,9 @@ class _Newest:
 class _Place:
     """Where an actor is, or will be."""
 
-    def __init__(self, make: Callable[[], ActorHandle], newest: _Newest, deaths: Deaths, stall_seconds: float, transfer: Transfer) -> None:
+    def __init__(
+        self, make: Callable[[], ActorHandle], newest: _Newest, deaths: Deaths, stall_seconds: float, transfer: Transfer
+    ) -> None:
         self._make, self._newest, self._deaths = make, newest, deaths
         self._stall_seconds, self._transfer = stall_seconds, transfer
         self.num_groups = 0  # that run here
@@ -189,7 +191,9 @@ class _Place:
 class RolloutPool:
     """All rollout actors."""
 
-    def __init__(self, makers: Sequence[Callable[[], ActorHandle]], stall_seconds: float, transfer: Transfer = "file") -> None:
+    def __init__(
+        self, makers: Sequence[Callable[[], ActorHandle]], stall_seconds: float, transfer: Transfer = "file"
+    ) -> None:
         """Begins to start an actor in each place; `start` waits for them.
 
         Args:
@@ -203,7 +207,11 @@ class RolloutPool:
 
     @classmethod
     async def start(
-        cls, spec: RolloutSpec, executors: Sequence[ActorHandle], reservation: Reservation, actor_class: type[RolloutActor] = RolloutActor
+        cls,
+        spec: RolloutSpec,
+        executors: Sequence[ActorHandle],
+        reservation: Reservation,
+        actor_class: type[RolloutActor] = RolloutActor,
     ) -> "RolloutPool":
         """Starts the engines, all at once."""
         environment = {"env_vars": engine_environment(spec.use_gpu, spec.transfer)}
@@ -227,7 +235,9 @@ class RolloutPool:
             raise
         return group
 
-    async def run_group(self, sample: Sample, *, group_id: str, size: int, temperature: float, seed: int) -> RolloutResult:
+    async def run_group(
+        self, sample: Sample, *, group_id: str, size: int, temperature: float, seed: int
+    ) -> RolloutResult:
         """Runs a group on the least busy engine; once more where the engine is lost.
 
         Raises:
@@ -244,7 +254,9 @@ class RolloutPool:
                 place.num_groups -= 1
                 raise
             try:
-                reference, images = actor.run_group.remote(sample, group_id=group_id, size=size, temperature=temperature, seed=seed)
+                reference, images = actor.run_group.remote(
+                    sample, group_id=group_id, size=size, temperature=temperature, seed=seed
+                )
                 ran = RolloutResult(trajectories=await reference, reference=reference, images=images)
                 self.deaths.progress()
                 return ran
@@ -255,7 +267,9 @@ class RolloutPool:
             finally:
                 place.num_groups -= 1
         assert error is not None
-        raise ActorsLost(f"{described(error)}: sample {sample.id!r} was run {MAX_RUNS} times, and each time its rollout actor died")
+        raise ActorsLost(
+            f"{described(error)}: sample {sample.id!r} was run {MAX_RUNS} times, and each time its rollout actor died"
+        )
 
     @property
     def node_ids(self) -> tuple[str, ...]:

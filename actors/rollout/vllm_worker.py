@@ -66,7 +66,9 @@ class WeightsFileTransfer(WeightTransferEngine[NoInfo, FileInfo]):
     init_info_cls = NoInfo
     update_info_cls = FileInfo
 
-    def __init__(self, config: WeightTransferConfig, vllm_config: VllmConfig, device: torch.device, model: torch.nn.Module) -> None:
+    def __init__(
+        self, config: WeightTransferConfig, vllm_config: VllmConfig, device: torch.device, model: torch.nn.Module
+    ) -> None:
         super().__init__(config, vllm_config, device, model)
         self._owner = vllm_config.additional_config[OWNER_PID]
         self.plan: LoadPlan | None = None
@@ -89,14 +91,17 @@ class WeightsFileTransfer(WeightTransferEngine[NoInfo, FileInfo]):
         weights = map_weights(Path(update_info.path))
         if update_info.is_adapter:
             self._load_layers(
-                lora.merged_weights(self.model_config.model, weights.tensors, self.model_config.dtype, self.device), update_info.path
+                lora.merged_weights(self.model_config.model, weights.tensors, self.model_config.dtype, self.device),
+                update_info.path,
             )
         elif self.plan is not None and self.plan.header == weights.header:
             self.plan.load(weights, os.sched_getaffinity(self._owner))
         else:
             self._load_layers(weights.tensors.items(), update_info.path, recorded=weights)
 
-    def _load_layers(self, tensors: Iterable[tuple[str, torch.Tensor]], path: str, recorded: MappedWeights | None = None) -> None:
+    def _load_layers(
+        self, tensors: Iterable[tuple[str, torch.Tensor]], path: str, recorded: MappedWeights | None = None
+    ) -> None:
         """vLLM's own loading; it is recorded where it is all from one file."""
         expected = {name for name, _ in self.model.named_parameters()}
         self._is_layerwise = True
@@ -124,7 +129,9 @@ class WeightsFileTransfer(WeightTransferEngine[NoInfo, FileInfo]):
 class NcclTransfer(NCCLWeightTransferEngine):
     """vLLM's own, in a process that ends with its owner."""
 
-    def __init__(self, config: WeightTransferConfig, vllm_config: VllmConfig, device: torch.device, model: torch.nn.Module) -> None:
+    def __init__(
+        self, config: WeightTransferConfig, vllm_config: VllmConfig, device: torch.device, model: torch.nn.Module
+    ) -> None:
         super().__init__(config, vllm_config, device, model)
         _die_with(vllm_config.additional_config[OWNER_PID])
 
@@ -137,7 +144,9 @@ class NcclTransfer(NCCLWeightTransferEngine):
 class IpcTransfer(IPCWeightTransferEngine):
     """vLLM's own, in a process that ends with its owner."""
 
-    def __init__(self, config: WeightTransferConfig, vllm_config: VllmConfig, device: torch.device, model: torch.nn.Module) -> None:
+    def __init__(
+        self, config: WeightTransferConfig, vllm_config: VllmConfig, device: torch.device, model: torch.nn.Module
+    ) -> None:
         super().__init__(config, vllm_config, device, model)
         _die_with(vllm_config.additional_config[OWNER_PID])
 

@@ -36,12 +36,19 @@ class PolicySource(WeightSource):
         """
         self._model, self._zero_stage, self._wanted = model, zero_stage, wanted
         shapes = {name: getattr(weight, "ds_shape", weight.shape) for name, weight in model.named_parameters()}
-        empty = {name: torch.empty(shapes[name], dtype=weight.dtype, device="meta") for name, weight in model.named_parameters()}
+        empty = {
+            name: torch.empty(shapes[name], dtype=weight.dtype, device="meta")
+            for name, weight in model.named_parameters()
+        }
         names = {id(tensor): name for name, tensor in gather.in_files_order(model, empty).items()}
         if len(names) != len(empty) or any(id(tensor) not in names for tensor in empty.values()):
-            raise ValueError("placement.weight_transfer: file is needed: this model's files are more than its weights renamed")
+            raise ValueError(
+                "placement.weight_transfer: file is needed: this model's files are more than its weights renamed"
+            )
         self._names = {name: names[id(tensor)] for name, tensor in empty.items()}
-        self._metadata = [ParamMeta(self._names[name], tensor.dtype, tuple(tensor.shape)) for name, tensor in empty.items()]
+        self._metadata = [
+            ParamMeta(self._names[name], tensor.dtype, tuple(tensor.shape)) for name, tensor in empty.items()
+        ]
 
     def metadata(self) -> list[ParamMeta]:
         """Names, types and shapes, without gathering."""
@@ -56,7 +63,9 @@ class PolicySource(WeightSource):
 class EngineClients:
     """All engines of a run as vLLM's trainer calls them: a call goes to each, and returns when each has answered."""
 
-    def __init__(self, actors: Sequence[ActorHandle], workers_per_engine: int, get: Callable[[list[Any]], Any] = ray.get) -> None:
+    def __init__(
+        self, actors: Sequence[ActorHandle], workers_per_engine: int, get: Callable[[list[Any]], Any] = ray.get
+    ) -> None:
         self._actors, self._workers_per_engine, self._get = actors, workers_per_engine, get
         self.version = 0  # that the next update brings
 
@@ -64,7 +73,11 @@ class EngineClients:
         """Connects them; by NCCL the workers of one engine after those of the other."""
         calls = []
         for number, actor in enumerate(self._actors):
-            ranks = {"rank_offset": init_info["rank_offset"] + number * self._workers_per_engine} if "rank_offset" in init_info else {}
+            ranks = (
+                {"rank_offset": init_info["rank_offset"] + number * self._workers_per_engine}
+                if "rank_offset" in init_info
+                else {}
+            )
             calls.append(actor.connect_weights.remote(init_info | ranks))
         self._get(calls)
 
@@ -85,7 +98,15 @@ class DirectTransfer:
     """One rank's part."""
 
     def __init__(
-        self, kind: str, source: PolicySource, engines: EngineClients, *, rank: int, address: str, num_workers: int, packed: bool = True
+        self,
+        kind: str,
+        source: PolicySource,
+        engines: EngineClients,
+        *,
+        rank: int,
+        address: str,
+        num_workers: int,
+        packed: bool = True,
     ) -> None:
         """Connects to the engines; all ranks at once.
 
@@ -98,10 +119,16 @@ class DirectTransfer:
         info: TrainerInitInfo = IPCTrainerInitInfo(rank=rank, packed=packed)
         if kind == "nccl":
             info = NCCLTrainerInitInfo(
-                rank=rank, master_address=address, master_port=_free_port(address), world_size=1 + num_workers, packed=packed
+                rank=rank,
+                master_address=address,
+                master_port=_free_port(address),
+                world_size=1 + num_workers,
+                packed=packed,
             )
         self._engines = engines
-        self._trainer: TrainerWeightTransferEngine = WeightTransferTrainerFactory.trainer_init(info, client=engines, source=source)
+        self._trainer: TrainerWeightTransferEngine = WeightTransferTrainerFactory.trainer_init(
+            info, client=engines, source=source
+        )
 
     def send(self, version: int) -> None:
         """Brings all engines to the weights as they are; all ranks at once."""

@@ -19,7 +19,11 @@ from actors.weights.shared_file import WeightBuffer, header_of
 from arm_rl.core.config import Transfer
 
 SHARED_MEMORY = Path("/dev/shm")
-BACKENDS: dict[Transfer, str] = {"file": "weights_file", "nccl": "weights_nccl", "ipc": "weights_ipc"}  # names in vLLM's registry
+BACKENDS: dict[Transfer, str] = {
+    "file": "weights_file",
+    "nccl": "weights_nccl",
+    "ipc": "weights_ipc",
+}  # names in vLLM's registry
 WORKER_EXTENSION = "actors.rollout.vllm_worker.WorkerExtension"
 OWNER_PID = "owner_pid"  # key, in vLLM's additional configuration, of the process without which vLLM's must not live
 
@@ -51,7 +55,11 @@ def weights_folder(run_id: str, num_bytes: int = 0, shared_memory: Path = SHARED
         num_bytes: that must fit.
         shared_memory: preferred place; where it is missing or has less than `num_bytes` left, the temporary folder is taken.
     """
-    fits = shared_memory.is_dir() and os.access(shared_memory, os.W_OK) and shutil.disk_usage(shared_memory).free >= num_bytes
+    fits = (
+        shared_memory.is_dir()
+        and os.access(shared_memory, os.W_OK)
+        and shutil.disk_usage(shared_memory).free >= num_bytes
+    )
     root = shared_memory if fits else Path(tempfile.gettempdir())
     folder = root / f"arm_rl-{os.getuid()}" / run_id
     folder.mkdir(parents=True, exist_ok=True)
@@ -113,7 +121,10 @@ def _once(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
 def _in_order(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
     """Matrices of one block side by side, vectors after them: engines that merge matrices find them merged already."""
     blocks: dict[str, int] = {}
-    keys = {name: (blocks.setdefault(".".join(name.split(".")[:-2]), len(blocks)), tensor.ndim < 2) for name, tensor in tensors.items()}
+    keys = {
+        name: (blocks.setdefault(".".join(name.split(".")[:-2]), len(blocks)), tensor.ndim < 2)
+        for name, tensor in tensors.items()
+    }
     return {name: tensors[name] for name in sorted(tensors, key=keys.__getitem__)}
 
 

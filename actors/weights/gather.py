@@ -13,7 +13,9 @@ from actors.weights import lora
 _GATHERED_ELEMENTS = 1 << 28  # of ZeRO-3 shards brought together at a time
 
 
-def pieces(model: nn.Module, zero_stage: int, scaling: Tensor | None, *, wanted: bool = True) -> Iterator[list[tuple[str, Tensor]]]:
+def pieces(
+    model: nn.Module, zero_stage: int, scaling: Tensor | None, *, wanted: bool = True
+) -> Iterator[list[tuple[str, Tensor]]]:
     """All weights, tied ones once, by the names of a model without adapters; each piece holds until the next one is asked for.
 
     Args:
@@ -22,7 +24,9 @@ def pieces(model: nn.Module, zero_stage: int, scaling: Tensor | None, *, wanted:
         wanted: whether this rank needs the tensors; else its pieces are empty.
     """
     adapters = lora.adapters_of(model)
-    named = [(plain, weight) for name, weight in model.named_parameters() if (plain := lora.plain_name(name)) is not None]
+    named = [
+        (plain, weight) for name, weight in model.named_parameters() if (plain := lora.plain_name(name)) is not None
+    ]
     for piece in _cut(named):
         beside = [part for name, _ in piece if (adapter := adapters.get(name)) for part in (adapter.down, adapter.up)]
         with gathered([*(weight for _, weight in piece), *beside], zero_stage), torch.no_grad():
@@ -56,7 +60,8 @@ def adapters(model: nn.Module, zero_stage: int, *, wanted: bool) -> dict[str, tu
         if not wanted:
             return {}
         return {
-            name: (adapter.down.detach().to("cpu", copy=True), adapter.up.detach().to("cpu", copy=True)) for name, adapter in found.items()
+            name: (adapter.down.detach().to("cpu", copy=True), adapter.up.detach().to("cpu", copy=True))
+            for name, adapter in found.items()
         }
 
 

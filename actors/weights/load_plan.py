@@ -89,7 +89,9 @@ class _Layer:
                     flat[copy.to : copy.to + copy.size].copy_(target.source(copy, data))
             else:  # the kernel has a packed copy alone
                 kept[target.name] = parameter
-                self.module._parameters[target.name] = nn.Parameter(target.whole(data).to(parameter.dtype), requires_grad=False)
+                self.module._parameters[target.name] = nn.Parameter(
+                    target.whole(data).to(parameter.dtype), requires_grad=False
+                )
         if hasattr(self.module, "cpu_linear"):
             self.module.quant_method.process_weights_after_loading(self.module)  # packs anew
         self.module._parameters.update(kept)
@@ -163,7 +165,9 @@ class Recorder(TorchDispatchMode):
         inside = start >= 0 and start + source.nbytes <= self._weights.data.nbytes
         _, target = found
         of_one_kind = not target.copies or target.dtype == source.dtype
-        if not (inside and of_one_kind and source.is_contiguous() and to.is_contiguous() and source.numel() == to.numel()):
+        if not (
+            inside and of_one_kind and source.is_contiguous() and to.is_contiguous() and source.numel() == to.numel()
+        ):
             self._is_plain = False
             return
         target.dtype = source.dtype

@@ -71,7 +71,9 @@ def publishable(adapters: Mapping[str, tuple[Tensor, Tensor]], scaling: Tensor) 
     return tensors
 
 
-def merged_weights(base: str, published: Mapping[str, Tensor], dtype: torch.dtype, device: torch.device) -> Iterator[tuple[str, Tensor]]:
+def merged_weights(
+    base: str, published: Mapping[str, Tensor], dtype: torch.dtype, device: torch.device
+) -> Iterator[tuple[str, Tensor]]:
     """The base model's weights with published adapters in them, one at a time, by the names of its files.
 
     Args:
@@ -106,7 +108,9 @@ def save_adapter(adapters: Mapping[str, tuple[Tensor, Tensor]], config: LearnerC
     tensors = {}
     for name, pair in adapters.items():
         for kind, tensor in zip((_DOWN, _UP), pair, strict=True):
-            tensors[f"base_model.model.{name.removesuffix('.weight')}{kind}.weight"] = tensor.detach().cpu().contiguous()
+            tensors[f"base_model.model.{name.removesuffix('.weight')}{kind}.weight"] = (
+                tensor.detach().cpu().contiguous()
+            )
     save_file(tensors, folder / "adapter_model.safetensors", metadata={"format": "pt"})
 
 

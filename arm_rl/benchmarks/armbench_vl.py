@@ -22,9 +22,18 @@ from arm_rl.benchmarks.files import BenchmarkError, FileRow, ImageStore, read_ro
 from arm_rl.core.types import ImageRef, Sample
 
 NAME = "armbench_vl"
-PERCEPTION, DOCUMENT, INSTRUCTION = "fine_grained_perception", "multimodal_long_document", "multimodal_instruction_following"
+PERCEPTION, DOCUMENT, INSTRUCTION = (
+    "fine_grained_perception",
+    "multimodal_long_document",
+    "multimodal_instruction_following",
+)
 TRACKS = (PERCEPTION, DOCUMENT, INSTRUCTION)
-WAYS = {"single_rm": ("pointwise", 1), "pair_rm": ("2-way", 2), "2-way-pair_rm": ("2-way", 2), "4-way-pair_rm": ("4-way", 4)}
+WAYS = {
+    "single_rm": ("pointwise", 1),
+    "pair_rm": ("2-way", 2),
+    "2-way-pair_rm": ("2-way", 2),
+    "4-way-pair_rm": ("4-way", 4),
+}
 
 
 def read(path: Path, reading: ReadOptions) -> list[Item]:
@@ -33,7 +42,9 @@ def read(path: Path, reading: ReadOptions) -> list[Item]:
     if path.is_dir():
         files = [file for track in TRACKS if (file := path / f"{track}.jsonl").is_file()]
     if not files or any(file.stem not in TRACKS for file in files):
-        raise BenchmarkError(f"{path}: {PERCEPTION}.jsonl, {DOCUMENT}.jsonl or {INSTRUCTION}.jsonl is needed, or a folder with them")
+        raise BenchmarkError(
+            f"{path}: {PERCEPTION}.jsonl, {DOCUMENT}.jsonl or {INSTRUCTION}.jsonl is needed, or a folder with them"
+        )
     items: dict[str, Item] = {}
     for file in files:
         for row in read_rows(file, ("jsonl",)):
@@ -106,15 +117,23 @@ def _note(row: FileRow) -> list[str]:
     if row.values.get("doc_id") is None:
         return []
     name = row.text("doc_id").removesuffix(".pdf")
-    return [f"The document is named {name}. The image shows its pages, numbered from 1, row by row and from left to right."]
+    return [
+        f"The document is named {name}. The image shows its pages, numbered from 1, row by row and from left to right."
+    ]
 
 
 def _constraint(row: FileRow) -> str | None:
     constraints: Any = row.values.get("constraints")
     if not constraints:
         return None
-    if not isinstance(constraints, list) or not isinstance(constraints[0], dict) or not isinstance(constraints[0].get("value"), str):
-        raise row.error("constraints", f"a list whose first entry has a text as `value` is needed, not {constraints!r:.80}")
+    if (
+        not isinstance(constraints, list)
+        or not isinstance(constraints[0], dict)
+        or not isinstance(constraints[0].get("value"), str)
+    ):
+        raise row.error(
+            "constraints", f"a list whose first entry has a text as `value` is needed, not {constraints!r:.80}"
+        )
     return str(constraints[0]["value"])
 
 

@@ -47,7 +47,9 @@ class ReadOptions:
 
     def orders(self, key: str, num_answers: int, *, shuffle: bool) -> list[tuple[int, ...]]:
         """The orders in which answers are shown: one, or both of a pair; shuffled where the file always has the better one first."""
-        order = sorted(range(num_answers), key=lambda number: derive(self.seed, "order", key, number) if shuffle else number)
+        order = sorted(
+            range(num_answers), key=lambda number: derive(self.seed, "order", key, number) if shuffle else number
+        )
         orders = [tuple(order)]
         return [*orders, tuple(reversed(order))] if self.both_orders and num_answers == 2 else orders
 

@@ -25,13 +25,20 @@ def wilson(share: float, number: int) -> tuple[float, float]:
     return max(0.0, center - half), min(1.0, center + half)
 
 
-def intervals(rows: Sequence[JudgedRow], scores: Scores, *, num_draws: int = NUM_DRAWS, seed: int = 0) -> dict[str, tuple[float, float]]:
+def intervals(
+    rows: Sequence[JudgedRow], scores: Scores, *, num_draws: int = NUM_DRAWS, seed: int = 0
+) -> dict[str, tuple[float, float]]:
     """The 95 % interval of each score, by drawing clusters of rows again (percentile bootstrap)."""
     return _percentiles(scores(drawn) for (drawn,) in _draws([rows], num_draws, seed))
 
 
 def difference_intervals(
-    before: Sequence[JudgedRow], after: Sequence[JudgedRow], scores: Scores, *, num_draws: int = NUM_DRAWS, seed: int = 0
+    before: Sequence[JudgedRow],
+    after: Sequence[JudgedRow],
+    scores: Scores,
+    *,
+    num_draws: int = NUM_DRAWS,
+    seed: int = 0,
 ) -> dict[str, tuple[float, float]]:
     """The 95 % interval of each score's difference between two runs on the same rows, drawn together (paired bootstrap)."""
     return _percentiles(differences(scores(old), scores(new)) for old, new in _draws([before, after], num_draws, seed))

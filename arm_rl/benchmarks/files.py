@@ -44,7 +44,9 @@ class FileRow:
     def get(self, key: str) -> Any:
         """The value as it is; it must be there."""
         if self.values.get(key) is None:
-            raise self.error(key, f"is missing; found: {', '.join(name for name, value in self.values.items() if value is not None)}")
+            raise self.error(
+                key, f"is missing; found: {', '.join(name for name, value in self.values.items() if value is not None)}"
+            )
         return self.values[key]
 
     def text(self, key: str) -> str:

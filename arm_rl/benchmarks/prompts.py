@@ -19,15 +19,21 @@ RATING_SYSTEM = """You rate an answer to a question. Think first, in <think> and
 or detailed it is does not."""
 
 
-def compare(question: str, answers: Sequence[str], *, num_images: int, notes: Sequence[str] = ()) -> tuple[Message, ...]:
+def compare(
+    question: str, answers: Sequence[str], *, num_images: int, notes: Sequence[str] = ()
+) -> tuple[Message, ...]:
     """Which of the answers is better."""
     shown = "\n\n".join(f"Answer {number}: {answer}" for number, answer in enumerate(answers, 1))
     which = "one of " + ", ".join(str(number) for number in range(1, len(answers) + 1))
-    asked = f"Which answer is better? Being right counts most. Say: Overall Judgment: Answer k is better, with k {which}."
+    asked = (
+        f"Which answer is better? Being right counts most. Say: Overall Judgment: Answer k is better, with k {which}."
+    )
     return (_user([f"Question: {question}", shown, *notes, asked], num_images),)
 
 
-def verify(question: str, answer: str, *, num_images: int, constraint: str | None = None, notes: Sequence[str] = ()) -> tuple[Message, ...]:
+def verify(
+    question: str, answer: str, *, num_images: int, constraint: str | None = None, notes: Sequence[str] = ()
+) -> tuple[Message, ...]:
     """Whether an answer is right, or, with a constraint, whether it keeps to that."""
     parts = [f"Question: {question}", f"Answer (text_0): {answer}"]
     if constraint is not None:
@@ -40,12 +46,18 @@ def choose(question: str, options: Mapping[str, str], *, num_images: int) -> tup
     """Which option answers the question."""
     listed = "\n".join(f"{letter}. {option}" for letter, option in options.items())
     asked = "Answer with the letter of the right option in <answer> and </answer>."
-    return (Message(role="system", parts=(ANSWER_SYSTEM,)), _user([f"Question: {question}", f"Options:\n{listed}", asked], num_images))
+    return (
+        Message(role="system", parts=(ANSWER_SYSTEM,)),
+        _user([f"Question: {question}", f"Options:\n{listed}", asked], num_images),
+    )
 
 
 def rate(question: str, answer: str) -> tuple[Message, ...]:
     """How good an answer is, from 1 to 10."""
-    return (Message(role="system", parts=(RATING_SYSTEM,)), _user([f"Question: {question}", f"Answer: {answer}", "Rate the answer."], 0))
+    return (
+        Message(role="system", parts=(RATING_SYSTEM,)),
+        _user([f"Question: {question}", f"Answer: {answer}", "Rate the answer."], 0),
+    )
 
 
 def _user(paragraphs: Sequence[str], num_images: int) -> Message:

@@ -29,7 +29,9 @@ def read_results(folder: Path) -> dict[Key, ItemVerdict]:
             judged = ItemVerdict.from_dict(values["judged"])
             found[values["benchmark"], values["way"], judged.id] = judged
         except (ValueError, KeyError, TypeError) as error:
-            raise ResultsError(f"{folder / FILE}: line {number}: not a verdict ({error!r}); without it, it is asked again") from error
+            raise ResultsError(
+                f"{folder / FILE}: line {number}: not a verdict ({error!r}); without it, it is asked again"
+            ) from error
     return found
 
 
@@ -58,5 +60,7 @@ class ResultsWriter:
     def __enter__(self) -> "ResultsWriter":
         return self
 
-    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
         self._file.close()

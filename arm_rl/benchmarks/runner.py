@@ -48,7 +48,9 @@ class ItemQuestion:
         """Tells whether the same was asked before."""
         sample = self.sample
         images = [Path(ref.path).name for ref in sample.images]
-        return hashlib.blake2b(repr((sample.messages, images, sample.label, sample.tools)).encode(), digest_size=8).hexdigest()
+        return hashlib.blake2b(
+            repr((sample.messages, images, sample.label, sample.tools)).encode(), digest_size=8
+        ).hexdigest()
 
 
 def read_questions(
@@ -77,7 +79,9 @@ def read_questions(
         if name not in BENCHMARKS:
             raise BenchmarkError(f"{name}: one of {', '.join(BENCHMARKS)} is needed")
         images = ImageStore((folder / "images" / name).resolve())
-        items = BENCHMARKS[name].read(path, ReadOptions(images=images, tools=tuple(tools), seed=seed, both_orders=both_orders))
+        items = BENCHMARKS[name].read(
+            path, ReadOptions(images=images, tools=tuple(tools), seed=seed, both_orders=both_orders)
+        )
         chosen = _limited(items, limit, seed)
         questions += [ItemQuestion(benchmark=name, way=way, item=item) for way in ways for item in chosen]
     return questions
@@ -115,7 +119,9 @@ def finished(questions: Sequence[ItemQuestion], folder: Path) -> dict[Key, ItemV
                 "choose another --out, or remove that folder"
             )
     return {
-        question.key: replace(found[question.key], row_items=question.item.row_items) for question in questions if question.key in found
+        question.key: replace(found[question.key], row_items=question.item.row_items)
+        for question in questions
+        if question.key in found
     }
 
 
@@ -160,7 +166,11 @@ class _Asker:
     """The state of an evaluation that runs."""
 
     def __init__(
-        self, backend: Backend[Any], folder: Path, may_break: int, on_done: Callable[[ItemQuestion, ItemVerdict | None], None]
+        self,
+        backend: Backend[Any],
+        folder: Path,
+        may_break: int,
+        on_done: Callable[[ItemQuestion, ItemVerdict | None], None],
     ) -> None:
         self._backend, self._folder, self._may_break, self._on_done = backend, folder, may_break, on_done
         self.judged: dict[Key, ItemVerdict] = {}
@@ -208,7 +218,9 @@ class _Asker:
     async def _record(self, stage: str) -> None:
         step = self._steps.get(stage)
         if step is None:  # an earlier run's files stay
-            numbers = [int(path.stem.rpartition("-")[2]) for path in (self._folder / "trajectories").glob(f"{stage}-*.parquet")]
+            numbers = [
+                int(path.stem.rpartition("-")[2]) for path in (self._folder / "trajectories").glob(f"{stage}-*.parquet")
+            ]
             step = max(numbers, default=-1) + 1
         self._steps[stage] = step + 1
         await self._backend.record(stage, step, self._unwritten.pop(stage))

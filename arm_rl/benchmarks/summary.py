@@ -27,7 +27,9 @@ def summarize(benchmark: Benchmark, judged: Sequence[ItemVerdict], num_items: in
         "num_items": len(judged),
         "missing": (len(judged) if num_items is None else num_items) - len(judged),
         "main_score": benchmark.main_score,
-        "scores": {name: {"value": value, "low": ranges[name][0], "high": ranges[name][1]} for name, value in published.items()},
+        "scores": {
+            name: {"value": value, "low": ranges[name][0], "high": ranges[name][1]} for name, value in published.items()
+        },
         "accuracy": _accuracy(rows),
         "readable": _share([one.verdict is not None for one in judged]),
         **_calls(judged),

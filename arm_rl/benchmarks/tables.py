@@ -7,7 +7,11 @@ from rich.table import Table
 
 from arm_rl.benchmarks.summary import Summaries
 
-POSITION = (("first", "for the answer shown first"), ("same", "same answer in both orders"), ("both_right", "right in both orders"))
+POSITION = (
+    ("first", "for the answer shown first"),
+    ("same", "same answer in both orders"),
+    ("both_right", "right in both orders"),
+)
 
 
 def summary_tables(summaries: Summaries) -> Iterator[Table]:
@@ -28,7 +32,11 @@ def _scores(name: str, ways: Mapping[str, dict[str, Any]]) -> Table:
         table.add_row(score, *(_interval(summary["scores"].get(score)) for summary in ways.values()), style=style)
     table.add_section()
     table.add_row("rows right", *(_interval(summary["accuracy"]) for summary in ways.values()))
-    for key, label in (("readable", "verdicts readable"), ("call_rate", "samples with a call"), ("ok_calls", "calls that succeeded")):
+    for key, label in (
+        ("readable", "verdicts readable"),
+        ("call_rate", "samples with a call"),
+        ("ok_calls", "calls that succeeded"),
+    ):
         table.add_row(label, *("" if summary[key] is None else f"{summary[key]:.1%}" for summary in ways.values()))
     table.add_row("calls a sample", *(f"{summary['calls']:.2f}" for summary in ways.values()))
     if any(summary["position"] for summary in ways.values()):
@@ -53,7 +61,9 @@ def _categories(name: str, ways: Mapping[str, dict[str, Any]]) -> Table:
             cells: list[str] = []
             for summary in ways.values():
                 found = summary["categories"].get(category, {}).get(value)
-                cells += [f"{found['num_rows']:.0f}", _interval(found), f"{found['calls']:.2f}"] if found else ["", "", ""]
+                cells += (
+                    [f"{found['num_rows']:.0f}", _interval(found), f"{found['calls']:.2f}"] if found else ["", "", ""]
+                )
             table.add_row(f"{category} {value}", *cells)
         table.add_section()
     return table
@@ -69,11 +79,20 @@ def comparison_table(compared: Mapping[str, dict[str, Any]], before: str, after:
         for score, values in one["scores"].items():
             main = score == one["main_score"]
             shown = f"{100 * values['difference']:+.1f} ({100 * values['low']:+.1f} to {100 * values['high']:+.1f})"
-            cells = [f"{100 * values['before']:.1f}", f"{100 * values['after']:.1f}", shown, *(test if main else ["", ""])]
-            table.add_row(f"{name} ({one['num_rows']} rows)" if main else "", score, *cells, style="bold" if main else None)
+            cells = [
+                f"{100 * values['before']:.1f}",
+                f"{100 * values['after']:.1f}",
+                shown,
+                *(test if main else ["", ""]),
+            ]
+            table.add_row(
+                f"{name} ({one['num_rows']} rows)" if main else "", score, *cells, style="bold" if main else None
+            )
         table.add_section()
     return table
 
 
 def _interval(value: Mapping[str, float] | None) -> str:
-    return "" if value is None else f"{100 * value['value']:.1f} ({100 * value['low']:.1f} to {100 * value['high']:.1f})"
+    return (
+        "" if value is None else f"{100 * value['value']:.1f} ({100 * value['low']:.1f} to {100 * value['high']:.1f})"
+    )

@@ -8,7 +8,9 @@ from arm_rl.core.parsing import parse_judgment
 
 _ANSWER = re.compile(r"<answer>(.*?)(?:</answer>|$)", re.DOTALL)
 _THOUGHT = re.compile(r"<think>.*?</think>", re.DOTALL)
-_BETTER = re.compile(r"answer\s*(\d+)\s*is\s*(?:the\s*)?(?:slightly\s*|much\s*)?(?:better|superior|preferred|best)", re.IGNORECASE)
+_BETTER = re.compile(
+    r"answer\s*(\d+)\s*is\s*(?:the\s*)?(?:slightly\s*|much\s*)?(?:better|superior|preferred|best)", re.IGNORECASE
+)
 _NUMBER = re.compile(r"\s*(?:answer\s*)?(\d+)\s*\.?\s*", re.IGNORECASE)
 _TRUTH = re.compile(r"\b(true|false)\b", re.IGNORECASE)
 _LETTER_ALONE = re.compile(r"[\s(\[*]*([A-Z])(?:[\s)\].:,*]|$)")
@@ -73,4 +75,9 @@ def _rating(text: str) -> str | None:
     return found[-1] if found else None
 
 
-_READERS: dict[Kind, Callable[[str], str | None]] = {"choice": _choice, "truth": _truth, "letter": _letter, "rating": _rating}
+_READERS: dict[Kind, Callable[[str], str | None]] = {
+    "choice": _choice,
+    "truth": _truth,
+    "letter": _letter,
+    "rating": _rating,
+}

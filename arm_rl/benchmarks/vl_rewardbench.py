@@ -17,7 +17,13 @@ from arm_rl.benchmarks.files import FileRow, ImageStore, read_rows
 from arm_rl.core.types import Sample
 
 NAME = "vl_rewardbench"
-SOURCES = {"RLAIF": "rlaif-v", "RLHF": "rlhf-v", "hallucination": "povid", "mathverse": "reasoning_tasks", "mmmu": "reasoning_tasks"}
+SOURCES = {
+    "RLAIF": "rlaif-v",
+    "RLHF": "rlhf-v",
+    "hallucination": "povid",
+    "mathverse": "reasoning_tasks",
+    "mmmu": "reasoning_tasks",
+}
 SOURCES |= {"wildvision": "wildvision-battle"}  # by the id's first word; all others are of vlfeedback
 GROUPS = {
     "vlfeedback": "general",
@@ -47,7 +53,9 @@ def read(path: Path, reading: ReadOptions) -> list[Item]:
 def _items(row: FileRow, key: str, query: str, answers: list[str], reading: ReadOptions) -> list[Item]:
     ranking = row.get("human_ranking")
     if len(answers) != 2 or sorted(ranking) != [0, 1]:
-        raise row.error("human_ranking", f"[0, 1] or [1, 0] for two answers is needed, not {ranking!r:.80} for {len(answers)}")
+        raise row.error(
+            "human_ranking", f"[0, 1] or [1, 0] for two answers is needed, not {ranking!r:.80} for {len(answers)}"
+        )
     if "image_path" in row.values:
         image = ImageStore.file(row, "image_path", row.text("image_path"), row.path.parent)
     else:

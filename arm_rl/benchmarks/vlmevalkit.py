@@ -64,7 +64,9 @@ class AgentModel:
     def generate(self, message: str | Part | Sequence[str | Part], dataset: str | None = None) -> str:
         """The answer to a message: a text, or texts and images in reading order."""
         parts = [message] if isinstance(message, str | dict) else list(message)
-        return self.generate_inner([{"type": "text", "value": part} if isinstance(part, str) else part for part in parts], dataset)
+        return self.generate_inner(
+            [{"type": "text", "value": part} if isinstance(part, str) else part for part in parts], dataset
+        )
 
     def generate_inner(self, message: Sequence[Part], dataset: str | None = None) -> str:
         """The same for a list of parts. A session that breaks gives the text by which the kit knows failures."""
@@ -98,7 +100,9 @@ class AgentModel:
     def __enter__(self) -> "AgentModel":
         return self
 
-    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
         self.close()
 
     def _sample(self, message: Sequence[Part], dataset: str, number: int) -> Sample:
@@ -108,7 +112,9 @@ class AgentModel:
         for part in message:
             kind, value = part.get("type"), part.get("value")
             if kind not in self.allowed_types or not isinstance(value, str):
-                raise MessageError(f"a part of a message has the type text or image and a text as value, not {part!r:.200}")
+                raise MessageError(
+                    f"a part of a message has the type text or image and a text as value, not {part!r:.200}"
+                )
             if part.get("role") == "system":
                 system.append(value)
             elif kind == "text":

@@ -59,7 +59,9 @@ def _item(row: FileRow, reading: ReadOptions) -> Item:
 
 def scores(rows: Sequence[JudgedRow]) -> dict[str, float]:
     """Each category, and `overall`, over all rows."""
-    found = {category: mean([row.value for row in members]) for category, members in by_category(rows, "category").items()}
+    found = {
+        category: mean([row.value for row in members]) for category, members in by_category(rows, "category").items()
+    }
     return {**found, "overall": mean([row.value for row in rows])} if rows else {}
 
 

@@ -15,7 +15,9 @@ from arm_rl.core.types import Batch, TrainingSample
 MicroSamples = tuple[TrainingSample, ...]
 
 
-def make_batch(samples: Sequence[TrainingSample], *, num_ranks: int, micro_batch_tokens: int, policy_versions: Iterable[int] = ()) -> Batch:
+def make_batch(
+    samples: Sequence[TrainingSample], *, num_ranks: int, micro_batch_tokens: int, policy_versions: Iterable[int] = ()
+) -> Batch:
     """Cuts the samples of one optimizer step for the ranks.
 
     Samples that share a prompt stay together as far as the budget allows, and beside samples of like length: little is computed
@@ -40,7 +42,9 @@ def make_batch(samples: Sequence[TrainingSample], *, num_ranks: int, micro_batch
     ranks: list[list[MicroSamples]] = [[] for _ in range(num_ranks)]
     for turn, start in enumerate(range(0, len(pieces), num_ranks)):
         row = pieces[start : start + num_ranks]
-        for rank, piece in enumerate(row if turn % 2 == 0 else reversed(row)):  # back and forth: no rank gets all the costlier ones
+        for rank, piece in enumerate(
+            row if turn % 2 == 0 else reversed(row)
+        ):  # back and forth: no rank gets all the costlier ones
             ranks[rank].append(tuple(piece.samples))
     return Batch(
         micro_batches=tuple(map(tuple, ranks)),
@@ -63,7 +67,11 @@ class _Piece:
         """`prompt_of` says which prompt each sample has: equal where they share it."""
         self.samples, self.prompt_of = list(samples), list(prompt_of)
         self.prompts = set(prompt_of)
-        self._images = {key: tokens for sample in samples for key, tokens in zip(sample.image_keys, sample.image_tokens, strict=False)}
+        self._images = {
+            key: tokens
+            for sample in samples
+            for key, tokens in zip(sample.image_keys, sample.image_tokens, strict=False)
+        }
         self._image_tokens = sum(self._images.values())
         self._can_share = all(sample.num_prompt_tokens for sample in samples)
         self._longest = max((len(sample.token_ids) for sample in samples), default=0)
@@ -76,7 +84,9 @@ class _Piece:
         """Of both in one forward pass. With itself: its own."""
         num_samples = len(self.samples) + (len(other.samples) if other is not self else 0)
         num_prompts = len(self.prompts) + sum(prompt not in self.prompts for prompt in other.prompts)
-        image_tokens = self._image_tokens + sum(tokens for key, tokens in other._images.items() if key not in self._images)
+        image_tokens = self._image_tokens + sum(
+            tokens for key, tokens in other._images.items() if key not in self._images
+        )
         if self._can_share and other._can_share and num_prompts < num_samples:
             prompts = num_prompts * max(self._longest_prompt, other._longest_prompt)
             return prompts + num_samples * max(self._longest_branch, other._longest_branch) + image_tokens
@@ -149,7 +159,9 @@ def _bundles(samples: Sequence[TrainingSample]) -> list[list[TrainingSample]]:
 def _cut(bundle: Sequence[TrainingSample], prompt: int, budget: int) -> list[_Piece]:
     """Pieces of one bundle within the budget, as even as can be."""
     whole = _Piece(bundle, [prompt] * len(bundle))
-    least = sum(len(sample.token_ids) - sample.num_prompt_tokens for sample in bundle) // budget  # fewer pieces cannot hold them
+    least = (
+        sum(len(sample.token_ids) - sample.num_prompt_tokens for sample in bundle) // budget
+    )  # fewer pieces cannot hold them
     for num_pieces in range(max(least, 1), len(bundle)):
         pieces = whole.parts(num_pieces)
         if all(piece.cost <= budget for piece in pieces):
@@ -206,13 +218,17 @@ class MicroBatch:
     prompt_mask: Tensor  # bool [G, P], False where padded
     prompt_of: Tensor  # int64 [B], or [0] where G is 0
     image_keys: tuple[str, ...] = ()  # the distinct images
-    prompt_shown: tuple[int, ...] = ()  # for each run of image pads of the prompts, in order: the place of its image in image_keys
+    prompt_shown: tuple[
+        int, ...
+    ] = ()  # for each run of image pads of the prompts, in order: the place of its image in image_keys
     shown: tuple[int, ...] = ()  # the same for the rows
 
     def to(self, device: torch.device | str) -> Self:
         """The same on a device."""
         values = {item.name: getattr(self, item.name) for item in dataclasses.fields(self)}
-        moved = {name: value.to(device, non_blocking=True) for name, value in values.items() if isinstance(value, Tensor)}
+        moved = {
+            name: value.to(device, non_blocking=True) for name, value in values.items() if isinstance(value, Tensor)
+        }
         return dataclasses.replace(self, **moved)
 
 

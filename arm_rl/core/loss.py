@@ -43,7 +43,9 @@ class GrpoObjective:
     kl_coefficient: float = 0.0
     kl_kind: KlKind = "k3"
     entropy_coefficient: float = 0.0
-    max_mismatch: float = math.inf  # of engine and learner: mean difference of the log-probabilities that a batch may have
+    max_mismatch: float = (
+        math.inf
+    )  # of engine and learner: mean difference of the log-probabilities that a batch may have
 
     @classmethod
     def of(cls, config: AlgorithmConfig, temperature: float) -> "GrpoObjective":
@@ -66,7 +68,9 @@ class GrpoObjective:
 Objective = SftObjective | GrpoObjective
 
 
-def token_weights(mask: Tensor, aggregation: Aggregation, *, num_loss_tokens: int, num_samples: int, fixed_length: int = 1) -> Tensor:
+def token_weights(
+    mask: Tensor, aggregation: Aggregation, *, num_loss_tokens: int, num_samples: int, fixed_length: int = 1
+) -> Tensor:
     """The weight of each token's loss; the counts are those of the whole batch, over all ranks and micro-batches.
 
     token_mean: 1 / num_loss_tokens, every token counts the same (DAPO, arXiv 2503.14476).
@@ -99,7 +103,9 @@ def log_ratios(logprobs: Tensor, old_logprobs: Tensor, mask: Tensor, level: Rati
     return difference.clamp(max=_MAX_LOG_RATIO)
 
 
-def clipped_surrogate(log_ratio: Tensor, advantages: Tensor, *, clip_low: float, clip_high: float) -> tuple[Tensor, Tensor, Tensor]:
+def clipped_surrogate(
+    log_ratio: Tensor, advantages: Tensor, *, clip_low: float, clip_high: float
+) -> tuple[Tensor, Tensor, Tensor]:
     """-min(ratio * A, clip(ratio, 1 - clip_low, 1 + clip_high) * A) of each token: PPO, arXiv 1707.06347, equation 7.
 
     A `clip_high` above `clip_low` is DAPO's "clip-higher" (arXiv 2503.14476): rare good tokens may grow.
@@ -159,7 +165,9 @@ class TokenTargets:
     weights: Tensor  # float32 [B, T], of `token_weights`
     behaviour_logprobs: Tensor  # float32 [B, T], of the engine that sampled
     advantages: Tensor  # float32 [B, T]
-    proximal_logprobs: Tensor | None = None  # float32 [B, T], of the weights that the step started from; None: behaviour_logprobs
+    proximal_logprobs: Tensor | None = (
+        None  # float32 [B, T], of the weights that the step started from; None: behaviour_logprobs
+    )
     reference_logprobs: Tensor | None = None  # float32 [B, T], where there is a penalty towards a reference
 
 
@@ -176,7 +184,9 @@ def loss(objective: Objective, scores: TokenScores, targets: TokenTargets) -> tu
     return _grpo_loss(objective, scores, targets)
 
 
-def _grpo_loss(objective: GrpoObjective, scores: TokenScores, targets: TokenTargets) -> tuple[Tensor, dict[str, Tensor]]:
+def _grpo_loss(
+    objective: GrpoObjective, scores: TokenScores, targets: TokenTargets
+) -> tuple[Tensor, dict[str, Tensor]]:
     mask, behaviour = targets.mask, targets.behaviour_logprobs
     old = behaviour if targets.proximal_logprobs is None else targets.proximal_logprobs
     token_loss, ratio, clipped = clipped_surrogate(

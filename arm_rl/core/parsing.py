@@ -7,7 +7,9 @@ from typing import Any, Protocol
 
 from arm_rl.core.types import ToolCall
 
-_JUDGMENT = re.compile(r"\s*Overall Judgment:\s*(?:Answer (?P<answer>[1-9][0-9]?) is better|(?P<verdict>True|False))\.?\s*")
+_JUDGMENT = re.compile(
+    r"\s*Overall Judgment:\s*(?:Answer (?P<answer>[1-9][0-9]?) is better|(?P<verdict>True|False))\.?\s*"
+)
 _TAG = re.compile(r"</?(?:think|tool_call|tool_response|answer)>")
 _TURNS = (
     ["<think>", "</think>", "<tool_call>", "</tool_call>"],

@@ -33,5 +33,7 @@ def read_phrase(path: str) -> Phrase:
             raise ConfigError(f"template.question: {path}: {error}") from error
         lost = [shown for shown in ("a_question", *answers) if shown not in text]
         if lost:
-            raise ConfigError(f"template.question: {path} does not show {lost[0]!r}: it has to write `question` and each of `answers`")
+            raise ConfigError(
+                f"template.question: {path} does not show {lost[0]!r}: it has to write `question` and each of `answers`"
+            )
     return phrase

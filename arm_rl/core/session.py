@@ -81,7 +81,9 @@ class Memory:
     def of(cls, sample: Sample) -> "Memory":
         """The sample's own images and candidate answers."""
         names = [name for message in sample.messages for name in message.image_names]
-        return cls.holding({name: images.load(ref) for name, ref in zip(names, sample.images, strict=True)}, sample.texts)
+        return cls.holding(
+            {name: images.load(ref) for name, ref in zip(names, sample.images, strict=True)}, sample.texts
+        )
 
     @classmethod
     def holding(cls, images: Mapping[str, Image], texts: Sequence[str]) -> "Memory":
@@ -107,7 +109,9 @@ class Start:
     def of(cls, sample: Sample, template: "Template") -> "Start":
         """Reads the images and writes the prompt."""
         memory = Memory.of(sample)
-        return cls(memory=memory, messages=template.conversation(sample), prompt_ids=template.prompt_ids(sample, memory.images))
+        return cls(
+            memory=memory, messages=template.conversation(sample), prompt_ids=template.prompt_ids(sample, memory.images)
+        )
 
 
 Policy = Callable[[PolicyRequest], Awaitable[Completion]]
@@ -197,7 +201,14 @@ class _Loop:
         seed: int,
         start: Callable[[], Start],
     ) -> None:
-        self.sample, self.policy, self.tools, self.limits, self.template, self.seed = sample, policy, tools, limits, template, seed
+        self.sample, self.policy, self.tools, self.limits, self.template, self.seed = (
+            sample,
+            policy,
+            tools,
+            limits,
+            template,
+            seed,
+        )
         self.start = start
         self.memory = Memory()
         self.prompt_ids: tuple[int, ...] = ()
@@ -266,7 +277,8 @@ class _Loop:
             result = ToolResult(status="bad_arguments", text=f"Error: {call.error}")
         elif call.name not in self.sample.tools:
             result = ToolResult(
-                status="unknown_tool", text=f"Error: there is no tool {call.name!r}; offered: {', '.join(self.sample.tools)}"
+                status="unknown_tool",
+                text=f"Error: there is no tool {call.name!r}; offered: {', '.join(self.sample.tools)}",
             )
         else:
             result = self._shown(await self.tools(call, self.memory))
@@ -295,7 +307,11 @@ class _Loop:
         return self.template.observation_ids(observation, self.memory.images, turn_ended=ended)
 
     def _record(
-        self, completion: Completion, allow_call: bool, event: ToolEvent | None = None, observation_ids: tuple[int, ...] = ()
+        self,
+        completion: Completion,
+        allow_call: bool,
+        event: ToolEvent | None = None,
+        observation_ids: tuple[int, ...] = (),
     ) -> None:
         """Adds the turn to the trajectory and to the context."""
         self.turns.append(

@@ -100,9 +100,13 @@ class Template:
         if self.tokenizer.encode(shown, add_special_tokens=False).count(self.image_pad_id) != 1:
             pad = self.tokenizer.convert_ids_to_tokens(self.image_pad_id)
             raise TemplateError(f"the chat template does not write an image as one {pad!r}")
-        said = self._render([{"role": "user", "content": "?"}, {"role": "assistant", "content": _TURN_MARK}], None, False)
+        said = self._render(
+            [{"role": "user", "content": "?"}, {"role": "assistant", "content": _TURN_MARK}], None, False
+        )
         if not said.partition(_TURN_MARK)[2].startswith(self.end_token):
-            raise TemplateError(f"the chat template does not end a turn with {self.end_token!r}, the tokenizer's eos_token")
+            raise TemplateError(
+                f"the chat template does not end a turn with {self.end_token!r}, the tokenizer's eos_token"
+            )
 
     @functools.cached_property
     def call_token_id(self) -> int | None:
@@ -128,7 +132,9 @@ class Template:
         """
         unknown = [name for name in sample.tools if name not in self.schemas]
         if unknown:
-            raise TemplateError(f"sample {sample.id} offers {unknown[0]!r}, which no file of tools.files lists ({sorted(self.schemas)})")
+            raise TemplateError(
+                f"sample {sample.id} offers {unknown[0]!r}, which no file of tools.files lists ({sorted(self.schemas)})"
+            )
         return [self.schemas[name] for name in sample.tools]
 
     def prompt_ids(self, sample: Sample, images: Mapping[str, Image]) -> tuple[int, ...]:
@@ -139,7 +145,9 @@ class Template:
         ids = self._encode(text, [images[name] for message in messages for name in message.image_names])
         return ids + self.turn_ids(sample.prefill, ended=False) if sample.prefill else ids
 
-    def observation_ids(self, observation: Message, images: Mapping[str, Image], *, turn_ended: bool) -> tuple[int, ...]:
+    def observation_ids(
+        self, observation: Message, images: Mapping[str, Image], *, turn_ended: bool
+    ) -> tuple[int, ...]:
         """Token ids between a turn of the policy and its next one.
 
         Args:
@@ -166,7 +174,9 @@ class Template:
 
     def turn_ids(self, text: str, *, ended: bool) -> tuple[int, ...]:
         """Token ids of a teacher's turn, for the cold start; with the end token where the turn does not stop at a call."""
-        return tuple(self.tokenizer.encode(self.harmless(text) + (self.end_token if ended else ""), add_special_tokens=False))
+        return tuple(
+            self.tokenizer.encode(self.harmless(text) + (self.end_token if ended else ""), add_special_tokens=False)
+        )
 
     def decode(self, token_ids: Sequence[int]) -> str:
         """Text of a turn: tags kept, the end token left out."""
@@ -175,7 +185,11 @@ class Template:
     def _render(self, messages: list[dict[str, Any]], schemas: list[dict[str, Any]] | None, open_turn: bool) -> str:
         try:
             text = self.tokenizer.apply_chat_template(
-                messages, tools=schemas, chat_template=self._chat_template, add_generation_prompt=open_turn, tokenize=False
+                messages,
+                tools=schemas,
+                chat_template=self._chat_template,
+                add_generation_prompt=open_turn,
+                tokenize=False,
             )
         except jinja2.TemplateError as error:  # broken itself, or it refuses the conversation
             raise TemplateError(f"the chat template fails with messages of {_roles(messages)}: {error}") from error
@@ -185,7 +199,10 @@ class Template:
         role, parts = message.role, message.parts
         if role == "tool" and not self._wraps_responses:
             role, parts = "user", (self.tool_format.response_start, *parts, self.tool_format.response_end)
-        content = [{"type": "image"} if isinstance(part, ImagePart) else {"type": "text", "text": self.harmless(part)} for part in parts]
+        content = [
+            {"type": "image"} if isinstance(part, ImagePart) else {"type": "text", "text": self.harmless(part)}
+            for part in parts
+        ]
         return {"role": role, "content": content}
 
     def harmless(self, text: str) -> str:
@@ -198,11 +215,14 @@ class Template:
     def _encode(self, text: str, images: Sequence[Image]) -> tuple[int, ...]:
         ids = self.tokenizer.encode(text, add_special_tokens=False)
         if ids.count(self.image_pad_id) != len(images):
-            raise TemplateError(f"the chat template wrote {ids.count(self.image_pad_id)} image tokens for {len(images)} images")
+            raise TemplateError(
+                f"the chat template wrote {ids.count(self.image_pad_id)} image tokens for {len(images)} images"
+            )
         sizes = iter(images)
         return tuple(
             itertools.chain.from_iterable(
-                itertools.repeat(id_, self.view.num_tokens(*next(sizes).size)) if id_ == self.image_pad_id else (id_,) for id_ in ids
+                itertools.repeat(id_, self.view.num_tokens(*next(sizes).size)) if id_ == self.image_pad_id else (id_,)
+                for id_ in ids
             )
         )
 
@@ -241,5 +261,7 @@ def _read_folder(path: str) -> tuple[Any, Any]:
         )
     size = config.get_text_config().vocab_size
     if len(tokenizer) > size:
-        raise TemplateError(f"model.path: {path}: the tokenizer has {len(tokenizer)} tokens, and the model of config.json has {size}")
+        raise TemplateError(
+            f"model.path: {path}: the tokenizer has {len(tokenizer)} tokens, and the model of config.json has {size}"
+        )
     return processor, config

@@ -28,7 +28,9 @@ Track = Literal["main", "group", "session", "weights", "call"]  # lanes that bel
 
 F = TypeVar("F", bound=Callable[..., Any])
 
-_WALL_CLOCK = time.time_ns() - time.perf_counter_ns()  # fixed, so that spans nest exactly even where the wall clock is set meanwhile
+_WALL_CLOCK = (
+    time.time_ns() - time.perf_counter_ns()
+)  # fixed, so that spans nest exactly even where the wall clock is set meanwhile
 
 
 def now() -> int:
@@ -132,11 +134,17 @@ class OpenSpan:
         self._home = self._recorder._enter(self._track)
         self._start = self._recorder._clock()
 
-    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None) -> None:
-        end = self._recorder._clock() // 1000  # times are cut, both in the same way: what lies inside another span stays inside
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
+    ) -> None:
+        end = (
+            self._recorder._clock() // 1000
+        )  # times are cut, both in the same way: what lies inside another span stays inside
         details = self._details if kind is None else {**self._details, "error": kind.__name__}
         home = self._home
-        self._recorder._leave(home, Span(self._kind, self._name, home.track, home.lane, self._start // 1000, end, details))
+        self._recorder._leave(
+            home, Span(self._kind, self._name, home.track, home.lane, self._start // 1000, end, details)
+        )
 
 
 class _Home:

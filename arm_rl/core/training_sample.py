@@ -6,7 +6,9 @@ from collections.abc import Sequence
 from arm_rl.core.types import TrainingSample, Trajectory
 
 
-def training_sample(trajectory: Trajectory, advantage: float, *, image_pad_id: int, share_prompt: bool) -> TrainingSample:
+def training_sample(
+    trajectory: Trajectory, advantage: float, *, image_pad_id: int, share_prompt: bool
+) -> TrainingSample:
     """Lays the turns end to end: loss on what the policy sampled, none on the prompt and on observations.
 
     Args:
@@ -25,7 +27,9 @@ def training_sample(trajectory: Trajectory, advantage: float, *, image_pad_id: i
     for number, turn in enumerate(trajectory.turns):
         sampled, observed = len(turn.token_ids), len(turn.observation_ids)
         if turn.logprobs and len(turn.logprobs) != sampled:
-            raise ValueError(f"{trajectory.group_id}[{trajectory.index}] turn {number}: {len(turn.logprobs)} logprobs for {sampled} tokens")
+            raise ValueError(
+                f"{trajectory.group_id}[{trajectory.index}] turn {number}: {len(turn.logprobs)} logprobs for {sampled} tokens"
+            )
         token_ids += turn.token_ids + turn.observation_ids
         loss_mask += [True] * sampled + [False] * observed
         logprobs += (turn.logprobs or (0.0,) * sampled) + (0.0,) * observed

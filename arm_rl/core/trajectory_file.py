@@ -18,7 +18,18 @@ import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
 from arm_rl.core.images import Image
-from arm_rl.core.types import ImageInfo, ImagePart, ImageRef, Message, Sample, ScoredTrajectory, ToolCall, ToolEvent, Trajectory, Turn
+from arm_rl.core.types import (
+    ImageInfo,
+    ImagePart,
+    ImageRef,
+    Message,
+    Sample,
+    ScoredTrajectory,
+    ToolCall,
+    ToolEvent,
+    Trajectory,
+    Turn,
+)
 
 ROWS_READ_TOGETHER, IMAGES_READ_TOGETHER = 64, 8  # of a file: its row groups, so that a few are read without the others
 
@@ -158,7 +169,9 @@ _TURN = _struct(
 _SAMPLE = _struct(
     id=_TEXT,
     track=_TEXT,
-    messages=pa.list_(_struct(role=_TEXT, parts=pa.list_(_struct(text=_TEXT, image=_TEXT)))),  # a part has one of the two
+    messages=pa.list_(
+        _struct(role=_TEXT, parts=pa.list_(_struct(text=_TEXT, image=_TEXT)))
+    ),  # a part has one of the two
     images=pa.list_(_struct(path=_TEXT, row=pa.int64(), index=pa.int64())),
     texts=_NAMES,
     label=_TEXT,
@@ -200,7 +213,9 @@ def _rows_with(column: pa.Array, text: str) -> list[int]:
         inner = _rows_with(column.flatten(), text)
         return sorted(set(pc.list_parent_indices(column).take(pa.array(inner, pa.int64())).to_pylist()))
     if pa.types.is_struct(column.type):
-        return [row for number in range(column.type.num_fields) for row in _rows_with(pc.struct_field(column, number), text)]
+        return [
+            row for number in range(column.type.num_fields) for row in _rows_with(pc.struct_field(column, number), text)
+        ]
     return pc.indices_nonzero(pc.match_substring(column, text, ignore_case=True)).to_pylist()
 
 
@@ -242,13 +257,22 @@ def _turn_row(turn: Turn) -> dict[str, Any]:
 
 
 def _event_row(event: ToolEvent) -> dict[str, Any]:
-    return {**_plain(event, "status", "text", "image_names", "seconds"), "call": json.dumps(dataclasses.asdict(event.call))}
+    return {
+        **_plain(event, "status", "text", "image_names", "seconds"),
+        "call": json.dumps(dataclasses.asdict(event.call)),
+    }
 
 
 def _sample_row(sample: Sample) -> dict[str, Any]:
-    messages = [{"role": message.role, "parts": [_part_row(part) for part in message.parts]} for message in sample.messages]
+    messages = [
+        {"role": message.role, "parts": [_part_row(part) for part in message.parts]} for message in sample.messages
+    ]
     names = ("id", "track", "texts", "label", "tools", "expected_tools", "target_box")
-    return {**_plain(sample, *names), "messages": messages, "images": [dataclasses.asdict(ref) for ref in sample.images]}
+    return {
+        **_plain(sample, *names),
+        "messages": messages,
+        "images": [dataclasses.asdict(ref) for ref in sample.images],
+    }
 
 
 def _part_row(part: str | ImagePart) -> dict[str, str | None]:
@@ -285,7 +309,9 @@ def _sample(row: dict[str, Any]) -> Sample:
     return Sample(
         **{**row, **sequences, "target_box": None if box is None else tuple(box)}
         | {
-            "messages": tuple(Message(role=one["role"], parts=tuple(_part(part) for part in one["parts"])) for one in row["messages"]),
+            "messages": tuple(
+                Message(role=one["role"], parts=tuple(_part(part) for part in one["parts"])) for one in row["messages"]
+            ),
             "images": tuple(ImageRef(**ref) for ref in row["images"]),
         }
     )

@@ -134,7 +134,9 @@ def _tools(written: Any, where: str) -> tuple[str, ...]:
     return tuple(written or ())
 
 
-def _trajectory(where: str, written: list[dict], shown: Sequence[Image], tools: tuple[str, ...], template: Template) -> Trajectory:
+def _trajectory(
+    where: str, written: list[dict], shown: Sequence[Image], tools: tuple[str, ...], template: Template
+) -> Trajectory:
     messages, num_images = parse_messages(written, where)
     if num_images != len(shown):
         raise DataError(f"{where}: messages have {num_images} <image> for {len(shown)} images")
@@ -156,7 +158,9 @@ def _trajectory(where: str, written: list[dict], shown: Sequence[Image], tools: 
                 logprobs=(),
                 text=message.text,
                 finish_reason="stop",
-                observation_ids=template.observation_ids(observation, by_name, turn_ended=not calls) if observation is not None else (),
+                observation_ids=template.observation_ids(observation, by_name, turn_ended=not calls)
+                if observation is not None
+                else (),
             )
         )
     return Trajectory(

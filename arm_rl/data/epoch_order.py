@@ -25,12 +25,20 @@ class Order:
     seed: int
     num_samples: int
     purpose: str = "epoch"  # part of the seeds
-    shares: Mapping[str, tuple[np.ndarray, float]] = field(default_factory=dict)  # of each track: its samples, and its share of an epoch
+    shares: Mapping[str, tuple[np.ndarray, float]] = field(
+        default_factory=dict
+    )  # of each track: its samples, and its share of an epoch
     _last: tuple[int, np.ndarray] | None = None
 
     @classmethod
     def mixed(
-        cls, seed: int, names: Sequence[str], tracks: Sequence[int], weights: Mapping[str, float], *, purpose: str = "epoch"
+        cls,
+        seed: int,
+        names: Sequence[str],
+        tracks: Sequence[int],
+        weights: Mapping[str, float],
+        *,
+        purpose: str = "epoch",
     ) -> "Order":
         """By `data.weights`, where there are any.
 
@@ -44,9 +52,15 @@ class Order:
         if not weights:
             return cls(seed, len(tracks), purpose)
         if {*weights} != {*names}:
-            raise DataError(f"data.weights: a weight for each track of the data ({', '.join(sorted(names))}), not for {sorted(weights)}")
+            raise DataError(
+                f"data.weights: a weight for each track of the data ({', '.join(sorted(names))}), not for {sorted(weights)}"
+            )
         codes, total = np.asarray(tracks), sum(weights.values())
-        shares = {name: (np.flatnonzero(codes == code), weights[name] / total) for code, name in enumerate(names) if weights[name]}
+        shares = {
+            name: (np.flatnonzero(codes == code), weights[name] / total)
+            for code, name in enumerate(names)
+            if weights[name]
+        }
         return cls(seed, len(tracks), purpose, shares)
 
     def of_epoch(self, epoch: int) -> np.ndarray:
@@ -69,6 +83,8 @@ class Order:
         """The track's samples that it deals out as its `start`th and following ones."""
         samples, _ = self.shares[name]
         rounds = range(start // len(samples), -(-(start + number) // len(samples)))
-        dealt = np.concatenate([np.empty(0, np.int64), *(samples[self._shuffled(one, len(samples), name)] for one in rounds)])
+        dealt = np.concatenate(
+            [np.empty(0, np.int64), *(samples[self._shuffled(one, len(samples), name)] for one in rounds)]
+        )
         skipped = start - rounds.start * len(samples)
         return dealt[skipped : skipped + number]

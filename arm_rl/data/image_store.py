@@ -63,7 +63,10 @@ class ImageSource:
         if self._client is None:
             transport = httpx.HTTPTransport(retries=2)
             self._client = httpx.Client(
-                timeout=limits.timeout_seconds, follow_redirects=True, max_redirects=limits.max_redirects, transport=transport
+                timeout=limits.timeout_seconds,
+                follow_redirects=True,
+                max_redirects=limits.max_redirects,
+                transport=transport,
             )
         data = bytearray()
         try:
@@ -74,7 +77,9 @@ class ImageSource:
                     if len(data) > limits.max_bytes:
                         raise ImageError(f"{url:.200}: more than {limits.max_bytes} bytes")
         except (httpx.HTTPError, httpx.InvalidURL) as error:
-            raise ImageError(f"{url:.200}: {str(error).splitlines()[0] if str(error) else type(error).__name__}") from error
+            raise ImageError(
+                f"{url:.200}: {str(error).splitlines()[0] if str(error) else type(error).__name__}"
+            ) from error
         self._fetched = url, bytes(data)
         return bytes(data)
 

@@ -16,7 +16,9 @@ Decode: TypeAlias = Callable[[str, int, dict[str, Any]], T]
 class LazyRows(Sequence[T], Generic[T]):
     """What the rows that can be used mean, in the order of the files. Whoever checks the rows adds them."""
 
-    def __init__(self, files: Sequence[str], columns: Sequence[str], decode: Decode[T], large_columns: Sequence[str] = ()) -> None:
+    def __init__(
+        self, files: Sequence[str], columns: Sequence[str], decode: Decode[T], large_columns: Sequence[str] = ()
+    ) -> None:
         """A sequence of nothing yet.
 
         Args:
@@ -44,7 +46,9 @@ class LazyRows(Sequence[T], Generic[T]):
         """Gives rows up again."""
         for name in ("tracks", "_file", "_row", "_large"):
             column = getattr(self, name)
-            setattr(self, name, array(column.typecode, (value for place, value in enumerate(column) if place not in places)))
+            setattr(
+                self, name, array(column.typecode, (value for place, value in enumerate(column) if place not in places))
+            )
 
     def where(self, place: int) -> str:
         """A row's file and number, for messages."""
@@ -71,5 +75,7 @@ class LazyRows(Sequence[T], Generic[T]):
         try:
             row = self._reader.row(path, number, self._columns + (self._large_columns if self._large[place] else ()))
         except (OSError, IndexError, pa.ArrowException) as error:
-            raise DataError(f"{self.where(place)}: it could be read when the run started, and cannot be now: {error}") from error
+            raise DataError(
+                f"{self.where(place)}: it could be read when the run started, and cannot be now: {error}"
+            ) from error
         return self._decode(path, number, row)

@@ -65,14 +65,20 @@ class BrokenRows:
             DataError: it was everything.
         """
         num_rows = self.number + self.num_too_long + num_used
-        reasons = "\n".join(f"  {reason}" for reason in self._reasons) + ("\n  ..." if self.number > len(self._reasons) else "")
+        reasons = "\n".join(f"  {reason}" for reason in self._reasons) + (
+            "\n  ..." if self.number > len(self._reasons) else ""
+        )
         told = []
         if self.num_too_long:
-            told.append(f"left out {self.num_too_long} of {num_rows} rows for their length; the first is {self._first_too_long}")
+            told.append(
+                f"left out {self.num_too_long} of {num_rows} rows for their length; the first is {self._first_too_long}"
+            )
         if self.number:
             told.append(f"skipped {self.number} of {num_rows} rows (data.broken_rows=skip):\n{reasons}")
         if num_rows and not num_used:
-            raise DataError("\n".join([f"none of the {num_rows} rows can be used:", *filter(None, (reasons, self._first_too_long))]))
+            raise DataError(
+                "\n".join([f"none of the {num_rows} rows can be used:", *filter(None, (reasons, self._first_too_long))])
+            )
         for message in told:
             logger.warning("%s", message)
 
@@ -96,7 +102,9 @@ def files_of(names: Sequence[str]) -> list[str]:
     return files
 
 
-def read_rows(path: str, required: Sequence[str], optional: Sequence[str], broken: BrokenRows) -> Iterator[tuple[int, dict[str, Any]]]:
+def read_rows(
+    path: str, required: Sequence[str], optional: Sequence[str], broken: BrokenRows
+) -> Iterator[tuple[int, dict[str, Any]]]:
     """The rows of a file with their numbers. Rows that cannot be read are broken ones; a part of a file can be.
 
     Raises:
@@ -116,7 +124,9 @@ def read_rows(path: str, required: Sequence[str], optional: Sequence[str], broke
             raise DataError(f"{path}: there are no rows")
         if large := slow_groups(file):
             logger.info(
-                "%s: row groups of up to %d MB: every sample is slow to read; `prepare_data convert` writes small ones", path, large >> 20
+                "%s: row groups of up to %d MB: every sample is slow to read; `prepare_data convert` writes small ones",
+                path,
+                large >> 20,
             )
         first = 0
         for group in range(file.num_row_groups):

@@ -60,7 +60,8 @@ class Preference:
             "data_source": self.track,
             "prompt": [{"role": "user", "content": self.request}],
             "images": [
-                {"bytes": None, "path": image} if isinstance(image, str) else {"bytes": image, "path": None} for image in self.images
+                {"bytes": None, "path": image} if isinstance(image, str) else {"bytes": image, "path": None}
+                for image in self.images
             ],
             "ability": self.ability,
             "reward_model": {"style": "rule", "ground_truth": self.label},

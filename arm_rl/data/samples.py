@@ -30,7 +30,9 @@ OPTIONAL = ("images", "extra_info")
 ROLES: tuple[Role, ...] = ("system", "user", "assistant", "tool")
 _PLACEHOLDER = re.compile("(<image>)")
 
-Check = Callable[[Sample, Mapping[str, Image]], None]  # of a sample with its images by name; raises a UserError that says why not
+Check = Callable[
+    [Sample, Mapping[str, Image]], None
+]  # of a sample with its images by name; raises a UserError that says why not
 
 
 def read_samples(
@@ -84,7 +86,9 @@ def _leave_out_doubles(samples: LazyRows[Sample], ids: np.ndarray, broken: Broke
         first = order[np.searchsorted(ids, ids[order[place]], sorter=order)]
         where, told = samples.where(order[place]), samples.where(first)
         identity = samples[int(first)].id
-        broken.leave_out(DataError(f"{where}: the id {identity!r} stands twice, first in {told} (extra_info.id must be unique)"))
+        broken.leave_out(
+            DataError(f"{where}: the id {identity!r} stands twice, first in {told} (extra_info.id must be unique)")
+        )
     samples.remove({int(place) for place in order[doubles]})
 
 
@@ -106,7 +110,9 @@ class _RowContext:
     def again(self, path: str, number: int, row: dict[str, Any]) -> Sample:
         """The sample of a row that was found good. Its images stand in the row unless it comes with the column."""
         if "images" in row:
-            return self.sample(path, number, row, [images.locate(entry, Path(path).parent, self.root) for entry in row["images"]])
+            return self.sample(
+                path, number, row, [images.locate(entry, Path(path).parent, self.root) for entry in row["images"]]
+            )
         num_images = sum(str(message["content"]).count("<image>") for message in row["prompt"])
         return self.sample(path, number, row, [None] * num_images)
 
@@ -147,7 +153,9 @@ class _RowContext:
 def _label(row: dict[str, Any], texts: Sequence[str], where: str) -> str:
     label = str(_struct(row, "reward_model", where).get("ground_truth", "")).strip().lower()
     if label not in ("true", "false") and not re.fullmatch("[1-9][0-9]?", label):
-        raise DataError(f"{where}: reward_model.ground_truth is {label!r}; the number of the better answer, or true or false, is needed")
+        raise DataError(
+            f"{where}: reward_model.ground_truth is {label!r}; the number of the better answer, or true or false, is needed"
+        )
     if texts and label.isdecimal() and int(label) > len(texts):
         raise DataError(f"{where}: reward_model.ground_truth is {label}, and extra_info.texts has {len(texts)} answers")
     return label
@@ -174,7 +182,11 @@ def read_images(entries: Any, path: str, root: Path | None, where: str) -> list[
             images.check(data)
             found.append((data, file))
         except ImageError as error:
-            named = f" ({entry['path']})" if isinstance(entry, dict) and entry.get("path") and not entry.get("bytes") else ""
+            named = (
+                f" ({entry['path']})"
+                if isinstance(entry, dict) and entry.get("path") and not entry.get("bytes")
+                else ""
+            )
             raise DataError(f"{where}: images[{index}]{named}: {error}") from error
     return found
 
@@ -196,7 +208,11 @@ def _names(extra: dict[str, Any], name: str, where: str) -> tuple[str, ...] | No
 def _box(value: Any, where: str) -> tuple[float, float, float, float] | None:
     if value is None:
         return None
-    if not (isinstance(value, list) and len(value) == 4 and all(isinstance(edge, int | float) and 0 <= edge <= 1000 for edge in value)):
+    if not (
+        isinstance(value, list)
+        and len(value) == 4
+        and all(isinstance(edge, int | float) and 0 <= edge <= 1000 for edge in value)
+    ):
         raise DataError(f"{where}: extra_info.target_box is {value!r:.80}; x1, y1, x2, y2 from 0 to 1000 are needed")
     return (value[0], value[1], value[2], value[3])
 
@@ -214,8 +230,14 @@ def parse_messages(written: Any, where: str) -> tuple[tuple[Message, ...], int]:
     messages: list[Message] = []
     originals = observations = 0
     for message in written:
-        if not isinstance(message, dict) or message.get("role") not in ROLES or not isinstance(message.get("content"), str):
-            raise DataError(f"{where}: a message needs a role ({', '.join(ROLES)}) and a text as content, not {message!r:.80}")
+        if (
+            not isinstance(message, dict)
+            or message.get("role") not in ROLES
+            or not isinstance(message.get("content"), str)
+        ):
+            raise DataError(
+                f"{where}: a message needs a role ({', '.join(ROLES)}) and a text as content, not {message!r:.80}"
+            )
         parts: list[str | ImagePart] = []
         for piece in filter(None, _PLACEHOLDER.split(message["content"])):
             if piece != "<image>":
@@ -272,5 +294,7 @@ class Cursor:
             DataError: it was written with more samples than there are now.
         """
         if state["position"] >= len(self.samples):
-            raise DataError(f"the checkpoint had dealt out {state['position']} samples of an epoch, and now there are {len(self.samples)}")
+            raise DataError(
+                f"the checkpoint had dealt out {state['position']} samples of an epoch, and now there are {len(self.samples)}"
+            )
         self.epoch, self.position = state["epoch"], state["position"]

@@ -43,11 +43,15 @@ def make_base(
         shutil.copytree(start, folder, dirs_exist_ok=True)
     written = Template.load(ModelConfig(path=str(folder), dtype="float32"), template, schemas)
     judge, _ = model.load(folder)
-    with Progress(TextColumn("{task.description}"), BarColumn(), TimeRemainingColumn(), TextColumn("{task.fields[loss]}")) as progress:
+    with Progress(
+        TextColumn("{task.description}"), BarColumn(), TimeRemainingColumn(), TextColumn("{task.fields[loss]}")
+    ) as progress:
         task = progress.add_task("pre-training", loss="")
 
         def show(phase: str, done: int, total: int, loss: float) -> None:
-            progress.update(task, description=f"pre-training: {phase}", completed=done, total=total, loss=f"loss {loss:.3f}")
+            progress.update(
+                task, description=f"pre-training: {phase}", completed=done, total=total, loss=f"loss {loss:.3f}"
+            )
             if not progress.console.is_terminal and done % LINE_EVERY == 0:
                 progress.console.print(f"pre-training: {phase} {done}/{total}  loss {loss:.3f}", highlight=False)
 
@@ -58,5 +62,8 @@ def make_base(
 def _scaled(plan: PretrainPlan, share: float) -> PretrainPlan:
     phases = {name: getattr(plan, name) for name in ("warm_up", "matching", "joint")}
     return dataclasses.replace(
-        plan, **{name: dataclasses.replace(phase, steps=max(1, round(phase.steps * share))) for name, phase in phases.items()}
+        plan,
+        **{
+            name: dataclasses.replace(phase, steps=max(1, round(phase.steps * share))) for name, phase in phases.items()
+        },
     )

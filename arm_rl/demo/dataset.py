@@ -12,7 +12,9 @@ from arm_rl.demo.tasks import Task, Track
 from arm_rl.demo.tracks import MIXED, TILES, TRACKS
 
 
-def write(path: Path, *, seed: int, split: scenes.Split, num_samples: int, start: int = 0, tracks: Sequence[Track] = TILES) -> Path:
+def write(
+    path: Path, *, seed: int, split: scenes.Split, num_samples: int, start: int = 0, tracks: Sequence[Track] = TILES
+) -> Path:
     """Writes `num_samples` tasks of a split, from its task `start` on; several tracks take turns. Equal arguments give equal bytes."""
     drawn = ((tracks[number % len(tracks)], number // len(tracks)) for number in range(start, start + num_samples))
     return write_preferences(path, (preference(track, seed, split, index) for track, index in drawn))

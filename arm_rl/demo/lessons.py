@@ -39,7 +39,12 @@ class Teacher:
     """Writes lessons about the tracks' tasks, with the session's own template."""
 
     def __init__(
-        self, template: Template, tracks: Sequence[Track] = TILES, *, mix: Sequence[float] = MIX, max_calls: int = MAX_CALLS
+        self,
+        template: Template,
+        tracks: Sequence[Track] = TILES,
+        *,
+        mix: Sequence[float] = MIX,
+        max_calls: int = MAX_CALLS,
     ) -> None:
         self.template = template
         self.tracks = tracks
@@ -128,7 +133,9 @@ class Teacher:
 
     def _start(self, task: Task, *, tools: bool = True) -> "_Writer":
         view = task.view
-        return _Writer(self, self.prompt(tasks.request(task), image=view is not None, tools=tools), [] if view is None else [view])
+        return _Writer(
+            self, self.prompt(tasks.request(task), image=view is not None, tools=tools), [] if view is None else [view]
+        )
 
     def _stray(self, track: Track, rng: np.random.Generator) -> Look | None:
         """Sometimes a call of another track's tool."""
@@ -144,7 +151,9 @@ class Teacher:
         if image:
             parts = (ImagePart(name="original_image"), *parts)
         offered = tuple(self.template.schemas) if tools else ()
-        sample = Sample(id="lesson", track="lesson", messages=(Message(role="user", parts=parts),), label="1", tools=offered)
+        sample = Sample(
+            id="lesson", track="lesson", messages=(Message(role="user", parts=parts),), label="1", tools=offered
+        )
         return self.template.prompt_ids(sample, self._blanks)
 
     @functools.cache  # noqa: B019
@@ -194,7 +203,9 @@ class _Writer:
         ids = self._teacher.observation(name, "\n".join(lines))
         self._add(ids, [0.0] * len(ids))
 
-    def answer(self, choice: int, thought: str, *, thought_weight: float = 1.0, choice_weight: float = CHOICE_WEIGHT) -> None:
+    def answer(
+        self, choice: int, thought: str, *, thought_weight: float = 1.0, choice_weight: float = CHOICE_WEIGHT
+    ) -> None:
         ids = self._teacher.turn(phrases.answer_turn(choice, thought), True)
         weights = [1.0] * len(ids)
         close = len(ids) - 6  # </think> <answer> verdict CHOICE verdict </answer> end: the thought ends before these

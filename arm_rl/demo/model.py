@@ -33,7 +33,16 @@ QWEN_TOKENS = (
     "<|image_pad|>",
     "<|video_pad|>",
 )
-FORMAT_TOKENS = ("<think>", "</think>", "<tool_call>", "</tool_call>", "<tool_response>", "</tool_response>", "<answer>", "</answer>")
+FORMAT_TOKENS = (
+    "<think>",
+    "</think>",
+    "<tool_call>",
+    "</tool_call>",
+    "<tool_response>",
+    "</tool_response>",
+    "<answer>",
+    "</answer>",
+)
 # A number that stands alone and the name of a document or a text are tokens of their own; the digits inside other names are not.
 ISOLATED = r"(?<!\w)(?:(?:doc|text)_)?\d+(?!\w)"
 VOCABULARY = 4096  # entries at most; the merges run out before
@@ -176,7 +185,10 @@ def build_model(tokenizer: PreTrainedTokenizerFast, seed: int) -> Qwen2_5_VLForC
     model = Qwen2_5_VLForConditionalGeneration(config)
     initialise(model)
     model.generation_config = GenerationConfig(
-        do_sample=True, temperature=1.0, eos_token_id=[ids["<|im_end|>"], ids["<|endoftext|>"]], pad_token_id=ids["<|endoftext|>"]
+        do_sample=True,
+        temperature=1.0,
+        eos_token_id=[ids["<|im_end|>"], ids["<|endoftext|>"]],
+        pad_token_id=ids["<|endoftext|>"],
     )
     return model
 

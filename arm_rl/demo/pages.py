@@ -12,12 +12,17 @@ from arm_rl.demo import phrases, scenes
 from arm_rl.demo.tasks import Look
 
 NUM_PAGES = 8  # of each document
-DOCUMENTS = {"train": tuple(range(1, 17)), "held_out": tuple(range(17, 25))}  # by number: no page of the one is in the other
+DOCUMENTS = {
+    "train": tuple(range(1, 17)),
+    "held_out": tuple(range(17, 25)),
+}  # by number: no page of the one is in the other
 ALL_DOCUMENTS = DOCUMENTS["train"] + DOCUMENTS["held_out"]
 
 Place = tuple[int, int]  # number of a document, and of a page in it, from 1
 
-_CLAIMS = [(right, wrong, first) for right in scenes.CLASSES for wrong in scenes.CLASSES if wrong != right for first in (0, 1)]
+_CLAIMS = [
+    (right, wrong, first) for right in scenes.CLASSES for wrong in scenes.CLASSES if wrong != right for first in (0, 1)
+]
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -72,7 +77,14 @@ class PagesTask:
         tile = self._tile(place)
         choice = self.claims.index(tile.digit) + 1 if tile.digit in self.claims else None
         thought = phrases.seen(tile.digit)
-        return Look(tool=Pages.tool, arguments=arguments(place), text=caption(place), view=draw_page(tile), thought=thought, choice=choice)
+        return Look(
+            tool=Pages.tool,
+            arguments=arguments(place),
+            text=caption(place),
+            view=draw_page(tile),
+            thought=thought,
+            choice=choice,
+        )
 
     def _tile(self, place: Place) -> scenes.Tile:
         """In pre-training every lesson has documents of its own, so that there is nothing to remember."""
@@ -94,7 +106,9 @@ class Pages:
         """Every 24 tasks in a row hold each pair of claims once in each order."""
         stream = ("train", "held_out", "pretrain").index(split)
         block, number = divmod(index, len(_CLAIMS))
-        right, wrong, first = _CLAIMS[np.random.default_rng([seed, stream, 21, block]).permutation(len(_CLAIMS))[number]]
+        right, wrong, first = _CLAIMS[
+            np.random.default_rng([seed, stream, 21, block]).permutation(len(_CLAIMS))[number]
+        ]
         rng = np.random.default_rng([seed, stream, 20, index])
         if split == "pretrain":
             places = [(document, page) for document in ALL_DOCUMENTS for page in range(1, NUM_PAGES + 1)]
@@ -108,11 +122,19 @@ class Pages:
         """Any page that a judge in training can know of."""
         place = int(rng.choice(DOCUMENTS["train"])), int(rng.integers(1, NUM_PAGES + 1))
         tile = _draw_tile(int(rng.choice(scenes.CLASSES)), "pretrain", rng)
-        return Look(tool=self.tool, arguments=arguments(place), text=caption(place), view=draw_page(tile), thought=phrases.UNCLEAR)
+        return Look(
+            tool=self.tool,
+            arguments=arguments(place),
+            text=caption(place),
+            view=draw_page(tile),
+            thought=phrases.UNCLEAR,
+        )
 
     def prepare(self, folder: Path, seed: int) -> None:
         """Writes the documents' pages and their index."""
-        from arm_rl.prepare.document_builder import build_index  # brings a data base along, which the other tracks do without
+        from arm_rl.prepare.document_builder import (
+            build_index,
+        )  # brings a data base along, which the other tracks do without
 
         write_documents(folder / "documents", seed)
         build_index(sorted((folder / "documents").iterdir()), folder / "index", ocr="never")
@@ -156,7 +178,9 @@ def caption(place: Place) -> str:
 def page_tile(seed: int, place: Place) -> scenes.Tile:
     """What is on a page. A document has each digit equally often."""
     document, page = place
-    digits = np.random.default_rng([seed, 22, document]).permutation(np.repeat(scenes.CLASSES, NUM_PAGES // len(scenes.CLASSES)))
+    digits = np.random.default_rng([seed, 22, document]).permutation(
+        np.repeat(scenes.CLASSES, NUM_PAGES // len(scenes.CLASSES))
+    )
     split: scenes.Split = "train" if document in DOCUMENTS["train"] else "held_out"
     return _draw_tile(int(digits[page - 1]), split, np.random.default_rng([seed, 24, document, page]))
 
@@ -189,7 +213,9 @@ def _documents(split: scenes.Split) -> tuple[int, ...]:
 def _draw_tile(digit: int, split: scenes.Split, rng: np.random.Generator) -> scenes.Tile:
     row, column = divmod(int(rng.integers(scenes.GRID**2)), scenes.GRID)
     color = str(rng.choice(list(scenes.COLORS)))
-    return scenes.Tile(color=color, row=row, column=column, digit=digit, image=int(rng.choice(scenes.digit_images(split, digit))))
+    return scenes.Tile(
+        color=color, row=row, column=column, digit=digit, image=int(rng.choice(scenes.digit_images(split, digit)))
+    )
 
 
 def _other(one: int, all_of_them: Sequence[int], rng: np.random.Generator) -> int:

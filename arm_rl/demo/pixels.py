@@ -7,7 +7,10 @@ import torch
 from PIL import Image as PILImage
 from torch import Tensor
 from torch.nn import functional
-from transformers.models.qwen2_5_vl.modeling_qwen2_5_vl import Qwen2_5_VisionTransformerPretrainedModel, apply_rotary_pos_emb_vision
+from transformers.models.qwen2_5_vl.modeling_qwen2_5_vl import (
+    Qwen2_5_VisionTransformerPretrainedModel,
+    apply_rotary_pos_emb_vision,
+)
 
 from arm_rl.demo import scenes
 
@@ -40,7 +43,11 @@ def scene_view(scene: scenes.Scene) -> np.ndarray:
 def _tile_share(color: str, row: int, column: int) -> np.ndarray:
     """What a tile adds to the view of the background, (VIEW, VIEW, 3)."""
     canvas = scenes.background().copy()
-    top, left, side = row * scenes.CELL + scenes.MARGIN, column * scenes.CELL + scenes.MARGIN, scenes.CELL - 2 * scenes.MARGIN
+    top, left, side = (
+        row * scenes.CELL + scenes.MARGIN,
+        column * scenes.CELL + scenes.MARGIN,
+        scenes.CELL - 2 * scenes.MARGIN,
+    )
     canvas[top : top + side, left : left + side] = scenes.COLORS[color]
     return _resized(canvas).astype(np.float32) - _resized(scenes.background())
 
@@ -76,7 +83,9 @@ def encode(tower: Qwen2_5_VisionTransformerPretrainedModel, pixel_patches: Tenso
     The same as the tower's own forward pass, but one call of attention for all images, and the two frames of a still image as one.
     """
     num_images = pixel_patches.shape[0]
-    filters = tower.patch_embed.proj.weight.sum(dim=2).flatten(1)  # (width, 3 * PATCH * PATCH): both frames see the same pixels
+    filters = tower.patch_embed.proj.weight.sum(dim=2).flatten(
+        1
+    )  # (width, 3 * PATCH * PATCH): both frames see the same pixels
     hidden = functional.linear(pixel_patches.flatten(0, 1), filters)  # (N * NUM_PATCHES, width)
     cos, sin = tower.rotary_pos_emb(hidden, _positions())
     for block in tower.blocks:

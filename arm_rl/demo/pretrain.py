@@ -55,11 +55,15 @@ class Probe(nn.Module):
     def __init__(self, plain: bool = False) -> None:
         """With `plain`, image tokens should tell plain digits as well."""
         super().__init__()
-        self.cell = nn.Linear(small_judge.HIDDEN, len(COLOR_NAMES) + 1 + 2 * scenes.GRID)  # of an image token: colour or none, row, column
+        self.cell = nn.Linear(
+            small_judge.HIDDEN, len(COLOR_NAMES) + 1 + 2 * scenes.GRID
+        )  # of an image token: colour or none, row, column
         self.digit = nn.Linear(small_judge.HIDDEN, len(scenes.CLASSES))  # of a crop
         self.where = nn.Linear(small_judge.HIDDEN, scenes.GRID**2 + 1)  # of a question: the cell of its tile, or none
         # Of an image token, and of a question: a plain digit, or none.
-        self.plain = nn.ModuleList(nn.Linear(small_judge.HIDDEN, len(scenes.CLASSES) + 1) for _ in range(2)) if plain else None
+        self.plain = (
+            nn.ModuleList(nn.Linear(small_judge.HIDDEN, len(scenes.CLASSES) + 1) for _ in range(2)) if plain else None
+        )
 
     def loss(self, scene_tokens: Tensor, crop_tokens: Tensor, asked: Tensor, batch: Sequence[scenes.Scene]) -> Tensor:
         """Cross-entropies of what image tokens (B, 16, hidden), crops (B, 16, hidden) and questions (B, colours, hidden) should tell."""
@@ -132,7 +136,9 @@ def hidden_states(model: Qwen2_5_VLForConditionalGeneration, ids: Tensor, image_
     embedded = model.get_input_embeddings()(ids)
     if image_tokens is not None:
         embedded = embedded.masked_scatter(is_image.unsqueeze(-1), image_tokens)
-    return model.model.language_model(inputs_embeds=embedded, position_ids=positions(is_image), use_cache=False).last_hidden_state
+    return model.model.language_model(
+        inputs_embeds=embedded, position_ids=positions(is_image), use_cache=False
+    ).last_hidden_state
 
 
 def positions(is_image: Tensor) -> Tensor:
@@ -152,7 +158,11 @@ def lessons_loss(model: Qwen2_5_VLForConditionalGeneration, lessons: Sequence[Le
     total = sum(sum(lesson.weights) for lesson in lessons)
     loss = torch.zeros(())
     for group in _by_length(lessons):
-        chosen = [tokens[ends[n] - len(lessons[n].views) : ends[n]].flatten(0, 1) for n in group] if tokens is not None else []
+        chosen = (
+            [tokens[ends[n] - len(lessons[n].views) : ends[n]].flatten(0, 1) for n in group]
+            if tokens is not None
+            else []
+        )
         logits, targets, weights = lesson_logits(model, [lessons[n] for n in group], chosen)
         loss = loss + (functional.cross_entropy(logits, targets, reduction="none") * weights).sum() / total
     return loss, tokens
@@ -211,7 +221,9 @@ def train(
             on_step(name, done, total, loss)
 
 
-def _run(phase: Phase, objective: Callable[[list[int]], Tensor], parameters: list[nn.Parameter], indices: Iterator[int]) -> Iterator[float]:
+def _run(
+    phase: Phase, objective: Callable[[list[int]], Tensor], parameters: list[nn.Parameter], indices: Iterator[int]
+) -> Iterator[float]:
     """The losses of a phase's steps; `objective` is given the numbers of a batch's scenes or tasks."""
     optimizer = torch.optim.AdamW(parameters, lr=phase.learning_rate, betas=(0.9, 0.98), weight_decay=0.01, fused=True)
     for step in range(phase.steps):

@@ -31,7 +31,14 @@ INK = 240  # grey of a plain digit's strokes, in 0..255
 NUM_TILES = 3
 HELD_OUT_SHARE = 0.25  # of the digit images
 
-_CLAIMS = [(right, wrong, first, echo) for right in CLASSES for wrong in CLASSES if wrong != right for first in (0, 1) for echo in (0, 1)]
+_CLAIMS = [
+    (right, wrong, first, echo)
+    for right in CLASSES
+    for wrong in CLASSES
+    if wrong != right
+    for first in (0, 1)
+    for echo in (0, 1)
+]
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -124,7 +131,9 @@ def make_scene(seed: int, split: Split, index: int, asked_plain: bool | None = N
     """
     stream = get_args(Split).index(split) + (0 if asked_plain is None else 10 * (1 + asked_plain))
     block, place = divmod(index, len(_CLAIMS))
-    right, wrong, first, echo = _CLAIMS[np.random.default_rng([seed, stream, 1, block]).permutation(len(_CLAIMS))[place]]
+    right, wrong, first, echo = _CLAIMS[
+        np.random.default_rng([seed, stream, 1, block]).permutation(len(_CLAIMS))[place]
+    ]
     rng = np.random.default_rng([seed, stream, 0, index])
     neither = [digit for digit in CLASSES if digit not in (right, wrong)]
     others = [right, wrong] if echo else rng.choice(neither, size=2).tolist()
@@ -133,7 +142,13 @@ def make_scene(seed: int, split: Split, index: int, asked_plain: bool | None = N
     colors = rng.permutation(list(COLORS))[:NUM_TILES].tolist()
     cells = rng.permutation(GRID * GRID)[:NUM_TILES].tolist()
     tiles = tuple(
-        Tile(color=color, row=cell // GRID, column=cell % GRID, digit=digit, image=int(rng.choice(digit_images(split, digit))))
+        Tile(
+            color=color,
+            row=cell // GRID,
+            column=cell % GRID,
+            digit=digit,
+            image=int(rng.choice(digit_images(split, digit))),
+        )
         for color, cell, digit in zip(colors, cells, [right, *others], strict=True)
     )
     if asked_plain is not None:
@@ -172,9 +187,13 @@ def tile_pixels(color: str, image: int, plain: bool = False) -> np.ndarray:
     pixels = np.tile(np.array(COLORS[color], dtype=np.float64), (side, side, 1))
     if plain:
         edge = (side - PLAIN) // 2
-        pixels[edge : edge + PLAIN, edge : edge + PLAIN] += plain_ink(image)[..., None] * (INK - np.array(COLORS[color]))
+        pixels[edge : edge + PLAIN, edge : edge + PLAIN] += plain_ink(image)[..., None] * (
+            INK - np.array(COLORS[color])
+        )
         return pixels.round().astype(np.uint8)
-    ink = np.kron(_digits()[0][image], np.array([[1, -1], [-1, 1]])) * DEPTH  # (2 POINTS, 2 POINTS), zero mean in each point
+    ink = (
+        np.kron(_digits()[0][image], np.array([[1, -1], [-1, 1]])) * DEPTH
+    )  # (2 POINTS, 2 POINTS), zero mean in each point
     edge = (side - ink.shape[0]) // 2
     pixels[edge : edge + ink.shape[0], edge : edge + ink.shape[1]] += ink[..., None]
     return pixels.round().astype(np.uint8)

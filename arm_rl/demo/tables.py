@@ -7,7 +7,10 @@ from rich.table import Table
 from arm_rl.run.metrics import NO_TOOL, OTHER_TOOL
 
 COLUMNS = ("accuracy", "tool_calls", "tool_rate", "box_hit", "accuracy_without_tools", "num_samples")
-ACCURACY, FIRST_TOOL = "accuracy/", "first_tool/"  # begin the metrics of each track: accuracy/TRACK, first_tool/NAME/TRACK
+ACCURACY, FIRST_TOOL = (
+    "accuracy/",
+    "first_tool/",
+)  # begin the metrics of each track: accuracy/TRACK, first_tool/NAME/TRACK
 
 
 def is_shown(key: str) -> bool:
@@ -35,7 +38,9 @@ def _track_table(summary: Mapping[str, Mapping[str, float]], tracks: Sequence[st
     table = Table(title="track by track: accuracy, and the tool that was called first")
     for column in ("track", "", *summary):
         table.add_column(column, overflow="fold")  # names of tools are long, and their ends tell them apart
-    tools = sorted({key.split("/")[1] for metrics in summary.values() for key in metrics if key.startswith(FIRST_TOOL)}, key=_order)
+    tools = sorted(
+        {key.split("/")[1] for metrics in summary.values() for key in metrics if key.startswith(FIRST_TOOL)}, key=_order
+    )
     for track in tracks:
         rows = {"accuracy": f"{ACCURACY}{track}", **{name: f"{FIRST_TOOL}{name}/{track}" for name in tools}}
         for name, key in rows.items():

@@ -84,7 +84,9 @@ class TextsTask:
 
     def wrong(self, rng: np.random.Generator, *, near: bool) -> Look:
         """Other bounds: the next ones, or any."""
-        others = [lower for lower in LOWER_BOUNDS if lower != self.lower and (not near or abs(lower - self.lower) == WIDTH)]
+        others = [
+            lower for lower in LOWER_BOUNDS if lower != self.lower and (not near or abs(lower - self.lower) == WIDTH)
+        ]
         return self._look(int(rng.integers(2)), int(rng.choice(others)))
 
     def _look(self, text: int, lower: int) -> Look:
@@ -92,7 +94,9 @@ class TextsTask:
         fits = lower <= self.counts[text] <= lower + WIDTH
         better = text if fits else 1 - text
         thought = phrases.seen(NAMES[better])
-        return Look(tool=Texts.tool, arguments=arguments(text, lower), text=result(fits), thought=thought, choice=better + 1)
+        return Look(
+            tool=Texts.tool, arguments=arguments(text, lower), text=result(fits), thought=thought, choice=better + 1
+        )
 
 
 class Texts:
@@ -106,7 +110,9 @@ class Texts:
         """Every 10 tasks in a row ask for all bounds, and for either text."""
         stream = ("train", "held_out", "pretrain").index(split)
         block, number = divmod(index, 2 * len(LOWER_BOUNDS))
-        place, better = divmod(int(np.random.default_rng([seed, stream, 31, block]).permutation(2 * len(LOWER_BOUNDS))[number]), 2)
+        place, better = divmod(
+            int(np.random.default_rng([seed, stream, 31, block]).permutation(2 * len(LOWER_BOUNDS))[number]), 2
+        )
         rng = np.random.default_rng([seed, stream, 30, index])
         lower = LOWER_BOUNDS[place]
         other = int(rng.choice([bound for bound in LOWER_BOUNDS if bound != lower]))

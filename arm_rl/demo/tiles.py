@@ -75,7 +75,9 @@ class TilesTask:
 
     def _look(self, cell: tuple[int, int], thought: str, choice: int | None) -> Look:
         view = scenes.draw_cell(self.scene, *cell)
-        return Look(tool=Tiles.tool, arguments=arguments(scenes.cell_box(*cell)), view=view, thought=thought, choice=choice)
+        return Look(
+            tool=Tiles.tool, arguments=arguments(scenes.cell_box(*cell)), view=view, thought=thought, choice=choice
+        )
 
 
 class Tiles:
@@ -100,7 +102,9 @@ class Tiles:
     def stray(self, rng: np.random.Generator) -> Look:
         """A cell of an image that is not there."""
         row, column = divmod(int(rng.integers(scenes.GRID**2)), scenes.GRID)
-        return Look(tool=self.tool, arguments=arguments(scenes.cell_box(row, column)), text=_no_image(), thought=phrases.UNCLEAR)
+        return Look(
+            tool=self.tool, arguments=arguments(scenes.cell_box(row, column)), text=_no_image(), thought=phrases.UNCLEAR
+        )
 
     def prepare(self, folder: Path, seed: int) -> None:
         """The zoom tool reads the session's images only."""
@@ -111,7 +115,10 @@ class Tiles:
 
     def turns(self) -> list[str]:
         """Zooms into images of each name."""
-        return [phrases.call_turn(self.tool, arguments((0, 250, 500, 750), name)) for name in (IMAGE, "observation_1", "observation_2")]
+        return [
+            phrases.call_turn(self.tool, arguments((0, 250, 500, 750), name))
+            for name in (IMAGE, "observation_1", "observation_2")
+        ]
 
     def observations(self) -> list[str]:
         """None but the image."""

@@ -42,7 +42,9 @@ VICTIMS = {
     "learner": "ray::Learner",
 }
 KINDS = (*VICTIMS, "driver")
-BACK_AS = {"engine": "rollout"}  # what the log says is back, where it is not the kind itself: an engine takes its rollout actor along
+BACK_AS = {
+    "engine": "rollout"
+}  # what the log says is back, where it is not the kind itself: an engine takes its rollout actor along
 POLL_SECONDS = 0.2
 GRACE_SECONDS = 300.0  # until a kind of process must be there (again)
 WORKER_SECONDS = 20.0  # until a tool worker may be: it comes back with the next call that needs it
@@ -104,7 +106,9 @@ class Victim:
         if kind == "driver":
             self._process.wait()
             limit = time.monotonic() + GRACE_SECONDS
-            while left := [one for one in others if processes.read(one) is not None]:  # Ray ends with it, and they with Ray
+            while left := [
+                one for one in others if processes.read(one) is not None
+            ]:  # Ray ends with it, and they with Ray
                 if time.monotonic() > limit:
                     raise ChaosError(f"processes {left} outlive the driver")
                 time.sleep(POLL_SECONDS)
@@ -185,7 +189,9 @@ def chaos(
         while victim.status is None:
             time.sleep(POLL_SECONDS)
         if victim.status or plan:
-            raise ChaosError(f"the run ended with status {victim.status} and {len(plan)} kills to come: {victim.last_words()}")
+            raise ChaosError(
+                f"the run ended with status {victim.status} and {len(plan)} kills to come: {victim.last_words()}"
+            )
     finally:
         victim.end()
     summary.starts = victim.num_starts
@@ -207,7 +213,9 @@ def _judge(summary: Summary, run: Path, mark: float) -> None:
     drawn = sum(row["drawn"] for row in table.values())
     found = sum(row[name] for row in table.values() for name in (*FATES, "pending"))
     used = sum(row[name] for row in table.values() for name in FATES if name != "too_old")  # what a step was given
-    written = Counter((row["group_id"], row["index"]) for path in _trajectory_files(run) for row in trajectory_file.read_light(path))
+    written = Counter(
+        (row["group_id"], row["index"]) for path in _trajectory_files(run) for row in trajectory_file.read_light(path)
+    )
     summary.lost = max(drawn - found, 0) + max(used - len(written), 0)
     summary.trained_twice = max(found - drawn, 0) + written.total() - len(written) + max(len(written) - used, 0)
     lines = [line for line in read_lines(run / "metrics.jsonl") if "reward/mean" in line]

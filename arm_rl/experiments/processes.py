@@ -29,7 +29,9 @@ def read(number: int) -> Process | None:
         return None
     if state == "Z":
         return None
-    return Process(number=number, parent=int(parent), command=command.strip(), cpu_seconds=(int(rest[9]) + int(rest[10])) / _TICK)
+    return Process(
+        number=number, parent=int(parent), command=command.strip(), cpu_seconds=(int(rest[9]) + int(rest[10])) / _TICK
+    )
 
 
 def below(root: int) -> Iterator[Process]:

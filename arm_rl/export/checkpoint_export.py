@@ -32,6 +32,8 @@ def export_checkpoint(config: TrainConfig | SftConfig, run: Path, out: Path) -> 
     scaling = lora.scaling_of(config.learner) if config.learner.lora_rank else None
     write_folder(policy.hf, gather.whole(policy.hf, 0, scaling, wanted=True), config.model.path, out)
     if scaling is not None:
-        lora.save_adapter(gather.adapters(policy.hf, 0, wanted=True), config.learner, config.model.path, out / "adapter")
+        lora.save_adapter(
+            gather.adapters(policy.hf, 0, wanted=True), config.learner, config.model.path, out / "adapter"
+        )
     write_card(config, run, out, found.step)
     return found.step

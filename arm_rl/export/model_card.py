@@ -75,10 +75,18 @@ def write_card(config: TrainConfig | SftConfig, run: Path, folder: Path, step: i
     """
     save(config, folder / FILE)
     base = config.model.path
-    header: dict[str, Any] = {"library_name": "transformers", "pipeline_tag": "image-text-to-text", "tags": ["arm_rl", "reward-model"]}
+    header: dict[str, Any] = {
+        "library_name": "transformers",
+        "pipeline_tag": "image-text-to-text",
+        "tags": ["arm_rl", "reward-model"],
+    }
     if not Path(base).exists():  # a name on the hub
         header["base_model"] = base
-    stage = "SupervisedActor cold start" if isinstance(config, SftConfig) else f"GRPO with the reward `{config.reward.name}`"
+    stage = (
+        "SupervisedActor cold start"
+        if isinstance(config, SftConfig)
+        else f"GRPO with the reward `{config.reward.name}`"
+    )
     card = _CARD.format(
         header=OmegaConf.to_yaml(OmegaConf.create(header)),
         name=config.run.name,

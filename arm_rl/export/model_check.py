@@ -47,7 +47,9 @@ def check_weights(path: str) -> None:
         with torch.device("meta"):  # no memory, no values
             model = AutoModelForImageTextToText.from_config(AutoConfig.from_pretrained(folder, trust_remote_code=False))
     except Exception as error:  # what these raise for a config that fits no model is not told
-        raise ModelFolderError(f"model.path: {folder / 'config.json'}: no model is built of it: {type(error).__name__}: {error}") from error
+        raise ModelFolderError(
+            f"model.path: {folder / 'config.json'}: no model is built of it: {type(error).__name__}: {error}"
+        ) from error
     inner = getattr(model, "model", None)
     if not (hasattr(inner, "visual") and hasattr(inner, "language_model") and hasattr(inner, "get_rope_index")):
         raise ModelFolderError(
@@ -76,12 +78,16 @@ def _shapes(folder: Path) -> dict[str, list[tuple[int, ...]]]:
         names = [_WEIGHTS]
     else:
         others = ", ".join(sorted(file.name for file in folder.glob("*.bin"))) or "none"
-        raise ModelFolderError(f"model.path: {folder}: no weights: {_WEIGHTS} or {_INDEX} is needed (other weights: {others})")
+        raise ModelFolderError(
+            f"model.path: {folder}: no weights: {_WEIGHTS} or {_INDEX} is needed (other weights: {others})"
+        )
     shapes: dict[str, list[tuple[int, ...]]] = {}
     for name in names:
         file = folder / name
         if Path(name).name != name or not file.exists():
-            raise ModelFolderError(f"model.path: {index} names {name}, which is not there: {len(names)} files are needed")
+            raise ModelFolderError(
+                f"model.path: {index} names {name}, which is not there: {len(names)} files are needed"
+            )
         try:
             with safe_open(file, "pt") as weights:
                 shapes[name] = [tuple(weights.get_slice(key).get_shape()) for key in weights.keys()]  # noqa: SIM118 (no mapping)

@@ -41,7 +41,9 @@ class Backend(Protocol[KeptT]):
         """Runs one session to its end, whatever that is."""
         ...
 
-    async def record(self, stage: str, step: int, asked: Sequence[tuple[JudgedSession[KeptT], ScoredTrajectory]]) -> None:
+    async def record(
+        self, stage: str, step: int, asked: Sequence[tuple[JudgedSession[KeptT], ScoredTrajectory]]
+    ) -> None:
         """Writes sessions to a file of the run's `trajectories`."""
         ...
 
@@ -58,7 +60,9 @@ class EngineBackend:
         group = await self._runner.group(sample, group_id, size=1, temperature=self._temperature)
         return JudgedSession(sample=sample, trajectory=group.scored[0].trajectory, kept=group)
 
-    async def record(self, stage: str, step: int, asked: Sequence[tuple[JudgedSession[Group], ScoredTrajectory]]) -> None:
+    async def record(
+        self, stage: str, step: int, asked: Sequence[tuple[JudgedSession[Group], ScoredTrajectory]]
+    ) -> None:
         """See `Backend`. Written by a task of its own, which is waited for when the backend closes."""
         self._runner.record(stage, step, [replace(one.kept, scored=(scored,)) for one, scored in asked])
 
@@ -66,7 +70,9 @@ class EngineBackend:
 class ServerBackend:
     """A policy that is somewhere else, with tools beside this process."""
 
-    def __init__(self, policy: Policy, tools: Tools, template: Template, config: TrainConfig, *, concurrency: int) -> None:
+    def __init__(
+        self, policy: Policy, tools: Tools, template: Template, config: TrainConfig, *, concurrency: int
+    ) -> None:
         self.concurrency = concurrency
         self._policy, self._tools, self._template, self._config = policy, tools, template, config
 
@@ -74,16 +80,26 @@ class ServerBackend:
         """See `Backend`."""
         seed = derive(self._config.run.seed, group_id, 0)
         ran = await session.run(
-            sample, self._policy, self._tools, self._config.session, template=self._template, seed=seed, group_id=group_id
+            sample,
+            self._policy,
+            self._tools,
+            self._config.session,
+            template=self._template,
+            seed=seed,
+            group_id=group_id,
         )
         return JudgedSession(sample=sample, trajectory=ran.trajectory, kept=ran)
 
-    async def record(self, stage: str, step: int, asked: Sequence[tuple[JudgedSession[Session], ScoredTrajectory]]) -> None:
+    async def record(
+        self, stage: str, step: int, asked: Sequence[tuple[JudgedSession[Session], ScoredTrajectory]]
+    ) -> None:
         """See `Backend`."""
         images: dict[str, Image] = {key: image for one, _ in asked for key, image in one.kept.images.items()}
         path = trajectories_folder(self._config) / trajectory_file.file_name(stage, step)
         samples = {one.sample.id: one.sample for one, _ in asked}
-        await asyncio.to_thread(trajectory_file.write, path, [scored for _, scored in asked], samples, images, stage=stage, step=step)
+        await asyncio.to_thread(
+            trajectory_file.write, path, [scored for _, scored in asked], samples, images, stage=stage, step=step
+        )
 
 
 @asynccontextmanager
@@ -127,7 +143,11 @@ async def server_backend(config: TrainConfig, template: Template, server: Server
         num_retries=server.num_retries,
         api_key=server.api_key,
     )
-    tools = LocalTools(load_tools(config.tools.files), concurrency=config.tools.concurrency, timeout_seconds=config.tools.timeout_seconds)
+    tools = LocalTools(
+        load_tools(config.tools.files),
+        concurrency=config.tools.concurrency,
+        timeout_seconds=config.tools.timeout_seconds,
+    )
     try:
         yield ServerBackend(policy, tools, template, config, concurrency=server.concurrency)
     finally:

@@ -24,7 +24,9 @@ class ServerError(RuntimeError):
 class ChatServer:
     """The connection to a server."""
 
-    def __init__(self, base_url: str, *, timeout_seconds: float = 120.0, num_retries: int = 0, api_key: str | None = None) -> None:
+    def __init__(
+        self, base_url: str, *, timeout_seconds: float = 120.0, num_retries: int = 0, api_key: str | None = None
+    ) -> None:
         """Prepares.
 
         Args:
@@ -51,12 +53,16 @@ class ChatServer:
         """
         response = await self._post(body)
         if response.status_code != httpx.codes.OK:
-            raise ServerError(f"{response.request.url}: {response.status_code}: {response.text[:2000]}", response.status_code)
+            raise ServerError(
+                f"{response.request.url}: {response.status_code}: {response.text[:2000]}", response.status_code
+            )
         try:
             choice = response.json()["choices"][0]
             choice["message"], choice["finish_reason"]
         except (ValueError, KeyError, IndexError, TypeError) as error:
-            raise ServerError(f"{response.request.url}: not a chat completion ({error!r}): {response.text[:2000]}") from error
+            raise ServerError(
+                f"{response.request.url}: not a chat completion ({error!r}): {response.text[:2000]}"
+            ) from error
         return choice
 
     async def _post(self, body: dict[str, Any]) -> httpx.Response:

@@ -168,9 +168,17 @@ class Judge:
         @asynccontextmanager
         async def policy() -> AsyncIterator[Policy]:
             with tempfile.TemporaryDirectory() as logs:
-                server = ModelServer(Path(folder), Path(logs) / "server.log", use_gpu=on_gpu, max_model_len=setup.max_model_len)
-                asking = {"temperature": temperature, "max_tokens": setup.limits.max_response_tokens, "timeout_seconds": TURN_SECONDS}
-                asking["num_retries"] = 3  # the server closes a connection that was idle for a while just as it is used again
+                server = ModelServer(
+                    Path(folder), Path(logs) / "server.log", use_gpu=on_gpu, max_model_len=setup.max_model_len
+                )
+                asking = {
+                    "temperature": temperature,
+                    "max_tokens": setup.limits.max_response_tokens,
+                    "timeout_seconds": TURN_SECONDS,
+                }
+                asking["num_retries"] = (
+                    3  # the server closes a connection that was idle for a while just as it is used again
+                )
                 with server:
                     async with _at_server(server.base_url, SERVED_NAME, written, **asking, with_logprobs=True) as asked:
                         yield asked
@@ -189,7 +197,9 @@ class Judge:
             raise
         return self
 
-    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None) -> None:
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
+    ) -> None:
         self.close()
 
     def close(self) -> None:
@@ -263,10 +273,15 @@ class Judge:
         while len(standing) > 1:
             pairs = list(zip(standing[::2], standing[1::2], strict=False))
             met = await asyncio.gather(
-                *(self._compared(question, images, [answers[first - 1], answers[second - 1]]) for first, second in pairs)
+                *(
+                    self._compared(question, images, [answers[first - 1], answers[second - 1]])
+                    for first, second in pairs
+                )
             )
             comparisons += zip(pairs, met, strict=True)
-            winners = [second if verdict.choice == 2 else first for (first, second), verdict in zip(pairs, met, strict=True)]
+            winners = [
+                second if verdict.choice == 2 else first for (first, second), verdict in zip(pairs, met, strict=True)
+            ]
             standing = [*winners, *standing[2 * len(pairs) :]]
         return Ranking(best=standing[0], comparisons=tuple(comparisons))
 
@@ -296,7 +311,9 @@ class Judge:
         )
         memory = Memory.holding({part.name: image for part, image in zip(shown, images, strict=True)}, answers)
         start = Start(
-            memory=memory, messages=self._template.conversation(sample), prompt_ids=self._template.prompt_ids(sample, memory.images)
+            memory=memory,
+            messages=self._template.conversation(sample),
+            prompt_ids=self._template.prompt_ids(sample, memory.images),
         )
         async with self._slots:
             seed = derive(self._seed, question, *answers, number)

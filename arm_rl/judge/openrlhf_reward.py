@@ -35,14 +35,18 @@ class RewardRequest(BaseModel):
             RemoteRewardError: it is not to be known where an answer begins, or the prompt shows images, which this protocol does not carry.
         """
         if self.prompts is None or len(self.prompts) != len(self.query):
-            raise RemoteRewardError("prompts: one for each query is needed, so that the judge knows where the answer begins")
+            raise RemoteRewardError(
+                "prompts: one for each query is needed, so that the judge knows where the answer begins"
+            )
         pairs = []
         for number, (query, prompt) in enumerate(zip(self.query, self.prompts, strict=True)):
             before, found, answer = query.partition(prompt)
             if not found or not _END.fullmatch(before or " "):  # a padding or first token may stand before it
                 raise RemoteRewardError(f"query[{number}] does not begin with prompts[{number}]")
             if _IMAGE in prompt:
-                raise RemoteRewardError(f"prompts[{number}] shows an image, which is not sent: use arm_rl.judge.reward_client instead")
+                raise RemoteRewardError(
+                    f"prompts[{number}] shows an image, which is not sent: use arm_rl.judge.reward_client instead"
+                )
             said = _USER.findall(prompt)
             pairs.append((said[-1] if said else prompt, _END.sub("", answer)))
         return pairs

@@ -57,7 +57,9 @@ class ServerPolicy:
         names = [name for message in request.messages for name in message.image_names]
         body: dict[str, Any] = {
             "model": self._model,
-            "messages": await asyncio.to_thread(self._messages, request.messages, dict(zip(names, request.images, strict=True))),
+            "messages": await asyncio.to_thread(
+                self._messages, request.messages, dict(zip(names, request.images, strict=True))
+            ),
             "temperature": self._temperature,
             "max_tokens": min(self._max_tokens, request.max_tokens),
             "seed": request.seed,
@@ -75,7 +77,9 @@ class ServerPolicy:
             ids, logprobs = _tokens(choice) if self._with_logprobs else ((), ())
         except (ValueError, KeyError, IndexError, TypeError, AttributeError) as error:
             raise ServerError(f"{self._server.url}: not a chat completion ({error!r}): {choice!r:.2000}") from error
-        return Completion(token_ids=ids, logprobs=logprobs, text=whole_characters(text), finish_reason="length" if cut else "stop")
+        return Completion(
+            token_ids=ids, logprobs=logprobs, text=whole_characters(text), finish_reason="length" if cut else "stop"
+        )
 
     async def close(self) -> None:
         """Closes the connections."""

@@ -27,7 +27,9 @@ Picture = Image.Image | bytes | str | os.PathLike[str] | Mapping[str, Any]
 class RewardClient:
     """Asks the service. Safe from several threads."""
 
-    def __init__(self, url: str, *, token: str | None = None, concurrency: int = 32, timeout_seconds: float = 600.0) -> None:
+    def __init__(
+        self, url: str, *, token: str | None = None, concurrency: int = 32, timeout_seconds: float = 600.0
+    ) -> None:
         """Prepares.
 
         Args:
@@ -39,7 +41,9 @@ class RewardClient:
         self._timeout = timeout_seconds
         self._pool = ThreadPoolExecutor(concurrency, thread_name_prefix="rewards")
         headers = {"Authorization": f"Bearer {token}"} if token else None
-        self._client = httpx.Client(base_url=url, headers=headers, timeout=timeout_seconds, limits=httpx.Limits(max_connections=None))
+        self._client = httpx.Client(
+            base_url=url, headers=headers, timeout=timeout_seconds, limits=httpx.Limits(max_connections=None)
+        )
 
     def reward(self, question: str, answer: str, images: Sequence[Picture] = ()) -> float | None:
         """The probability that the answer is right; None where the judge gives no judgment.
@@ -82,15 +86,25 @@ def trl_reward(url: str, **settings: Any) -> Callable[..., list[float | None]]:
     client = RewardClient(url, **settings)
 
     def judge(prompts: Sequence[Any], completions: Sequence[Any], **columns: Any) -> list[float | None]:
-        images = columns.get("images") or [[one] if one is not None else [] for one in columns.get("image") or [None] * len(prompts)]
+        images = columns.get("images") or [
+            [one] if one is not None else [] for one in columns.get("image") or [None] * len(prompts)
+        ]
         said = zip(prompts, completions, images, strict=True)
-        return client.rewards([(_text(prompt, "user"), _text(completion, "assistant"), shown or ()) for prompt, completion, shown in said])
+        return client.rewards(
+            [(_text(prompt, "user"), _text(completion, "assistant"), shown or ()) for prompt, completion, shown in said]
+        )
 
     return judge
 
 
 def compute_score(
-    data_source: str, solution_str: str, ground_truth: Any, extra_info: Mapping[str, Any] | None = None, *, url: str, **settings: Any
+    data_source: str,
+    solution_str: str,
+    ground_truth: Any,
+    extra_info: Mapping[str, Any] | None = None,
+    *,
+    url: str,
+    **settings: Any,
 ) -> float:
     """verl's custom reward function, for one answer. The row's `extra_info` holds `question`, and `images` where there are any.
 

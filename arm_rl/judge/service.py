@@ -99,7 +99,8 @@ class RankAnswer(BaseModel):
         return cls(
             best=ranking.best,
             comparisons=[
-                {"answers": list(pair), "verdict": VerdictAnswer.of(verdict).model_dump()} for pair, verdict in ranking.comparisons
+                {"answers": list(pair), "verdict": VerdictAnswer.of(verdict).model_dump()}
+                for pair, verdict in ranking.comparisons
             ],
         )
 
@@ -125,7 +126,9 @@ def build_app(judge: Judge | AbstractContextManager[Judge], limits: ServiceLimit
 
     def let_in(given: Annotated[HTTPAuthorizationCredentials | None, Depends(bearer)]) -> None:
         if token is not None and (given is None or not hmac.compare_digest(given.credentials.encode(), token.encode())):
-            raise HTTPException(401, "a valid access token is needed: Authorization: Bearer TOKEN", {"WWW-Authenticate": "Bearer"})
+            raise HTTPException(
+                401, "a valid access token is needed: Authorization: Bearer TOKEN", {"WWW-Authenticate": "Bearer"}
+            )
 
     guarded = [Depends(let_in)]
 
@@ -171,7 +174,9 @@ def build_app(judge: Judge | AbstractContextManager[Judge], limits: ServiceLimit
         except RemoteRewardError as error:
             raise HTTPException(422, str(error)) from error
         one: Judge = request.app.state.judge
-        verdicts = await run("get_reward", lambda: asyncio.gather(*(one.averify(prompt, [], answer) for prompt, answer in pairs)))
+        verdicts = await run(
+            "get_reward", lambda: asyncio.gather(*(one.averify(prompt, [], answer) for prompt, answer in pairs))
+        )
         meter.count([opinion for verdict in verdicts for opinion in verdict.opinions])
         return reward_answer(verdicts)
 
@@ -194,8 +199,12 @@ class _Meter:
     def __init__(self) -> None:
         self.registry = CollectorRegistry()
         self._running = Gauge("judge_requests_running", "Requests that are worked on.", registry=self.registry)
-        self._requests = Counter("judge_requests", "Requests, by how they ended.", ["endpoint", "status"], registry=self.registry)
-        self._seconds = Histogram("judge_request_seconds", "Seconds of a request.", ["endpoint"], registry=self.registry)
+        self._requests = Counter(
+            "judge_requests", "Requests, by how they ended.", ["endpoint", "status"], registry=self.registry
+        )
+        self._seconds = Histogram(
+            "judge_request_seconds", "Seconds of a request.", ["endpoint"], registry=self.registry
+        )
         self._calls = Counter("judge_tool_calls", "Calls of tools.", ["tool", "status"], registry=self.registry)
         self._number = 0
 
@@ -218,7 +227,11 @@ class _Running:
     def __enter__(self) -> None:
         if self._meter._number >= self._most:
             self._meter._requests.labels(self._endpoint, 429).inc()
-            raise HTTPException(429, f"{self._most} requests are worked on, which is as many as this service takes", {"Retry-After": "1"})
+            raise HTTPException(
+                429,
+                f"{self._most} requests are worked on, which is as many as this service takes",
+                {"Retry-After": "1"},
+            )
         self._meter._number += 1
         self._meter._running.set(self._meter._number)
         self._started = time.perf_counter()
@@ -286,7 +299,12 @@ def _told(opinion: Opinion, choice: int | bool | None) -> OpinionAnswer:
         probability=opinion.probability,
         reasoning=opinion.reasoning,
         calls=[
-            {"tool": event.call.name, "arguments": event.call.arguments, "status": event.status, "seconds": event.seconds}
+            {
+                "tool": event.call.name,
+                "arguments": event.call.arguments,
+                "status": event.status,
+                "seconds": event.seconds,
+            }
             for event in trajectory.tool_events
         ],
         turns=[turn.text for turn in trajectory.turns],

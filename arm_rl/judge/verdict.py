@@ -19,8 +19,12 @@ _DECISION = re.compile(r"<answer>\s*Overall Judgment:\s*(?:Answer )?")  # what f
 class Opinion:
     """One session's judgment."""
 
-    label: str | None  # "1".."N" in the order in which the answers were shown, "true" or "false"; None: no judgment that can be read
-    probability: float | None  # of the tokens that decide, under the distribution they were sampled from; None where it is not known
+    label: (
+        str | None
+    )  # "1".."N" in the order in which the answers were shown, "true" or "false"; None: no judgment that can be read
+    probability: (
+        float | None
+    )  # of the tokens that decide, under the distribution they were sampled from; None where it is not known
     session: Session
 
     @classmethod
@@ -35,17 +39,25 @@ class Opinion:
     @property
     def reasoning(self) -> str:
         """The thoughts, turn by turn."""
-        return "\n".join(thought.strip() for turn in self.session.trajectory.turns for thought in _THOUGHT.findall(turn.text))
+        return "\n".join(
+            thought.strip() for turn in self.session.trajectory.turns for thought in _THOUGHT.findall(turn.text)
+        )
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Verdict:
     """What the judge decided about one question. Answers count from 1, in the caller's order."""
 
-    choice: int | bool | None  # the better answer, or whether the one answer is right; None: no judgment, or a tie of opposed ones
-    confidence: float | None  # 0 to 1: the share of the sessions' weight that is behind the choice; None where there is no choice
+    choice: (
+        int | bool | None
+    )  # the better answer, or whether the one answer is right; None: no judgment, or a tie of opposed ones
+    confidence: (
+        float | None
+    )  # 0 to 1: the share of the sessions' weight that is behind the choice; None where there is no choice
     opinions: tuple[Opinion, ...]  # one a session; each names the answers in the order in which it saw them
-    orders: tuple[tuple[int, ...], ...]  # of each session: the answers' numbers as it saw them; empty for a single answer
+    orders: tuple[
+        tuple[int, ...], ...
+    ]  # of each session: the answers' numbers as it saw them; empty for a single answer
 
     @classmethod
     def of(cls, opinions: Sequence[Opinion], orders: Sequence[tuple[int, ...]]) -> "Verdict":
@@ -80,7 +92,9 @@ class Verdict:
     @property
     def reasoning(self) -> str:
         """The thoughts of the first session that chose what was decided, else of the first one."""
-        agreeing = (opinion for opinion, choice in zip(self.opinions, self.choices, strict=True) if choice == self.choice)
+        agreeing = (
+            opinion for opinion, choice in zip(self.opinions, self.choices, strict=True) if choice == self.choice
+        )
         return next(agreeing, self.opinions[0]).reasoning
 
     @property
@@ -109,7 +123,12 @@ def position_bias(verdicts: Sequence[Verdict]) -> dict[str, float]:
         `first_share`: sessions that chose what they saw first, of those that chose at all.
         `inconsistent`: verdicts of several sessions that did not all choose the same.
     """
-    opinions = [opinion for verdict in verdicts for opinion, order in zip(verdict.opinions, verdict.orders, strict=True) if order]
+    opinions = [
+        opinion
+        for verdict in verdicts
+        for opinion, order in zip(verdict.opinions, verdict.orders, strict=True)
+        if order
+    ]
     chose = [opinion.label for opinion in opinions if opinion.label is not None]
     several = [verdict for verdict in verdicts if len(verdict.opinions) > 1]
     return {

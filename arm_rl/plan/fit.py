@@ -62,7 +62,11 @@ def memory_of(setting: Setting) -> GpuMemory:
                 share = math.floor(100 * (limit - kept) / limit) / 100
                 problems.append(
                     f"engines and what learners keep beside them need {(kept + room) / GIB:.1f} of {gpu.memory_gib} GiB: "
-                    + (f"rollout.gpu_memory_utilization={share}" if share > 0 else "placement.kind=apart, or a higher learner.zero_stage")
+                    + (
+                        f"rollout.gpu_memory_utilization={share}"
+                        if share > 0
+                        else "placement.kind=apart, or a higher learner.zero_stage"
+                    )
                 )
         if used + beside <= limit < longest + beside:
             problems.append(
@@ -82,7 +86,9 @@ def memory_of(setting: Setting) -> GpuMemory:
 
 def _engine_problems(setting: Setting, engine: Mapping[str, int]) -> Iterator[str]:
     rollout = setting.train.rollout
-    per_token = memory.key_value_bytes(setting.shape, tensor_parallel=rollout.tensor_parallel_size, element=setting.element)
+    per_token = memory.key_value_bytes(
+        setting.shape, tensor_parallel=rollout.tensor_parallel_size, element=setting.element
+    )
     tokens = engine["key-value cache"] // per_token
     if tokens < rollout.max_model_len:
         yield (
@@ -109,4 +115,8 @@ def _gpus(config: TrainConfig | SftConfig) -> int:
     if isinstance(config, SftConfig):
         return config.learner.num_ranks
     engines = config.rollout.num_actors * config.rollout.tensor_parallel_size
-    return max(engines, config.learner.num_ranks) if config.placement.kind == "shared" else engines + config.learner.num_ranks
+    return (
+        max(engines, config.learner.num_ranks)
+        if config.placement.kind == "shared"
+        else engines + config.learner.num_ranks
+    )

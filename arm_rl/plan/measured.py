@@ -30,7 +30,9 @@ class Parts:
     publishes: tuple[float, ...]
     updates: tuple[float, ...]
     kept: tuple[float, ...]  # of each step: share of its groups that were not flat
-    steps: tuple[float, ...]  # what the run itself took for each step: not an input, but what a simulation is compared with
+    steps: tuple[
+        float, ...
+    ]  # what the run itself took for each step: not an input, but what a simulation is compared with
 
     @classmethod
     def of(cls, folder: Path) -> "Parts":
@@ -50,7 +52,9 @@ class Parts:
 
 
 def _seconds(events: Sequence[Event], kind: str, actor_kind: str) -> tuple[float, ...]:
-    return tuple((event.end - event.start) / _SECOND for event in events if event.kind == kind and event.actor_kind == actor_kind)
+    return tuple(
+        (event.end - event.start) / _SECOND for event in events if event.kind == kind and event.actor_kind == actor_kind
+    )
 
 
 def _groups(events: Sequence[Event]) -> tuple[tuple[tuple[float, ...], ...], ...]:
@@ -80,7 +84,9 @@ class MeasuredRollouts:
     def __init__(self, parts: Parts, config: TrainConfig) -> None:
         self._parts = parts
         self._source = np.random.default_rng(config.run.seed)
-        self._slots = [asyncio.Semaphore(config.rollout.max_concurrent_sessions) for _ in range(config.rollout.num_actors)]
+        self._slots = [
+            asyncio.Semaphore(config.rollout.max_concurrent_sessions) for _ in range(config.rollout.num_actors)
+        ]
         self._num_updates = 0
 
     async def group(self, engine: int, sample: Sample, group_id: str, size: int, version: Version) -> list[Trajectory]:

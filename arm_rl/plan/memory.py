@@ -33,7 +33,9 @@ class States:
     host: int = 0  # of these, in the host's memory
 
 
-def model_states(parameters: int, trainable: int, *, ranks: int, zero_stage: int, element: int = 2, offload: bool = False) -> States:
+def model_states(
+    parameters: int, trainable: int, *, ranks: int, zero_stage: int, element: int = 2, offload: bool = False
+) -> States:
     """Weights, gradients and optimizer states of one rank.
 
     ZeRO's table with Psi parameters of which T are trained, N ranks and bfloat16 (element 2):
@@ -53,7 +55,9 @@ def model_states(parameters: int, trainable: int, *, ranks: int, zero_stage: int
     """
     share = ranks if zero_stage else 1
     optimizer = (12 if element == 2 or zero_stage else 8) * trainable // share
-    gradients = {0: element * trainable, 1: (element + (4 if element == 2 else 0)) * trainable}.get(zero_stage, 4 * trainable // ranks)
+    gradients = {0: element * trainable, 1: (element + (4 if element == 2 else 0)) * trainable}.get(
+        zero_stage, 4 * trainable // ranks
+    )
     weights = element * (parameters // ranks if zero_stage == 3 else parameters)
     if not offload:
         return States(weights=weights, gradients=gradients, optimizer=optimizer)
@@ -132,7 +136,12 @@ def learner(
     """
     trained = shape.trained(config)
     states = model_states(
-        shape.parameters, trained, ranks=config.num_ranks, zero_stage=config.zero_stage, element=element, offload=config.offload_optimizer
+        shape.parameters,
+        trained,
+        ranks=config.num_ranks,
+        zero_stage=config.zero_stage,
+        element=element,
+        offload=config.offload_optimizer,
     )
     image_tokens = int(config.micro_batch_tokens * image_share)
     tokens = config.micro_batch_tokens - image_tokens
@@ -177,7 +186,11 @@ def engine(shape: ModelShape, rollout: RolloutConfig, gpu: Gpu, *, element: int 
     size = rollout.tensor_parallel_size
     text, tower = shape.text, shape.tower
     widest = element * (2 * text.intermediate // size + 4 * text.hidden + text.query // size)
-    vision = _ENGINE_TOKENS * shape.patches_per_token * (element * (3 * tower.intermediate + 6 * tower.hidden) + 4 * tower.hidden)
+    vision = (
+        _ENGINE_TOKENS
+        * shape.patches_per_token
+        * (element * (3 * tower.intermediate + 6 * tower.hidden) + 4 * tower.hidden)
+    )
     used = {
         "weights": element * shape.parameters // size,
         "activations": _ENGINE_TOKENS * widest + vision + 3 * 4 * rollout.max_num_seqs * shape.vocabulary,

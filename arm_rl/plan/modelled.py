@@ -18,7 +18,15 @@ from arm_rl.plan.hardware import Cluster, Efficiency
 from arm_rl.plan.shapes import ModelShape
 from arm_rl.plan.simulated_engine import SimulatedEngine
 from arm_rl.plan.simulation import PAD, Version, spread_rewards, trajectory, turn
-from arm_rl.plan.step_time import EngineTimes, LearnerTimes, Passes, load_seconds, publish_seconds, sleep_seconds, update_seconds
+from arm_rl.plan.step_time import (
+    EngineTimes,
+    LearnerTimes,
+    Passes,
+    load_seconds,
+    publish_seconds,
+    sleep_seconds,
+    update_seconds,
+)
 from arm_rl.plan.workload import Workload
 
 UNIT = 64  # tokens that one id of a simulated trajectory stands for: a step has millions of them
@@ -58,14 +66,20 @@ class Setting:
             ),
             rollout=replace(config.rollout, num_actors=config.rollout.num_actors // fraction),
             learner=replace(
-                learner, num_ranks=learner.num_ranks // fraction, micro_batch_tokens=max(1, learner.micro_batch_tokens // UNIT)
+                learner,
+                num_ranks=learner.num_ranks // fraction,
+                micro_batch_tokens=max(1, learner.micro_batch_tokens // UNIT),
             ),
         )
 
     @property
     def takes_turns(self) -> bool:
         """Learners and engines share their GPUs."""
-        return isinstance(self.config, TrainConfig) and self.config.placement.use_gpu and self.config.placement.kind == "shared"
+        return (
+            isinstance(self.config, TrainConfig)
+            and self.config.placement.use_gpu
+            and self.config.placement.kind == "shared"
+        )
 
 
 class ModelledRollouts:
@@ -77,7 +91,9 @@ class ModelledRollouts:
         config, workload = setting.train, setting.workload
         rollout = config.rollout
         parts = memory.engine(setting.shape, rollout, setting.cluster.gpu, element=setting.element)
-        per_token = memory.key_value_bytes(setting.shape, tensor_parallel=rollout.tensor_parallel_size, element=setting.element)
+        per_token = memory.key_value_bytes(
+            setting.shape, tensor_parallel=rollout.tensor_parallel_size, element=setting.element
+        )
         times = EngineTimes(
             shape=setting.shape,
             cluster=setting.cluster,
@@ -86,7 +102,9 @@ class ModelledRollouts:
             element=setting.element,
         )
         self.engines = [
-            SimulatedEngine(times, max_sequences=rollout.max_num_seqs, cache_tokens=parts["key-value cache"] / per_token)
+            SimulatedEngine(
+                times, max_sequences=rollout.max_num_seqs, cache_tokens=parts["key-value cache"] / per_token
+            )
             for _ in range(rollout.num_actors // fraction)
         ]
         self._slots = [asyncio.Semaphore(rollout.max_concurrent_sessions) for _ in self.engines]
@@ -124,7 +142,9 @@ class ModelledRollouts:
                         await self._call(own.tool_seconds[number])
                         observed = _ids(seen, seen_images)
                         if PAD in observed:
-                            found.append(ImageInfo(name=f"observation_{number + 1}", key=f"{group_id} {index} {number}"))
+                            found.append(
+                                ImageInfo(name=f"observation_{number + 1}", key=f"{group_id} {index} {number}")
+                            )
                     turns.append(turn(_units(tokens), observed, started))
                 return trajectory(sample, group_id, index, prompt_ids, turns, found)
 
@@ -139,7 +159,10 @@ class ModelledRollouts:
 
     def rewards(self, group_id: str, size: int) -> list[float]:
         """Flat as often as the workload says."""
-        flat = np.random.default_rng(derive(self.setting.config.run.seed, group_id, "flat")).random() < self._workload.flat_groups
+        flat = (
+            np.random.default_rng(derive(self.setting.config.run.seed, group_id, "flat")).random()
+            < self._workload.flat_groups
+        )
         return [1.0] * size if flat else spread_rewards(size)
 
     def score_seconds(self) -> float:
@@ -150,7 +173,9 @@ class ModelledRollouts:
         """The bytes come while the engine samples; to load them it pauses, and then reads again what its sessions held."""
         setting = self.setting
         load = load_seconds(setting.shape, setting.efficiency, element=setting.element)
-        whole = update_seconds(setting.shape, setting.config.learner, setting.cluster, setting.efficiency, element=setting.element)
+        whole = update_seconds(
+            setting.shape, setting.config.learner, setting.cluster, setting.efficiency, element=setting.element
+        )
         await asyncio.sleep(max(whole - load, 0.0))
         await self.engines[engine].pause(load)
         self.engines[engine].read_again()
@@ -190,7 +215,9 @@ class ModelledLearning:
     def publish(self) -> float:
         """Rank 0's."""
         setting = self.setting
-        return publish_seconds(setting.shape, setting.config.learner, setting.cluster, setting.efficiency, element=setting.element)
+        return publish_seconds(
+            setting.shape, setting.config.learner, setting.cluster, setting.efficiency, element=setting.element
+        )
 
     def _driver(self, batch: Batch) -> float:
         seconds = self._fraction * batch.num_samples * self.setting.efficiency.driver_seconds
@@ -210,10 +237,13 @@ class ModelledLearning:
 
 def passes_of(samples: Sequence[TrainingSample]) -> Passes:
     """What a micro-batch costs, in tokens."""
-    images = {key: tokens for sample in samples for key, tokens in zip(sample.image_keys, sample.image_tokens, strict=False)}
+    images = {
+        key: tokens for sample in samples for key, tokens in zip(sample.image_keys, sample.image_tokens, strict=False)
+    }
     image_tokens = sum(images.values())
     prompts = {
-        id(sample.token_ids) if not sample.num_prompt_tokens else sample.image_keys[:1]: sample.num_prompt_tokens for sample in samples
+        id(sample.token_ids) if not sample.num_prompt_tokens else sample.image_keys[:1]: sample.num_prompt_tokens
+        for sample in samples
     }
     squares = sum(length * length for length in prompts.values())
     for sample in samples:
@@ -237,7 +267,9 @@ def demonstrations(setting: Setting, number: int) -> list[TrainingSample]:
         prompt = _ids(workload.prompt_tokens, workload.image_tokens)
         turns = [turn(_units(tokens), (), 0) for tokens in lengths.turns]
         seen = _ids(workload.observation_tokens, workload.observation_image_tokens)
-        turns = [replace(one, observation_ids=seen if place < len(turns) - 1 else ()) for place, one in enumerate(turns)]
+        turns = [
+            replace(one, observation_ids=seen if place < len(turns) - 1 else ()) for place, one in enumerate(turns)
+        ]
         shown = [prompt, *(one.observation_ids for one in turns)]
         images = [ImageInfo(name=str(place), key=f"{index} {place}") for place, ids in enumerate(shown) if PAD in ids]
         sample = Sample(id=str(index), track="simulated", messages=(), label="1")

@@ -39,7 +39,10 @@ def _changes(setting: Setting) -> Iterator[dict[str, Any]]:
         yield {"learner.micro_batch_tokens": int(learner.micro_batch_tokens * factor)}
     yield {"learner.gradient_checkpointing": not learner.gradient_checkpointing}
     for tokens in (learner.micro_batch_tokens // 2, learner.micro_batch_tokens // 4):
-        yield {"learner.gradient_checkpointing": not learner.gradient_checkpointing, "learner.micro_batch_tokens": tokens}
+        yield {
+            "learner.gradient_checkpointing": not learner.gradient_checkpointing,
+            "learner.micro_batch_tokens": tokens,
+        }
     for stage in {2, 3} - {learner.zero_stage}:
         yield {"learner.zero_stage": stage}
     if isinstance(config, SftConfig):
@@ -47,10 +50,18 @@ def _changes(setting: Setting) -> Iterator[dict[str, Any]]:
     rollout = config.rollout
     for factor in (0.5, 2):
         yield {"rollout.max_num_seqs": int(rollout.max_num_seqs * factor)}
-    yield {"rollout.max_num_seqs": 2 * rollout.max_num_seqs, "rollout.max_concurrent_sessions": 2 * rollout.max_concurrent_sessions}
+    yield {
+        "rollout.max_num_seqs": 2 * rollout.max_num_seqs,
+        "rollout.max_concurrent_sessions": 2 * rollout.max_concurrent_sessions,
+    }
     if setting.takes_turns:
         for ranks in {gpus // 2, 3 * gpus // 4}:
-            yield {"placement.kind": "apart", "learner.num_ranks": ranks, "rollout.num_actors": gpus - ranks, "algorithm.max_staleness": 1}
+            yield {
+                "placement.kind": "apart",
+                "learner.num_ranks": ranks,
+                "rollout.num_actors": gpus - ranks,
+                "algorithm.max_staleness": 1,
+            }
         return
     size = rollout.tensor_parallel_size
     for engines in {1, 2, gpus // 8, gpus // 4, 3 * gpus // 8, gpus // 2} - {0, rollout.num_actors}:
@@ -59,7 +70,12 @@ def _changes(setting: Setting) -> Iterator[dict[str, Any]]:
         if rollout.num_actors * size % other == 0:
             yield {"rollout.tensor_parallel_size": other, "rollout.num_actors": rollout.num_actors * size // other}
     if config.algorithm.max_staleness:
-        yield {"placement.kind": "shared", "learner.num_ranks": gpus, "rollout.num_actors": gpus, "algorithm.max_staleness": 0}
+        yield {
+            "placement.kind": "shared",
+            "learner.num_ranks": gpus,
+            "rollout.num_actors": gpus,
+            "algorithm.max_staleness": 0,
+        }
 
 
 def _changed(setting: Setting, changes: Mapping[str, Any]) -> Setting:
@@ -91,7 +107,9 @@ def search(setting: Setting, told: Callable[[str], None] = lambda name: None) ->
         told(", ".join(changes) or "as configured")
         problems = memory_of(one).problems
         tried[key] = Candidate(
-            changes=changes, problems=problems, step=None if problems else step_of(one, fraction=fraction_of(one.config))
+            changes=changes,
+            problems=problems,
+            step=None if problems else step_of(one, fraction=fraction_of(one.config)),
         )
 
     attempt((), setting)
@@ -105,7 +123,11 @@ def search(setting: Setting, told: Callable[[str], None] = lambda name: None) ->
             attempt(merged, one)
         best, current = _ranked(tried.values())[0], tried[tuple(sorted(before))]
         key = tuple(sorted(best.changes))
-        if best.step is None or key not in settings or (current.step is not None and best.step.seconds > _ADOPTED * current.step.seconds):
+        if (
+            best.step is None
+            or key not in settings
+            or (current.step is not None and best.step.seconds > _ADOPTED * current.step.seconds)
+        ):
             break
         base, before = settings[key], best.changes
     return _ranked(tried.values())
@@ -113,7 +135,10 @@ def search(setting: Setting, told: Callable[[str], None] = lambda name: None) ->
 
 def _merged(first: Sequence[str], second: Sequence[str]) -> tuple[str, ...]:
     """Changes after changes: the later value of a key counts."""
-    return tuple(f"{key}={value}" for key, value in {**dict(c.split("=") for c in first), **dict(c.split("=") for c in second)}.items())
+    return tuple(
+        f"{key}={value}"
+        for key, value in {**dict(c.split("=") for c in first), **dict(c.split("=") for c in second)}.items()
+    )
 
 
 def _ranked(tried: Iterable[Candidate]) -> list[Candidate]:

@@ -26,7 +26,9 @@ def _qwen2_5(*, vision_intermediate: int = 3420, tied: bool = False, **text: Any
         "out_hidden_size": text["hidden_size"],
     }
     return Qwen2_5_VLConfig(
-        text_config={"vocab_size": 152064, **text, "tie_word_embeddings": tied}, vision_config=vision, tie_word_embeddings=tied
+        text_config={"vocab_size": 152064, **text, "tie_word_embeddings": tied},
+        vision_config=vision,
+        tie_word_embeddings=tied,
     )
 
 
@@ -40,7 +42,13 @@ def _qwen3(*, large_vision: bool = False, tied: bool = False, **text: Any) -> Pr
         "out_hidden_size": text["hidden_size"],
     }
     return Qwen3VLConfig(
-        text_config={"vocab_size": 151936, "head_dim": 128, "num_key_value_heads": 8, **text, "tie_word_embeddings": tied},
+        text_config={
+            "vocab_size": 151936,
+            "head_dim": 128,
+            "num_key_value_heads": 8,
+            **text,
+            "tie_word_embeddings": tied,
+        },
         vision_config=vision,
         tie_word_embeddings=tied,
     )

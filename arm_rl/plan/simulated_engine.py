@@ -41,7 +41,9 @@ class SimulatedEngine:
         self._times, self._max_sequences, self._cache_tokens = times, max_sequences, max(cache_tokens, 1.0)
         self._chunk_seconds = times.prefill(_CHUNK, 0, _CHUNK)
         self._reading: deque[_Prefill] = deque()
-        self._sampling: list[tuple[float, int, float, asyncio.Future[None]]] = []  # heap: progress at its end, its context at the end
+        self._sampling: list[
+            tuple[float, int, float, asyncio.Future[None]]
+        ] = []  # heap: progress at its end, its context at the end
         self._waiting: deque[tuple[float, asyncio.Future[None]]] = deque()
         self._numbers = itertools.count()
         self._progress = 0.0  # tokens that a sequence would have got that was always there
@@ -53,7 +55,9 @@ class SimulatedEngine:
         self._awake = asyncio.Event()
         self._awake.set()
 
-    async def turn(self, new_tokens: float, image_tokens: float, context: float, num_tokens: float, own_tokens: float) -> None:
+    async def turn(
+        self, new_tokens: float, image_tokens: float, context: float, num_tokens: float, own_tokens: float
+    ) -> None:
         """Reads `new_tokens` after a context, and samples `num_tokens`; `own_tokens` of cache are this session's alone."""
         await self._awake.wait()
         own = min(own_tokens, self._cache_tokens)

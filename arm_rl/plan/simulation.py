@@ -39,7 +39,9 @@ _SAMPLES = 4096  # of the simulated data
 class Rollouts(Protocol):
     """How long sessions take, and what comes of them."""
 
-    async def group(self, engine: int, sample: Sample, group_id: str, size: int, version: "Version") -> list[Trajectory]:
+    async def group(
+        self, engine: int, sample: Sample, group_id: str, size: int, version: "Version"
+    ) -> list[Trajectory]:
         """The sessions of a group, run on an engine."""
         ...
 
@@ -152,7 +154,9 @@ def _engine(number: int, rollouts: Rollouts) -> Any:
     async def rest() -> None:
         await rollouts.sleep(number)
 
-    return _handle(run_group=SimpleNamespace(remote=run_group), start=start, update_weights=update, sleep=rest, wake=rest)
+    return _handle(
+        run_group=SimpleNamespace(remote=run_group), start=start, update_weights=update, sleep=rest, wake=rest
+    )
 
 
 def _scorer(rollouts: Rollouts) -> Any:
@@ -219,7 +223,12 @@ def _sample(number: int) -> Sample:
 
 
 def trajectory(
-    sample: Sample, group_id: str, index: int, prompt: tuple[int, ...], turns: Sequence[Turn], images: Sequence[ImageInfo] = ()
+    sample: Sample,
+    group_id: str,
+    index: int,
+    prompt: tuple[int, ...],
+    turns: Sequence[Turn],
+    images: Sequence[ImageInfo] = (),
 ) -> Trajectory:
     """A session that came to its end."""
     return Trajectory(

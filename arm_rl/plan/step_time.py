@@ -68,7 +68,9 @@ class LearnerTimes:
             return 0.0
         gathers = 0 if stage < 3 else 2 if train else 1  # of all weights, for each pass
         sent = gathers * self.shape.parameters + train * self.shape.trained(self.config)
-        return self._collective(sent * self.element, calls=(gathers + train) * (self.shape.text.layers + self.shape.tower.layers))
+        return self._collective(
+            sent * self.element, calls=(gathers + train) * (self.shape.text.layers + self.shape.tower.layers)
+        )
 
     def _collective(self, num_bytes: float, calls: int) -> float:
         """All-gather or reduce-scatter of so many bytes, in so many calls: (N - 1) / N of them arrive at each rank."""
@@ -87,7 +89,9 @@ class LearnerTimes:
         network = rounds * self._collective(trained * self.element, calls=8)
         own = trained / share
         if config.offload_optimizer:
-            return Seconds.longest(host=28 * own / self.efficiency.offload_bandwidth + 6 * own / gpu.pcie, network=network)
+            return Seconds.longest(
+                host=28 * own / self.efficiency.offload_bandwidth + 6 * own / gpu.pcie, network=network
+            )
         return Seconds.longest(memory_bandwidth=28 * own / gpu.bandwidth, network=network)
 
 
@@ -114,14 +118,23 @@ class EngineTimes:
         read = self.element * (shape.blocks + shape.vocabulary * shape.text.hidden) / size
         read += context * key_value_bytes(shape, tensor_parallel=size, element=self.element)
         memory = read / (gpu.bandwidth * self.efficiency.decode)
-        compute = 2 * (shape.blocks + shape.vocabulary * shape.text.hidden) * sequences / (gpu.flops * self.efficiency.prefill * size)
+        compute = (
+            2
+            * (shape.blocks + shape.vocabulary * shape.text.hidden)
+            * sequences
+            / (gpu.flops * self.efficiency.prefill * size)
+        )
         host = self.efficiency.engine_step_seconds
         between = 2 * shape.text.layers * size * self.efficiency.hop_seconds if size > 1 else 0.0
         seconds = host + max(memory, compute) + between
-        return Seconds(seconds, Seconds.longest(memory_bandwidth=memory, compute=compute, host=host, network=between).bound)
+        return Seconds(
+            seconds, Seconds.longest(memory_bandwidth=memory, compute=compute, host=host, network=between).bound
+        )
 
 
-def publish_seconds(shape: ModelShape, config: LearnerConfig, cluster: Cluster, efficiency: Efficiency, *, element: int = 2) -> float:
+def publish_seconds(
+    shape: ModelShape, config: LearnerConfig, cluster: Cluster, efficiency: Efficiency, *, element: int = 2
+) -> float:
     """Rank 0 writes what it publishes to a file: from the GPU, into shared memory, and for other nodes into Ray's object store."""
     num_bytes = element * published(shape, config)
     copies = (2 if config.zero_stage == 3 else 1) + (2 if cluster.nodes > 1 else 0)
@@ -133,12 +146,16 @@ def published(shape: ModelShape, config: LearnerConfig) -> int:
     return shape.adapters(config) if config.lora_rank else shape.parameters
 
 
-def update_seconds(shape: ModelShape, config: LearnerConfig, cluster: Cluster, efficiency: Efficiency, *, element: int = 2) -> float:
+def update_seconds(
+    shape: ModelShape, config: LearnerConfig, cluster: Cluster, efficiency: Efficiency, *, element: int = 2
+) -> float:
     """Engines take the weights: other nodes fetch them from those that have them, so that each round doubles these; then a file, then the
     GPU."""
     num_bytes = element * published(shape, config)
     rounds = math.ceil(math.log2(cluster.nodes)) if cluster.nodes > 1 else 0
-    fetched = rounds * num_bytes / efficiency.object_bandwidth + (num_bytes / efficiency.host_bandwidth if rounds else 0.0)
+    fetched = rounds * num_bytes / efficiency.object_bandwidth + (
+        num_bytes / efficiency.host_bandwidth if rounds else 0.0
+    )
     return fetched + load_seconds(shape, efficiency, element=element)
 
 

@@ -59,7 +59,9 @@ def step_of(setting: Setting, *, fraction: int = 1, steps: int | None = None) ->
     if isinstance(config, SftConfig):
         samples = demonstrations(setting, config.batch_size // fraction)
         budget = max(1, config.learner.micro_batch_tokens // UNIT)
-        seconds = learning.train(make_batch(samples, num_ranks=config.learner.num_ranks // fraction, micro_batch_tokens=budget))
+        seconds = learning.train(
+            make_batch(samples, num_ranks=config.learner.num_ranks // fraction, micro_batch_tokens=budget)
+        )
         return StepPlan(
             seconds=seconds,
             rollout=0.0,
@@ -109,7 +111,12 @@ def fraction_of(config: TrainConfig | SftConfig) -> int:
     if isinstance(config, SftConfig):
         return math.gcd(config.batch_size, config.learner.num_ranks)
     algorithm = config.algorithm
-    parts = math.gcd(algorithm.samples_per_step, algorithm.mini_batch_samples or 0, config.rollout.num_actors, config.learner.num_ranks)
+    parts = math.gcd(
+        algorithm.samples_per_step,
+        algorithm.mini_batch_samples or 0,
+        config.rollout.num_actors,
+        config.learner.num_ranks,
+    )
     most = max(1, algorithm.samples_per_step * algorithm.group_size // _SIMULATED_TRAJECTORIES)
     return max(part for part in range(1, parts + 1) if parts % part == 0 and part <= most)
 
@@ -132,7 +139,9 @@ def scaled(setting: Setting, nodes: int) -> Setting:
     return replace(setting, config=changed, cluster=replace(setting.cluster, nodes=nodes))
 
 
-def scaling(setting: Setting, most_gpus: int, told: Callable[[str], None] = lambda name: None) -> list[tuple[int, StepPlan]]:
+def scaling(
+    setting: Setting, most_gpus: int, told: Callable[[str], None] = lambda name: None
+) -> list[tuple[int, StepPlan]]:
     """Steps on twice, four times, … as many nodes, as far as the batch can be cut."""
     found = []
     nodes = setting.cluster.nodes

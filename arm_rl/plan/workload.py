@@ -34,7 +34,9 @@ class Workload:
                     f"--workload {field.name}: {'0 or more and below 1' if field.name == 'flat_groups' else '0 or more'}, not {value}"
                 )
         if self.image_tokens > self.prompt_tokens or self.observation_image_tokens > self.observation_tokens:
-            raise WorkloadError("--workload: an image's tokens are part of the prompt's (image_tokens) and of the observation's")
+            raise WorkloadError(
+                "--workload: an image's tokens are part of the prompt's (image_tokens) and of the observation's"
+            )
 
     @classmethod
     def parse(cls, changes: list[str]) -> "Workload":
@@ -48,7 +50,9 @@ class Workload:
         for change in changes:
             key, _, value = change.partition("=")
             if key not in known:
-                raise WorkloadError(f"--workload {change!r}: a key of {', '.join(sorted(known))} is needed, as in turn_tokens=300")
+                raise WorkloadError(
+                    f"--workload {change!r}: a key of {', '.join(sorted(known))} is needed, as in turn_tokens=300"
+                )
             try:
                 values[key] = float(value)
             except ValueError:
@@ -86,7 +90,9 @@ class Workload:
         calls = min(int(self.calls) + (source.random() < self.calls % 1), max_turns - 1)
         turns = self.turn_tokens * source.lognormal(-(self.spread**2) / 2, self.spread, calls + 1)
         tools = self.tool_seconds * source.lognormal(-(self.spread**2) / 2, self.spread, calls)
-        return SessionLengths(turns=tuple(max(1, int(tokens)) for tokens in turns), tool_seconds=tuple(map(float, tools)))
+        return SessionLengths(
+            turns=tuple(max(1, int(tokens)) for tokens in turns), tool_seconds=tuple(map(float, tools))
+        )
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)

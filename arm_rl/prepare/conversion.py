@@ -37,7 +37,9 @@ def convert(
     """
     broken = broken or BrokenRows()
     reader, writer = FORMATS[read_as], FORMATS[write_as]
-    layout = writer.layout(reader.read(source, lambda entry: None, BrokenRows(skip=True))) if write_as == "verl" else schemas
+    layout = (
+        writer.layout(reader.read(source, lambda entry: None, BrokenRows(skip=True))) if write_as == "verl" else schemas
+    )
 
     def records() -> Iterator[Record]:
         number = 0

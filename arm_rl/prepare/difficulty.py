@@ -80,7 +80,9 @@ async def judge_all(
             error = next((one.error for one in group.scored if one.error is not None), None)
             if error is None:
                 num_right = sum(one.correct for one in group.scored)
-                judged[sample.id] = SampleRollouts(id=sample.id, track=sample.track, num_right=num_right, num_rollouts=num_rollouts)
+                judged[sample.id] = SampleRollouts(
+                    id=sample.id, track=sample.track, num_right=num_right, num_rollouts=num_rollouts
+                )
                 lines.add(asdict(judged[sample.id]))
             else:
                 num_broken += 1
@@ -115,7 +117,9 @@ def write_kept(path: Path, judged: Mapping[str, SampleRollouts], never_right: Ne
     with pq.ParquetFile(path) as file, pq.ParquetWriter(unfinished, file.schema_arrow) as writer:
         for group in range(file.num_row_groups):
             table = file.read_row_group(group)
-            infos = table.column("extra_info").to_pylist() if "extra_info" in table.column_names else [None] * len(table)
+            infos = (
+                table.column("extra_info").to_pylist() if "extra_info" in table.column_names else [None] * len(table)
+            )
             mask = [sample_id(str(path), number + row, info) in kept for row, info in enumerate(infos)]
             number += len(table)
             num_kept += sum(mask)
@@ -125,7 +129,9 @@ def write_kept(path: Path, judged: Mapping[str, SampleRollouts], never_right: Ne
     return out, num_kept
 
 
-def report(samples: Sequence[Sample], judged: Mapping[str, SampleRollouts], num_rollouts: int, never_right: NeverRight) -> dict[str, Any]:
+def report(
+    samples: Sequence[Sample], judged: Mapping[str, SampleRollouts], num_rollouts: int, never_right: NeverRight
+) -> dict[str, Any]:
     """What was kept and why the rest was not, for JSON."""
     verdicts = Counter(one.verdict(never_right) or "kept" for one in judged.values())
     broken = len(samples) - len(judged)

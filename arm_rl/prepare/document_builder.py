@@ -118,13 +118,16 @@ def _open_all(paths: Sequence[Path], skipping: BuildSummary | None) -> list[Sour
                 skipping.skipped[str(path)] = str(error)
             continue
         if source.name in found:
-            errors.append(f"{path} and {found[source.name].path}: two documents of the name {source.name!r}; rename one")
+            errors.append(
+                f"{path} and {found[source.name].path}: two documents of the name {source.name!r}; rename one"
+            )
         found[source.name] = source
     if errors:
         raise SourceError("\n".join(errors))
     if not found:
         raise SourceError(
-            "no document to read: " + ("; ".join(skipping.skipped.values()) if skipping and skipping.skipped else "no file given")
+            "no document to read: "
+            + ("; ".join(skipping.skipped.values()) if skipping and skipping.skipped else "no file given")
         )
     return list(found.values())
 
@@ -224,7 +227,9 @@ class _IndexWriter:
         self.info = read_info(out)
         model = None if embedder is None else embedder.model
         if self.info.model != model:
-            raise DocumentIndexError(f"{out}: built with the model {self.info.model!r}, now {model!r}: give that one, or another folder")
+            raise DocumentIndexError(
+                f"{out}: built with the model {self.info.model!r}, now {model!r}: give that one, or another folder"
+            )
         self.table, self.texts, self.images = (self.database.open_table(name) for name in TABLES)
         self.documents = read_documents(self.table)
         self._drop_uncounted()  # of a build that was killed
@@ -234,7 +239,9 @@ class _IndexWriter:
 
         dimension = 0 if self.embedder is None else self.embedder.encode(["a"]).shape[1]
         for name, schema in (("documents", DOCUMENTS), ("texts", texts_schema(dimension)), ("images", IMAGES)):
-            shutil.rmtree(self.out / f"{name}.lance", ignore_errors=True)  # of a build that was interrupted before the marker stood
+            shutil.rmtree(
+                self.out / f"{name}.lance", ignore_errors=True
+            )  # of a build that was interrupted before the marker stood
             table = self.database.create_table(name, schema=schema)
             if name == "texts":  # the terms are split already; English words are also found by their other forms
                 words = FTS(base_tokenizer="whitespace", stem=True, remove_stop_words=False, max_token_length=None)
@@ -248,13 +255,21 @@ class _IndexWriter:
         num_pages = num_text_pages = 0
         for number, (page, text) in enumerate(pages, start=1):
             terms = page_terms(text)
-            rows.append({"document": document, "number": number, "text": text, "terms": terms, "image": page.image.data})
+            rows.append(
+                {"document": document, "number": number, "text": text, "terms": terms, "image": page.image.data}
+            )
             num_pages, num_text_pages = number, num_text_pages + bool(terms)
             if len(rows) == _PAGES_AT_A_TIME:
                 self._add(rows)
                 rows = []
         self._add(rows)
-        row = {"name": name, "id": document, "num_pages": num_pages, "num_text_pages": num_text_pages, "fingerprint": fingerprint}
+        row = {
+            "name": name,
+            "id": document,
+            "num_pages": num_pages,
+            "num_text_pages": num_text_pages,
+            "fingerprint": fingerprint,
+        }
         counted = pa.Table.from_pylist([row], schema=DOCUMENTS)
         self.table.merge_insert("name").when_matched_update_all().when_not_matched_insert_all().execute(counted)
         self.documents = read_documents(self.table)

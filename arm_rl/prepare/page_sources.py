@@ -61,7 +61,9 @@ def open_source(path: Path) -> Source:
     """
     name = Path(os.path.abspath(path)).name
     if not name.isprintable() or not name:
-        raise SourceError(f"{path!a}: the name is not printable text, and the tools ask for documents by name: rename it")
+        raise SourceError(
+            f"{path!a}: the name is not printable text, and the tools ask for documents by name: rename it"
+        )
     if path.is_dir():
         return _FolderSource(path, unicodedata.normalize("NFC", name))
     if not path.exists():
@@ -75,7 +77,10 @@ def natural_order(names: Sequence[str]) -> list[str]:
     """Sorted with numbers by their value: page2 before page10."""
     return sorted(
         names,
-        key=lambda name: ([(int(part), "") if part.isdecimal() else (-1, part) for part in re.split(r"(\d+)", name.casefold())], name),
+        key=lambda name: (
+            [(int(part), "") if part.isdecimal() else (-1, part) for part in re.split(r"(\d+)", name.casefold())],
+            name,
+        ),
     )
 
 
@@ -84,7 +89,9 @@ class _FolderSource:
 
     def __init__(self, path: Path, name: str) -> None:
         self.path, self.name = path, name
-        present = (entry for entry in path.iterdir() if entry.is_file() or not entry.exists())  # a link that leads nowhere is a page too
+        present = (
+            entry for entry in path.iterdir() if entry.is_file() or not entry.exists()
+        )  # a link that leads nowhere is a page too
         entries = [entry.name for entry in present if not entry.name.startswith(".")]
         images = [entry for entry in entries if Path(entry).suffix.lower() in IMAGE_SUFFIXES]
         if not images:

@@ -64,7 +64,9 @@ def read_questions(path: Path) -> Iterator[Question]:
                     continue
                 question = _question(line, path.parent, f"{path}: line {number}")
                 if question.id in seen:
-                    raise QuestionError(f"{path}: line {number}: the id {question.id!r} stands twice, first in line {seen[question.id]}")
+                    raise QuestionError(
+                        f"{path}: line {number}: the id {question.id!r} stands twice, first in line {seen[question.id]}"
+                    )
                 seen[question.id] = number
                 yield question
     except (OSError, UnicodeDecodeError) as error:
@@ -121,7 +123,9 @@ def _question(line: str, folder: Path, where: str) -> Question:
         if not isinstance(values.get(key), str) or not values[key].strip():
             raise QuestionError(f"{where}: {key}: a text is needed, not {values.get(key)!r:.80}")
     if len(values["track"].split()) != 1:
-        raise QuestionError(f"{where}: track: a name without blanks is needed, not {values['track']!r:.80}: metrics are named by it")
+        raise QuestionError(
+            f"{where}: track: a name without blanks is needed, not {values['track']!r:.80}: metrics are named by it"
+        )
     document, tools = values.get("document"), values.get("tools")
     if document is not None and not isinstance(document, str):
         raise QuestionError(f"{where}: document: a name is needed, not {document!r:.80}")
@@ -146,7 +150,11 @@ def _constraints(value: Any, where: str) -> tuple[Constraint, ...]:
     if not isinstance(value, list):
         raise QuestionError(f"{where}: constraints: a list of objects is needed, not {value!r:.80}")
     for number, one in enumerate(value):
-        if not isinstance(one, dict) or {*one} != {*kinds} or not all(isinstance(one[key], kind) for key, kind in kinds.items()):
+        if (
+            not isinstance(one, dict)
+            or {*one} != {*kinds}
+            or not all(isinstance(one[key], kind) for key, kind in kinds.items())
+        ):
             raise QuestionError(
                 f"{where}: constraints[{number}]: an object with an instruction, a tool and arguments is needed, not {one!r:.80}"
             )

@@ -33,7 +33,9 @@ class JsonLines:
                 try:
                     self.found.append(dict(json.loads(line)))
                 except (ValueError, TypeError) as error:
-                    raise LinesError(f"{path}: line {number}: not a JSON object ({error}): remove it, and it is made again") from error
+                    raise LinesError(
+                        f"{path}: line {number}: not a JSON object ({error}): remove it, and it is made again"
+                    ) from error
         self._file = path.open("ab")
         self._file.truncate(whole)
 
@@ -45,5 +47,7 @@ class JsonLines:
     def __enter__(self) -> "JsonLines":
         return self
 
-    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
         self._file.close()

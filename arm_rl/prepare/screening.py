@@ -11,7 +11,9 @@ from arm_rl.core.types import Sample
 from rewards.outcome import Outcome
 
 
-def refusal(*, format_ok: bool, correct: bool, num_calls: int, num_successful_calls: int, call_needed: bool) -> str | None:
+def refusal(
+    *, format_ok: bool, correct: bool, num_calls: int, num_successful_calls: int, call_needed: bool
+) -> str | None:
     """Why a session may not be learned from; None where it may: right form, right judgment, and calls as they should be.
 
     Args:

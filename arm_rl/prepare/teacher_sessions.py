@@ -122,7 +122,11 @@ def best(found: Sequence[SessionSummary], samples: Sequence[Sample]) -> list[Ses
     for one in found:
         if one.refusal is None:
             passing.setdefault(one.sample_id, []).append(one)
-    return [min(passing[sample.id], key=lambda one: (one.num_calls, one.group_id)) for sample in samples if sample.id in passing]
+    return [
+        min(passing[sample.id], key=lambda one: (one.num_calls, one.group_id))
+        for sample in samples
+        if sample.id in passing
+    ]
 
 
 def demonstrations(chosen: Sequence[SessionSummary], notice: str) -> Iterator[tuple[Sample, Session]]:
@@ -141,7 +145,9 @@ def demonstrations(chosen: Sequence[SessionSummary], notice: str) -> Iterator[tu
         yield sample, Session(trajectory=trajectory, messages=messages, images=images)
 
 
-def report(samples: Sequence[Sample], found: Sequence[SessionSummary], chosen: Sequence[SessionSummary], best_of: int) -> dict[str, Any]:
+def report(
+    samples: Sequence[Sample], found: Sequence[SessionSummary], chosen: Sequence[SessionSummary], best_of: int
+) -> dict[str, Any]:
     """What was kept and why the rest was not, for JSON."""
     reasons = Counter(one.refusal for one in found if one.refusal is not None)
     tracks = {sample.id: sample.track for sample in samples}

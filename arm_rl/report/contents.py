@@ -59,7 +59,11 @@ class ContentReader:
         for number in {numbers[row] for row in rows}:
             members = groups[number]
             rewards = [file.reward(row) for row in members]
-            found.update(zip(members, group_advantages(rewards, scale_by_std=_scale_by_std(file.path.parent.parent)), strict=True))
+            found.update(
+                zip(
+                    members, group_advantages(rewards, scale_by_std=_scale_by_std(file.path.parent.parent)), strict=True
+                )
+            )
         return [found[row] for row in rows]
 
 

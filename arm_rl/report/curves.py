@@ -84,7 +84,9 @@ class Scale:
 
 def draw(run: RunData) -> str:
     """All charts that have data."""
-    charts = "".join(_draw_parts(run, chart) if chart.parts else _draw_chart(run, chart) for chart in (*CHARTS, *_track_charts(run)))
+    charts = "".join(
+        _draw_parts(run, chart) if chart.parts else _draw_chart(run, chart) for chart in (*CHARTS, *_track_charts(run))
+    )
     return f'<div class="charts">{charts}</div>' if charts else '<p class="empty">No steps have been logged yet.</p>'
 
 
@@ -93,7 +95,13 @@ def _track_charts(run: RunData) -> list[Chart]:
     prefix = "rollout/accuracy/"
     tracks = sorted({key.removeprefix(prefix) for line in run.lines for key in line if key.startswith(prefix)})
     return [
-        Chart(title=f"Accuracy: {escape(track)}", key=f"{prefix}{track}", held_out=f"evaluation/accuracy/{track}", low=0, high=1)
+        Chart(
+            title=f"Accuracy: {escape(track)}",
+            key=f"{prefix}{track}",
+            held_out=f"evaluation/accuracy/{track}",
+            low=0,
+            high=1,
+        )
         for track in tracks
     ]
 
@@ -106,7 +114,10 @@ def _draw_chart(run: RunData, chart: Chart) -> str:
     held_out = _held_out_points(run, chart.held_out, spans) if chart.held_out else []
     ticks = axis_ticks([point.value for point in trained + held_out], chart.low, chart.high)
     scale = Scale(spans[-1].start + spans[-1].num_steps, ticks[0], ticks[-1])
-    readings = [[scale.x(point.position), scale.y(point.value), f"{point.label}: {point.value:.4g}"] for point in trained + held_out]
+    readings = [
+        [scale.x(point.position), scale.y(point.value), f"{point.label}: {point.value:.4g}"]
+        for point in trained + held_out
+    ]
     last = (held_out or trained)[-1]
     return (
         f'<figure class="chart" data-points="{escape(json.dumps(readings))}">'
@@ -135,9 +146,12 @@ def _draw_parts(run: RunData, chart: Chart) -> str:
         for key, points in lines.items()
         for point in points
     ]
-    drawn = "".join(f'<g class="part p{number}">{_curve(scale, lines[key], spans)}</g>' for number, key in enumerate(keys))
+    drawn = "".join(
+        f'<g class="part p{number}">{_curve(scale, lines[key], spans)}</g>' for number, key in enumerate(keys)
+    )
     legend = "".join(
-        f'<li class="part p{number}"><span>{names[key]}</span> <b>{lines[key][-1].value:.3g}</b></li>' for number, key in enumerate(keys)
+        f'<li class="part p{number}"><span>{names[key]}</span> <b>{lines[key][-1].value:.3g}</b></li>'
+        for number, key in enumerate(keys)
     )
     return (
         f'<figure class="chart" data-points="{escape(json.dumps(readings))}"><figcaption><span>{chart.title}</span><output></output>'
@@ -152,7 +166,10 @@ def axis_ticks(values: Sequence[float], low: float | None, high: float | None) -
     lowest = min(values) if low is None else min(low, *values)
     highest = max(values) if high is None else max(high, *values)
     if highest - lowest < 1e-12:
-        highest, lowest = highest + max(abs(highest), 1e-6) / 2, lowest if low is not None else lowest - max(abs(lowest), 1e-6) / 2
+        highest, lowest = (
+            highest + max(abs(highest), 1e-6) / 2,
+            lowest if low is not None else lowest - max(abs(lowest), 1e-6) / 2,
+        )
     rough = (highest - lowest) / 4
     power = 10.0 ** math.floor(math.log10(rough))
     step = next(power * factor for factor in (1, 2, 2.5, 5, 10) if power * factor >= rough * 0.999)
@@ -173,7 +190,9 @@ def smoothed(values: Sequence[float]) -> list[float]:
 
 def _spans(run: RunData, key: str) -> list[StageSpan]:
     """Stages that have the metric, end to end."""
-    return _spans_of(run, [stage for stage in run.stage_names if any(line.get(key) is not None for line in _lines(run, stage))])
+    return _spans_of(
+        run, [stage for stage in run.stage_names if any(line.get(key) is not None for line in _lines(run, stage))]
+    )
 
 
 def _spans_of(run: RunData, stages: Sequence[str]) -> list[StageSpan]:
@@ -222,7 +241,9 @@ def _axes(scale: Scale, ticks: Sequence[float], spans: Sequence[StageSpan]) -> s
             lines += f'<line class="border" x1="{left}" x2="{left}" y1="{TOP}" y2="{HEIGHT - BOTTOM}"/>'
         if right - left >= MIN_LABEL_WIDTH:
             steps = f" · {span.num_steps} steps" if right - left >= 3 * MIN_LABEL_WIDTH else ""
-            lines += f'<text class="stage" x="{(left + right) / 2:.1f}" y="{HEIGHT - 8}">{escape(span.stage)}{steps}</text>'
+            lines += (
+                f'<text class="stage" x="{(left + right) / 2:.1f}" y="{HEIGHT - 8}">{escape(span.stage)}{steps}</text>'
+            )
     return lines
 
 
@@ -234,7 +255,9 @@ def _curve(scale: Scale, points: Sequence[Point], spans: Sequence[StageSpan]) ->
         if len(own) >= SMOOTH_FROM:
             lines += _line("raw", [(scale.x(point.position), scale.y(point.value)) for point in own])
             means = smoothed([point.value for point in own])
-            lines += _line("curve", [(scale.x(point.position), scale.y(mean)) for point, mean in zip(own, means, strict=True)])
+            lines += _line(
+                "curve", [(scale.x(point.position), scale.y(mean)) for point, mean in zip(own, means, strict=True)]
+            )
         else:
             lines += _line("curve", [(scale.x(point.position), scale.y(point.value)) for point in own])
     return lines
@@ -247,4 +270,7 @@ def _line(name: str, places: Sequence[tuple[float, float]]) -> str:
 
 
 def _dots(scale: Scale, points: Sequence[Point]) -> str:
-    return "".join(f'<circle class="held-out" r="4" cx="{scale.x(point.position)}" cy="{scale.y(point.value)}"/>' for point in points)
+    return "".join(
+        f'<circle class="held-out" r="4" cx="{scale.x(point.position)}" cy="{scale.y(point.value)}"/>'
+        for point in points
+    )

@@ -20,7 +20,15 @@ from arm_rl.report.embedding import dump
 from arm_rl.report.run_data import EVALUATION, files_of
 
 CORRECT, FORMAT_OK = 1, 2  # bits of a row's flags
-COLUMNS = ("sample", "track", "group", "index", "flags", "end", "calls")  # numbers of a row; the reward stands beside them
+COLUMNS = (
+    "sample",
+    "track",
+    "group",
+    "index",
+    "flags",
+    "end",
+    "calls",
+)  # numbers of a row; the reward stands beside them
 LONGEST_NAME = 60  # characters of a tool's name; a model may write anything there
 
 Calls = tuple[tuple[str, str], ...]  # (tool, status) of a trajectory's calls, in order
@@ -90,7 +98,9 @@ class Index:
 
     folder: Path
     files: list[LogFile] = field(default_factory=list)  # stage after stage, step after step
-    names: dict[str, Names] = field(default_factory=lambda: {name: Names() for name in ("sample", "track", "end", "calls")})
+    names: dict[str, Names] = field(
+        default_factory=lambda: {name: Names() for name in ("sample", "track", "end", "calls")}
+    )
 
     def refresh(self, stages: Sequence[str]) -> None:
         """Reads the files that are new or were written again.
@@ -105,7 +115,9 @@ class Index:
         found = {path.stem: path for path in files_of(self.folder, "trajectories/*.parquet")}  # the demo keeps copies
         files = [known.get((path, path.stat().st_mtime_ns)) or self._checked(path) for path in found.values()]
         order = {stage: number for number, stage in enumerate(stages)}
-        self.files[:] = sorted(files, key=lambda file: (order.get(file.model, len(order)), file.step, file.is_evaluation))
+        self.files[:] = sorted(
+            files, key=lambda file: (order.get(file.model, len(order)), file.step, file.is_evaluation)
+        )
 
     def calls(self, file: LogFile, row: int) -> Calls:
         """The calls of a trajectory."""
@@ -130,7 +142,13 @@ class Index:
         columns = {name: [number for file in files for number in file.columns[name]] for name in COLUMNS}
         rewards = [None if math.isnan(reward) else round(reward, 4) for file in files for reward in file.rewards]
         about = [
-            {"name": file.name, "stage": file.stage, "step": file.step, "evaluation": file.is_evaluation, "rows": file.num_rows}
+            {
+                "name": file.name,
+                "stage": file.stage,
+                "step": file.step,
+                "evaluation": file.is_evaluation,
+                "rows": file.num_rows,
+            }
             for file in files
         ]
         return dump({"files": about, "names": tables, "columns": columns | {"reward": rewards}})
@@ -139,7 +157,9 @@ class Index:
         try:
             return self._read(path)
         except (OSError, pa.ArrowException, KeyError) as error:
-            raise UserError(f"{path}: not a file of trajectories: {error}; without it, the report is made of the others") from error
+            raise UserError(
+                f"{path}: not a file of trajectories: {error}; without it, the report is made of the others"
+            ) from error
 
     def _read(self, path: Path) -> LogFile:
         stage, step = trajectory_file.stage_and_step(path)

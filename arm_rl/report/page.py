@@ -16,7 +16,9 @@ from arm_rl.report.selection import Selection, Unit
 SCRIPTS = ("charts.js", "source.js", "filters.js", "browser.js")
 
 
-def static(run: RunData, index: Index, contents: ContentReader, followed: Unit, chosen: Selection, listed: int, index_json: str) -> str:
+def static(
+    run: RunData, index: Index, contents: ContentReader, followed: Unit, chosen: Selection, listed: int, index_json: str
+) -> str:
     """A page that holds its trajectories itself."""
     data = {
         "about": dump({"live": False, "total": _total(index), "listed": listed}),

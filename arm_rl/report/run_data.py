@@ -19,7 +19,9 @@ class RunData:
     """A run, as far as it got."""
 
     name: str
-    stages: dict[str, dict[str, float]]  # of summary.json: numbers of the held-out evaluation after each stage, in order
+    stages: dict[
+        str, dict[str, float]
+    ]  # of summary.json: numbers of the held-out evaluation after each stage, in order
     seconds: dict[str, float]  # of each phase
     lines: list[dict[str, Any]]  # of metrics.jsonl, stage after stage; one for each step
 
@@ -31,7 +33,9 @@ class RunData:
     def with_lines(self, lines: list[dict[str, Any]]) -> "RunData":
         """With more numbers of its steps."""
         known = {(line["stage"], line["step"]) for line in self.lines}
-        return dataclasses.replace(self, lines=_by_step([*self.lines, *(one for one in lines if (one["stage"], one["step"]) in known)]))
+        return dataclasses.replace(
+            self, lines=_by_step([*self.lines, *(one for one in lines if (one["stage"], one["step"]) in known)])
+        )
 
     @property
     def order(self) -> list[str]:

@@ -130,7 +130,9 @@ def spread(size: int) -> list[int]:
 def newest_that_fit(index: Index, max_rows: int) -> list[LogFile]:
     """Files whose rows the index of one file can list: evaluations first, then the newest steps."""
     kept: set[str] = set()
-    for _, file in sorted(enumerate(index.files), key=lambda placed: (placed[1].is_evaluation, placed[0]), reverse=True):
+    for _, file in sorted(
+        enumerate(index.files), key=lambda placed: (placed[1].is_evaluation, placed[0]), reverse=True
+    ):
         max_rows -= file.num_rows
         if max_rows < 0:
             break

@@ -63,7 +63,9 @@ class Report:
         """Names of all trajectories in which a `text` stands, in whatever case."""
         text = dict(query)["text"]
         files = list(self._index.files)
-        return json.dumps([selection.row_name(file, row) for file in files for row in trajectory_file.find_text(file.path, text)])
+        return json.dumps(
+            [selection.row_name(file, row) for file in files for row in trajectory_file.find_text(file.path, text)]
+        )
 
     def _file(self, name: str) -> LogFile:
         found = self._index.file(name)

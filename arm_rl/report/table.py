@@ -110,7 +110,12 @@ def _tool_rows(index: Index, stage: str, files: list[LogFile], statuses: list[st
         calls = sum(counts.values())
         if not calls:
             continue
-        seconds = sum(file.tool_seconds[name, status] for file in files for name in _names(used, tool, shown) for status in statuses)
+        seconds = sum(
+            file.tool_seconds[name, status]
+            for file in files
+            for name in _names(used, tool, shown)
+            for status in statuses
+        )
         cells = "".join(_cell(count / calls, ".1%") for count in counts.values())
         title = "" if rows else escape(stage)
         rows += (

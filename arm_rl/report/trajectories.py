@@ -91,13 +91,20 @@ def _piece(kind: str, text: str) -> str:
 
 
 def _event(trajectory: Trajectory, number: int, event: ToolEvent) -> str:
-    arguments = ", ".join(f"{name}={json.dumps(value, ensure_ascii=False)}" for name, value in event.call.arguments.items())
-    status = f'<span class="status {event.status}">{event.status.replace("_", " ")} · {event.seconds * 1000:.0f} ms</span>'
+    arguments = ", ".join(
+        f"{name}={json.dumps(value, ensure_ascii=False)}" for name, value in event.call.arguments.items()
+    )
+    status = (
+        f'<span class="status {event.status}">{event.status.replace("_", " ")} · {event.seconds * 1000:.0f} ms</span>'
+    )
     text = f'<p class="observation">{_folded(event.text)}</p>' if event.text.strip() else ""
     images = [_image(trajectory, name) for name in event.image_names]
     box, source = _box_of(event), event.call.arguments.get("image")
     if box is not None and isinstance(source, str) and any(info.name == source for info in trajectory.images):
-        images = [_image(trajectory, source, _box(box, str(number), "zoomed" if event.status == "ok" else "refused")), *images]
+        images = [
+            _image(trajectory, source, _box(box, str(number), "zoomed" if event.status == "ok" else "refused")),
+            *images,
+        ]
     call = f'<p class="call"><code>{_escaped(event.call.name or "?")}({_escaped(arguments)})</code> {status}</p>'
     return f"{call}{text}{_pictures(images)}"
 
@@ -122,7 +129,9 @@ def _box_of(event: ToolEvent) -> list[float] | None:
         return None
     if not all(isinstance(value, int) or (isinstance(value, float) and math.isfinite(value)) for value in box):
         return None
-    x1, y1, x2, y2 = (float(min(max(value, 0), 1000)) for value in box)  # clamped first: a whole number may be too large for a float
+    x1, y1, x2, y2 = (
+        float(min(max(value, 0), 1000)) for value in box
+    )  # clamped first: a whole number may be too large for a float
     return [min(x1, x2), min(y1, y2), max(x1, x2), max(y1, y2)]
 
 

@@ -91,7 +91,9 @@ def latest(root: Path) -> Checkpoint | None:
 
 def steps(root: Path) -> list[int]:
     """The steps of all complete checkpoints, good or not, in order."""
-    return sorted(int(folder.name) for folder in root.glob("*") if folder.name.isdigit() and (folder / _STATE).is_file())
+    return sorted(
+        int(folder.name) for folder in root.glob("*") if folder.name.isdigit() and (folder / _STATE).is_file()
+    )
 
 
 def state_of(root: Path, step: int) -> dict[str, Any]:
@@ -136,7 +138,9 @@ def _checksums(folder: Path) -> dict[str, str]:
 
     paths = _files(folder)
     with ThreadPoolExecutor(_NUM_THREADS) as pool:
-        return {str(path.relative_to(folder)): found for path, found in zip(paths, pool.map(checksum, paths), strict=True)}
+        return {
+            str(path.relative_to(folder)): found for path, found in zip(paths, pool.map(checksum, paths), strict=True)
+        }
 
 
 def _put_on_disk(folder: Path) -> None:

@@ -56,7 +56,9 @@ def open_run(config: TrainConfig | SftConfig) -> Path:
     if file.exists():
         difference = _difference(read_saved(type(config), file), dataclasses.asdict(config))
         if difference is not None:
-            raise ConfigError(f"{difference}; {folder} holds a run with it: choose another run.name, or remove that folder")
+            raise ConfigError(
+                f"{difference}; {folder} holds a run with it: choose another run.name, or remove that folder"
+            )
     folder.mkdir(parents=True, exist_ok=True)
     save(config, file)
     return folder

@@ -17,7 +17,9 @@ HIT_IOU = 0.5  # a box hits from this overlap on
 NO_TOOL, OTHER_TOOL = "none", "other"  # in place of the name of a tool that was called first
 
 
-def rollout_metrics(scored: Sequence[ScoredTrajectory], samples: Mapping[str, Sample] | None = None) -> dict[str, float]:
+def rollout_metrics(
+    scored: Sequence[ScoredTrajectory], samples: Mapping[str, Sample] | None = None
+) -> dict[str, float]:
     """A training step's trajectories in numbers.
 
     Broken sessions are counted in `rollout/broken_sessions` and left out of everything else; trajectories whose scorer failed are
@@ -94,7 +96,11 @@ def box_hit(samples: Mapping[str, Sample], scored: Iterable[ScoredTrajectory]) -
     for one in scored:
         target = samples[one.trajectory.sample_id].target_box
         if target is not None:
-            hits += [intersection_over_union(box, target) >= HIT_IOU for box in map(zoomed_box, one.trajectory.tool_events) if box]
+            hits += [
+                intersection_over_union(box, target) >= HIT_IOU
+                for box in map(zoomed_box, one.trajectory.tool_events)
+                if box
+            ]
     return share(hits)
 
 
@@ -151,7 +157,9 @@ def _length_metrics(trajectories: Sequence[Trajectory]) -> dict[str, float]:
         "rollout/prompt_tokens": mean(len(trajectory.prompt_ids) for trajectory in trajectories),
         "rollout/response_tokens": mean(sampled),
         "rollout/response_tokens_max": float(max(sampled, default=0)),
-        "rollout/observation_tokens": mean(sum(len(turn.observation_ids) for turn in one.turns) for one in trajectories),
+        "rollout/observation_tokens": mean(
+            sum(len(turn.observation_ids) for turn in one.turns) for one in trajectories
+        ),
         "rollout/turns": mean(len(trajectory.turns) for trajectory in trajectories),
         "rollout/session_seconds": mean(trajectory.seconds for trajectory in trajectories),
         **{f"rollout/end/{end}": ends[end] / max(len(trajectories), 1) for end in ("answered", "length", "turn_limit")},
@@ -165,7 +173,9 @@ def _tool_metrics(trajectories: Sequence[Trajectory]) -> dict[str, float]:
     return {
         "tools/calls": len(events) / max(len(trajectories), 1),
         "tools/rate": share(bool(trajectory.tool_events) for trajectory in trajectories),
-        "tools/success_rate": share(any(event.status == "ok" for event in trajectory.tool_events) for trajectory in trajectories),
+        "tools/success_rate": share(
+            any(event.status == "ok" for event in trajectory.tool_events) for trajectory in trajectories
+        ),
         **{
             f"tools/status/{status}": statuses[status] / max(len(events), 1)
             for status in ("ok", "bad_arguments", "unknown_tool", "timeout", "failed")

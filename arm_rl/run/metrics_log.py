@@ -132,11 +132,16 @@ class MetricsLog:
     def __enter__(self) -> "MetricsLog":
         return self
 
-    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None) -> None:
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
+    ) -> None:
         self.close(failed=kind is not None)
 
     def _log_trajectories(self, page: WandbPage) -> None:
-        written, self._unread = [path for path in self._unread if path.exists()], [path for path in self._unread if not path.exists()]
+        written, self._unread = (
+            [path for path in self._unread if path.exists()],
+            [path for path in self._unread if not path.exists()],
+        )
         for path in written:
             page.trajectories(path)
 
@@ -149,7 +154,9 @@ class MetricsLog:
         left = _time_left(self._seconds, self._total_steps - step)
         head = f"{self._stage or 'step'} {step}/{self._total_steps}"
         # soft_wrap: where the output is no terminal, a line stays a line
-        self._progress.console.print("  ".join([head, *numbers, f"{self._seconds[-1]:.1f} s", left]), highlight=False, soft_wrap=True)
+        self._progress.console.print(
+            "  ".join([head, *numbers, f"{self._seconds[-1]:.1f} s", left]), highlight=False, soft_wrap=True
+        )
         self._progress.update(self._task, completed=step, left=left)
 
 

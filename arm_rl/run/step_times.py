@@ -13,7 +13,11 @@ from arm_rl.run.timeline import ACTORS, Event
 
 Intervals = list[tuple[int, int]]  # sorted and apart, microseconds
 
-SAMPLES, TRAINS, SYNCS = {"turn"}, {"train", "score"}, {"update"}  # kinds of spans: an engine's work, a learner's, new weights in an engine
+SAMPLES, TRAINS, SYNCS = (
+    {"turn"},
+    {"train", "score"},
+    {"update"},
+)  # kinds of spans: an engine's work, a learner's, new weights in an engine
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -69,7 +73,9 @@ class _Times:
             spans[event.actor, event.kind].append((event.start, event.end))
         self._counts = {key: sum(_within(start, window) for start, _ in found) for key, found in spans.items()}
         self._spans = {key: intersection(union(found), window) for key, found in spans.items()}
-        self._actors = sorted({actor for actor, _ in self._spans}, key=lambda actor: (ACTORS.index(actor.split(" ")[0]), actor))
+        self._actors = sorted(
+            {actor for actor, _ in self._spans}, key=lambda actor: (ACTORS.index(actor.split(" ")[0]), actor)
+        )
 
     def actors(self, kind: str) -> list[str]:
         return [actor for actor in self._actors if actor.split(" ")[0] == kind]
@@ -79,13 +85,19 @@ class _Times:
 
     def busy(self, actor_kind: str, kinds: Collection[str], but: Collection[str] = ()) -> Intervals:
         """When any actor of a kind works."""
-        return union(one for actor in self.actors(actor_kind) for one in difference(self.of(actor, kinds), self.of(actor, but)))
+        return union(
+            one for actor in self.actors(actor_kind) for one in difference(self.of(actor, kinds), self.of(actor, but))
+        )
 
     def row(self, actor: str, phase: str, of_actors: Sequence[Intervals], count: float = 0.0) -> TimeRow:
         microseconds = sum(map(total, of_actors)) / max(len(of_actors), 1)
         seconds = microseconds / self._num_steps / 1e6
         return TimeRow(
-            actor=actor, phase=phase, seconds=seconds, share=microseconds / (total(self.window) or 1), count=count / self._num_steps
+            actor=actor,
+            phase=phase,
+            seconds=seconds,
+            share=microseconds / (total(self.window) or 1),
+            count=count / self._num_steps,
         )
 
     def phases(self) -> list[TimeRow]:
@@ -94,7 +106,9 @@ class _Times:
             actors = self.actors(actor_kind)
             kinds = dict.fromkeys(kind for actor, kind in self._spans if actor in actors)
             counts = {kind: sum(self._counts.get((one, kind), 0) for one in actors) for kind in kinds}
-            found = [self.row(actor_kind, kind, [self.of(one, {kind}) for one in actors], counts[kind]) for kind in kinds]
+            found = [
+                self.row(actor_kind, kind, [self.of(one, {kind}) for one in actors], counts[kind]) for kind in kinds
+            ]
             rows += sorted((row for row in found if row.seconds or row.count), key=lambda row: -row.seconds)
         return rows
 
@@ -170,7 +184,9 @@ def difference(first: Intervals, second: Intervals) -> Intervals:
         return []
     start, end = first[0][0], first[-1][1]
     bounds = [start, *(bound for interval in second for bound in interval), end]
-    gaps = union((max(low, start), min(high, end)) for low, high in zip(bounds[::2], bounds[1::2], strict=True) if low < high)
+    gaps = union(
+        (max(low, start), min(high, end)) for low, high in zip(bounds[::2], bounds[1::2], strict=True) if low < high
+    )
     return intersection(first, gaps)
 
 

@@ -65,7 +65,13 @@ class Timeline:
         self._name(lines, "process", actor, process)
         for span in recorded.spans:
             thread = TRACKS.index(span.track) * _NUMBERS + span.lane
-            self._name(lines, "thread", f"{span.track} {span.lane}" if span.lane or span.track != "main" else "main", process, thread)
+            self._name(
+                lines,
+                "thread",
+                f"{span.track} {span.lane}" if span.lane or span.track != "main" else "main",
+                process,
+                thread,
+            )
             lines.append(_line(span, process, thread))
         with self._path.open("a") as file:
             file.write("".join(lines))
@@ -83,7 +89,9 @@ class Timeline:
         for task in self._fetching:
             task.cancel()
         if self._num_lost:
-            logger.warning("%s: %d spans are missing: there were too many between two steps", self._path, self._num_lost)
+            logger.warning(
+                "%s: %d spans are missing: there were too many between two steps", self._path, self._num_lost
+            )
 
     async def _receive(self, name: str, source: Awaitable[SpanBatch]) -> None:
         try:
@@ -99,7 +107,10 @@ class Timeline:
             return
         self._named.add(ids)
         common = dict(zip(("pid", "tid"), ids, strict=False)) | {"ph": "M"}
-        for event in ({"name": f"{of}_name", "args": {"name": name}}, {"name": f"{of}_sort_index", "args": {"sort_index": ids[-1]}}):
+        for event in (
+            {"name": f"{of}_name", "args": {"name": name}},
+            {"name": f"{of}_sort_index", "args": {"sort_index": ids[-1]}},
+        ):
             lines.append(json.dumps(event | common) + ",\n")
 
 
@@ -155,7 +166,9 @@ def _lines(folder: Path) -> Iterator[dict[str, Any]]:
         raise FileNotFoundError(f"{folder / FILE}")
     for path in paths:
         with path.open() as file:
-            yield from (json.loads(line.rstrip(",\n")) for line in file if line.startswith("{") and line.endswith(",\n"))
+            yield from (
+                json.loads(line.rstrip(",\n")) for line in file if line.startswith("{") and line.endswith(",\n")
+            )
 
 
 def _mend(path: Path) -> None:

@@ -24,8 +24,25 @@ from arm_rl.run.metrics import ZOOM_TOOL, zoomed_box
 
 logger = logging.getLogger(__name__)
 
-BEST = {"evaluation/accuracy": "max", "rollout/accuracy": "last,mean", "reward/mean": "last,mean"}  # in the list of runs; others: last
-COLUMNS = ("step", "track", "sample", "question", "image", "observation", "session", "calls", "correct", "reward", "parts", "end")
+BEST = {
+    "evaluation/accuracy": "max",
+    "rollout/accuracy": "last,mean",
+    "reward/mean": "last,mean",
+}  # in the list of runs; others: last
+COLUMNS = (
+    "step",
+    "track",
+    "sample",
+    "question",
+    "image",
+    "observation",
+    "session",
+    "calls",
+    "correct",
+    "reward",
+    "parts",
+    "end",
+)
 ROWS = 16  # of the table at a step
 MAX_SIDE = 1024  # pixels of an image in the table
 _CLASSES = {1: ZOOM_TOOL, 2: "evidence"}
@@ -36,7 +53,9 @@ _FAILURES = (wandb.Error, OSError, TimeoutError)  # of the network, the disk, wa
 class WandbPage:
     """One run there. Whatever fails is a warning, and the page goes without it."""
 
-    def __init__(self, folder: Path, config: MetricsConfig, run_config: Any, stage: str, parts: tuple[str, ...]) -> None:
+    def __init__(
+        self, folder: Path, config: MetricsConfig, run_config: Any, stage: str, parts: tuple[str, ...]
+    ) -> None:
         """Starts the run, or goes on with it: its id is kept in the run folder.
 
         Args:
@@ -53,7 +72,9 @@ class WandbPage:
         kept_id = own / f"{stage.replace('/', '-') or 'run'}.id"
         if not kept_id.exists():
             kept_id.write_text(secrets.token_hex(4))
-        os.environ["WANDB_DATA_DIR"] = str(own.resolve())  # the table's images lie with the run; wandb has no setting for it
+        os.environ["WANDB_DATA_DIR"] = str(
+            own.resolve()
+        )  # the table's images lie with the run; wandb has no setting for it
         self._run = _start(
             _mode(config),
             project=config.wandb_project,
@@ -118,10 +139,15 @@ def code_version() -> dict[str, Any]:
     """The commit of this code and whether files differ from it; nothing where it is no checkout."""
 
     def git(*words: str) -> str:
-        return subprocess.run(["git", *words], cwd=Path(__file__).parent, capture_output=True, text=True, check=True).stdout.strip()
+        return subprocess.run(
+            ["git", *words], cwd=Path(__file__).parent, capture_output=True, text=True, check=True
+        ).stdout.strip()
 
     try:
-        return {"commit": git("rev-parse", "HEAD"), "changed": bool(git("status", "--porcelain", "--untracked-files=no"))}
+        return {
+            "commit": git("rev-parse", "HEAD"),
+            "changed": bool(git("status", "--porcelain", "--untracked-files=no")),
+        }
     except (OSError, subprocess.CalledProcessError):
         return {}
 
@@ -147,11 +173,15 @@ def _start(mode: Literal["online", "offline", "disabled"], **options: Any) -> wa
     )
     # Offline, the id alone joins the parts of a run that was started again when they are synced.
     try:
-        return wandb.init(mode=mode, resume="allow" if mode == "online" else None, settings=settings, reinit="create_new", **options)
+        return wandb.init(
+            mode=mode, resume="allow" if mode == "online" else None, settings=settings, reinit="create_new", **options
+        )
     except _FAILURES as error:
         if mode != "online":
             raise
-        logger.warning("Weights & Biases cannot be reached, the run is recorded offline (wandb sync sends it): %s", error)
+        logger.warning(
+            "Weights & Biases cannot be reached, the run is recorded offline (wandb sync sends it): %s", error
+        )
         wandb.teardown()  # its process still holds the run's id
         return wandb.init(mode="offline", settings=settings, reinit="create_new", **options)
 
@@ -167,7 +197,9 @@ def _row(step: int, scored: ScoredTrajectory, sample: Sample, images: Mapping[st
         _question(sample),
         _picture(given[:1], images, _boxes(trajectory, sample)),
         _picture(observed[-1:], images, {}),
-        "\n".join(line for turn in trajectory.turns for line in (turn.text, *(event.text for event in turn.tool_events))),
+        "\n".join(
+            line for turn in trajectory.turns for line in (turn.text, *(event.text for event in turn.tool_events))
+        ),
         ", ".join(f"{event.call.name}: {event.status}" for event in trajectory.tool_events),
         scored.correct,
         scored.reward,
@@ -177,14 +209,23 @@ def _row(step: int, scored: ScoredTrajectory, sample: Sample, images: Mapping[st
 
 
 def _question(sample: Sample) -> str:
-    asked = [part for message in sample.messages if message.role != "system" for part in message.parts if not isinstance(part, ImagePart)]
+    asked = [
+        part
+        for message in sample.messages
+        if message.role != "system"
+        for part in message.parts
+        if not isinstance(part, ImagePart)
+    ]
     return " ".join(asked).strip()
 
 
 def _boxes(trajectory: Trajectory, sample: Sample) -> dict[str, Any]:
     """What was zoomed into, by turns, and where the evidence is."""
     boxes = [
-        (box, 1, f"turn {number}") for number, turn in enumerate(trajectory.turns, 1) for box in map(zoomed_box, turn.tool_events) if box
+        (box, 1, f"turn {number}")
+        for number, turn in enumerate(trajectory.turns, 1)
+        for box in map(zoomed_box, turn.tool_events)
+        if box
     ]
     if sample.target_box is not None:
         boxes.append((sample.target_box, 2, "evidence"))

@@ -188,7 +188,9 @@ class Collector:
 
     def _run(self, number: int, sample: Sample, finished: Group | None = None) -> None:
         if finished is None:
-            running = self._runner.group(sample, group_name(number, sample), size=self._algorithm.group_size, temperature=self._temperature)
+            running = self._runner.group(
+                sample, group_name(number, sample), size=self._algorithm.group_size, temperature=self._temperature
+            )
             group: asyncio.Future[Group] = asyncio.ensure_future(running)
         else:
             group = asyncio.get_running_loop().create_future()
@@ -203,7 +205,9 @@ class Collector:
         ready = [one for one in self._running if one.group.done()][:number]
         if ready and (self._algorithm.max_staleness or len(ready) == number):
             return ready
-        await asyncio.wait([one.group for one in self._running if not one.group.done()], return_when=asyncio.FIRST_COMPLETED)
+        await asyncio.wait(
+            [one.group for one in self._running if not one.group.done()], return_when=asyncio.FIRST_COMPLETED
+        )
         return []
 
     def _stop_after(self, step: int, num_flat: int) -> None:

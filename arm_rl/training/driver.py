@@ -141,7 +141,9 @@ class Driver:
         if every and self.steps_done % every == 0:
             self.log.trajectories(self.runner.record(self.config.run.name, self.steps_done + 1, groups))
         return {
-            **rollout_metrics([one for group in groups for one in group.scored], {group.sample.id: group.sample for group in groups}),
+            **rollout_metrics(
+                [one for group in groups for one in group.scored], {group.sample.id: group.sample for group in groups}
+            ),
             **collected.metrics(self.steps_done),
             **learned,
             **self.runner.recovery(),
@@ -203,8 +205,14 @@ class Driver:
             return await self._learn_from(groups)
         except BadBatch as error:
             if self._journal is not None:
-                self._journal.forget(number_of(group.scored[0].trajectory.group_id) for group in groups)  # or they would come again
-            path = self.config.run.folder / "failed_batch" / trajectory_file.file_name(self.config.run.name, self.steps_done + 1)
+                self._journal.forget(
+                    number_of(group.scored[0].trajectory.group_id) for group in groups
+                )  # or they would come again
+            path = (
+                self.config.run.folder
+                / "failed_batch"
+                / trajectory_file.file_name(self.config.run.name, self.steps_done + 1)
+            )
             await self.runner.keep(path, groups, self.steps_done + 1)
             raise RunStopped(
                 f"step {self.steps_done + 1}: {cause_of(error)} The batch did not change the weights and is in {path}; its samples: "
@@ -212,7 +220,9 @@ class Driver:
             ) from error
 
     async def _learn_from(self, groups: Sequence[Group]) -> dict[str, float]:
-        images = {image.key: group.images for group in groups for one in group.scored for image in one.trajectory.images}
+        images = {
+            image.key: group.images for group in groups for one in group.scored for image in one.trajectory.images
+        }
         with span("batch"):
             samples: GroupSamples = [self._training_samples(group) for group in groups]
         if self._rescores:
@@ -224,10 +234,15 @@ class Driver:
 
     async def _with_proximal_logprobs(self, samples: GroupSamples, images: Mapping[str, ray.ObjectRef]) -> GroupSamples:
         """The samples with their log-probabilities under the weights that the step starts from."""
-        numbered = [(number, sample) for number, members in enumerate(samples) for sample in members if sample.num_loss_tokens]
+        numbered = [
+            (number, sample) for number, members in enumerate(samples) for sample in members if sample.num_loss_tokens
+        ]
         batch = self._batch([sample for _, sample in numbered])
         scored = await asyncio.to_thread(self.learners.score, batch, images, self._objective.temperature)
-        flat = [[sample for rank in one.micro_batches for micro_batch in rank for sample in micro_batch] for one in (batch, scored)]
+        flat = [
+            [sample for rank in one.micro_batches for micro_batch in rank for sample in micro_batch]
+            for one in (batch, scored)
+        ]
         found = {id(before): after for before, after in zip(*flat, strict=True)}
         return [[found[id(sample)] for sample in members if sample.num_loss_tokens] for members in samples]
 
@@ -236,21 +251,37 @@ class Driver:
         algorithm = self.config.algorithm
         per_batch = algorithm.mini_batch_samples or algorithm.samples_per_step
         for epoch in range(algorithm.epochs_per_step):
-            order = sorted(range(len(samples)), key=lambda number: derive(self.config.run.seed, self.steps_done, epoch, number))
+            order = sorted(
+                range(len(samples)), key=lambda number: derive(self.config.run.seed, self.steps_done, epoch, number)
+            )
             for start in range(0, len(order), per_batch):
-                yield self._batch([sample for number in order[start : start + per_batch] for sample in samples[number]], versions)
+                yield self._batch(
+                    [sample for number in order[start : start + per_batch] for sample in samples[number]], versions
+                )
 
     @recorded("batch")
     def _batch(self, samples: Sequence[TrainingSample], versions: Iterable[int] = ()) -> Batch:
         learner = self.config.learner
-        return make_batch(samples, num_ranks=learner.num_ranks, micro_batch_tokens=learner.micro_batch_tokens, policy_versions=versions)
+        return make_batch(
+            samples,
+            num_ranks=learner.num_ranks,
+            micro_batch_tokens=learner.micro_batch_tokens,
+            policy_versions=versions,
+        )
 
     def _training_samples(self, group: Group) -> list[TrainingSample]:
         algorithm = self.config.algorithm
         advantages = group_advantages(group.rewards, scale_by_std=algorithm.scale_by_std)
         return [
-            training_sample(one.trajectory, advantage, image_pad_id=self._image_pad_id, share_prompt=self.config.learner.shares_prompts)
-            for one, advantage, fate in zip(group.scored, advantages, fates(group.scored, "trained", algorithm.mask_overlong), strict=True)
+            training_sample(
+                one.trajectory,
+                advantage,
+                image_pad_id=self._image_pad_id,
+                share_prompt=self.config.learner.shares_prompts,
+            )
+            for one, advantage, fate in zip(
+                group.scored, advantages, fates(group.scored, "trained", algorithm.mask_overlong), strict=True
+            )
             if fate == "trained" and advantage is not None
         ]
 
@@ -267,7 +298,9 @@ class Driver:
     @recorded("evaluation")
     async def _evaluate(self) -> None:
         stage, step = self.config.run.name, self.steps_done
-        metrics = await self._stop.interruptible(evaluate(self.runner, self.held_out, self.config.evaluation, stage=stage, step=step))
+        metrics = await self._stop.interruptible(
+            evaluate(self.runner, self.held_out, self.config.evaluation, stage=stage, step=step)
+        )
         named = {f"evaluation/{name}": value for name, value in metrics.items()}
         self.log.log(step, named)
         self._gauges.set(step, named)

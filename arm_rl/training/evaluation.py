@@ -14,7 +14,9 @@ from arm_rl.training.groups import GroupRunner, RolloutService, group_runner
 from arm_rl.training.inputs import read_inputs
 
 
-async def evaluate(runner: GroupRunner, samples: Sequence[Sample], config: EvaluationConfig, *, stage: str, step: int) -> dict[str, float]:
+async def evaluate(
+    runner: GroupRunner, samples: Sequence[Sample], config: EvaluationConfig, *, stage: str, step: int
+) -> dict[str, float]:
     """Metrics of one pass, whose trajectories are recorded; of passes with no tool offered, or with a prefill, where these are asked for.
 
     Theirs are `accuracy_without_tools` and `accuracy_with_prefill`, `tool_calls_with_prefill`, `box_hit_with_prefill`, for tracks as well.
@@ -36,9 +38,17 @@ async def evaluate(runner: GroupRunner, samples: Sequence[Sample], config: Evalu
                 metrics["/".join(filter(None, (f"{metric}_{suffix}", track)))] = value
 
     if config.without_tools:
-        await add("without-tools", [replace(sample, tools=(), prefill=config.prefill_without_tools) for sample in samples], ("accuracy",))
+        await add(
+            "without-tools",
+            [replace(sample, tools=(), prefill=config.prefill_without_tools) for sample in samples],
+            ("accuracy",),
+        )
     if config.prefill:
-        await add("with-prefill", [replace(sample, prefill=config.prefill) for sample in samples], ("accuracy", "tool_calls", "box_hit"))
+        await add(
+            "with-prefill",
+            [replace(sample, prefill=config.prefill) for sample in samples],
+            ("accuracy", "tool_calls", "box_hit"),
+        )
     return metrics
 
 
@@ -56,7 +66,9 @@ async def evaluate_model(config: TrainConfig, engines: RolloutService | None = N
         raise ConfigError("data.held_out: at least one parquet file is needed to evaluate")
     folder = open_run(config)
     async with (
-        nullcontext(engines) if engines is not None else reserved(config.run.name, config.placement, 0, config.rollout) as place,
+        nullcontext(engines)
+        if engines is not None
+        else reserved(config.run.name, config.placement, 0, config.rollout) as place,
         group_runner(config, inputs.template, place) as runner,
     ):
         metrics = await evaluate(runner, inputs.held_out, config.evaluation, stage=config.run.name, step=0)

@@ -45,7 +45,9 @@ class StopRequest:
     def check(self) -> None:
         """Raises `StoppedOnRequest` where the run was asked to."""
         if self.asked:
-            raise StoppedOnRequest("stopped as asked; started again with the same command, the run goes on from its last checkpoint")
+            raise StoppedOnRequest(
+                "stopped as asked; started again with the same command, the run goes on from its last checkpoint"
+            )
 
     async def interruptible(self, work: Coroutine[Any, Any, T]) -> T:
         """Its result.

@@ -82,9 +82,13 @@ class GroupRunner:
         self.rollouts = rollouts
         self._beside = {"scorer": scorers, "tools": executors, "archive": [] if archive is None else [archive]}
         self._scorers = itertools.cycle(scorers)
-        self._deaths = {kind: Deaths(kind, limit=sys.maxsize) for kind in self._beside}  # a call that finds none alive says so itself
+        self._deaths = {
+            kind: Deaths(kind, limit=sys.maxsize) for kind in self._beside
+        }  # a call that finds none alive says so itself
         watched = [(actor, self._deaths[kind]) for kind, actors in self._beside.items() for actor in actors]
-        self._watching = [asyncio.create_task(watch(actor, deaths, config.run.stall_seconds)) for actor, deaths in watched]
+        self._watching = [
+            asyncio.create_task(watch(actor, deaths, config.run.stall_seconds)) for actor, deaths in watched
+        ]
         self._run = config.run
         self._writing: list[asyncio.Task[None]] = []  # trajectories on their way to disk
 
@@ -129,7 +133,9 @@ class GroupRunner:
         for one in scored:
             groups[one.trajectory.group_id].append(one)
         return {
-            number_of(group_id): Group(sample=samples[members[0].trajectory.sample_id], scored=tuple(members), images=images)
+            number_of(group_id): Group(
+                sample=samples[members[0].trajectory.sample_id], scored=tuple(members), images=images
+            )
             for group_id, members in groups.items()
         }
 
@@ -139,13 +145,17 @@ class GroupRunner:
             if isinstance(written, BaseException):
                 if not went_with_its_node(written):
                     raise written
-                logger.warning("trajectories of a step are not on disk: their images went with a node (%s)", described(written))
+                logger.warning(
+                    "trajectories of a step are not on disk: their images went with a node (%s)", described(written)
+                )
         self._writing.clear()
 
     async def group(self, sample: Sample, group_id: str, *, size: int, temperature: float) -> Group:
         """Runs one group of `size` sessions and scores it, while others run."""
         with span("group", track="group", id=group_id):
-            ran = await self.rollouts.run_group(sample, group_id=group_id, size=size, temperature=temperature, seed=self._run.seed)
+            ran = await self.rollouts.run_group(
+                sample, group_id=group_id, size=size, temperature=temperature, seed=self._run.seed
+            )
             scorer = next(self._scorers)
             scores: list[Score] = await run_again(scorer, lambda: scorer.score.remote(sample, ran.reference))
         scored = tuple(score.of(trajectory) for score, trajectory in zip(scores, ran.trajectories, strict=True))
@@ -153,12 +163,20 @@ class GroupRunner:
 
     def spans(self) -> dict[str, ray.ObjectRef]:
         """What each actor did since the last call, by its name in the timeline."""
-        beside = {f"{kind} {number}": actor.spans.remote() for kind, actors in self._beside.items() for number, actor in enumerate(actors)}
+        beside = {
+            f"{kind} {number}": actor.spans.remote()
+            for kind, actors in self._beside.items()
+            for number, actor in enumerate(actors)
+        }
         return self.rollouts.spans() | beside
 
     def recovery(self) -> dict[str, float]:
         """What died since the last call, by kind, and the groups that were run again for it, as metrics."""
-        metrics = {name: value for deaths in (self.rollouts.deaths, *self._deaths.values()) for name, value in deaths.metrics().items()}
+        metrics = {
+            name: value
+            for deaths in (self.rollouts.deaths, *self._deaths.values())
+            for name, value in deaths.metrics().items()
+        }
         metrics["rollout/rerun_groups"] = float(self.rollouts.num_reruns)
         self.rollouts.num_reruns = 0
         return metrics
@@ -243,7 +261,9 @@ async def group_runner(
     happens."""
     reservation = engines.reservation if isinstance(engines, RolloutService) else engines
     scorers = [
-        ray.remote(Scorer).options(**reservation.light_options("scorer", number)).remote(config.reward, config.template.tool_format)
+        ray.remote(Scorer)
+        .options(**reservation.light_options("scorer", number))
+        .remote(config.reward, config.template.tool_format)
         for number in range(config.reward.num_scorers)
     ]
     archive = ray.remote(Archive).options(**reservation.light_options("archive", 0)).remote()

@@ -31,22 +31,35 @@ async def train_grpo(config: TrainConfig, engines: RolloutService | None = None)
         StoppedOnRequest: SIGTERM came; a checkpoint is written first.
     """
     inputs = read_inputs(config)
-    num_steps = config.num_steps or config.num_epochs * math.ceil(len(inputs.samples) / config.algorithm.samples_per_step)
+    num_steps = config.num_steps or config.num_epochs * math.ceil(
+        len(inputs.samples) / config.algorithm.samples_per_step
+    )
     if finished(open_run(config), num_steps):
         return
     await require_shared(config.run.folder)
     with stopped_by_signal() as stop:
-        await with_restarts(lambda progress: _run(config, inputs, num_steps, progress, stop, engines), config.run.max_restarts)
+        await with_restarts(
+            lambda progress: _run(config, inputs, num_steps, progress, stop, engines), config.run.max_restarts
+        )
 
 
 async def _run(
-    config: TrainConfig, inputs: Inputs, num_steps: int, progress: StageProgress, stop: StopRequest, engines: RolloutService | None
+    config: TrainConfig,
+    inputs: Inputs,
+    num_steps: int,
+    progress: StageProgress,
+    stop: StopRequest,
+    engines: RolloutService | None,
 ) -> None:
     """Starts everything, goes on from the last checkpoint, and ends everything."""
     folder, rollout = config.run.folder, None if engines else config.rollout
     async with (
-        reserved(config.run.name, progress.placement(config.placement), config.learner.num_ranks, rollout) as reservation,
-        learner_group(config, inputs.template, reservation, num_steps=num_steps * config.algorithm.updates_per_step) as starting,
+        reserved(
+            config.run.name, progress.placement(config.placement), config.learner.num_ranks, rollout
+        ) as reservation,
+        learner_group(
+            config, inputs.template, reservation, num_steps=num_steps * config.algorithm.updates_per_step
+        ) as starting,
         group_runner(config, inputs.template, engines or reservation, transfer=config.transfer) as runner,
     ):
         learners = await starting

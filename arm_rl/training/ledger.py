@@ -29,7 +29,9 @@ class LedgerError(RuntimeError):
     """A trajectory would be used twice, or has got lost: a fault of the program, not of the data."""
 
 
-def fates(scored: Sequence[ScoredTrajectory], group: Literal["trained", "flat", "too_old"], mask_overlong: bool) -> list[Fate]:
+def fates(
+    scored: Sequence[ScoredTrajectory], group: Literal["trained", "flat", "too_old"], mask_overlong: bool
+) -> list[Fate]:
     """What becomes of each trajectory of a group of which this becomes as a whole."""
     return [_fate(one, group, mask_overlong) for one in scored]
 
@@ -86,7 +88,9 @@ class Ledger:
         """
         if sorted(pending) != sorted(self._pending):
             lost, unknown = sorted(self._pending.keys() - pending), sorted(set(pending) - self._pending.keys())
-            raise LedgerError(f"groups {lost} got lost, {unknown} should not be there, or one of {sorted(pending)} is there twice")
+            raise LedgerError(
+                f"groups {lost} got lost, {unknown} should not be there, or one of {sorted(pending)} is there twice"
+            )
         for epoch, row in self.table().items():
             if row["drawn"] != sum(row[name] for name in (*FATES, "pending")):
                 raise LedgerError(f"epoch {epoch}: {row} does not add up")

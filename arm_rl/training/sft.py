@@ -40,13 +40,17 @@ async def train_sft(config: SftConfig) -> None:
     """
     template = read_template(config)
     broken = BrokenRows.of(config.data)
-    demonstrations = read_demonstrations(config.data.train, template, config.data, max_tokens=config.max_tokens, broken=broken)
+    demonstrations = read_demonstrations(
+        config.data.train, template, config.data, max_tokens=config.max_tokens, broken=broken
+    )
     batches = Batches(config, template, demonstrations)
     if finished(open_run(config), batches.num_steps):
         return
     await require_shared(config.run.folder)
     with stopped_by_signal() as stop:
-        await with_restarts(lambda progress: _run(config, template, batches, broken.metrics(), progress, stop), config.run.max_restarts)
+        await with_restarts(
+            lambda progress: _run(config, template, batches, broken.metrics(), progress, stop), config.run.max_restarts
+        )
 
 
 async def _run(
@@ -68,7 +72,10 @@ async def _run(
         found = checkpoint.latest(folder / "checkpoints")
         if found is not None:
             await asyncio.to_thread(learners.load, found.folder)
-        with MetricsLog(folder, config.metrics, config, num_steps, stage=config.run.name, first=left_out) as log, stop.deferred():
+        with (
+            MetricsLog(folder, config.metrics, config, num_steps, stage=config.run.name, first=left_out) as log,
+            stop.deferred(),
+        ):
             for step in range(found.step if found is not None else 0, num_steps):
                 batch, images = await asyncio.to_thread(batches.read, step)
                 stored = dict.fromkeys(images, ray.put(images))
@@ -95,7 +102,9 @@ class Batches:
 
     def __init__(self, config: SftConfig, template: Template, demonstrations: LazyRows[Demonstration]) -> None:
         self._config, self._pad_id, self._demonstrations = config, template.image_pad_id, demonstrations
-        self._order = Order.mixed(config.run.seed, demonstrations.track_names, demonstrations.tracks, config.data.weights, purpose="sft")
+        self._order = Order.mixed(
+            config.run.seed, demonstrations.track_names, demonstrations.tracks, config.data.weights, purpose="sft"
+        )
         self._steps_per_epoch = math.ceil(len(demonstrations) / config.batch_size)
         self.num_steps = self._steps_per_epoch * config.num_epochs
 
@@ -103,7 +112,12 @@ class Batches:
         """The batch of a step from 0 on, and its images by key."""
         epoch, number = divmod(step, self._steps_per_epoch)
         size, learner = self._config.batch_size, self._config.learner
-        chosen = [self._demonstrations[int(place)] for place in self._order.of_epoch(epoch)[number * size : (number + 1) * size]]
-        samples = [training_sample(one.trajectory, 1.0, image_pad_id=self._pad_id, share_prompt=False) for one in chosen]
+        chosen = [
+            self._demonstrations[int(place)]
+            for place in self._order.of_epoch(epoch)[number * size : (number + 1) * size]
+        ]
+        samples = [
+            training_sample(one.trajectory, 1.0, image_pad_id=self._pad_id, share_prompt=False) for one in chosen
+        ]
         batch = make_batch(samples, num_ranks=learner.num_ranks, micro_batch_tokens=learner.micro_batch_tokens)
         return batch, {key: image for one in chosen for key, image in one.images.items()}

@@ -33,16 +33,36 @@ def audit(commands: Commands) -> None:
         "contradictions, labels or lengths that give the answer away, broken rows and images, and tool calls that cannot be carried out. "
         "The exit status is 1 where something is wrong, and 0 where nothing is worse than suspicious (with --strict: where nothing is).",
     )
-    parser.add_argument("files", nargs="+", metavar="FILE", help="in any format of `convert`; a folder stands for its parquet files")
-    parser.add_argument("--held-out", nargs="+", default=[], metavar="FILE", help="files that nothing of the others may stand in")
-    parser.add_argument("--read-as", choices=[*FORMATS], help="format of the files (default: by their names)")
-    parser.add_argument("--image-root", type=Path, help="folder that images may not leave (default: that of their file)")
-    parser.add_argument("--tools", nargs="+", default=[], metavar="FILE", help="files that list the tools: calls are checked against them")
-    parser.add_argument("--model", metavar="FOLDER", help="count the prompts' tokens with this model's processor")
-    parser.add_argument("--system-prompt", default=TemplateConfig.system_prompt, metavar="FILE", help="(default: %(default)s)")
-    parser.add_argument("--max-prompt-tokens", type=int, default=65000, help="longer ones are told (default: %(default)s)")
     parser.add_argument(
-        "--near", type=int, default=12, metavar="BITS", help="of 256 that images which look alike may differ in (default: 12)"
+        "files", nargs="+", metavar="FILE", help="in any format of `convert`; a folder stands for its parquet files"
+    )
+    parser.add_argument(
+        "--held-out", nargs="+", default=[], metavar="FILE", help="files that nothing of the others may stand in"
+    )
+    parser.add_argument("--read-as", choices=[*FORMATS], help="format of the files (default: by their names)")
+    parser.add_argument(
+        "--image-root", type=Path, help="folder that images may not leave (default: that of their file)"
+    )
+    parser.add_argument(
+        "--tools",
+        nargs="+",
+        default=[],
+        metavar="FILE",
+        help="files that list the tools: calls are checked against them",
+    )
+    parser.add_argument("--model", metavar="FOLDER", help="count the prompts' tokens with this model's processor")
+    parser.add_argument(
+        "--system-prompt", default=TemplateConfig.system_prompt, metavar="FILE", help="(default: %(default)s)"
+    )
+    parser.add_argument(
+        "--max-prompt-tokens", type=int, default=65000, help="longer ones are told (default: %(default)s)"
+    )
+    parser.add_argument(
+        "--near",
+        type=int,
+        default=12,
+        metavar="BITS",
+        help="of 256 that images which look alike may differ in (default: 12)",
     )
     parser.add_argument(
         "--ray",
@@ -58,7 +78,9 @@ def _audit(arguments: argparse.Namespace) -> str:
     schemas = {name: tool.schema for name, tool in load_tools(arguments.tools).items()}
     template = None
     if arguments.model is not None:
-        template = Template.load(ModelConfig(path=arguments.model), TemplateConfig(system_prompt=arguments.system_prompt), schemas)
+        template = Template.load(
+            ModelConfig(path=arguments.model), TemplateConfig(system_prompt=arguments.system_prompt), schemas
+        )
     training, held_out = files_of(arguments.files), files_of(arguments.held_out)
     how = {"read_as": arguments.read_as, "image_root": arguments.image_root, "schemas": schemas, "template": template}
     wanted = [partial(read, Path(file), held_out=file in held_out, **how) for file in [*training, *held_out]]
@@ -75,7 +97,9 @@ def _audit(arguments: argparse.Namespace) -> str:
     text = told(contents, findings)
     if wrong:
         raise AuditError(f"{len(wrong)} things are wrong\n{text}")
-    return f"{text}\ndone: nothing is wrong; {len(findings)} suspicious" + (f"; {arguments.json}" if arguments.json else "")
+    return f"{text}\ndone: nothing is wrong; {len(findings)} suspicious" + (
+        f"; {arguments.json}" if arguments.json else ""
+    )
 
 
 def _with_progress(wanted: partial[FileContents]) -> FileContents:
@@ -98,7 +122,9 @@ def _with_ray(wanted: Sequence[partial[FileContents]]) -> list[FileContents]:
     found: dict[int, FileContents] = {}
     with cluster(), progress("reading", len(wanted), "files") as step:
         ray.data.DataContext.get_current().enable_progress_bars = False
-        files = ray.data.from_items([{"number": number} for number in range(len(wanted))], override_num_blocks=len(wanted))
+        files = ray.data.from_items(
+            [{"number": number} for number in range(len(wanted))], override_num_blocks=len(wanted)
+        )
         for row in files.map(look).iter_rows():
             if isinstance(row["found"], UserError):
                 raise row["found"]
@@ -120,4 +146,8 @@ def told(contents: Sequence[FileContents], findings: Sequence[Finding]) -> str:
 
 
 def _shown(value: object) -> str:
-    return ", ".join(f"{name} {number}" for name, number in value.items()) or "none" if isinstance(value, dict) else str(value)
+    return (
+        ", ".join(f"{name} {number}" for name, number in value.items()) or "none"
+        if isinstance(value, dict)
+        else str(value)
+    )

@@ -17,6 +17,8 @@ def progress(description: str, total: int | None, of_what: str) -> Iterator[Call
     """A progress bar on a terminal; what it gives is called for each one that is done."""
     columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TextColumn(of_what))
     times = (TimeElapsedColumn(), TimeRemainingColumn())
-    with Progress(*columns, *times, console=Console(stderr=True), transient=True, disable=not sys.stderr.isatty()) as bar:
+    with Progress(
+        *columns, *times, console=Console(stderr=True), transient=True, disable=not sys.stderr.isatty()
+    ) as bar:
         task = bar.add_task(description, total=total)
         yield lambda: bar.advance(task)

@@ -37,7 +37,10 @@ def difficulty(commands: Commands) -> None:
     parser.add_argument("overrides", nargs="*", metavar="key=value", help="a key of the configuration, and its value")
     parser.add_argument("--rollouts", type=int, default=5, help="of each sample (default: %(default)s)")
     parser.add_argument(
-        "--never-right", choices=get_args(NeverRight), default="keep", help="what becomes of samples that no rollout gets right"
+        "--never-right",
+        choices=get_args(NeverRight),
+        default="keep",
+        help="what becomes of samples that no rollout gets right",
     )
     parser.set_defaults(run=_difficulty)
 

@@ -6,9 +6,9 @@ from pathlib import Path
 from typing import get_args
 
 from rich.progress import BarColumn, MofNCompleteColumn, TaskID, TextColumn, TimeRemainingColumn
-from rich.progress import BuildProgress as Bar
+from rich.progress import Progress as Bar
 
-from arm_rl.prepare.document_builder import Progress, BuildSummary, OcrMode, build_index
+from arm_rl.prepare.document_builder import BuildProgress, BuildSummary, OcrMode, build_index
 from jobs.prepare.commands import Commands
 
 
@@ -20,8 +20,16 @@ def documents(commands: Commands) -> None:
         description="Adds PDF files and folders of page images to an index that the tools doc_page_retrieval_by_query and "
         "doc_page_retrieval_by_index read. Documents that are in it unchanged are left as they are, so that an interrupted run goes on.",
     )
-    parser.add_argument("files", nargs="+", type=Path, metavar="FILE", help="a PDF file, or a folder with the page images of one document")
-    parser.add_argument("--out", type=Path, required=True, metavar="INDEX", help="folder of the index; made where there is none")
+    parser.add_argument(
+        "files",
+        nargs="+",
+        type=Path,
+        metavar="FILE",
+        help="a PDF file, or a folder with the page images of one document",
+    )
+    parser.add_argument(
+        "--out", type=Path, required=True, metavar="INDEX", help="folder of the index; made where there is none"
+    )
     parser.add_argument(
         "--ocr",
         choices=get_args(OcrMode),
@@ -35,14 +43,22 @@ def documents(commands: Commands) -> None:
         metavar="PIXELS",
         help="of a page's longer side: PDFs are rendered to it, larger images scaled down (default: %(default)s; 0: kept as they are)",
     )
-    parser.add_argument("--model", help="a sentence-transformers model, for the search by meaning; by default only words are searched")
+    parser.add_argument(
+        "--model", help="a sentence-transformers model, for the search by meaning; by default only words are searched"
+    )
     parser.add_argument("--threads", type=int, help="for OCR (default: all cores)")
     parser.add_argument("--skip-unreadable", action="store_true", help="leave out what cannot be read, and go on")
     parser.set_defaults(run=_documents)
 
 
 def _documents(arguments: argparse.Namespace) -> str:
-    columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TextColumn("pages"), TimeRemainingColumn())
+    columns = (
+        TextColumn("{task.description}"),
+        BarColumn(),
+        MofNCompleteColumn(),
+        TextColumn("pages"),
+        TimeRemainingColumn(),
+    )
     with Bar(*columns, transient=True, disable=not sys.stdout.isatty()) as bar:
         task = bar.add_task("reading documents", total=None)
         summary = build_index(
@@ -66,8 +82,15 @@ def told(summary: BuildSummary) -> str:
     """What a build did, in a few lines; the last one says where the index is."""
     lines = [f"skipped: {reason}" for reason in summary.skipped.values()]
     if summary.num_pages_without_text:
-        lines.append(f"{summary.num_pages_without_text} of the {summary.num_pages} pages written have no text: no query finds them")
-    counts = [("added", summary.added), ("replaced", summary.replaced), ("unchanged", summary.unchanged), ("skipped", summary.skipped)]
+        lines.append(
+            f"{summary.num_pages_without_text} of the {summary.num_pages} pages written have no text: no query finds them"
+        )
+    counts = [
+        ("added", summary.added),
+        ("replaced", summary.replaced),
+        ("unchanged", summary.unchanged),
+        ("skipped", summary.skipped),
+    ]
     shown = ", ".join(f"{len(names)} {what}" for what, names in counts if names)
     pages = f"{summary.num_pages} pages written, {summary.num_pages_by_ocr} of them read by OCR"
     return "\n".join([*lines, f"done: the index is in {summary.index}: documents {shown}; {pages}"])

@@ -22,16 +22,28 @@ def convert(commands: Commands) -> None:
     parser.add_argument("source", type=Path, metavar="IN")
     parser.add_argument("target", type=Path, metavar="OUT")
     parser.add_argument("--to", choices=[*FORMATS], help="format of OUT (default: by its name)")
-    parser.add_argument("--read-as", choices=[*FORMATS], help="format of IN (default: by its name: .parquet, .jsonl, .json)")
+    parser.add_argument(
+        "--read-as", choices=[*FORMATS], help="format of IN (default: by its name: .parquet, .jsonl, .json)"
+    )
     parser.add_argument(
         "--images",
         choices=("embed", "files"),
         help="in OUT itself, or as files in the folder images beside it, each content once (default: files for sharegpt)",
     )
-    parser.add_argument("--image-root", type=Path, help="folder that images of IN may not leave (default: the folder of IN)")
+    parser.add_argument(
+        "--image-root", type=Path, help="folder that images of IN may not leave (default: the folder of IN)"
+    )
     parser.add_argument("--fetch", action="store_true", help="fetch images that are given as URLs")
-    parser.add_argument("--max-image-mb", type=int, default=32, metavar="MB", help="of one that is fetched (default: %(default)s)")
-    parser.add_argument("--tools", nargs="+", default=[], metavar="FILE", help="files that list the tools, for formats that hold schemas")
+    parser.add_argument(
+        "--max-image-mb", type=int, default=32, metavar="MB", help="of one that is fetched (default: %(default)s)"
+    )
+    parser.add_argument(
+        "--tools",
+        nargs="+",
+        default=[],
+        metavar="FILE",
+        help="files that list the tools, for formats that hold schemas",
+    )
     parser.add_argument("--skip-broken", action="store_true", help="leave out rows that cannot be used, and count them")
     parser.set_defaults(run=_convert)
 

@@ -34,9 +34,13 @@ def pairs(commands: Commands) -> None:
         epilog=f"keys:\n{describe(PairsConfig)}",
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
-    parser.add_argument("questions", nargs="+", metavar="FILE", help="JSONL of questions; also key=value of the configuration")
+    parser.add_argument(
+        "questions", nargs="+", metavar="FILE", help="JSONL of questions; also key=value of the configuration"
+    )
     parser.add_argument("--server", required=True, metavar="URL", help="http://…/v1 of an OpenAI-compatible server")
-    parser.add_argument("--out", type=Path, required=True, metavar="FOLDER", help="of the files, the replies and the report")
+    parser.add_argument(
+        "--out", type=Path, required=True, metavar="FOLDER", help="of the files, the replies and the report"
+    )
     parser.add_argument("--config", default="configs/prepare/pairs.yaml", help="(default: %(default)s)")
     add_server_options(parser, where="the server")
     parser.set_defaults(run=_pairs)
@@ -55,10 +59,17 @@ def _pairs(arguments: argparse.Namespace) -> str:
     return "\n".join([*told(found), f"done: {', '.join(found['files'])} and {REPORT} are in {arguments.out}"])
 
 
-async def _written(questions: Sequence[Question], server: Server, config: PairsConfig, folder: Path) -> tuple[list[WritingOutcome], int]:
-    chat = ChatServer(server.url, timeout_seconds=server.timeout_seconds, num_retries=server.num_retries, api_key=server.api_key)
+async def _written(
+    questions: Sequence[Question], server: Server, config: PairsConfig, folder: Path
+) -> tuple[list[WritingOutcome], int]:
+    chat = ChatServer(
+        server.url, timeout_seconds=server.timeout_seconds, num_retries=server.num_retries, api_key=server.api_key
+    )
     try:
-        with JsonLines(folder / REPLIES) as lines, progress("writing flawed answers", len(questions), "questions") as step:
+        with (
+            JsonLines(folder / REPLIES) as lines,
+            progress("writing flawed answers", len(questions), "questions") as step,
+        ):
             writer = FlawWriter(chat, server.model, config, Replies(lines))
             outcomes = await writer.write_all(questions, concurrency=server.concurrency, on_done=lambda outcome: step())
         return outcomes, writer.num_asked
@@ -69,12 +80,17 @@ async def _written(questions: Sequence[Question], server: Server, config: PairsC
 def told(found: dict[str, Any]) -> list[str]:
     """The report in a few lines."""
     lines = [f"{found['used']} of {found['questions']} questions used, {found['requests']} requests"]
-    lines += [f"  not used: {reason}: {one['questions']} (such as {one['such_as'][0]})" for reason, one in found["not_used"].items()]
+    lines += [
+        f"  not used: {reason}: {one['questions']} (such as {one['such_as'][0]})"
+        for reason, one in found["not_used"].items()
+    ]
     for name, file in found["files"].items():
         labels = ", ".join(f"{label}: {number}" for label, number in file["labels"].items())
         lines.append(f"{name}: {file['rows']} rows (labels {labels}); {_judged(file)}")
         if file["questions_dropped_for_balance"]:
-            lines.append(f"  {file['questions_dropped_for_balance']} questions left out whose answers place, length and form told apart")
+            lines.append(
+                f"  {file['questions_dropped_for_balance']} questions left out whose answers place, length and form told apart"
+            )
     return lines
 
 

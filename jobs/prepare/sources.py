@@ -24,7 +24,9 @@ def questions(commands: Commands) -> None:
         description="Reads a data set in the files as they are published, and writes questions with their right answers, one JSON object a "
         "line, with their images beside it, each content once. What is skipped is counted by its reason.",
     )
-    parser.add_argument("source", choices=[*SOURCES], help="the data set; jsonl: questions of one's own, which are checked and joined")
+    parser.add_argument(
+        "source", choices=[*SOURCES], help="the data set; jsonl: questions of one's own, which are checked and joined"
+    )
     parser.add_argument("files", nargs="+", type=Path, metavar="FILE")
     parser.add_argument("--out", type=Path, required=True, metavar="FILE", help="JSONL of questions")
     parser.set_defaults(run=_questions)
@@ -37,7 +39,9 @@ def _questions(arguments: argparse.Namespace) -> str:
     def kept() -> Iterator[Question]:
         number = 0
         with progress("reading questions", None, "rows") as step:
-            for found in itertools.chain.from_iterable(SOURCES[arguments.source](path, folder) for path in arguments.files):
+            for found in itertools.chain.from_iterable(
+                SOURCES[arguments.source](path, folder) for path in arguments.files
+            ):
                 step()
                 if isinstance(found, SkippedRow):
                     counts[found.reason] += 1
@@ -48,7 +52,9 @@ def _questions(arguments: argparse.Namespace) -> str:
             raise DataError(f"no question could be made: {_told(counts) or 'there are no rows'}")
 
     number = write_questions(arguments.out, kept())
-    return "\n".join([*([f"skipped: {_told(counts)}"] if counts else []), f"done: {number} questions are in {arguments.out}"])
+    return "\n".join(
+        [*([f"skipped: {_told(counts)}"] if counts else []), f"done: {number} questions are in {arguments.out}"]
+    )
 
 
 def _told(skipped: Counter[str]) -> str:
@@ -76,6 +82,14 @@ def _synthetic(arguments: argparse.Namespace) -> str:
     for track in spec.tracks:
         track.prepare(folder, arguments.seed)
     write_tool_file(spec, folder, folder / "tools.yaml")
-    dataset.write(folder / "train.parquet", seed=arguments.seed, split="train", num_samples=arguments.train, tracks=spec.tracks)
-    dataset.write(folder / "held_out.parquet", seed=arguments.seed, split="held_out", num_samples=arguments.held_out, tracks=spec.tracks)
+    dataset.write(
+        folder / "train.parquet", seed=arguments.seed, split="train", num_samples=arguments.train, tracks=spec.tracks
+    )
+    dataset.write(
+        folder / "held_out.parquet",
+        seed=arguments.seed,
+        split="held_out",
+        num_samples=arguments.held_out,
+        tracks=spec.tracks,
+    )
     return f"done: {arguments.train} training and {arguments.held_out} held-out samples are in {folder}"

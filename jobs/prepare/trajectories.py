@@ -40,7 +40,9 @@ def trajectories(commands: Commands) -> None:
     parser.add_argument("config", metavar="CONFIG", help="YAML file of a GRPO stage")
     parser.add_argument("overrides", nargs="*", metavar="key=value", help="a key of the configuration, and its value")
     parser.add_argument("--server", metavar="URL", help="http://…/v1 of an OpenAI-compatible server")
-    parser.add_argument("--best-of", type=int, default=1, metavar="N", help="sessions of each sample (default: %(default)s)")
+    parser.add_argument(
+        "--best-of", type=int, default=1, metavar="N", help="sessions of each sample (default: %(default)s)"
+    )
     parser.add_argument("--out", type=Path, metavar="FILE", help=f"(default: {FILE} in the run's folder)")
     add_server_options(parser, where="with --server")
     parser.set_defaults(run=_trajectories)
@@ -68,7 +70,9 @@ def _trajectories(arguments: argparse.Namespace) -> str:
         raise CommandError("\n".join(["no session can be learned from:", *told(shown)]))
     out = arguments.out or folder / FILE
     written = write_demonstrations(out, demonstrations(chosen, config.session.last_turn_notice))
-    return "\n".join([*told(shown), f"done: {written} demonstrations are in {out}; {REPORT} and the trajectories are in {folder}"])
+    return "\n".join(
+        [*told(shown), f"done: {written} demonstrations are in {out}; {REPORT} and the trajectories are in {folder}"]
+    )
 
 
 async def _run(config: TrainConfig, template: Template, sessions: Mapping[str, Sample], server: Server | None) -> None:
@@ -86,4 +90,6 @@ async def _run(config: TrainConfig, template: Template, sessions: Mapping[str, S
 def told(shown: dict[str, Any]) -> list[str]:
     """The report in a few lines."""
     lines = [f"{shown['kept']} of {shown['samples']} samples have a demonstration, out of {shown['sessions']} sessions"]
-    return lines + [f"  not learned from: {reason}: {number} sessions" for reason, number in shown["refused_sessions"].items()]
+    return lines + [
+        f"  not learned from: {reason}: {number} sessions" for reason, number in shown["refused_sessions"].items()
+    ]

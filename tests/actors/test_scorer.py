@@ -26,7 +26,12 @@ def test_a_group_is_scored_in_order():
     assert [one.reward for one in results] == [1.0, 1.5, 0, None]
     whole = [result.of(one.trajectory) for result, one in zip(results, group, strict=True)]
     assert [one.trajectory.index for one in whole] == [0, 1, 2, 3]
-    assert (whole[1].reward, whole[1].parts, whole[1].correct, whole[1].format_ok) == (1.5, results[1].parts, True, True)
+    assert (whole[1].reward, whole[1].parts, whole[1].correct, whole[1].format_ok) == (
+        1.5,
+        results[1].parts,
+        True,
+        True,
+    )
     assert sum(results[1].parts.values()) == 1.5
     wrong = dataclasses.replace(make_sample(), label="2")
     assert [one.reward for one in scorer.score(wrong, [group[0].trajectory])] == [0.3]

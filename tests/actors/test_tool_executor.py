@@ -35,7 +35,9 @@ def tool_file(tmp_path_factory):
     path = tmp_path_factory.mktemp("tools") / "odd.yaml"
     odd = ("Count", "Slow", "Raising", "Crashing", "Reckless", "Mirror", "Inline", "Keeping", "KeepingApart")
     path.write_text(
-        yaml.safe_dump({"tools": [{"class_name": ZOOM}, *({"class_name": f"tests.support.odd_tools.{name}Tool"} for name in odd)]})
+        yaml.safe_dump(
+            {"tools": [{"class_name": ZOOM}, *({"class_name": f"tests.support.odd_tools.{name}Tool"} for name in odd)]}
+        )
     )
     return str(path)
 
@@ -47,7 +49,9 @@ def start(local_ray, tool_file):
 
     def start(number=1, **settings):
         config = ToolsConfig(files=(tool_file,), **settings)
-        executors = [ray.remote(ToolExecutor).options(num_cpus=0, max_restarts=-1).remote(config) for _ in range(number)]
+        executors = [
+            ray.remote(ToolExecutor).options(num_cpus=0, max_restarts=-1).remote(config) for _ in range(number)
+        ]
         started.extend(executors)
         return ToolPool(executors, ray.get([executor.traits.remote() for executor in executors])[0])
 
@@ -135,7 +139,10 @@ async def test_a_call_is_run_again_where_its_executor_was_killed(start):
     result = await slow
     assert (result.status, result.text == before) == ("ok", False), "by another process, and nobody has noticed"
     lost = await pool(call("keeping"), session)
-    assert (lost.status, lost.text) == ("failed", "Error: keeping was started anew and has forgotten this session's earlier calls")
+    assert (lost.status, lost.text) == (
+        "failed",
+        "Error: keeping was started anew and has forgotten this session's earlier calls",
+    )
     assert (await pool(call("keeping"), session)).text.split()[0] == "1", "told once; then it begins anew"
 
 
@@ -152,7 +159,9 @@ async def test_inline_calls_that_come_together_travel_together(start):
     pool = start(2)
     sessions = [Memory(texts={"text_0": "x"}) for _ in range(200)]
     results = await asyncio.gather(*(pool(call("inline"), session) for session in sessions))
-    assert [result.text.split(" ", 1)[1] for result in results] == [f"{session.session} ['text_0']" for session in sessions]
+    assert [result.text.split(" ", 1)[1] for result in results] == [
+        f"{session.session} ['text_0']" for session in sessions
+    ]
     assert sorted(int(result.text.split()[0]) for result in results) == sorted([*range(1, 101)] * 2)
     assert not pool._waiting
     await asyncio.sleep(0)
@@ -210,14 +219,18 @@ async def test_two_thousand_sessions_leave_nothing_behind(start):
     for name in ("keeping", "keeping_apart"):
         kept = [(await pool(call(name), session)).text.split() for session in last]
         assert kept[0][2] != kept[1][2]
-        assert [number_known for _, number_known, _ in kept] == ["1", "1"], f"{name}: nobody is known but the one who asks"
+        assert [number_known for _, number_known, _ in kept] == ["1", "1"], (
+            f"{name}: nobody is known but the one who asks"
+        )
 
 
 async def test_a_session_leaves_nothing_behind(start, template, tmp_path):
     """A whole session over the executors; its end releases what it used."""
     pool = start()
     turns = (call_turn(), call_turn(image="observation_1"), call_turn([5, 1, 1, 1]), ANSWER)
-    finished = await session.run(make_sample(tmp_path), Scripted(template, *turns), pool, SessionConfig(), template=template)
+    finished = await session.run(
+        make_sample(tmp_path), Scripted(template, *turns), pool, SessionConfig(), template=template
+    )
     assert finished.trajectory.end == "answered"
     assert [event.status for event in finished.trajectory.tool_events] == ["ok", "ok", "bad_arguments"]
     assert (pool._homes, pool._stored) == ({}, {})

@@ -18,7 +18,10 @@ OVERRIDES = [
     (f"run.name={'x' * 300}", "run.name: a name for a folder, not 'xxx"),
     ("run.name=x\0y", "run.name: .* control characters"),
     ("run.name=${run.name}", "run.name: Recursive interpolation"),
-    ("run.name=${oc.env:HOME}", "run.name: '\\${oc.env:HOME}' cannot be used: environment variables decide nothing here"),
+    (
+        "run.name=${oc.env:HOME}",
+        "run.name: '\\${oc.env:HOME}' cannot be used: environment variables decide nothing here",
+    ),
     ("data.train=[a,'x/${ oc.env:HOME}']", "data.train: .* cannot be used: environment variables decide nothing here"),
     ("run.name=${no.such.key}", "run.name: .*no.such.key.* not found"),
     ("--run.name=x", "--run: unknown key in .*; did you mean run\\?"),
@@ -74,7 +77,10 @@ FILES = {
     "two documents": (b"run: {name: x}\n---\nrun: {name: y}", "c.yaml: not a YAML file: expected a single document"),
     "a tab": (b"run:\n\tname: x", "c.yaml: not a YAML file: while scanning"),
     "a number as key": (b"run: {1: x}", "run.1: unknown key in .*c.yaml"),
-    "3,000 lists deep": (b"a: " + b"[" * 3000 + b"]" * 3000, "c.yaml: not a YAML file: (maximum recursion|while increasing flow level)"),
+    "3,000 lists deep": (
+        b"a: " + b"[" * 3000 + b"]" * 3000,
+        "c.yaml: not a YAML file: (maximum recursion|while increasing flow level)",
+    ),
     "JSON cut short": (b'{"run": {"name": "x"', "c.yaml: not a YAML file"),
 }
 
@@ -90,7 +96,9 @@ def test_a_file_is_refused_with_its_name(tmp_path, content, message, monkeypatch
 
 def test_a_job_ends_with_one_line_and_makes_no_folder(tmp_path, monkeypatch, capsys):
     (tmp_path / "c.yaml").write_text(LEAST)
-    monkeypatch.setattr(sys, "argv", ["train", str(tmp_path / "c.yaml"), f"run.root={tmp_path}", "algorithm.group_size=1"])
+    monkeypatch.setattr(
+        sys, "argv", ["train", str(tmp_path / "c.yaml"), f"run.root={tmp_path}", "algorithm.group_size=1"]
+    )
     assert run_job("train", "", TrainConfig, train.main) == 1
     shown = capsys.readouterr()
     assert shown.err == "error: algorithm.group_size: at least 2 (an advantage needs a group), not 1\n"

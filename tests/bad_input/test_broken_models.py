@@ -54,7 +54,10 @@ def sharded(present):
     def split(folder):
         held = load_file(folder / WEIGHTS)
         names = [f"model-0000{number}-of-00002.safetensors" for number in (1, 2)]
-        parts = {name: {key: value for key, value in held.items() if (len(key) % 2 == 0) == (name == names[0])} for name in names}
+        parts = {
+            name: {key: value for key, value in held.items() if (len(key) % 2 == 0) == (name == names[0])}
+            for name in names
+        }
         for name in names[:present]:
             save_file(parts[name], folder / name, metadata={"format": "pt"})
         (folder / WEIGHTS).unlink()
@@ -74,38 +77,77 @@ FOLDERS = {
     "an empty config": (put("config.json", "{}"), "no usable processor or config: .*`model_type` key"),
     "a config of bytes": (put("config.json", b"\xff\xfe\0"), "config.json: not a JSON file"),
     "another architecture": (put("config.json", LLAMA), f"image_token_id of config.json is None, {NOT_SPECIAL}"),
-    "an unknown architecture": (edit("config.json", model_type="nonsense"), "no usable processor or config: .*`nonsense`"),
+    "an unknown architecture": (
+        edit("config.json", model_type="nonsense"),
+        "no usable processor or config: .*`nonsense`",
+    ),
     "code of its own": (
         edit("config.json", model_type="x", auto_map={"AutoConfig": "c.X"}),
         "no usable processor .*custom code",
     ),
-    "another image token": (edit("config.json", image_token_id=5), f"image_token_id of config.json is 5, {NOT_SPECIAL}"),
-    "no image token": (edit("config.json", image_token_id=...), f"image_token_id of config.json is 151655, {NOT_SPECIAL}"),
+    "another image token": (
+        edit("config.json", image_token_id=5),
+        f"image_token_id of config.json is 5, {NOT_SPECIAL}",
+    ),
+    "no image token": (
+        edit("config.json", image_token_id=...),
+        f"image_token_id of config.json is 151655, {NOT_SPECIAL}",
+    ),
     "no tokenizer": (remove("tokenizer*"), NOT_SPECIAL),
     "a broken tokenizer": (put("tokenizer.json", "{"), "tokenizer.json: not a JSON file"),
     "a tokenizer of nothing": (put("tokenizer.json", "{}"), "no usable processor or config: KeyError"),
     "a broken tokenizer_config": (put("tokenizer_config.json", "{"), "tokenizer_config.json: not a JSON file"),
-    "no tokenizer_config": (remove("tokenizer_config.json"), "the chat template does not end a turn with '<|endoftext|>'"),
-    "no end token": (edit("tokenizer_config.json", eos_token=...), "the tokenizer's eos_token is None; the special token that ends"),
+    "no tokenizer_config": (
+        remove("tokenizer_config.json"),
+        "the chat template does not end a turn with '<|endoftext|>'",
+    ),
+    "no end token": (
+        edit("tokenizer_config.json", eos_token=...),
+        "the tokenizer's eos_token is None; the special token that ends",
+    ),
     "no processor": (remove("*processor*"), "no usable processor or config: .*image processor"),
     "a broken processor": (put("preprocessor_config.json", "{"), "preprocessor_config.json: not a JSON file"),
     "no chat template": (remove("chat_template*"), "has no chat template"),
     "an empty chat template": (put("chat_template.jinja", ""), "has no chat template"),
-    "a broken chat template": (put("chat_template.jinja", "{% for"), "the chat template fails .*unexpected 'end of template'"),
-    "a chat template that refuses": (put("chat_template.jinja", "{{ raise_exception('no') }}"), "the chat template fails .*: no"),
-    "a chat template of nothing": (put("chat_template.jinja", "{{ a.b.c }}"), "the chat template fails .*: 'a' is undefined"),
-    "a chat template without images": (put("chat_template.jinja", "x"), "the chat template does not write an image as one '<|image_pad|>'"),
-    "no weights": (remove(WEIGHTS), "no weights: model.safetensors or model.safetensors.index.json is needed .*other weights: none"),
+    "a broken chat template": (
+        put("chat_template.jinja", "{% for"),
+        "the chat template fails .*unexpected 'end of template'",
+    ),
+    "a chat template that refuses": (
+        put("chat_template.jinja", "{{ raise_exception('no') }}"),
+        "the chat template fails .*: no",
+    ),
+    "a chat template of nothing": (
+        put("chat_template.jinja", "{{ a.b.c }}"),
+        "the chat template fails .*: 'a' is undefined",
+    ),
+    "a chat template without images": (
+        put("chat_template.jinja", "x"),
+        "the chat template does not write an image as one '<|image_pad|>'",
+    ),
+    "no weights": (
+        remove(WEIGHTS),
+        "no weights: model.safetensors or model.safetensors.index.json is needed .*other weights: none",
+    ),
     "pickled weights": (
         lambda folder: (folder / WEIGHTS).rename(folder / "pytorch_model.bin"),
         "no weights: model.safetensors .*other weights: pytorch_model.bin",
     ),
     "empty weights": (put(WEIGHTS, ""), "model.safetensors: not a whole safetensors file"),
-    "weights of text": (put(WEIGHTS, "hello world, this is no model"), "model.safetensors: not a whole safetensors file"),
+    "weights of text": (
+        put(WEIGHTS, "hello world, this is no model"),
+        "model.safetensors: not a whole safetensors file",
+    ),
     "weights cut in the header": (cut(WEIGHTS, 500), "model.safetensors: not a whole safetensors file"),
     "weights cut at the end": (cut(WEIGHTS, -500), "model.safetensors: not a whole safetensors file"),
-    "a missing shard": (sharded(1), "index.json names model-00002-of-00002.safetensors, which is not there: 2 files are needed"),
-    "an index of nothing": (put(f"{WEIGHTS}.index.json", "{}"), "index.json: a weight_map from weights to files is needed"),
+    "a missing shard": (
+        sharded(1),
+        "index.json names model-00002-of-00002.safetensors, which is not there: 2 files are needed",
+    ),
+    "an index of nothing": (
+        put(f"{WEIGHTS}.index.json", "{}"),
+        "index.json: a weight_map from weights to files is needed",
+    ),
     "an index that leads out": (
         put(f"{WEIGHTS}.index.json", json.dumps({"weight_map": {"a": "../other.safetensors"}})),
         "index.json names ../other.safetensors, which is not there",
@@ -115,7 +157,9 @@ FOLDERS = {
         r"no weight of the shape \[256, 128\] for model.language_model",
     ),
     "another vocabulary": (
-        weights(lambda held: {key: value[:100].clone() if "embed_tokens" in key else value for key, value in held.items()}),
+        weights(
+            lambda held: {key: value[:100].clone() if "embed_tokens" in key else value for key, value in held.items()}
+        ),
         r"no weight of the shape \[\d+, 128\] for model.language_model.embed_tokens.weight",
     ),
 }

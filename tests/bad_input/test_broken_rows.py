@@ -58,7 +58,10 @@ ROWS = {
         {"extra": {"tools": ["zoom", "saw"]}},
         r"extra_info.tools has 'saw', which no file .*\(zoom\)",
     ),
-    "no text among the texts": ({"extra": {"texts": ["4", None]}}, r"extra_info.texts is \['4', None\]; a list of texts"),
+    "no text among the texts": (
+        {"extra": {"texts": ["4", None]}},
+        r"extra_info.texts is \['4', None\]; a list of texts",
+    ),
     "a label beyond the answers": (
         {"reward_model": {"ground_truth": "3"}},
         "reward_model.ground_truth is 3, and .* has 2 answers",
@@ -73,7 +76,10 @@ ROWS = {
     "null for an image": ({"images": [None]}, r"images\[0\]: an image needs bytes or a path, not None"),
     "empty bytes": ({"images": [{"bytes": b"", "path": None}]}, r"images\[0\]: an image needs bytes or a path"),
     "one image too many": ({"images": [{"bytes": GOOD, "path": None}] * 2}, "prompt has 1 <image> for 2 images"),
-    "an absent file": ({"images": [{"bytes": None, "path": "gone.png"}]}, r"images\[0\] \(gone.png\): .*gone.png: No such file"),
+    "an absent file": (
+        {"images": [{"bytes": None, "path": "gone.png"}]},
+        r"images\[0\] \(gone.png\): .*gone.png: No such file",
+    ),
     "a folder": ({"images": [{"bytes": None, "path": "."}]}, r"images\[0\] \(.\): the path '.' is not a file"),
     "a name too long": ({"images": [{"bytes": None, "path": "x" * 5000}]}, r"images\[0\] .*File name too long"),
     "a null in a name": ({"images": [{"bytes": None, "path": "a\0b"}]}, r"images\[0\] .*null byte"),
@@ -88,7 +94,9 @@ def test_a_row_is_named_or_skipped(tmp_path, caplog, changes, message):
     with caplog.at_level(logging.WARNING):
         kept = read_samples(files, ["zoom"], SKIP)
     assert [(sample.id, [ref.row for ref in sample.images]) for sample in kept] == [("0", [0]), ("2", [2])]
-    assert caplog.messages[0].startswith(f"skipped 1 of 3 rows (data.broken_rows=skip):\n  {tmp_path}/d.parquet: row 1: ")
+    assert caplog.messages[0].startswith(
+        f"skipped 1 of 3 rows (data.broken_rows=skip):\n  {tmp_path}/d.parquet: row 1: "
+    )
 
 
 def encoded(pixels, kind="PNG", **options):
@@ -101,7 +109,11 @@ def png_header(width, height):
     def chunk(kind, data):
         return struct.pack(">I", len(data)) + kind + data + struct.pack(">I", zlib.crc32(kind + data))
 
-    return b"\x89PNG\r\n\x1a\n" + chunk(b"IHDR", struct.pack(">IIBBBBB", width, height, 8, 2, 0, 0, 0)) + chunk(b"IEND", b"")
+    return (
+        b"\x89PNG\r\n\x1a\n"
+        + chunk(b"IHDR", struct.pack(">IIBBBBB", width, height, 8, 2, 0, 0, 0))
+        + chunk(b"IEND", b"")
+    )
 
 
 def flipped(data):
@@ -123,7 +135,10 @@ IMAGES = {
     "no width": (png_header(0, 5), "none of the formats"),
     "no area": (png_header(0, 0), "none of the formats"),
     "a decompression bomb": (png_header(50_000, 50_000), "2500000000 pixels.*bomb"),
-    "50,000 px wide": (encoded(PILImage.new("L", (50_000, 20))), "50000 x 20 px: one side may be at most 200 times the other"),
+    "50,000 px wide": (
+        encoded(PILImage.new("L", (50_000, 20))),
+        "50000 x 20 px: one side may be at most 200 times the other",
+    ),
     "50,000 px high": (encoded(PILImage.new("L", (20, 50_000))), "20 x 50000 px: one side may be at most 200 times"),
 }
 
@@ -139,7 +154,10 @@ def test_an_image_is_named_or_its_row_skipped(tmp_path, template, data, message,
         read_samples(files, ["zoom"])
     assert [sample.id for sample in read_samples(files, ["zoom"], SKIP)] == ["0"]
     spoken = [{"role": "user", "content": "<image>?"}, {"role": "assistant", "content": ANSWER}]
-    taught = [{"messages": spoken, "images": one["images"], "tools": ["image_zoom_in_tool"]} for one in (row("0"), row("1", **broken))]
+    taught = [
+        {"messages": spoken, "images": one["images"], "tools": ["image_zoom_in_tool"]}
+        for one in (row("0"), row("1", **broken))
+    ]
     files = write(tmp_path / "demonstrations.parquet", taught)
     with pytest.raises(DataError, match=f"^{tmp_path}/demonstrations.parquet: row 1: {place}: .*{message}"):
         read_demonstrations(files, template)
@@ -183,7 +201,9 @@ def test_a_path_cannot_leave_its_root(tmp_path, path):
     (inside / "linked").symlink_to(outside)
     path = path.format(outside=outside)
     files = write(inside / "d.parquet", [row("0", None, path)])
-    with pytest.raises(DataError, match=r"row 0: images\[0\] .*leads out of .*/data, which images may not leave \(data.image_root\)"):
+    with pytest.raises(
+        DataError, match=r"row 0: images\[0\] .*leads out of .*/data, which images may not leave \(data.image_root\)"
+    ):
         read_samples(files, ["zoom"])
     with pytest.raises(ImageError, match="leads out of"):
         images.load(ImageRef(path=files[0], row=0))
@@ -214,7 +234,9 @@ def test_a_corrupt_row_group_costs_its_rows_alone(tmp_path, caplog):
     (tmp_path / "d.parquet").write_bytes(data)
     with pytest.raises(DataError, match=r"d.parquet: rows 10 to 19 cannot be read: .*CRC"):
         read_samples(files, ["zoom"])
-    assert [sample.id for sample in read_samples(files, ["zoom"], SKIP)] == [str(number) for number in (*range(10), *range(20, 30))]
+    assert [sample.id for sample in read_samples(files, ["zoom"], SKIP)] == [
+        str(number) for number in (*range(10), *range(20, 30))
+    ]
     assert caplog.messages[0].startswith("skipped 10 of 30 rows")
 
 
@@ -265,14 +287,19 @@ COLUMNS = {
 @pytest.mark.parametrize(("changes", "message"), COLUMNS.values(), ids=COLUMNS)
 def test_a_column_of_another_type_is_named(tmp_path, changes, message):
     files = write(tmp_path / "d.parquet", [row("0") | changes])
-    with pytest.raises(DataError, match=f"^{tmp_path}/d.parquet: row 0: .*{message}|^{tmp_path}/d.parquet: row 0: {message}"):
+    with pytest.raises(
+        DataError, match=f"^{tmp_path}/d.parquet: row 0: .*{message}|^{tmp_path}/d.parquet: row 0: {message}"
+    ):
         read_samples(files, ["zoom"])
     with pytest.raises(DataError, match=f"none of the 1 rows can be used:\n  {tmp_path}/d.parquet: row 0: "):
         read_samples(files, ["zoom"], SKIP)
 
 
 def test_what_was_skipped_is_said_again_in_the_last_line(tmp_path, capsys):
-    files = write(tmp_path / "d.parquet", [row(str(number), extra={"tools": ["saw" if number % 2 else "zoom"]}) for number in range(40)])
+    files = write(
+        tmp_path / "d.parquet",
+        [row(str(number), extra={"tools": ["saw" if number % 2 else "zoom"]}) for number in range(40)],
+    )
 
     def job():
         return f"done: {len(read_samples(files, ['zoom'], SKIP))} samples"

@@ -23,8 +23,14 @@ def run(job, monkeypatch, capsys, *arguments):
 
 REPORTS = {
     "metrics of text": ({"metrics.jsonl": "hello\n"}, "metrics.jsonl: line 1 is no step's metrics"),
-    "a broken line among others": ({"metrics.jsonl": LINE + "{\n" + LINE}, "metrics.jsonl: line 2 is no step's metrics"),
-    "a line without a step": ({"metrics.jsonl": LINE + '{"stage": "s"}\n'}, "metrics.jsonl: line 2 is no step's metrics"),
+    "a broken line among others": (
+        {"metrics.jsonl": LINE + "{\n" + LINE},
+        "metrics.jsonl: line 2 is no step's metrics",
+    ),
+    "a line without a step": (
+        {"metrics.jsonl": LINE + '{"stage": "s"}\n'},
+        "metrics.jsonl: line 2 is no step's metrics",
+    ),
     "a list for a line": ({"metrics.jsonl": "[]\n"}, "metrics.jsonl: line 1 is no step's metrics"),
     "a broken summary": ({"summary.json": "{"}, "summary.json: not a JSON file"),
     "a list for a summary": ({"summary.json": "[]"}, "summary.json: a JSON object is needed"),
@@ -48,7 +54,10 @@ EXPORTS = {
     "a broken configuration": ({"config.yaml": "run: ["}, "config.yaml: not a YAML file"),
     "an empty configuration": ({"config.yaml": ""}, "a value is needed"),
     "a list for a configuration": ({"config.yaml": "- a"}, "config.yaml: a mapping of keys is needed"),
-    "no checkpoint": ({"config.yaml": "run: {name: x}\nmodel: {path: m}\ndata: {train: [a]}"}, "checkpoints: there is no checkpoint"),
+    "no checkpoint": (
+        {"config.yaml": "run: {name: x}\nmodel: {path: m}\ndata: {train: [a]}"},
+        "checkpoints: there is no checkpoint",
+    ),
 }
 
 

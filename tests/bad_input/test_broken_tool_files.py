@@ -23,10 +23,22 @@ TEXTS = {
     ),
     "a module that does not parse": ("tools: [{class_name: unparsed.Tool}]", r"tools\[0\].class_name: .*\(SyntaxError"),
     "a text as config": (f"tools: [{{{ZOOM}, config: abc}}]", r"tools\[0\].config: .*must be a mapping, not str"),
-    "a text for a number": (f"tools: [{{{ZOOM}, config: {{min_side: abc}}}}]", r"tools\[0\].config: min_side: .*valid integer"),
-    "a negative side": (f"tools: [{{{ZOOM}, config: {{min_side: -3}}}}]", r"tools\[0\].config: min_side and max_aspect are at least 1"),
-    "no aspect": (f"tools: [{{{ZOOM}, config: {{max_aspect: .nan}}}}]", r"tools\[0\].config: min_side and max_aspect are at least 1"),
-    "no index": ("tools: [{class_name: doc_page_retrieval_by_query}]", r"tools\[0\].config: .*required keyword-only argument: 'index'"),
+    "a text for a number": (
+        f"tools: [{{{ZOOM}, config: {{min_side: abc}}}}]",
+        r"tools\[0\].config: min_side: .*valid integer",
+    ),
+    "a negative side": (
+        f"tools: [{{{ZOOM}, config: {{min_side: -3}}}}]",
+        r"tools\[0\].config: min_side and max_aspect are at least 1",
+    ),
+    "no aspect": (
+        f"tools: [{{{ZOOM}, config: {{max_aspect: .nan}}}}]",
+        r"tools\[0\].config: min_side and max_aspect are at least 1",
+    ),
+    "no index": (
+        "tools: [{class_name: doc_page_retrieval_by_query}]",
+        r"tools\[0\].config: .*required keyword-only argument: 'index'",
+    ),
     "an absent index": (
         "tools: [{class_name: doc_page_retrieval_by_query, config: {index: /nowhere}}]",
         r"tools\[0\].config: /nowhere: there is no such folder: build one with",
@@ -35,16 +47,31 @@ TEXTS = {
         "tools: [{class_name: doc_page_retrieval_by_query, config: {index: /nowhere, top_k: many}}]",
         r"tools\[0\].config: top_k: .*valid integer",
     ),
-    "another engine": ("tools: [{class_name: web_search, config: {engine: bing}}]", r"tools\[0\].config: engine: one of serper, searxng"),
+    "another engine": (
+        "tools: [{class_name: web_search, config: {engine: bing}}]",
+        r"tools\[0\].config: engine: one of serper, searxng",
+    ),
     "no address": (
         "tools: [{class_name: web_search, config: {engine: searxng, base_url: 'ftp://x'}}]",
         r"tools\[0\].config: base_url: an address such as",
     ),
-    "a text for threads": ("tools: [{class_name: extract_text, config: {threads: x}}]", r"tools\[0\].config: threads: .*valid integer"),
+    "a text for threads": (
+        "tools: [{class_name: extract_text, config: {threads: x}}]",
+        r"tools\[0\].config: threads: .*valid integer",
+    ),
     "no isolation": (f"tools: [{{{ZOOM}, execution: {{isolation: null}}}}]", r"tools\[0\].execution.isolation: one of"),
-    "half a call": (f"tools: [{{{ZOOM}, execution: {{concurrency: 1.5}}}}]", r"tools\[0\].execution.concurrency: a whole number, not 1.5"),
-    "a yes as time": (f"tools: [{{{ZOOM}, execution: {{timeout_seconds: true}}}}]", r"tools\[0\].execution.timeout_seconds: a number"),
-    "no end": (f"tools: [{{{ZOOM}, execution: {{timeout_seconds: .inf}}}}]", r"tools\[0\].execution.timeout_seconds: at least .*, not inf"),
+    "half a call": (
+        f"tools: [{{{ZOOM}, execution: {{concurrency: 1.5}}}}]",
+        r"tools\[0\].execution.concurrency: a whole number, not 1.5",
+    ),
+    "a yes as time": (
+        f"tools: [{{{ZOOM}, execution: {{timeout_seconds: true}}}}]",
+        r"tools\[0\].execution.timeout_seconds: a number",
+    ),
+    "no end": (
+        f"tools: [{{{ZOOM}, execution: {{timeout_seconds: .inf}}}}]",
+        r"tools\[0\].execution.timeout_seconds: at least .*, not inf",
+    ),
     "a list as execution": (f"tools: [{{{ZOOM}, execution: [a]}}]", r"tools\[0\].execution: fields of isolation"),
     "a schema elsewhere": (
         schema("{name: x, parameters: {type: object, properties: {a: {$ref: 'http://x/y'}}}}"),
@@ -54,16 +81,34 @@ TEXTS = {
         schema("{name: a b, parameters: {type: object, properties: {}}}"),
         r"tools\[0\].tool_schema: function.name is 'a b'; a name without blanks",
     ),
-    "parameters as a list": (schema("{name: x, parameters: []}"), r"tools\[0\].tool_schema: needs function.name and function.parameters"),
+    "parameters as a list": (
+        schema("{name: x, parameters: []}"),
+        r"tools\[0\].tool_schema: needs function.name and function.parameters",
+    ),
     "a function as a text": (schema("x"), r"tools\[0\].tool_schema: needs function.name"),
     "keys of two kinds": ("tools: [{1: 2, b: 3}]", r"tools\[0\]: unknown key 1; known: class_name"),
-    "an interpolation that leads nowhere": ("tools: [{class_name: '${nowhere}'}]", "Interpolation key 'nowhere' not found"),
-    "a variable that is not set": ("tools: [{class_name: '${oc.env:NOT_SET_ANYWHERE}'}]", "'NOT_SET_ANYWHERE' not found"),
+    "an interpolation that leads nowhere": (
+        "tools: [{class_name: '${nowhere}'}]",
+        "Interpolation key 'nowhere' not found",
+    ),
+    "a variable that is not set": (
+        "tools: [{class_name: '${oc.env:NOT_SET_ANYWHERE}'}]",
+        "'NOT_SET_ANYWHERE' not found",
+    ),
     "the same key twice": ("tools: []\ntools: []", "not a YAML file: .*\n?.*\n?.*duplicate key"),
     "an empty server": ("tools: [{mcp: null, tools: [a]}]", r"tools\[0\].mcp: either command .* or url"),
-    "a command as a text": ("tools: [{mcp: {command: python}, tools: [a]}]", r"tools\[0\].mcp.command: a list of texts is needed"),
-    "an absent program": ("tools: [{mcp: {command: [no-such-program]}, tools: [a]}]", r"tools\[0\].mcp: .*no-such-program: No such file"),
-    "two servers in one": ("tools: [{mcp: {command: [a], url: 'http://x'}, tools: [a]}]", r"tools\[0\].mcp: unknown key 'url'"),
+    "a command as a text": (
+        "tools: [{mcp: {command: python}, tools: [a]}]",
+        r"tools\[0\].mcp.command: a list of texts is needed",
+    ),
+    "an absent program": (
+        "tools: [{mcp: {command: [no-such-program]}, tools: [a]}]",
+        r"tools\[0\].mcp: .*no-such-program: No such file",
+    ),
+    "two servers in one": (
+        "tools: [{mcp: {command: [a], url: 'http://x'}, tools: [a]}]",
+        r"tools\[0\].mcp: unknown key 'url'",
+    ),
 }
 
 

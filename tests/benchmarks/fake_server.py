@@ -33,7 +33,9 @@ class FakeServer:
                 if isinstance(said, int):
                     self._send(said, {"error": "refused"})
                 else:
-                    self._send(200, {"choices": [{"message": {"role": "assistant", "content": said}, "finish_reason": "stop"}]})
+                    self._send(
+                        200, {"choices": [{"message": {"role": "assistant", "content": said}, "finish_reason": "stop"}]}
+                    )
 
             def _send(self, status: int, answer: dict[str, Any]) -> None:
                 content = json.dumps(answer).encode()
@@ -62,4 +64,6 @@ class FakeServer:
 
 def text_of(body: dict[str, Any]) -> str:
     """All text of a request."""
-    return "\n".join(part["text"] for message in body["messages"] for part in message["content"] if part["type"] == "text")
+    return "\n".join(
+        part["text"] for message in body["messages"] for part in message["content"] if part["type"] == "text"
+    )

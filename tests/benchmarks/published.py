@@ -48,7 +48,9 @@ def vl_row(id: str, *, ranking: tuple[int, int] = (0, 1), query: str = "What is 
 
 
 def vl_rewardbench(folder: Path, ids: list[str]) -> Path:
-    return write_parquet(folder / "test-00000-of-00001.parquet", [vl_row(id, ranking=(n % 2, 1 - n % 2)) for n, id in enumerate(ids)])
+    return write_parquet(
+        folder / "test-00000-of-00001.parquet", [vl_row(id, ranking=(n % 2, 1 - n % 2)) for n, id in enumerate(ids)]
+    )
 
 
 def rb2_row(id: str, subset: str, *, num_correct: int = 1, num_wrong: int = 3, **changes) -> dict[str, Any]:
@@ -69,7 +71,11 @@ def rb2_row(id: str, subset: str, *, num_correct: int = 1, num_wrong: int = 3, *
 
 def reward_bench_2(folder: Path) -> Path:
     """Two rows of Factuality, one of Math, and two prompts of Ties, each with its ref."""
-    ties = [rb2_row(f"{kind}:{n}", "Ties", num_correct=right, num_wrong=2) for n in (0, 1) for kind, right in (("ref", 1), ("tied", 2))]
+    ties = [
+        rb2_row(f"{kind}:{n}", "Ties", num_correct=right, num_wrong=2)
+        for n in (0, 1)
+        for kind, right in (("ref", 1), ("tied", 2))
+    ]
     rows = [rb2_row("0", "Factuality"), rb2_row("1", "Factuality"), rb2_row("2", "Math"), *ties]
     return write_parquet(folder / "rb2.parquet", rows)
 
@@ -135,11 +141,16 @@ def arm_row(idx: int | str, rm_tag: str, gt: object, **changes) -> dict[str, Any
 def armbench_vl(folder: Path) -> Path:
     (folder / "images").mkdir(parents=True)
     (folder / "images" / "scene.png").write_bytes(png())
-    write_jsonl(folder / "fine_grained_perception.jsonl", [arm_row(0, "2-way-pair_rm", 2), arm_row("relpos-cb8b258c", "4-way-pair_rm", 3)])
+    write_jsonl(
+        folder / "fine_grained_perception.jsonl",
+        [arm_row(0, "2-way-pair_rm", 2), arm_row("relpos-cb8b258c", "4-way-pair_rm", 3)],
+    )
     write_jsonl(
         folder / "multimodal_long_document.jsonl",
         [arm_row(0, "single_rm", "True", doc_id="report.pdf"), arm_row(1, "pair_rm", 1, doc_id="r.pdf")],
     )
     constraint = [{"key": "length", "value": "At most two sentences."}]
-    write_jsonl(folder / "multimodal_instruction_following.jsonl", [arm_row(7, "single_rm", False, constraints=constraint)])
+    write_jsonl(
+        folder / "multimodal_instruction_following.jsonl", [arm_row(7, "single_rm", False, constraints=constraint)]
+    )
     return folder

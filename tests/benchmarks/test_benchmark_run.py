@@ -69,7 +69,9 @@ def test_all_are_asked_once_both_ways_and_recorded(tmp_path, questions):
     judged = ask(backend, both, tmp_path / "run")
     assert list(judged) == [question.key for question in both]
     assert [one.correct for one in judged.values()] == [True, False] * 6
-    assert sorted(backend.asked) == sorted((question.item.sample.id, tools) for question in both[:6] for tools in (True, False))
+    assert sorted(backend.asked) == sorted(
+        (question.item.sample.id, tools) for question in both[:6] for tools in (True, False)
+    )
     assert backend.most == 3
     log = trajectory_file.read(tmp_path / "run/trajectories/vstar-no-tools-evaluation-000000.parquet")
     assert sorted(one.correct for one in log.scored) == [False] * 3 + [True] * 3
@@ -94,7 +96,9 @@ def test_a_run_goes_on_after_a_crash_in_the_middle_of_a_line(tmp_path, questions
 
 def test_broken_sessions_have_no_verdict_and_are_asked_again(tmp_path, questions):
     folder = tmp_path / "run"
-    judged = ask(Backend(lambda sample: None if sample.id.endswith("/2") else letter_a(sample), folder), questions(), folder)
+    judged = ask(
+        Backend(lambda sample: None if sample.id.endswith("/2") else letter_a(sample), folder), questions(), folder
+    )
     assert len(judged) == 5
     backend = Backend(letter_a, folder)
     assert len(ask(backend, questions(), folder)) == 6

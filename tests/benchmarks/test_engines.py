@@ -27,9 +27,13 @@ def test_own_engines(judge_folder, tmp_path, capsys):
     assert evaluate.main(command) == 0
     out = capsys.readouterr().out
     found = json.loads((tmp_path / "run/summary.json").read_text())["vstar"]
-    assert {way: (one["num_items"], one["missing"]) for way, one in found.items()} == {"tools": (4, 0), "no tools": (4, 0)}
+    assert {way: (one["num_items"], one["missing"]) for way, one in found.items()} == {
+        "tools": (4, 0),
+        "no tools": (4, 0),
+    }
     logs = {
-        way: trajectory_file.read(tmp_path / f"run/trajectories/vstar-{way}-evaluation-000000.parquet") for way in ("tools", "no-tools")
+        way: trajectory_file.read(tmp_path / f"run/trajectories/vstar-{way}-evaluation-000000.parquet")
+        for way in ("tools", "no-tools")
     }
     for log in logs.values():
         assert len(log.scored) == 4

@@ -109,7 +109,10 @@ def test_two_runs_are_compared(run, server, tmp_path, capsys):
     server.answer = right_from_one_on
     run(vstar, "--no-tools", out="after")
     assert evaluate.main(["compare", str(tmp_path / "before"), str(tmp_path / "after")]) == 0
-    assert capsys.readouterr().out.splitlines()[-1] == f"done: the numbers are in {tmp_path / 'after/compared-with-before.json'}"
+    assert (
+        capsys.readouterr().out.splitlines()[-1]
+        == f"done: the numbers are in {tmp_path / 'after/compared-with-before.json'}"
+    )
     found = json.loads((tmp_path / "after/compared-with-before.json").read_text())["vstar, no tools"]
     assert (found["lost"], found["won"], found["p"]) == (1, 7, pytest.approx(2 * (1 + 8) / 2**8))
     assert found["scores"]["overall"]["difference"] == pytest.approx(0.6)
@@ -125,7 +128,9 @@ def test_another_model_needs_another_folder(run, tmp_path):
 
 def test_the_server_says_what_it_serves(judge_folder, tmp_path, capsys):
     processor = tmp_path / "processor"
-    shutil.copytree(judge_folder, processor, ignore=shutil.ignore_patterns("*.safetensors"))  # the weights are where the server is
+    shutil.copytree(
+        judge_folder, processor, ignore=shutil.ignore_patterns("*.safetensors")
+    )  # the weights are where the server is
     server = FakeServer(first_option, models=[{"id": "some/judge", "root": str(processor)}])
     try:
         out = ["--out", str(tmp_path / "run"), "--no-tools"]
@@ -168,7 +173,9 @@ def test_a_configuration_judges_its_held_out_samples_as_before(monkeypatch, caps
     monkeypatch.setattr("jobs.command_line.cluster", contextlib.nullcontext)
     monkeypatch.setattr(evaluate, "evaluate_model", held_out)
     assert evaluate.main(command) == 0
-    assert capsys.readouterr().out == "accuracy 0.5\ndone: evaluation.json and the trajectories are in runs/demo/stage2\n"
+    assert (
+        capsys.readouterr().out == "accuracy 0.5\ndone: evaluation.json and the trajectories are in runs/demo/stage2\n"
+    )
 
 
 async def held_out(config):

@@ -40,7 +40,13 @@ def test_vl_rewardbench(tmp_path, read):
     ]
     items = read("vl_rewardbench", published.vl_rewardbench(tmp_path, ids))
     assert [item.row for item in items] == ids
-    assert [item.categories["group"] for item in items] == [*["hallucination"] * 3, "reasoning", "reasoning", "general", "general"]
+    assert [item.categories["group"] for item in items] == [
+        *["hallucination"] * 3,
+        "reasoning",
+        "reasoning",
+        "general",
+        "general",
+    ]
     assert {item.sample.label for item in items} == {"1", "2"}, "the better answer is not always in the same place"
     for item in items:
         assert item.sample.texts[int(item.sample.label) - 1] == f"good of {item.row}"
@@ -100,7 +106,10 @@ def test_reward_bench_2(tmp_path, read):
 
 def test_vstar(tmp_path, read):
     items = read("vstar", published.vstar(tmp_path))
-    assert [(item.row, item.sample.label) for item in items[:2]] == [("direct_attributes/0", "A"), ("relative_position/1", "B")]
+    assert [(item.row, item.sample.label) for item in items[:2]] == [
+        ("direct_attributes/0", "A"),
+        ("relative_position/1", "B"),
+    ]
     assert items[0].sample.texts == ("rubber", "cotton", "kevlar", "leather")
     assert asked(items[0]).startswith("Question: What is the material of glove 0?\n\nOptions:\nA. rubber\nB. cotton\n")
     assert "given choices directly" not in asked(items[0])
@@ -113,8 +122,12 @@ def test_hrbench(tmp_path, read, form):
     if form == "tsv":
         path = published.hrbench(tmp_path, rows)
     else:
-        changed = [{**row, "image": {"bytes": published.png(number // 4), "path": None}} for number, row in enumerate(rows)]
-        path = published.write_parquet(tmp_path / "hr_bench_4k.parquet", changed if form == "parquet with bytes" else rows)
+        changed = [
+            {**row, "image": {"bytes": published.png(number // 4), "path": None}} for number, row in enumerate(rows)
+        ]
+        path = published.write_parquet(
+            tmp_path / "hr_bench_4k.parquet", changed if form == "parquet with bytes" else rows
+        )
     items = read("hrbench_4k", path)
     assert [item.sample.label for item in items] == list("ABCD") * 2
     assert all(item.sample.texts["ABCD".index(item.sample.label)].endswith("w") for item in items)
@@ -157,25 +170,55 @@ BROKEN = [
         [published.vl_row("a", image_path="/etc/passwd")],
         "row 0: image_path: a path below the benchmark's folder",
     ),
-    ("vl_rewardbench", "x.jsonl", [published.vl_row("a", image_path="a/../../x.png")], "row 0: image_path: a path below the benchmark's"),
-    ("vl_rewardbench", "x.jsonl", [{**published.vl_row("a"), "image": None, "human_ranking": [0, 2]}], "row 0: human_ranking: "),
+    (
+        "vl_rewardbench",
+        "x.jsonl",
+        [published.vl_row("a", image_path="a/../../x.png")],
+        "row 0: image_path: a path below the benchmark's",
+    ),
+    (
+        "vl_rewardbench",
+        "x.jsonl",
+        [{**published.vl_row("a"), "image": None, "human_ranking": [0, 2]}],
+        "row 0: human_ranking: ",
+    ),
     (
         "vl_rewardbench",
         "x.parquet",
         [published.vl_row("a", image={"bytes": b"no image", "path": ""})],
         "row 0: image: not a readable image",
     ),
-    ("vl_rewardbench", "x.parquet", [published.vl_row("a"), published.vl_row("b", query=None)], "row 1: query: is missing; found: id, "),
-    ("vl_rewardbench", "x.jsonl", [{"id": "a", "query": "?", "response": ["one"]}], "row 0: response: a list of 2 or more texts"),
+    (
+        "vl_rewardbench",
+        "x.parquet",
+        [published.vl_row("a"), published.vl_row("b", query=None)],
+        "row 1: query: is missing; found: id, ",
+    ),
+    (
+        "vl_rewardbench",
+        "x.jsonl",
+        [{"id": "a", "query": "?", "response": ["one"]}],
+        "row 0: response: a list of 2 or more texts",
+    ),
     ("vl_rewardbench", "x.csv", [], "x.csv: a file that ends in .parquet or .jsonl is needed"),
-    ("reward_bench_2", "x.jsonl", [published.rb2_row("3", "Ties")], "row 0: id: of Ties is written ref:N or tied:N, not '3'"),
+    (
+        "reward_bench_2",
+        "x.jsonl",
+        [published.rb2_row("3", "Ties")],
+        "row 0: id: of Ties is written ref:N or tied:N, not '3'",
+    ),
     (
         "reward_bench_2",
         "x.jsonl",
         [published.rb2_row("tied:3", "Ties")],
         "row 0: num_correct: 1 of 4 answers cannot be right in a tied row",
     ),
-    ("reward_bench_2", "x.jsonl", [published.rb2_row("ref:3", "Ties", num_correct=True)], "row 0: num_correct: a whole number"),
+    (
+        "reward_bench_2",
+        "x.jsonl",
+        [published.rb2_row("ref:3", "Ties", num_correct=True)],
+        "row 0: num_correct: a whole number",
+    ),
     ("reward_bench_2", "x.jsonl", [published.rb2_row("1", "Math")] * 2, "row 1: id: '1' stands twice in Math"),
     ("reward_bench_2", "x.jsonl", [], "x.jsonl: there are no rows"),
     (
@@ -197,7 +240,12 @@ BROKEN = [
         "row 0: image: there is no image 'none.jpg' in ",
     ),
     ("armbench_vl", "x.jsonl", [], "fine_grained_perception.jsonl, multimodal_long_document.jsonl or "),
-    ("armbench_vl", "fine_grained_perception.jsonl", [published.arm_row(0, "best-of-9", 1)], "row 0: rm_tag: one of single_rm, "),
+    (
+        "armbench_vl",
+        "fine_grained_perception.jsonl",
+        [published.arm_row(0, "best-of-9", 1)],
+        "row 0: rm_tag: one of single_rm, ",
+    ),
     (
         "armbench_vl",
         "fine_grained_perception.jsonl",
@@ -210,7 +258,12 @@ BROKEN = [
         [published.arm_row(0, "pair_rm", 3)],
         "row 0: gt: the number of the better answer, 1 to 2, not 3",
     ),
-    ("armbench_vl", "fine_grained_perception.jsonl", [published.arm_row(0, "single_rm", 1)], "row 0: gt: True or False, not 1"),
+    (
+        "armbench_vl",
+        "fine_grained_perception.jsonl",
+        [published.arm_row(0, "single_rm", 1)],
+        "row 0: gt: True or False, not 1",
+    ),
     (
         "armbench_vl",
         "multimodal_instruction_following.jsonl",

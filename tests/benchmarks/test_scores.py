@@ -9,7 +9,19 @@ from arm_rl.benchmarks.base import ItemVerdict
 from arm_rl.benchmarks.summary import compare, position_bias, summarize
 
 
-def judged(row, verdict, label="1", *, id=None, kind="choice", cluster=None, order=(0, 1), row_items=1, num_calls=0, **categories):
+def judged(
+    row,
+    verdict,
+    label="1",
+    *,
+    id=None,
+    kind="choice",
+    cluster=None,
+    order=(0, 1),
+    row_items=1,
+    num_calls=0,
+    **categories,
+):
     return ItemVerdict(
         id=id or row,
         row=row,
@@ -39,7 +51,9 @@ def test_vl_rewardbench():
     verdicts = [*vl("general", 3, 1), *vl("hallucination", 1, 1, unreadable=1), *vl("reasoning", 3, 0)]
     expected = {"general": 0.75, "hallucination": 0.5, "reasoning": 1.0, "overall": 7 / 9, "macro": 0.75}
     assert scores("vl_rewardbench", verdicts) == pytest.approx(expected)
-    assert summarize(BENCHMARKS["vl_rewardbench"], verdicts)["accuracy"]["value"] == pytest.approx(0.7), "7 of 10: unreadable is wrong"
+    assert summarize(BENCHMARKS["vl_rewardbench"], verdicts)["accuracy"]["value"] == pytest.approx(0.7), (
+        "7 of 10: unreadable is wrong"
+    )
 
 
 def test_vl_rewardbench_with_several_verdicts_a_row_the_majority_counts():
@@ -112,7 +126,9 @@ def test_reward_bench_2():
     ]
     ties = 0.3 * 0.75 + 0.3 * 0.5 + 0.2 * 0.75 + 0.2 * 0.25 + 0.01 * (math.tanh(3) + math.tanh(-0.5) - 2) / 4
     found = scores("reward_bench_2", [*verdicts, *TIES])
-    assert found == pytest.approx({"Factuality": 1.25 / 3, "Math": 1.0, "Ties": ties, "score": (1.25 / 3 + 1.0 + ties) / 3})
+    assert found == pytest.approx(
+        {"Factuality": 1.25 / 3, "Math": 1.0, "Ties": ties, "score": (1.25 / 3 + 1.0 + ties) / 3}
+    )
 
 
 def test_a_row_of_ties_that_lacks_a_rating_is_left_out():
@@ -139,7 +155,9 @@ def test_vstar():
         judged("1", "B", "B", kind="letter", category="direct_attributes"),
         judged("2", "B", "A", kind="letter", category="relative_position"),
     ]
-    assert scores("vstar", verdicts) == pytest.approx({"direct_attributes": 1.0, "relative_position": 0.0, "overall": 2 / 3})
+    assert scores("vstar", verdicts) == pytest.approx(
+        {"direct_attributes": 1.0, "relative_position": 0.0, "overall": 2 / 3}
+    )
 
 
 def test_armbench_vl():
@@ -149,7 +167,13 @@ def test_armbench_vl():
         judged("2", "1", track="fine_grained_perception", way="4-way"),
         judged("3", None, "true", kind="truth", track="multimodal_long_document", way="pointwise"),
     ]
-    expected = {"fine_grained_perception": 2 / 3, "multimodal_long_document": 0.0, "2-way": 1.0, "4-way": 0.5, "pointwise": 0.0}
+    expected = {
+        "fine_grained_perception": 2 / 3,
+        "multimodal_long_document": 0.0,
+        "2-way": 1.0,
+        "4-way": 0.5,
+        "pointwise": 0.0,
+    }
     assert scores("armbench_vl", verdicts) == pytest.approx({**expected, "overall": 0.5, "average": 1 / 3})
 
 

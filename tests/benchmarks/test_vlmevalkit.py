@@ -43,7 +43,10 @@ def model(server, judge_folder, tmp_path):
 @pytest.fixture
 def message(tmp_path):
     (tmp_path / "x.png").write_bytes(published.png())
-    return [{"type": "image", "value": str(tmp_path / "x.png")}, {"type": "text", "value": "Which?\nOptions:\nA. a\nB. b"}]
+    return [
+        {"type": "image", "value": str(tmp_path / "x.png")},
+        {"type": "text", "value": "Which?\nOptions:\nA. a\nB. b"},
+    ]
 
 
 def test_text_out_and_the_session_kept(model, server, message, tmp_path):
@@ -65,7 +68,9 @@ def test_the_kits_base_class_calls_the_inner_method(server, judge_folder, messag
 
     config = load(TrainConfig, "configs/evaluate.yaml", [f"model.path={judge_folder}", f"run.root={tmp_path}"])
     template = server_template(config)
-    with Judge(server_backend(config, template, Server(url=server.url, model="judge")), tools=["image_zoom_in_tool"]) as model:
+    with Judge(
+        server_backend(config, template, Server(url=server.url, model="judge")), tools=["image_zoom_in_tool"]
+    ) as model:
         assert model.generate(message, dataset="MMBench") == "A"
         assert model.generate("hello") == "Overall Judgment: Answer 1 is better"
         assert model.is_api

@@ -57,7 +57,9 @@ def group(prompt: int, branches: list[int], images: tuple[str, ...] = (), seed: 
     return made
 
 
-@pytest.mark.parametrize(("number", "num_ranks", "budget"), [(1, 1, 1), (7, 2, 100), (8, 2, 300), (3, 4, 100), (33, 3, 200), (64, 1, 9999)])
+@pytest.mark.parametrize(
+    ("number", "num_ranks", "budget"), [(1, 1, 1), (7, 2, 100), (8, 2, 300), (3, 4, 100), (33, 3, 200), (64, 1, 9999)]
+)
 def test_each_sample_is_in_one_micro_batch_and_ranks_have_as_many(number, num_ranks, budget):
     samples = random_samples(number)
     batch = make_batch(samples, num_ranks=num_ranks, micro_batch_tokens=budget)
@@ -92,7 +94,9 @@ def test_a_shared_prompt_is_paid_for_once():
     assert cost(samples) == 100 + 8 * 10
     assert cost(samples[:1]) == 110
     assert cost([dataclasses.replace(item, num_prompt_tokens=0) for item in samples]) == 8 * 110
-    assert cost([*samples, *group(50, [10], seed=1)]) == 2 * 100 + 9 * 10, "a prompt of its own is padded to the longest"
+    assert cost([*samples, *group(50, [10], seed=1)]) == 2 * 100 + 9 * 10, (
+        "a prompt of its own is padded to the longest"
+    )
 
 
 def test_images_are_paid_for_once_more():
@@ -110,13 +114,18 @@ def test_groups_stay_together_as_far_as_the_budget_allows():
         for micro_batch in rank:
             assert len({item.token_ids[:100] for item in micro_batch}) == 1
     small = make_batch(samples, num_ranks=1, micro_batch_tokens=100 + 4 * 25)
-    assert sorted(len(micro_batch) for micro_batch in small.micro_batches[0]) == [4] * 12, "halves of a group, prompts computed twice"
+    assert sorted(len(micro_batch) for micro_batch in small.micro_batches[0]) == [4] * 12, (
+        "halves of a group, prompts computed twice"
+    )
     large = make_batch(samples, num_ranks=1, micro_batch_tokens=100_000)
     assert [len(micro_batch) for micro_batch in large.micro_batches[0]] == [48]
 
 
 def test_samples_that_share_an_image_stay_together():
-    samples = [dataclasses.replace(sample(20, images=(f"image {index % 4}",), seed=index), image_tokens=(5,)) for index in range(16)]
+    samples = [
+        dataclasses.replace(sample(20, images=(f"image {index % 4}",), seed=index), image_tokens=(5,))
+        for index in range(16)
+    ]
     batch = make_batch(samples, num_ranks=2, micro_batch_tokens=4 * 20 + 9)
     for rank in batch.micro_batches:
         for micro_batch in rank:
@@ -140,7 +149,9 @@ def test_work_grows_with_the_samples_and_no_faster(monkeypatch, budget):
             return super().cost_with(other)
 
     monkeypatch.setattr(batching, "_Piece", Counting)
-    samples = [one for number in range(100) for one in group(10, [5, 9, 7, 6], images=(f"image {number}",), seed=number)]
+    samples = [
+        one for number in range(100) for one in group(10, [5, 9, 7, 6], images=(f"image {number}",), seed=number)
+    ]
     make_batch(samples, num_ranks=3, micro_batch_tokens=budget)
     assert looked_at < 8 * len(samples)
 
@@ -171,7 +182,10 @@ def test_weights_do_not_depend_on_the_cut():
         for rank in batch.micro_batches:
             for micro_batch in rank:
                 weights = token_weights(
-                    collate(micro_batch).loss_mask, "sequence_mean", num_loss_tokens=batch.num_loss_tokens, num_samples=batch.num_samples
+                    collate(micro_batch).loss_mask,
+                    "sequence_mean",
+                    num_loss_tokens=batch.num_loss_tokens,
+                    num_samples=batch.num_samples,
                 )
                 of_sample |= {id(item): row.sum().item() for item, row in zip(micro_batch, weights, strict=False)}
         totals.append([of_sample[id(item)] for item in samples])
@@ -186,7 +200,11 @@ def test_collate_lays_shared_prompts_apart():
     assert batch.prompt_ids.tolist() == [list(first[0].token_ids[:4]), [*second[0].token_ids[:2], 0, 0]]
     assert batch.prompt_mask.tolist() == [[True] * 4, [True, True, False, False]]
     assert batch.prompt_of.tolist() == [0, 0, 1]
-    assert batch.token_ids.tolist() == [list(first[0].token_ids[4:]), [*first[1].token_ids[4:], 0], list(second[0].token_ids[2:])]
+    assert batch.token_ids.tolist() == [
+        list(first[0].token_ids[4:]),
+        [*first[1].token_ids[4:], 0],
+        list(second[0].token_ids[2:]),
+    ]
     assert batch.loss_mask.tolist() == [[False, True, True], [False, True, False], [False, True, True]]
     torch.testing.assert_close(batch.logprobs[1], torch.tensor([0, first[1].logprobs[5], 0]))
     assert batch.image_keys == ("a", "b", "c")

@@ -24,7 +24,12 @@ def least(tmp_path):
 
 def test_the_least_configuration(least):
     config = load(TrainConfig, least)
-    assert (config.run.name, config.run.root, config.model.path, config.data.train) == ("x", "runs", "m", ("a.parquet",))
+    assert (config.run.name, config.run.root, config.model.path, config.data.train) == (
+        "x",
+        "runs",
+        "m",
+        ("a.parquet",),
+    )
     assert config.run.folder == Path("runs/x")
     assert config == TrainConfig(run=config.run, model=config.model, data=config.data)
 
@@ -54,8 +59,14 @@ def test_a_value_may_refer_to_another(least):
 
 REFUSED = [
     # What cannot run together.
-    (("learner.zero_stage=0", "learner.offload_optimizer=true"), "learner.offload_optimizer: only with learner.zero_stage from 1, not 0"),
-    (("learner.zero_stage=2", "learner.offload_parameters=true"), "learner.offload_parameters: only with learner.zero_stage 3, not 2"),
+    (
+        ("learner.zero_stage=0", "learner.offload_optimizer=true"),
+        "learner.offload_optimizer: only with learner.zero_stage from 1, not 0",
+    ),
+    (
+        ("learner.zero_stage=2", "learner.offload_parameters=true"),
+        "learner.offload_parameters: only with learner.zero_stage 3, not 2",
+    ),
     (("model.attention=flash_attention_2", "model.dtype=float32"), "model.attention: flash_attention_2 only with "),
     (
         ("model.attention=flash_attention_2", "placement.use_gpu=false"),
@@ -92,7 +103,10 @@ REFUSED = [
     ("learner.betas=[0.9,b]", "learner.betas: .* cannot be used"),
     ("learner.zero_stage=4", r"learner.zero_stage: 4 cannot be used: .* expected one of \[0, 1, 2, 3\]"),
     ("placement.kind=both", r"placement.kind: 'both' cannot be used: .* expected one of \['apart', 'shared'\]"),
-    ("metrics.wandb=off", r"metrics.wandb: False cannot be used: .* expected one of \['auto', 'online', 'offline', 'disabled'\]"),
+    (
+        "metrics.wandb=off",
+        r"metrics.wandb: False cannot be used: .* expected one of \['auto', 'online', 'offline', 'disabled'\]",
+    ),
     ("algorithm.kl_kind=k4", "algorithm.kl_kind: 'k4' cannot be used"),
     ("algorithm.loss_aggregation=sum", "algorithm.loss_aggregation: 'sum' cannot be used"),
     ("learner.schedule=step", "learner.schedule: 'step' cannot be used"),
@@ -151,16 +165,31 @@ REFUSED = [
     ("num_epochs=0", "num_epochs: at least 1, not 0"),
     ("data.train=[]", "data.train: at least one parquet file is needed"),
     # Numbers that cannot work together.
-    ("algorithm.mini_batch_samples=3", r"algorithm.mini_batch_samples: a divisor of algorithm.samples_per_step \(512\), not 3"),
+    (
+        "algorithm.mini_batch_samples=3",
+        r"algorithm.mini_batch_samples: a divisor of algorithm.samples_per_step \(512\), not 3",
+    ),
     ("algorithm.mini_batch_samples=1024", "algorithm.mini_batch_samples: a divisor of algorithm.samples_per_step"),
     ("algorithm.mini_batch_samples=0", "algorithm.mini_batch_samples: a divisor of algorithm.samples_per_step"),
     ("rollout.max_model_len=100", "rollout.max_model_len: at least session.max_prompt_tokens .* = 73192, not 100"),
-    ("session.max_prompt_tokens=70000", "rollout.max_model_len: at least session.max_prompt_tokens .* = 78192, not 73728"),
+    (
+        "session.max_prompt_tokens=70000",
+        "rollout.max_model_len: at least session.max_prompt_tokens .* = 78192, not 73728",
+    ),
     ("learner.num_ranks=8193", r"learner.num_ranks: at most the trajectories of an optimizer step \(8192\), not 8193"),
-    ("rollout.tensor_parallel_size=3", r"rollout.tensor_parallel_size: a divisor of placement.gpus_per_node \(8\), not 3"),
+    (
+        "rollout.tensor_parallel_size=3",
+        r"rollout.tensor_parallel_size: a divisor of placement.gpus_per_node \(8\), not 3",
+    ),
     (("model.min_pixels=100", "model.max_pixels=50"), r"model.max_pixels: at least model.min_pixels \(100\), not 50"),
-    (("algorithm.samples_per_step=2", "algorithm.group_size=2", "learner.num_ranks=5"), r"learner.num_ranks: .* \(4\), not 5"),
-    (("placement.kind=shared", "learner.num_ranks=4"), r"rollout.num_actors: learner.num_ranks \(4\) where GPUs are shared, not 1"),
+    (
+        ("algorithm.samples_per_step=2", "algorithm.group_size=2", "learner.num_ranks=5"),
+        r"learner.num_ranks: .* \(4\), not 5",
+    ),
+    (
+        ("placement.kind=shared", "learner.num_ranks=4"),
+        r"rollout.num_actors: learner.num_ranks \(4\) where GPUs are shared, not 1",
+    ),
     (
         ("placement.kind=shared", "learner.num_ranks=4", "rollout.num_actors=2", "rollout.tensor_parallel_size=2"),
         "rollout.tensor_parallel_size: 1 where GPUs are shared",
@@ -270,7 +299,13 @@ def test_every_shipped_configuration_loads(path, shipped_place):
 
 def test_the_shipped_configurations_were_found():
     names = {path.name for path in (ROOT / "configs").glob("*.yaml")}
-    assert names >= {"demo.yaml", "demo_sft.yaml", "arm_thinker_sft.yaml", "arm_thinker_stage1.yaml", "arm_thinker_stage2.yaml"}
+    assert names >= {
+        "demo.yaml",
+        "demo_sft.yaml",
+        "arm_thinker_sft.yaml",
+        "arm_thinker_stage1.yaml",
+        "arm_thinker_stage2.yaml",
+    }
 
 
 @pytest.mark.parametrize("stage", [1, 2])
@@ -278,22 +313,43 @@ def test_the_papers_numbers_of_grpo(stage):
     config = load(TrainConfig, ROOT / f"configs/arm_thinker_stage{stage}.yaml")
     algorithm, learner, limits, reward = config.algorithm, config.learner, config.session, config.reward
     assert (algorithm.samples_per_step, algorithm.group_size, algorithm.mini_batch_samples) == (512, 16, 256)
-    assert (algorithm.clip_low, algorithm.clip_high, algorithm.kl_coefficient, algorithm.entropy_coefficient) == (0.2, 0.2, 0, 0)
-    assert (learner.learning_rate, learner.num_ranks, config.rollout.temperature, config.num_epochs) == (2e-6, 16, 1.0, 3)
+    assert (algorithm.clip_low, algorithm.clip_high, algorithm.kl_coefficient, algorithm.entropy_coefficient) == (
+        0.2,
+        0.2,
+        0,
+        0,
+    )
+    assert (learner.learning_rate, learner.num_ranks, config.rollout.temperature, config.num_epochs) == (
+        2e-6,
+        16,
+        1.0,
+        3,
+    )
     assert (limits.max_turns, limits.max_prompt_tokens, limits.max_response_tokens, limits.max_tool_response_chars) == (
         5,
         65000,
         8192,
         4096,
     )
-    assert (reward.name, reward.format, reward.attempt, reward.accuracy, reward.success) == (f"stage{stage}", 0.3, 0.1, 0.7, 0.5)
+    assert (reward.name, reward.format, reward.attempt, reward.accuracy, reward.success) == (
+        f"stage{stage}",
+        0.3,
+        0.1,
+        0.7,
+        0.5,
+    )
 
 
 def test_the_papers_numbers_of_the_cold_start():
     config = load(SftConfig, ROOT / "configs/arm_thinker_sft.yaml")
     learner = config.learner
     assert (config.batch_size, config.num_epochs, config.model.dtype) == (256, 1, "bfloat16")
-    assert (learner.learning_rate, learner.schedule, learner.warmup_ratio, learner.zero_stage) == (2e-5, "cosine", 0.1, 3)
+    assert (learner.learning_rate, learner.schedule, learner.warmup_ratio, learner.zero_stage) == (
+        2e-5,
+        "cosine",
+        0.1,
+        3,
+    )
     assert (learner.freeze_vision, learner.freeze_projector) == (True, True)
 
 

@@ -188,7 +188,9 @@ def test_a_view_has_as_many_tokens_as_the_processor_makes(name, width, height):
     if max(width, height) / min(width, height) > 150:
         return  # the library refuses beyond 200:1
     patch, merge, least, most = PROCESSORS[name]
-    processor = Qwen2VLImageProcessor(patch_size=patch, merge_size=merge, size={"shortest_edge": least, "longest_edge": most})
+    processor = Qwen2VLImageProcessor(
+        patch_size=patch, merge_size=merge, size={"shortest_edge": least, "longest_edge": most}
+    )
     grid = processor(images=[PILImage.new("RGB", (width, height))])["image_grid_thw"][0]
     view = ViewSize(factor=patch * merge, min_pixels=least, max_pixels=most)
     assert view.num_tokens(width, height) == int(grid[0] * grid[1] * grid[2]) // merge**2

@@ -130,7 +130,9 @@ def test_decoupled_ppo_by_hand():
     metrics = means({name: float(total) for name, total in sums.items()}, 2)
     assert metrics["importance"] == pytest.approx(2.5)
     assert (metrics["importance_capped_share"], metrics["clip_share"], metrics["clip_high_share"]) == (0.5, 0.5, 0.0)
-    assert metrics["kl_engine"] == pytest.approx((math.log(0.1 / 0.3) + math.log(0.1 / 0.2)) / 2), "against the engine, as it was"
+    assert metrics["kl_engine"] == pytest.approx((math.log(0.1 / 0.3) + math.log(0.1 / 0.2)) / 2), (
+        "against the engine, as it was"
+    )
 
 
 def test_importance_weights_need_proximal_logprobs():
@@ -209,7 +211,9 @@ def test_grpo_is_the_naive_formula_summed_over_tokens(seed):
 def test_sums_of_pieces_are_the_sums_of_the_whole(ratio):
     objective = dataclasses.replace(OBJECTIVE, ratio=ratio, importance_cap=1.1)
     logits, tokens, targets = random_case(11)
-    targets = dataclasses.replace(targets, proximal_logprobs=torch.where(MASK, targets.behaviour_logprobs + 0.2 * torch.randn(2, 4), 0))
+    targets = dataclasses.replace(
+        targets, proximal_logprobs=torch.where(MASK, targets.behaviour_logprobs + 0.2 * torch.randn(2, 4), 0)
+    )
     scores = scores_of(logits, tokens)
     whole, sums = loss(objective, scores, targets)
     parts = []
@@ -239,7 +243,9 @@ def test_metrics_are_means_over_loss_tokens():
 def test_on_the_policy_that_sampled_there_is_no_clipping_and_no_gap():
     logits, tokens, targets = random_case(4)
     scores = scores_of(logits, tokens)
-    own = TokenTargets(mask=MASK, weights=targets.weights, behaviour_logprobs=scores.logprobs.detach(), advantages=targets.advantages)
+    own = TokenTargets(
+        mask=MASK, weights=targets.weights, behaviour_logprobs=scores.logprobs.detach(), advantages=targets.advantages
+    )
     value, sums = loss(GrpoObjective(), scores, own)
     assert (sums["ratio"].item(), sums["clip_share"].item(), sums["kl_engine"].item()) == (4.0, 0, 0.0)
     assert value.item() == pytest.approx(-targets.advantages[MASK].mean().item())
@@ -255,7 +261,9 @@ def test_sft_is_the_mean_negative_log_likelihood():
 
 def test_a_penalty_needs_a_reference():
     logits, tokens, targets = random_case(0)
-    without = TokenTargets(mask=MASK, weights=targets.weights, behaviour_logprobs=targets.behaviour_logprobs, advantages=targets.advantages)
+    without = TokenTargets(
+        mask=MASK, weights=targets.weights, behaviour_logprobs=targets.behaviour_logprobs, advantages=targets.advantages
+    )
     with pytest.raises(ValueError, match="reference"):
         loss(OBJECTIVE, scores_of(logits, tokens), without)
 
@@ -263,11 +271,19 @@ def test_a_penalty_needs_a_reference():
 def test_an_objective_of_a_configuration():
     source = random.Random(1)
     config = AlgorithmConfig(
-        loss_aggregation="fixed_length", fixed_length=77, clip_low=0.15, clip_high=source.uniform(0.2, 0.4), kl_coefficient=0.1
+        loss_aggregation="fixed_length",
+        fixed_length=77,
+        clip_low=0.15,
+        clip_high=source.uniform(0.2, 0.4),
+        kl_coefficient=0.1,
     )
     objective = GrpoObjective.of(config, temperature=0.8)
     assert (objective.aggregation, objective.fixed_length, objective.temperature) == ("fixed_length", 77, 0.8)
     assert (objective.clip_low, objective.clip_high, objective.kl_coefficient) == (0.15, config.clip_high, 0.1)
-    assert (objective.ratio, objective.importance_cap) == ("token", None), "no weights without proximal log-probabilities"
-    decoupled = GrpoObjective.of(AlgorithmConfig(ratio="sequence", proximal="recomputed", importance_cap=5.0), temperature=1.0)
+    assert (objective.ratio, objective.importance_cap) == ("token", None), (
+        "no weights without proximal log-probabilities"
+    )
+    decoupled = GrpoObjective.of(
+        AlgorithmConfig(ratio="sequence", proximal="recomputed", importance_cap=5.0), temperature=1.0
+    )
     assert (decoupled.ratio, decoupled.importance_cap) == ("sequence", 5.0)

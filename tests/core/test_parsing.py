@@ -12,7 +12,16 @@ GOOD_CALL = '<tool_call>{"name": "zoom", "arguments": {"x": 1}}</tool_call>'
 GOOD_ANSWER = "<answer>Overall Judgment: Answer 1 is better.</answer>"
 
 # Pieces that models put together in every order, and what lies between them.
-TAGS = ("<think>", "</think>", "<tool_call>", "</tool_call>", "<tool_response>", "</tool_response>", "<answer>", "</answer>")
+TAGS = (
+    "<think>",
+    "</think>",
+    "<tool_call>",
+    "</tool_call>",
+    "<tool_response>",
+    "</tool_response>",
+    "<answer>",
+    "</answer>",
+)
 WORDS = (
     '{"name": "zoom", "arguments": {}}',
     "Overall Judgment: Answer 1 is better.",
@@ -30,7 +39,9 @@ ANYTHING = strategies.text() | strategies.lists(PIECES | strategies.text(max_siz
 
 
 def test_a_call_is_read():
-    call = HERMES.parse('<think>hm</think>\n<tool_call>\n{"name": "zoom", "arguments": {"box": [1, 2.5], "é": "<>"}}\n</tool_call>')
+    call = HERMES.parse(
+        '<think>hm</think>\n<tool_call>\n{"name": "zoom", "arguments": {"box": [1, 2.5], "é": "<>"}}\n</tool_call>'
+    )
     assert (call.name, call.arguments, call.error) == ("zoom", {"box": [1, 2.5], "é": "<>"}, None)
 
 
@@ -87,7 +98,9 @@ def test_a_call_without_usable_arguments_keeps_its_name():
 
 
 def test_numbers_that_json_does_not_have_are_for_the_tool_to_refuse():
-    arguments = HERMES.parse('<tool_call>{"name": "z", "arguments": {"a": NaN, "b": Infinity, "c": 1e999}}</tool_call>').arguments
+    arguments = HERMES.parse(
+        '<tool_call>{"name": "z", "arguments": {"a": NaN, "b": Infinity, "c": 1e999}}</tool_call>'
+    ).arguments
     assert arguments["a"] != arguments["a"]
     assert arguments["b"] == arguments["c"] == float("inf")
 

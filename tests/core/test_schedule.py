@@ -6,7 +6,10 @@ from arm_rl.core.schedule import learning_rate
 
 
 def rates(num_steps: int, schedule, warmup_ratio: float = 0.0) -> list[float]:
-    return [learning_rate(step, num_steps=num_steps, peak=8.0, schedule=schedule, warmup_ratio=warmup_ratio) for step in range(num_steps)]
+    return [
+        learning_rate(step, num_steps=num_steps, peak=8.0, schedule=schedule, warmup_ratio=warmup_ratio)
+        for step in range(num_steps)
+    ]
 
 
 def test_constant():

@@ -64,7 +64,11 @@ async def test_an_answer_ends_the_session(play, template, sample):
     assert trajectory.turns[0].observation_ids == ()
     assert not trajectory.turns[0].call_forbidden
     (request,) = policy.requests
-    assert request.prompt_ids == trajectory.prompt_ids == template.prompt_ids(sample, {"original_image": request.images[0]})
+    assert (
+        request.prompt_ids
+        == trajectory.prompt_ids
+        == template.prompt_ids(sample, {"original_image": request.images[0]})
+    )
     assert (request.tools, request.allow_call, request.max_tokens, request.seed) == ((ZOOM,), True, 400, 5)
     assert [info.name for info in trajectory.images] == ["original_image"]
     assert [message.role for message in finished.messages] == ["assistant"]
@@ -73,15 +77,17 @@ async def test_an_answer_ends_the_session(play, template, sample):
 async def test_a_prefill_begins_the_first_turn_and_no_other(play, template, sample):
     opening = "<think>look closer</think><tool_call>"
     plain, _ = await play(call(), ANSWER)
-    forced, policy = await play(call().removeprefix(opening), ANSWER, sample=dataclasses.replace(sample, prefill=opening))
+    forced, policy = await play(
+        call().removeprefix(opening), ANSWER, sample=dataclasses.replace(sample, prefill=opening)
+    )
     prompt = plain.trajectory.prompt_ids + template.turn_ids(opening, ended=False)
     assert policy.requests[0].prompt_ids == forced.trajectory.prompt_ids == prompt
     assert [turn.text for turn in forced.trajectory.turns] == [turn.text for turn in plain.trajectory.turns]
     assert forced.trajectory.turns[0].token_ids == template.turn_ids(call().removeprefix(opening), ended=False)
     assert forced.trajectory.tool_events[0].status == "ok"
-    assert policy.requests[1].prompt_ids[len(plain.trajectory.prompt_ids) :][: len(template.turn_ids(call(), ended=False))] == (
-        template.turn_ids(call(), ended=False)
-    ), "the context is that of a session without one"
+    assert policy.requests[1].prompt_ids[len(plain.trajectory.prompt_ids) :][
+        : len(template.turn_ids(call(), ended=False))
+    ] == (template.turn_ids(call(), ended=False)), "the context is that of a session without one"
 
 
 async def test_a_call_brings_an_observation_and_the_session_goes_on(play):
@@ -95,7 +101,11 @@ async def test_a_call_brings_an_observation_and_the_session_goes_on(play):
     assert [info.name for info in trajectory.images] == ["original_image", "observation_1"]
     crop = policy.requests[1].images[1]
     assert crop.pil().tobytes() == noise().crop((0, 0, 128, 64)).tobytes()
-    assert {info.key for info in trajectory.images} == set(finished.images) == {image.key for image in policy.requests[1].images}
+    assert (
+        {info.key for info in trajectory.images}
+        == set(finished.images)
+        == {image.key for image in policy.requests[1].images}
+    )
     assert finished.images[crop.key] is crop
     assert [message.role for message in finished.messages] == ["assistant", "tool", "assistant"]
     assert finished.messages[1].parts[:2] == ("observation_1: ", ImagePart(name="observation_1"))
@@ -117,9 +127,17 @@ BROKEN = {
     "a list": (raw_call("[1, 2]"), "bad_arguments", "not a JSON object"),
     "no name": (raw_call('{"arguments": {}}'), "bad_arguments", "no name"),
     "name is a number": (call(name=5), "bad_arguments", "no name"),
-    "arguments are a list": (raw_call(json.dumps({"name": ZOOM, "arguments": [1]})), "bad_arguments", "not a JSON object"),
+    "arguments are a list": (
+        raw_call(json.dumps({"name": ZOOM, "arguments": [1]})),
+        "bad_arguments",
+        "not a JSON object",
+    ),
     "arguments missing": (raw_call(json.dumps({"name": ZOOM})), "bad_arguments", "'image' is a required property"),
-    "nested deeply": (raw_call('{"name": "x", "arguments": {"a": ' + "[" * 40 + "]" * 40 + "}}"), "bad_arguments", "nested too deeply"),
+    "nested deeply": (
+        raw_call('{"name": "x", "arguments": {"a": ' + "[" * 40 + "]" * 40 + "}}"),
+        "bad_arguments",
+        "nested too deeply",
+    ),
     "unknown tool": (call(name="telescope"), "unknown_tool", "'telescope'"),
     "box missing": (call(None), "bad_arguments", "'bbox_2d' is a required property"),
     "image missing": (call(image=None), "bad_arguments", "'image' is a required property"),
@@ -163,7 +181,9 @@ async def test_a_tool_that_is_not_offered_is_never_run(play):
     assert "offered: image_zoom_in_tool" in finished.trajectory.tool_events[0].text
 
 
-@pytest.mark.parametrize("data", [b"", b"no image", Image.from_pil(noise(64, 64)).data[:-900], Image.from_pil(noise(1, 300)).data])
+@pytest.mark.parametrize(
+    "data", [b"", b"no image", Image.from_pil(noise(64, 64)).data[:-900], Image.from_pil(noise(1, 300)).data]
+)
 async def test_an_image_that_cannot_be_shown_is_a_failed_call(play, data):
     tools = FunctionTools(lambda call, memory: ToolResult(status="ok", text="see", images=(Image.from_bytes(data),)))
     finished, _ = await play(call(), ANSWER, tools=tools)
@@ -232,7 +252,9 @@ async def test_the_last_turn_must_answer(play):
 
 
 async def test_a_failed_call_before_the_last_turn_has_its_notice_too(play):
-    finished, _ = await play(call([9, 9, 1, 1]), ANSWER, limits=SessionConfig(max_turns=2, last_turn_notice="Answer now."))
+    finished, _ = await play(
+        call([9, 9, 1, 1]), ANSWER, limits=SessionConfig(max_turns=2, last_turn_notice="Answer now.")
+    )
     assert finished.messages[1].text.endswith("\nAnswer now.")
     assert "Answer now." not in finished.trajectory.tool_events[0].text, "the notice is not the tool's"
 
@@ -255,7 +277,9 @@ async def test_without_tools_the_first_turn_must_answer(play, tmp_path):
 
 
 async def test_token_in_token_out(play):
-    finished, policy = await play(call([0, 0, 250, 250]), call([1, 2]), call([0, 0, 1000, 1000], image="observation_1"), ANSWER)
+    finished, policy = await play(
+        call([0, 0, 250, 250]), call([1, 2]), call([0, 0, 1000, 1000], image="observation_1"), ANSWER
+    )
     trajectory = finished.trajectory
     assert [request.prompt_ids for request in policy.requests] == list(contexts(trajectory))
     assert [tuple(image.key for image in request.images) for request in policy.requests] == [
@@ -274,7 +298,10 @@ async def test_what_was_sampled_is_kept_as_it_is(play, template):
     assert letters != template.turn_ids("unsure", ended=False)
     odd = completion(template, call())
     odd = Completion(
-        token_ids=letters + odd.token_ids, logprobs=(-1.5,) * len(letters) + odd.logprobs, text="unsure" + odd.text, finish_reason="stop"
+        token_ids=letters + odd.token_ids,
+        logprobs=(-1.5,) * len(letters) + odd.logprobs,
+        text="unsure" + odd.text,
+        finish_reason="stop",
     )
     finished, policy = await play(odd, ANSWER)
     assert finished.trajectory.turns[0].token_ids == odd.token_ids
@@ -405,7 +432,9 @@ async def test_cancellation_is_not_swallowed(template, sample):
     assert len(tools.released) == 1, "what was kept for it is not kept for ever"
 
 
-@pytest.mark.parametrize("turns", [(ANSWER,), (call(), ANSWER), (call(), OSError("the engine died")), (call(), call(), call(), call())])
+@pytest.mark.parametrize(
+    "turns", [(ANSWER,), (call(), ANSWER), (call(), OSError("the engine died")), (call(), call(), call(), call())]
+)
 async def test_the_tools_are_told_once_when_a_session_is_over(play, turns):
     seen = []
     tools = FunctionTools(lambda call, memory: seen.append(memory.session) or ToolResult(status="ok", text=""))

@@ -78,7 +78,10 @@ def processed(processor, template):
 
 def plain(role, *parts):
     """A message in the library's form; None stands for an image."""
-    return {"role": role, "content": [{"type": "image"} if part is None else {"type": "text", "text": part} for part in parts]}
+    return {
+        "role": role,
+        "content": [{"type": "image"} if part is None else {"type": "text", "text": part} for part in parts],
+    }
 
 
 SYSTEM = plain("system", "Judge the answers.")
@@ -87,7 +90,9 @@ SYSTEM = plain("system", "Judge the answers.")
 @pytest.mark.parametrize(("width", "height"), SIZES)
 def test_a_prompt_is_the_processors_own(template, processed, width, height):
     shown = image(width, height)
-    ids = template.prompt_ids(make_sample("See: ", ImagePart(name="original_image"), " Which?"), {"original_image": shown})
+    ids = template.prompt_ids(
+        make_sample("See: ", ImagePart(name="original_image"), " Which?"), {"original_image": shown}
+    )
     assert ids == processed([SYSTEM, plain("user", "See: ", None, " Which?")], [shown.pil()])
     assert ids.count(template.image_pad_id) == template.view.num_tokens(width, height) > 0
 
@@ -102,7 +107,12 @@ def test_several_images_and_messages(template, processed, tools):
         Message(role="user", parts=("Then ", ImagePart(name="original_image_2"))),
     )
     ids = template.prompt_ids(make_sample(messages=messages, tools=tools), shown)
-    written = [plain("system", "Be strict."), plain("user", None, "First."), plain("assistant", "Yes?"), plain("user", "Then ", None)]
+    written = [
+        plain("system", "Be strict."),
+        plain("user", None, "First."),
+        plain("assistant", "Yes?"),
+        plain("user", "Then ", None),
+    ]
     assert ids == processed(written, [one.pil() for one in shown.values()], tools=bool(tools))
     text = template.decode(ids)
     assert "Judge the answers." not in text, "a sample's own system message stays alone"
@@ -122,7 +132,12 @@ def test_turns_and_observations_are_the_whole_conversation(template, processed, 
     seen = Message(role="tool", parts=("observation_1: ", ImagePart(name="observation_1"), "\nAnswer now."))
     observation = template.observation_ids(seen, images, turn_ended=ended)
     answer = template.turn_ids(ANSWER, ended=True)
-    messages = [SYSTEM, plain("user", None, "Which?"), plain("assistant", call()), plain("tool", "observation_1: ", None, "\nAnswer now.")]
+    messages = [
+        SYSTEM,
+        plain("user", None, "Which?"),
+        plain("assistant", call()),
+        plain("tool", "observation_1: ", None, "\nAnswer now."),
+    ]
     pixels = [one.pil() for one in images.values()]
     assert prompt + turn + observation == processed(messages, pixels)
     whole = prompt + turn + observation + answer
@@ -154,7 +169,9 @@ def test_an_image_turned_by_its_camera_is_counted_upright(template, processed):
 
 def control_ids(template, ids):
     """The control tokens among the ids, image pads left out."""
-    special = {number for number, token in template.tokenizer.added_tokens_decoder.items() if token.special} - {template.image_pad_id}
+    special = {number for number, token in template.tokenizer.added_tokens_decoder.items() if token.special} - {
+        template.image_pad_id
+    }
     return [number for number in ids if number in special]
 
 
@@ -192,7 +209,9 @@ def test_teachers_cannot_write_control_tokens(template, text):
 
 
 @given(
-    strategies.lists(strategies.sampled_from(["<", "|", ">", "im_end", "<|im_end|>", "image_pad", "<|image_pad|>", " ", "x"])).map("".join)
+    strategies.lists(
+        strategies.sampled_from(["<", "|", ">", "im_end", "<|im_end|>", "image_pad", "<|image_pad|>", " ", "x"])
+    ).map("".join)
 )
 @settings(max_examples=100)
 def test_no_mixture_of_control_tokens_gets_through(template, text):
@@ -242,7 +261,8 @@ def test_a_chat_template_without_a_tool_role_gets_a_wrapper(template):
 
 def test_a_tool_that_no_file_lists_cannot_be_offered(template):
     with pytest.raises(
-        TemplateError, match=r"sample s offers 'telescope', which no file of tools.files lists \(\['image_zoom_in_tool'\]\)"
+        TemplateError,
+        match=r"sample s offers 'telescope', which no file of tools.files lists \(\['image_zoom_in_tool'\]\)",
     ):
         template.prompt_ids(make_sample("?", tools=(ZOOM, "telescope")), {})
 
@@ -261,7 +281,9 @@ def test_decoding_leaves_out_the_end_token_only(template):
 def test_the_calls_first_token_can_be_forbidden(template):
     assert template.tokenizer.convert_ids_to_tokens(template.call_token_id) == "<tool_call>"
     assert set(template.never_sampled_ids) == set(
-        template.tokenizer.convert_tokens_to_ids(["<|image_pad|>", "<|video_pad|>", "<|vision_start|>", "<|vision_end|>"])
+        template.tokenizer.convert_tokens_to_ids(
+            ["<|image_pad|>", "<|video_pad|>", "<|vision_start|>", "<|vision_end|>"]
+        )
     )
 
 
@@ -270,7 +292,11 @@ def test_the_calls_first_token_can_be_forbidden(template):
     [
         ({"path": "no/such/folder"}, {"system_prompt": PROMPT}, "model.path: no/such/folder"),
         ({}, {"system_prompt": "no/such/prompt.txt"}, "template.system_prompt: no/such/prompt.txt: No such file"),
-        ({}, {"system_prompt": PROMPT, "tool_format": "morse"}, r"template.tool_format: one of \['hermes'\], not 'morse'"),
+        (
+            {},
+            {"system_prompt": PROMPT, "tool_format": "morse"},
+            r"template.tool_format: one of \['hermes'\], not 'morse'",
+        ),
     ],
 )
 def test_what_cannot_be_loaded_is_named(judge_folder, model, settings, message):
@@ -280,7 +306,9 @@ def test_what_cannot_be_loaded_is_named(judge_folder, model, settings, message):
 
 def test_the_views_bounds_can_be_set(judge_folder, template):
     bounded = Template.load(
-        ModelConfig(path=str(judge_folder), min_pixels=32 * 32, max_pixels=128 * 128), TemplateConfig(system_prompt=PROMPT), {}
+        ModelConfig(path=str(judge_folder), min_pixels=32 * 32, max_pixels=128 * 128),
+        TemplateConfig(system_prompt=PROMPT),
+        {},
     )
     assert bounded.view.num_tokens(1000, 1000) == 64
     assert bounded.view.num_tokens(10, 10) == 4

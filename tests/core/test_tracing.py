@@ -30,7 +30,9 @@ def test_spans_of_one_task_share_a_lane_and_nest():
     session, turn, tool = ours.take().spans
     assert session == Span("session", "session", "session", 0, 0, 5, {"group": "g"})
     assert turn == Span("turn", "turn", "session", 0, 1, 2, {"prompt_tokens": 7})
-    assert tool == Span("tool", "zoom", "session", 0, 3, 4, {})  # in the lane of what encloses it, whatever track it would have alone
+    assert tool == Span(
+        "tool", "zoom", "session", 0, 3, 4, {}
+    )  # in the lane of what encloses it, whatever track it would have alone
 
 
 def test_what_encloses_comes_first_where_both_begin_at_once():
@@ -61,7 +63,14 @@ def test_tasks_have_lanes_of_their_own_and_free_lanes_are_used_again():
 
     asyncio.run(all_of_them())
     found = by_name(ours)
-    assert {name: span.lane for name, span in found.items()} == {"a": 0, "a's turn": 0, "b": 1, "b's turn": 1, "c": 0, "c's turn": 0}
+    assert {name: span.lane for name, span in found.items()} == {
+        "a": 0,
+        "a's turn": 0,
+        "b": 1,
+        "b's turn": 1,
+        "c": 0,
+        "c's turn": 0,
+    }
     assert found["a"].end <= found["c"].start
 
 

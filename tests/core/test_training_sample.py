@@ -14,16 +14,27 @@ def training_sample(trajectory, advantage, share_prompt=True):
 
 
 def turn(token_ids, logprobs, observation_ids=(), **changes):
-    return Turn(token_ids=token_ids, logprobs=logprobs, text="", finish_reason="stop", observation_ids=observation_ids, **changes)
+    return Turn(
+        token_ids=token_ids,
+        logprobs=logprobs,
+        text="",
+        finish_reason="stop",
+        observation_ids=observation_ids,
+        **changes,
+    )
 
 
 def trajectory(*turns, **changes):
     values = {"prompt_ids": (1, 2, 3)}
-    return Trajectory(sample_id="s", track="t", group_id="g", index=4, turns=turns, end="answered", **{**values, **changes})
+    return Trajectory(
+        sample_id="s", track="t", group_id="g", index=4, turns=turns, end="answered", **{**values, **changes}
+    )
 
 
 def test_the_turns_are_laid_end_to_end():
-    laid = training_sample(trajectory(turn((4, 5), (-0.5, -0.25), (6, 7, 8)), turn((9,), (-1.5,), call_forbidden=True)), advantage=0.75)
+    laid = training_sample(
+        trajectory(turn((4, 5), (-0.5, -0.25), (6, 7, 8)), turn((9,), (-1.5,), call_forbidden=True)), advantage=0.75
+    )
     assert laid == TrainingSample(
         token_ids=(1, 2, 3, 4, 5, 6, 7, 8, 9),
         loss_mask=(False, False, False, True, True, False, False, False, True),
@@ -35,11 +46,16 @@ def test_the_turns_are_laid_end_to_end():
     assert laid.num_loss_tokens == 3
 
 
-IMAGES = tuple(ImageInfo(name=name, key=key) for name, key in (("original_image", "a"), ("observation_1", "b"), ("observation_2", "c")))
+IMAGES = tuple(
+    ImageInfo(name=name, key=key)
+    for name, key in (("original_image", "a"), ("observation_1", "b"), ("observation_2", "c"))
+)
 
 
 def test_images_are_counted_by_their_pads():
-    whole = trajectory(turn((4,), (-0.5,), (6, PAD, 7, PAD, PAD)), turn((9,), (-1.5,)), prompt_ids=(1, PAD, PAD, PAD, 3), images=IMAGES)
+    whole = trajectory(
+        turn((4,), (-0.5,), (6, PAD, 7, PAD, PAD)), turn((9,), (-1.5,)), prompt_ids=(1, PAD, PAD, PAD, 3), images=IMAGES
+    )
     laid = training_sample(whole, advantage=0.75)
     assert (laid.image_keys, laid.image_tokens) == (("a", "b", "c"), (3, 1, 2))
     assert (laid.num_prompt_tokens, laid.num_prompt_images) == (5, 1)

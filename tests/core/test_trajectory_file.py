@@ -22,10 +22,14 @@ def roundtrip(folder: Path, scored, samples, images=None, **where):
 def test_nothing_is_lost(tmp_path):
     right, images = looked()
     broken = make_scored(end="aborted", reward=None, error="Traceback ...", index=1)
-    refused = make_scored(make_turn("", zoom_event(status="bad_arguments"), logprobs=(), num_tokens=0), reward=0.0, index=2, group_id="g1")
+    refused = make_scored(
+        make_turn("", zoom_event(status="bad_arguments"), logprobs=(), num_tokens=0), reward=0.0, index=2, group_id="g1"
+    )
     samples = [make_sample(), make_sample("s1", target_box=None, images=(), tools=(), expected_tools=("a", "b"))]
     unscored = dataclasses.replace(right, reward=None, parts={}, error="the scorer failed")
-    other = dataclasses.replace(right, trajectory=dataclasses.replace(right.trajectory, sample_id="s1", error="é\n", seconds=1 / 3))
+    other = dataclasses.replace(
+        right, trajectory=dataclasses.replace(right.trajectory, sample_id="s1", error="é\n", seconds=1 / 3)
+    )
     log = roundtrip(tmp_path, [right, broken, refused, unscored, other], samples, images, stage="stage2", step=40)
     assert log.scored == (right, broken, refused, unscored, other)
     assert log.samples == {sample.id: sample for sample in samples}
@@ -68,7 +72,11 @@ JSON = st.recursive(
 
 
 @settings(max_examples=30)
-@given(name=st.text(st.characters(codec=None), max_size=5), arguments=st.dictionaries(st.text(), JSON, max_size=3), text=st.text())
+@given(
+    name=st.text(st.characters(codec=None), max_size=5),
+    arguments=st.dictionaries(st.text(), JSON, max_size=3),
+    text=st.text(),
+)
 def test_whatever_a_model_calls_comes_back(tmp_path_factory, name, arguments, text):
     event = dataclasses.replace(zoom_event(), call=ToolCall(name=name, arguments=arguments, error=None), text=text)
     scored: ScoredTrajectory = make_scored(make_turn(text, event))
@@ -76,7 +84,10 @@ def test_whatever_a_model_calls_comes_back(tmp_path_factory, name, arguments, te
 
 
 def test_files_of_a_stage_sort_by_step():
-    assert sorted([trajectory_file.file_name("stage2", 100), trajectory_file.file_name("stage2", 20)])[0] == "stage2-000020.parquet"
+    assert (
+        sorted([trajectory_file.file_name("stage2", 100), trajectory_file.file_name("stage2", 20)])[0]
+        == "stage2-000020.parquet"
+    )
 
 
 def many(folder: Path, num_rows: int = 150) -> Path:

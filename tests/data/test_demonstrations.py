@@ -68,7 +68,9 @@ def test_many_demonstrations_share_their_images(template, teach, tmp_path):
     demonstrations = read_demonstrations([str(path), str(path)], template)
     trajectories = [one.trajectory for one in demonstrations]
     pad_id = template.image_pad_id
-    assert [laid(one, pad_id) for one in trajectories] == [laid(finished.trajectory, pad_id) for _, finished in taught] * 2
+    assert [laid(one, pad_id) for one in trajectories] == [
+        laid(finished.trajectory, pad_id) for _, finished in taught
+    ] * 2
     assert len({key for one in demonstrations for key in one.images}) == 3
     assert len({one.group_id for one in trajectories[:3]}) == 3
 
@@ -113,7 +115,11 @@ SAYS = {"role": "assistant", "content": ANSWER}
 )
 def test_a_broken_row_is_named(template, tmp_path, messages, num_images, message):
     stored = [{"bytes": Image.from_pil(noise(8, 8, seed)).data, "path": None} for seed in range(num_images)]
-    good = {"messages": [USER, SAYS], "images": [{"bytes": Image.from_pil(noise(8, 8)).data, "path": None}], "tools": [ZOOM]}
+    good = {
+        "messages": [USER, SAYS],
+        "images": [{"bytes": Image.from_pil(noise(8, 8)).data, "path": None}],
+        "tools": [ZOOM],
+    }
     broken = {"messages": messages, "images": stored or None, "tools": None}
     pq.write_table(pa.Table.from_pylist([good, broken]), tmp_path / "d.parquet")
     with pytest.raises(DataError, match=f"d.parquet: row 1: .*{message}"):
@@ -130,5 +136,7 @@ def test_an_image_that_is_missing_is_named(template, tmp_path):
 def test_a_file_of_something_else_is_named(template, tmp_path):
     pq.write_table(pa.Table.from_pylist([{"prompt": "?"}]), tmp_path / "d.parquet")
     for path in (tmp_path / "d.parquet", tmp_path / "none.parquet"):
-        with pytest.raises(DataError, match=f"{path.name}: (the column 'messages' is missing|not a readable parquet file)"):
+        with pytest.raises(
+            DataError, match=f"{path.name}: (the column 'messages' is missing|not a readable parquet file)"
+        ):
             read_demonstrations([str(path)], template)

@@ -91,7 +91,13 @@ def test_a_full_row(read, tmp_path):
 
 def test_a_row_with_the_least_in_it(read):
     (sample,) = read(make_row(images=..., extra_info=..., prompt=[{"role": "user", "content": "?"}]))
-    assert (sample.id, sample.images, sample.texts, sample.expected_tools, sample.target_box) == ("data-0", (), (), (), None)
+    assert (sample.id, sample.images, sample.texts, sample.expected_tools, sample.target_box) == (
+        "data-0",
+        (),
+        (),
+        (),
+        None,
+    )
     assert sample.tools == ("zoom", "search"), "all of them, where the row does not say"
 
 
@@ -104,12 +110,16 @@ def test_a_row_may_offer_no_tools(read):
             ("extra_info", pa.struct([("tools", pa.list_(pa.string()))])),
         ]
     )
-    rows = [make_row(images=..., prompt=[{"role": "user", "content": "?"}], extra_info={"tools": tools}) for tools in ([], None, ["zoom"])]
+    rows = [
+        make_row(images=..., prompt=[{"role": "user", "content": "?"}], extra_info={"tools": tools})
+        for tools in ([], None, ["zoom"])
+    ]
     assert [sample.tools for sample in read(*rows, schema=schema)] == [(), ("zoom", "search"), ("zoom",)]
 
 
 @pytest.mark.parametrize(
-    ("written", "label"), [("1", "1"), (" 2\n", "2"), ("12", "12"), ("True", "true"), ("FALSE", "false"), (3, "3"), (True, "true")]
+    ("written", "label"),
+    [("1", "1"), (" 2\n", "2"), ("12", "12"), ("True", "true"), ("FALSE", "false"), (3, "3"), (True, "true")],
 )
 def test_labels(read, written, label):
     (sample,) = read(make_row(reward_model={"ground_truth": written}))
@@ -129,7 +139,9 @@ def test_every_image_is_found_where_its_sample_says(read):
 def test_image_bytes_stay_in_the_file(read):
     """They pass through, a few rows at a time."""
     tracemalloc.start()
-    kept = read(*(make_row(images=stored(LARGE), extra_info={"id": str(number)}) for number in range(400)), row_group_size=50)[0]
+    kept = read(
+        *(make_row(images=stored(LARGE), extra_info={"id": str(number)}) for number in range(400)), row_group_size=50
+    )[0]
     gc.collect()
     tracemalloc.reset_peak()
     assert next(iter(read_samples([kept.images[0].path], ("zoom", "search")))) == kept
@@ -163,16 +175,25 @@ USER = {"role": "user", "content": "?"}
         ({"images": None}, "prompt has 1 <image> for 0 images"),
         ({"prompt": []}, "a non-empty list of messages is needed"),
         ({"prompt": None}, "a non-empty list of messages is needed"),
-        ({"prompt": [{"role": "judge", "content": "<image>"}]}, r"a message needs a role \(system, user, assistant, tool\)"),
+        (
+            {"prompt": [{"role": "judge", "content": "<image>"}]},
+            r"a message needs a role \(system, user, assistant, tool\)",
+        ),
         ({"prompt": [{"role": "user", "content": None}]}, "a text as content"),
         ({"prompt": [{"role": None, "content": "<image>"}]}, "a message needs a role"),
-        ({"reward_model": {"ground_truth": "0"}}, "reward_model.ground_truth is '0'; the number of the better answer, or true or false"),
+        (
+            {"reward_model": {"ground_truth": "0"}},
+            "reward_model.ground_truth is '0'; the number of the better answer, or true or false",
+        ),
         ({"reward_model": {"ground_truth": "A"}}, "reward_model.ground_truth is 'a'"),
         ({"reward_model": {"ground_truth": ""}}, "reward_model.ground_truth is ''"),
         ({"reward_model": {"ground_truth": None}}, "reward_model.ground_truth is 'none'"),
         ({"reward_model": {"ground_truth": "100"}}, "reward_model.ground_truth is '100'"),
         ({"reward_model": None}, "reward_model.ground_truth is ''"),
-        ({"extra_info": {"target_box": [1.0, 2.0]}}, r"extra_info.target_box is \[1.0, 2.0\]; x1, y1, x2, y2 from 0 to 1000"),
+        (
+            {"extra_info": {"target_box": [1.0, 2.0]}},
+            r"extra_info.target_box is \[1.0, 2.0\]; x1, y1, x2, y2 from 0 to 1000",
+        ),
     ],
 )
 def test_a_broken_row_is_named(read, changes, message):
@@ -243,7 +264,14 @@ def test_images_are_named_by_where_they_stand():
         ],
         "here",
     )
-    names = ("original_image", "original_image_2", "original_image_3", "observation_1", "observation_2", "observation_3")
+    names = (
+        "original_image",
+        "original_image_2",
+        "original_image_3",
+        "observation_1",
+        "observation_2",
+        "observation_3",
+    )
     assert tuple(name for message in messages for name in message.image_names) == names
     assert number == 6
     assert messages[2].text == "observation_1: "
@@ -270,7 +298,11 @@ def test_the_order_depends_on_the_seed_only():
     assert ids(Cursor(make_samples(50), seed=3).take(75)) != ids(Cursor(make_samples(50), seed=4).take(75))
 
 
-@given(size=strategies.integers(1, 12), takes=strategies.lists(strategies.integers(0, 30), max_size=6), split=strategies.integers(0, 6))
+@given(
+    size=strategies.integers(1, 12),
+    takes=strategies.lists(strategies.integers(0, 30), max_size=6),
+    split=strategies.integers(0, 6),
+)
 def test_a_cursor_goes_on_where_it_stood(size, takes, split):
     """However the samples are taken, and wherever the run is broken off: the same sequence."""
     whole = ids(Cursor(make_samples(size), seed=1).take(sum(takes)))

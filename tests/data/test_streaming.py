@@ -62,7 +62,9 @@ print(json.dumps({"ids": ids, "texts": texts, "shown": shown}))
 """
 
 
-@pytest.mark.parametrize(("row_group_size", "num_taken"), [(16, 700), (10_000, 30)], ids=["small row groups", "one row group"])
+@pytest.mark.parametrize(
+    ("row_group_size", "num_taken"), [(16, 700), (10_000, 30)], ids=["small row groups", "one row group"]
+)
 def test_data_larger_than_the_memory_is_read(tmp_path, row_group_size, num_taken):
     """Every row and image is checked, samples are dealt out and some images are loaded, where the file alone would not fit."""
     picture, text = Image.from_pil(noise(400, 400)).data, "word " * 16_000
@@ -70,10 +72,17 @@ def test_data_larger_than_the_memory_is_read(tmp_path, row_group_size, num_taken
     plain = {"compression": "none", "use_dictionary": False, "max_rows_per_page": 16}
     with pq.ParquetWriter(tmp_path / "large.parquet", schema, **plain) as writer:
         for start in range(0, 600, min(row_group_size, 600)):
-            rows = [row(number, text=text, picture=picture) for number in range(start, min(start + row_group_size, 600))]
+            rows = [
+                row(number, text=text, picture=picture) for number in range(start, min(start + row_group_size, 600))
+            ]
             writer.write_table(pa.Table.from_pylist(rows, schema=schema), row_group_size=row_group_size)
     assert (tmp_path / "large.parquet").stat().st_size > 320 << 20
-    environment = {**os.environ, "ARROW_DEFAULT_MEMORY_POOL": "system", "MALLOC_ARENA_MAX": "2", "MALLOC_MMAP_THRESHOLD_": "1000000"}
+    environment = {
+        **os.environ,
+        "ARROW_DEFAULT_MEMORY_POOL": "system",
+        "MALLOC_ARENA_MAX": "2",
+        "MALLOC_MMAP_THRESHOLD_": "1000000",
+    }
     done = subprocess.run(
         [sys.executable, "-c", LIMITED, str(tmp_path / "large.parquet"), str(num_taken)],
         capture_output=True,
@@ -84,7 +93,9 @@ def test_data_larger_than_the_memory_is_read(tmp_path, row_group_size, num_taken
     assert done.returncode == 0, done.stderr
     told = json.loads(done.stdout)
     assert ("every sample is slow to read" in done.stderr) == (row_group_size > 1000)
-    expected = [number for epoch in range(2) for number in np.random.default_rng(derive(0, "epoch", epoch)).permutation(600)]
+    expected = [
+        number for epoch in range(2) for number in np.random.default_rng(derive(0, "epoch", epoch)).permutation(600)
+    ]
     assert told["ids"] == [str(number) for number in expected[:num_taken]]
     assert told["texts"] > 20 * len(text)
     assert told["shown"] == 20 * len(picture)
@@ -109,7 +120,9 @@ def test_without_weights_every_sample_is_dealt_once_an_epoch(three_tracks):
     epochs = order_of(three_tracks, {})
     assert all(sorted(epoch, key=int) == [str(number) for number in range(60)] for epoch in epochs)
     expected = np.random.default_rng(derive(7, "epoch", 1)).permutation(60)
-    assert epochs[1] == [three_tracks[int(place)].id for place in expected], "the order that runs had before there were weights"
+    assert epochs[1] == [three_tracks[int(place)].id for place in expected], (
+        "the order that runs had before there were weights"
+    )
 
 
 def test_weights_are_shares_of_an_epoch(three_tracks):
@@ -119,9 +132,13 @@ def test_weights_are_shares_of_an_epoch(three_tracks):
         assert Counter(track[one] for one in epoch) == {"many": 15, "some": 15, "few": 30}
     dealt = Counter(one for epoch in epochs for one in epoch)
     spread = {name: {dealt[one] for one in track if track[one] == name} for name in ("many", "some", "few")}
-    assert spread == {"many": {1, 2}, "some": {4}, "few": {24}}, "a track goes through all its samples before one comes again"
+    assert spread == {"many": {1, 2}, "some": {4}, "few": {24}}, (
+        "a track goes through all its samples before one comes again"
+    )
     assert epochs[0] != epochs[1]
-    assert [track[one] for one in epochs[0]] != sorted(track[one] for one in epochs[0]), "mixed, not one after the other"
+    assert [track[one] for one in epochs[0]] != sorted(track[one] for one in epochs[0]), (
+        "mixed, not one after the other"
+    )
 
 
 def test_a_weight_of_0_leaves_a_track_out(three_tracks):
@@ -166,9 +183,15 @@ def test_a_mixture_goes_on_at_any_sample(sizes, weights, stop):
 def test_rows_are_read_in_any_order(tmp_path_factory, max_bytes, order):
     path = tmp_path_factory.getbasetemp() / "any_order.parquet"
     if not path.exists():
-        pq.write_table(pa.table({"a": range(30), "b": ["x" * number for number in range(30)], "c": range(30)}), path, row_group_size=7)
+        pq.write_table(
+            pa.table({"a": range(30), "b": ["x" * number for number in range(30)], "c": range(30)}),
+            path,
+            row_group_size=7,
+        )
     reader = RowReader(max_bytes)
-    assert [reader.row(str(path), number, ("a", "b")) for number in order] == [{"a": number, "b": "x" * number} for number in order]
+    assert [reader.row(str(path), number, ("a", "b")) for number in order] == [
+        {"a": number, "b": "x" * number} for number in order
+    ]
     with pytest.raises(IndexError):
         reader.row(str(path), 30, ("a",))
 
@@ -195,7 +218,10 @@ def test_a_folder_without_shards_is_named(tmp_path):
 
 
 def test_an_id_that_stands_in_two_shards_is_left_out_once(tmp_path, caplog):
-    files = [write(tmp_path / f"{shard}.parquet", [row(number) for number in numbers]) for shard, numbers in enumerate([(1, 2), (2, 3, 1)])]
+    files = [
+        write(tmp_path / f"{shard}.parquet", [row(number) for number in numbers])
+        for shard, numbers in enumerate([(1, 2), (2, 3, 1)])
+    ]
     samples = read_samples(files, (), DataConfig(broken_rows="skip"))
     assert [sample.id for sample in samples] == ["1", "2", "3"]
     assert "skipped 2 of 5 rows" in caplog.text
@@ -222,7 +248,9 @@ def numbers(batch, template):
     found = []
     for rank in batch.micro_batches:
         for micro_batch in rank:
-            found += [int(template.decode(one.token_ids).split("?")[0].split("<|vision_end|>")[-1]) for one in micro_batch]
+            found += [
+                int(template.decode(one.token_ids).split("?")[0].split("<|vision_end|>")[-1]) for one in micro_batch
+            ]
     return found
 
 

@@ -27,11 +27,16 @@ def tiles(index: int) -> tuple[Task, Track]:
 
 @pytest.fixture(scope="module")
 def file(tmp_path_factory):
-    return dataset.write(tmp_path_factory.mktemp("data") / "train.parquet", seed=0, split="train", num_samples=NUM_SAMPLES)
+    return dataset.write(
+        tmp_path_factory.mktemp("data") / "train.parquet", seed=0, split="train", num_samples=NUM_SAMPLES
+    )
 
 
 def test_equal_arguments_give_equal_bytes(file, tmp_path):
-    assert dataset.write(tmp_path / "again.parquet", seed=0, split="train", num_samples=NUM_SAMPLES).read_bytes() == file.read_bytes()
+    assert (
+        dataset.write(tmp_path / "again.parquet", seed=0, split="train", num_samples=NUM_SAMPLES).read_bytes()
+        == file.read_bytes()
+    )
 
 
 def test_columns_and_row_groups(file):
@@ -85,7 +90,9 @@ def test_scripts_repeat_and_are_well_formed(tracks, template):
         assert parse_judgment(script[-1]) in ("1", "2")
         calls = [template.tool_format.parse(turn) for turn in script]
         assert [call is not None for call in calls] == [True] * (len(script) - 1) + [False]
-    scripts = [[ScriptedTeacher(seed=seed, tracks=tracks).script(*one, tools=True) for one in drawn[:20]] for seed in (0, 1)]
+    scripts = [
+        [ScriptedTeacher(seed=seed, tracks=tracks).script(*one, tools=True) for one in drawn[:20]] for seed in (0, 1)
+    ]
     assert scripts[0] != scripts[1]
 
 
@@ -109,7 +116,9 @@ def test_shares_are_those_asked_for(template):
             assert phrases.UNCLEAR in script[1]
     assert direct / num_scenes == pytest.approx(0.5, abs=0.05)
     assert right / (num_scenes - direct) == pytest.approx(0.5, abs=0.07)
-    assert other / (num_scenes - direct) == pytest.approx(0.25 + 0.25 * 2 / 15, abs=0.06)  # a random cell may hold another tile
+    assert other / (num_scenes - direct) == pytest.approx(
+        0.25 + 0.25 * 2 / 15, abs=0.06
+    )  # a random cell may hold another tile
     assert empty / (num_scenes - direct) == pytest.approx(0.25 * 13 / 15, abs=0.06)
 
 

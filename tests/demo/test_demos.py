@@ -19,8 +19,20 @@ from tools import load_tools
 
 SPECS = pytest.mark.parametrize("spec", [DIGITS, THREE_TRACKS], ids=lambda spec: spec.name)
 STAGE = {"tool_calls": 1.0, "tool_rate": 1.0, "box_hit": 0.5, "accuracy_without_tools": 0.5, "num_samples": 480.0}
-BEFORE = {"accuracy": 0.5, "accuracy/digits": 0.5, "accuracy/texts": 0.4, "first_tool/none/digits": 1.0, "first_tool/none/texts": 1.0}
-AFTER = {"accuracy": 0.9, "accuracy/digits": 0.95, "accuracy/texts": 0.85, "first_tool/zoom": 0.5, "first_tool/zoom/digits": 0.99}
+BEFORE = {
+    "accuracy": 0.5,
+    "accuracy/digits": 0.5,
+    "accuracy/texts": 0.4,
+    "first_tool/none/digits": 1.0,
+    "first_tool/none/texts": 1.0,
+}
+AFTER = {
+    "accuracy": 0.9,
+    "accuracy/digits": 0.95,
+    "accuracy/texts": 0.85,
+    "first_tool/zoom": 0.5,
+    "first_tool/zoom/digits": 0.99,
+}
 SUMMARY = {"base": {**STAGE, **BEFORE, "first_tool/never/texts": 0.0}, "stage2": {**STAGE, **AFTER}}
 
 
@@ -67,13 +79,18 @@ def test_the_tables_tell_each_track_s_accuracy_and_first_tools():
 
 
 def test_the_summary_keeps_what_is_told_of_tracks():
-    shown = [key for key in (*STAGE, *BEFORE, *AFTER, "format", "tool_calls/digits", "broken_sessions") if is_shown(key)]
+    shown = [
+        key for key in (*STAGE, *BEFORE, *AFTER, "format", "tool_calls/digits", "broken_sessions") if is_shown(key)
+    ]
     assert set(shown) == {*STAGE, *BEFORE, *AFTER}
 
 
 def test_the_report_shows_tracks_where_there_are_several(tmp_path):
     (tmp_path / "summary.json").write_text(json.dumps(SUMMARY))
-    lines = [{"step": step, "stage": "stage2", "rollout/accuracy": 0.5, "rollout/accuracy/<digits>": 0.1 * step} for step in (1, 2)]
+    lines = [
+        {"step": step, "stage": "stage2", "rollout/accuracy": 0.5, "rollout/accuracy/<digits>": 0.1 * step}
+        for step in (1, 2)
+    ]
     (tmp_path / "metrics.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
     page = write_report(tmp_path).read_text()
     assert "Accuracy: &lt;digits&gt;" in page

@@ -25,7 +25,9 @@ def three_tracks(tmp_path_factory) -> Teacher:
     """Lessons of all tracks, in the words of a judge that is made for them."""
     schemas = {tool.tool: {"function": {"name": tool.tool}} for tool in misfits(ALL_TRACKS)}
     folder = model.build(tmp_path_factory.mktemp("judge"), tracks=ALL_TRACKS, tools=list(schemas))
-    written = Template.load(ModelConfig(path=str(folder)), TemplateConfig(system_prompt="configs/prompts/digits.txt"), schemas)
+    written = Template.load(
+        ModelConfig(path=str(folder)), TemplateConfig(system_prompt="configs/prompts/digits.txt"), schemas
+    )
     return Teacher(written, ALL_TRACKS)
 
 

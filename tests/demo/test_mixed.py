@@ -60,8 +60,13 @@ def test_the_small_view_shows_plain_digits():
 
     def data(split: scenes.Split) -> tuple[np.ndarray, np.ndarray]:
         images = [(digit, int(image)) for digit in scenes.CLASSES for image in scenes.digit_images(split, digit)[:40]]
-        tiles = [scenes.Tile(color="red", row=1, column=1, digit=digit, image=image, plain=True) for digit, image in images]
-        views = [pixels.scene_view(scenes.Scene(tiles=(tile,), claims=(0, 1), label="1"))[16:32, 16:32].ravel() for tile in tiles]
+        tiles = [
+            scenes.Tile(color="red", row=1, column=1, digit=digit, image=image, plain=True) for digit, image in images
+        ]
+        views = [
+            pixels.scene_view(scenes.Scene(tiles=(tile,), claims=(0, 1), label="1"))[16:32, 16:32].ravel()
+            for tile in tiles
+        ]
         return np.stack(views).astype(float), np.array([digit for digit, _ in images])
 
     (points, digits), (held_points, held_digits) = data("train"), data("validation")
@@ -74,7 +79,9 @@ def test_rows_say_their_kind_and_can_be_read_back(tmp_path):
     path = dataset.write(tmp_path / "test.parquet", seed=0, split="test", num_samples=12, tracks=MIXED)
     samples = read_samples([str(path)], ["image_zoom_in_tool"])
     assert [sample.track for sample in samples] == ["engraved", "plain"] * 6
-    assert [dataset.task_of(sample.id)[0] for sample in samples] == [MIXED[n % 2].task(0, "test", n // 2) for n in range(12)]
+    assert [dataset.task_of(sample.id)[0] for sample in samples] == [
+        MIXED[n % 2].task(0, "test", n // 2) for n in range(12)
+    ]
     assert all(sample.target_box is not None for sample in samples)
 
 

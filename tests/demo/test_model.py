@@ -23,7 +23,9 @@ def test_the_folder_loads_with_its_processor(judge_folder, loaded):
     judge, _ = loaded
     processor = AutoProcessor.from_pretrained(judge_folder)
     prompt = processor.apply_chat_template(
-        [{"role": "user", "content": [{"type": "image"}, {"type": "text", "text": "?"}]}], add_generation_prompt=True, tokenize=False
+        [{"role": "user", "content": [{"type": "image"}, {"type": "text", "text": "?"}]}],
+        add_generation_prompt=True,
+        tokenize=False,
     )
     inputs = processor(text=[prompt], images=[PILImage.new("RGB", (256, 256))], return_tensors="pt")
     assert inputs["image_grid_thw"].tolist() == [[1, 8, 8]]  # 64 x 64 pixels in patches of 8
@@ -35,7 +37,9 @@ def test_the_folder_loads_with_its_processor(judge_folder, loaded):
 
 def test_weights_depend_on_the_seed_only(tmp_path):
     tokenizer = model.build_tokenizer()
-    first, same, other = (model.build_model(tokenizer, seed).model.language_model.layers[0].mlp.up_proj.weight for seed in (1, 1, 2))
+    first, same, other = (
+        model.build_model(tokenizer, seed).model.language_model.layers[0].mlp.up_proj.weight for seed in (1, 1, 2)
+    )
     assert torch.equal(first, same)
     assert not torch.equal(first, other)
     assert first.std().item() == pytest.approx(model.HIDDEN**-0.5, rel=0.05)
@@ -96,7 +100,9 @@ def test_patches_and_encoding_are_the_library_s_own(judge_folder, loaded):
     judge, _ = loaded
     drawn = [scenes.make_scene(0, "train", index) for index in range(3)]
     views = np.stack([pixels.scene_view(scene) for scene in drawn])
-    inputs = AutoProcessor.from_pretrained(judge_folder).image_processor([PILImage.fromarray(view) for view in views], return_tensors="pt")
+    inputs = AutoProcessor.from_pretrained(judge_folder).image_processor(
+        [PILImage.fromarray(view) for view in views], return_tensors="pt"
+    )
     frames = inputs["pixel_values"].view(3, pixels.NUM_PATCHES, 3, 2, -1)
     patches = pixels.patches(views)
     for frame in range(2):
@@ -113,5 +119,7 @@ def test_positions_are_the_library_s_own(loaded):
     row = [1, 2, *[pad] * 16, 3, 4, 5, *[pad] * 16, 6]
     ids = torch.tensor([row])
     is_image = ids == pad
-    theirs, _ = judge.model.get_rope_index(ids, mm_token_type_ids=is_image.int(), image_grid_thw=torch.tensor([[1, 8, 8], [1, 8, 8]]))
+    theirs, _ = judge.model.get_rope_index(
+        ids, mm_token_type_ids=is_image.int(), image_grid_thw=torch.tensor([[1, 8, 8], [1, 8, 8]])
+    )
     assert torch.equal(pretrain.positions(is_image), theirs)

@@ -36,7 +36,9 @@ def test_claims_and_labels_are_balanced_exactly(split):
     assert len(ordered) == 24  # 4 x 3 pairs of claims, either of them right
     assert set(ordered.values()) == {4}
     wrong = [scene.claims[1 - (int(scene.label) - 1)] for scene in drawn]
-    assert sum(claim in [tile.digit for tile in scene.tiles[1:]] for scene, claim in zip(drawn, wrong, strict=True)) == 48
+    assert (
+        sum(claim in [tile.digit for tile in scene.tiles[1:]] for scene, claim in zip(drawn, wrong, strict=True)) == 48
+    )
 
 
 def test_other_tiles_say_as_much_for_one_claim_as_for_the_other():
@@ -83,7 +85,9 @@ def test_a_probe_reads_crops_and_is_at_chance_on_views():
     assert _nearest_mean(crops, digits, held_crops, held_digits) > 0.9
     assert np.abs(held_views - views.mean(axis=0)).max() <= 2
     rng = np.random.default_rng(0)
-    noisy, held_noisy = (v + rng.normal(0, 2, v.shape) for v in (views, held_views))  # what a view of a varied scene differs by anyway
+    noisy, held_noisy = (
+        v + rng.normal(0, 2, v.shape) for v in (views, held_views)
+    )  # what a view of a varied scene differs by anyway
     assert _nearest_mean(noisy, digits, held_noisy, held_digits) < 0.45  # chance is 0.25 of four
 
 
@@ -92,7 +96,9 @@ def test_draw_cell_is_a_crop_of_the_drawing():
     drawn = scenes.draw(scene)
     for row in range(scenes.GRID):
         for column in range(scenes.GRID):
-            whole = drawn[row * scenes.CELL : (row + 1) * scenes.CELL, column * scenes.CELL : (column + 1) * scenes.CELL]
+            whole = drawn[
+                row * scenes.CELL : (row + 1) * scenes.CELL, column * scenes.CELL : (column + 1) * scenes.CELL
+            ]
             assert (scenes.draw_cell(scene, row, column) == whole).all()
 
 
@@ -108,7 +114,9 @@ def _view(scene: scenes.Scene) -> np.ndarray:
 
 
 def _one_tile(digit: int, image: int) -> scenes.Scene:
-    return scenes.Scene(tiles=(scenes.Tile(color="red", row=1, column=1, digit=digit, image=image),), claims=(0, 1), label="1")
+    return scenes.Scene(
+        tiles=(scenes.Tile(color="red", row=1, column=1, digit=digit, image=image),), claims=(0, 1), label="1"
+    )
 
 
 def _nearest_mean(points: np.ndarray, labels: np.ndarray, held_points: np.ndarray, held_labels: np.ndarray) -> float:

@@ -75,7 +75,9 @@ def test_pages_of_held_out_documents_are_in_no_training_task():
     assert {document for document, _ in asked["held_out"]} == set(pages.DOCUMENTS["held_out"])
     used = {place: pages.page_tile(0, place) for places in asked.values() for place in places}
     held_out = {image for digit in scenes.CLASSES for image in scenes.digit_images("held_out", digit)}
-    assert all((tile.image in held_out) == (document in pages.DOCUMENTS["held_out"]) for (document, _), tile in used.items())
+    assert all(
+        (tile.image in held_out) == (document in pages.DOCUMENTS["held_out"]) for (document, _), tile in used.items()
+    )
 
 
 def test_a_document_has_each_digit_equally_often():

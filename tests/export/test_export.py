@@ -76,7 +76,9 @@ def run(judge_folder, template, tmp_path_factory) -> Path:
     folder = config.run.folder
     folder.mkdir()
     save(config, folder / "config.yaml")
-    (folder / "metrics.jsonl").write_text('{"step": 7, "stage": "stage2", "evaluation/accuracy": 0.875, "evaluation/tool_calls": 1.25}\n')
+    (folder / "metrics.jsonl").write_text(
+        '{"step": 7, "stage": "stage2", "evaluation/accuracy": 0.875, "evaluation/tool_calls": 1.25}\n'
+    )
     names = [name for name, _ in policy.named_parameters()]
     with checkpoint.writing(folder / "checkpoints", 7, {"step": 7}, keep=1) as target:
         for rank in range(2):  # as two ranks write it
@@ -97,9 +99,13 @@ def teach(model, template: Template, folder: Path) -> None:
             tokens = torch.tensor([[*prompt, *turn]])
             inputs = {}
             if one.images:
-                prepared = preparer.prepare([image.key for image in one.images], {image.key: image for image in one.images})
+                prepared = preparer.prepare(
+                    [image.key for image in one.images], {image.key: image for image in one.images}
+                )
                 inputs = {"pixel_values": prepared.patches, "image_grid_thw": prepared.grids}
-            logits = model(input_ids=tokens, mm_token_type_ids=(tokens == template.image_pad_id).int(), **inputs).logits[0]
+            logits = model(
+                input_ids=tokens, mm_token_type_ids=(tokens == template.image_pad_id).int(), **inputs
+            ).logits[0]
             predicted = logits[len(prompt) - 1 : -1]
             right &= predicted.argmax(-1).tolist() == list(turn)
             loss = torch.nn.functional.cross_entropy(predicted, torch.tensor(turn))
@@ -121,11 +127,19 @@ def exported(run) -> Path:
 
 
 def test_the_folder_holds_all_that_serving_wants(run, exported, judge_folder):
-    assert {path.name for path in exported.iterdir()} >= {path.name for path in judge_folder.iterdir()} | {"README.md", FILE}
+    assert {path.name for path in exported.iterdir()} >= {path.name for path in judge_folder.iterdir()} | {
+        "README.md",
+        FILE,
+    }
     generation = GenerationConfig.from_pretrained(exported)
-    assert (generation.do_sample, generation.eos_token_id) == (False, GenerationConfig.from_pretrained(judge_folder).eos_token_id)
+    assert (generation.do_sample, generation.eos_token_id) == (
+        False,
+        GenerationConfig.from_pretrained(judge_folder).eos_token_id,
+    )
     written = load_file(exported / "model.safetensors")
-    assert any(not torch.equal(tensor, written[name]) for name, tensor in load_file(judge_folder / "model.safetensors").items())
+    assert any(
+        not torch.equal(tensor, written[name]) for name, tensor in load_file(judge_folder / "model.safetensors").items()
+    )
     assert JudgeSetup.read(exported) == JudgeSetup.read(run, run / "config.yaml")
 
 
@@ -160,7 +174,9 @@ def test_penalties_of_the_base_model_do_not_come_along(judge_folder, exported, t
     from actors.learner.hf_folder import write_folder
 
     model = AutoModelForImageTextToText.from_pretrained(exported)
-    model.generation_config = GenerationConfig(eos_token_id=[3, 1], pad_token_id=1, do_sample=True, repetition_penalty=1.05, top_k=1)
+    model.generation_config = GenerationConfig(
+        eos_token_id=[3, 1], pad_token_id=1, do_sample=True, repetition_penalty=1.05, top_k=1
+    )
     write_folder(model, dict(model.named_parameters()), str(judge_folder), tmp_path)
     written = GenerationConfig.from_pretrained(tmp_path)
     assert written.eos_token_id == [3, 1]
@@ -200,7 +216,11 @@ async def test_our_engine_says_the_same(exported, template, by_transformers, mon
         for one, expected in zip(LESSONS, by_transformers, strict=True):
             prompt = one.ids(template)[0]
             completion = await engine.generate(prompt, one.images, max_tokens=48, temperature=0.0, seed=0)
-            stopped = expected[: expected.index(template.turn_ids("</tool_call>", ended=False)[0]) + 1] if one.said == CALL else expected
+            stopped = (
+                expected[: expected.index(template.turn_ids("</tool_call>", ended=False)[0]) + 1]
+                if one.said == CALL
+                else expected
+            )
             assert list(completion.token_ids) == stopped
     finally:
         await engine.close()

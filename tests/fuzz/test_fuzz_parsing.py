@@ -11,7 +11,11 @@ HERMES = TOOL_FORMATS["hermes"]
 
 
 def depth(value) -> int:
-    return 1 + max(map(depth, value.values() if isinstance(value, dict) else value), default=0) if isinstance(value, dict | list) else 0
+    return (
+        1 + max(map(depth, value.values() if isinstance(value, dict) else value), default=0)
+        if isinstance(value, dict | list)
+        else 0
+    )
 
 
 @given(TEXTS | TURNS)

@@ -64,7 +64,11 @@ class Engine:
         reason = "length" if len(ids) > request.max_tokens else "stop"
         ids = ids[: request.max_tokens]
         done = Completion(
-            token_ids=ids, logprobs=(-0.5,) * len(ids), text=self.template.decode(ids), finish_reason=reason, policy_version=len(self.asked)
+            token_ids=ids,
+            logprobs=(-0.5,) * len(ids),
+            text=self.template.decode(ids),
+            finish_reason=reason,
+            policy_version=len(self.asked),
         )
         self.given.append(done)
         return done
@@ -80,7 +84,9 @@ class Environment:
 
     async def __call__(self, call, memory):
         if call.name == ZOOM:
-            context = ToolContext(session=memory.session, images=memory.images, texts=memory.texts, image_names=list(memory.images))
+            context = ToolContext(
+                session=memory.session, images=memory.images, texts=memory.texts, image_names=list(memory.images)
+            )
             result = self.zoom.call(call.arguments, context)
             assert result.status in ("ok", "bad_arguments"), "it breaks of nothing that a policy writes"
         else:
@@ -109,7 +115,8 @@ def play(template, sample):
         return collections.Counter(number for number in ids if number in special and number != template.image_pad_id)
 
     between = {
-        ended: control(template.observation_ids(Message(role="tool", parts=("a",)), {}, turn_ended=ended)) for ended in (False, True)
+        ended: control(template.observation_ids(Message(role="tool", parts=("a",)), {}, turn_ended=ended))
+        for ended in (False, True)
     }
     marks = control(
         template.tokenizer.encode("<|vision_start|><|vision_end|>", add_special_tokens=False)
@@ -133,7 +140,9 @@ def play(template, sample):
             num_images = sum(len(event.image_names) for event in turn.tool_events)
             if turn.observation_ids:
                 ended = bool(turn.token_ids) and turn.token_ids[-1] == template.end_token_id
-                expected = between[ended] + collections.Counter({mark: num_images * number for mark, number in marks.items()})
+                expected = between[ended] + collections.Counter(
+                    {mark: num_images * number for mark, number in marks.items()}
+                )
                 assert control(turn.observation_ids) == expected
             assert not set(turn.token_ids) & set(template.never_sampled_ids)
         learned = training_sample(trajectory, 1.0, image_pad_id=template.image_pad_id, share_prompt=True)
@@ -144,7 +153,9 @@ def play(template, sample):
         # Only the environment says that a tool succeeded.
         events = trajectory.tool_events
         assert sum(event.status == "ok" for event in events) <= environment.happened.count("ok")
-        assert len([event for event in events if event.status not in ("unknown_tool", "bad_arguments")]) <= len(environment.happened)
+        assert len([event for event in events if event.status not in ("unknown_tool", "bad_arguments")]) <= len(
+            environment.happened
+        )
         for event in events:
             event.text.encode()  # it is logged and shown
             assert len(event.text) <= limits.max_tool_response_chars
@@ -154,7 +165,9 @@ def play(template, sample):
 
 
 SESSIONS = {
-    "turns": strategies.builds(operator.add, strategies.lists(TOOL_TURNS, min_size=1, max_size=3), strategies.lists(TURNS, max_size=2)),
+    "turns": strategies.builds(
+        operator.add, strategies.lists(TOOL_TURNS, min_size=1, max_size=3), strategies.lists(TURNS, max_size=2)
+    ),
     "results": strategies.lists(RESULTS, min_size=1, max_size=3),
     "cuts": strategies.lists(strategies.booleans(), max_size=3),
     "limits": LIMITS,
@@ -186,7 +199,8 @@ def test_it_is_measured_logged_and_shown(play, sample, tmp_path_factory, turns, 
     scored = [score(finished.trajectory, sample, RewardConfig(), TOOL_FORMATS["hermes"])]
     samples = {sample.id: sample}
     for name, value in (
-        rollout_metrics(scored, samples) | {f"evaluation/{k}": v for k, v in evaluation_metrics(samples, scored).items()}
+        rollout_metrics(scored, samples)
+        | {f"evaluation/{k}": v for k, v in evaluation_metrics(samples, scored).items()}
     ).items():
         assert _NAME.fullmatch(name)
         assert math.isfinite(value)

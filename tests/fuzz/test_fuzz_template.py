@@ -36,7 +36,9 @@ def test_an_observation_has_the_control_tokens_of_its_message(template, control,
 
         def observation(said, ended=ended):
             parts = (said, "observation_1: ", ImagePart(name="observation_1"), said)
-            return template.observation_ids(Message(role="tool", parts=parts), {"observation_1": PICTURE}, turn_ended=ended)
+            return template.observation_ids(
+                Message(role="tool", parts=parts), {"observation_1": PICTURE}, turn_ended=ended
+            )
 
         assert control(observation(text)) == control(observation("a"))
 

@@ -49,7 +49,9 @@ def arguments_of(tool):
         optional={name: values for name, values in properties.items() if name not in required},
     )
     return (
-        whole | strategies.fixed_dictionaries({}, optional={**properties, "more": JSON}) | strategies.dictionaries(NAMES, JSON, max_size=3)
+        whole
+        | strategies.fixed_dictionaries({}, optional={**properties, "more": JSON})
+        | strategies.dictionaries(NAMES, JSON, max_size=3)
     )
 
 
@@ -57,7 +59,9 @@ CHECKERS = {name: CheckTool(name) for name in CHECKS}
 
 
 @given(
-    strategies.sampled_from(sorted(CHECKERS)).flatmap(lambda name: strategies.tuples(strategies.just(name), arguments_of(CHECKERS[name])))
+    strategies.sampled_from(sorted(CHECKERS)).flatmap(
+        lambda name: strategies.tuples(strategies.just(name), arguments_of(CHECKERS[name]))
+    )
 )
 def test_a_text_check_answers(drawn):
     name, arguments = drawn

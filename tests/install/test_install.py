@@ -43,7 +43,12 @@ def test_this_machine_will_do(installer):
 
 @pytest.mark.parametrize(
     ("script", "device"),
-    [("echo 'GPU 0: NVIDIA H200'", "gpu"), ("echo 'driver not loaded'; exit 9", "cpu"), ("echo 'No devices found'", "cpu"), (None, "cpu")],
+    [
+        ("echo 'GPU 0: NVIDIA H200'", "gpu"),
+        ("echo 'driver not loaded'; exit 9", "cpu"),
+        ("echo 'No devices found'", "cpu"),
+        (None, "cpu"),
+    ],
 )
 def test_the_device_is_what_the_driver_says(installer, tmp_path, monkeypatch, script, device):
     if script is not None:
@@ -86,7 +91,10 @@ def test_a_failing_pip_ends_with_what_it_said(installer, tmp_path):
     ("line", "shown"),
     [
         ("Downloading ray-2.60.0-cp311-cp311-manylinux2014_x86_64.whl (79.3 MB)", "Downloading ray 2.60.0, 79 MB"),
-        ("Downloading https://host/whl/cpu/torch-2.13.0%2Bcpu-cp311-linux.whl (1.2 GB)", "Downloading torch 2.13.0%2Bcpu, 1 GB"),
+        (
+            "Downloading https://host/whl/cpu/torch-2.13.0%2Bcpu-cp311-linux.whl (1.2 GB)",
+            "Downloading torch 2.13.0%2Bcpu, 1 GB",
+        ),
         ("Downloading six-1.17.0-py2.py3-none-any.whl (11 kB)", ""),
         ("Downloading pillow-13.0.0-cp311-cp311-manylinux_2_27_x86_64.whl (7.1 MB)", ""),
         ("Installing collected packages: a, b, c", "Installing 3 packages"),

@@ -30,18 +30,39 @@ def folder(tmp_path_factory) -> Path:
 def settings(folder: Path, model: Path, name: str, *more: str) -> list[str]:
     """A small run of a judge that has learned nothing yet: twelve steps, into the third epoch."""
     return [
-        *("configs/demo.yaml", f"run.root={folder}", f"run.name={name}", f"model.path={model}", f"num_steps={NUM_STEPS}"),
-        *(f"data.train=[{folder / 'train.parquet'}]", "data.held_out=[]", "algorithm.samples_per_step=4", "algorithm.group_size=4"),
-        *("algorithm.drop_flat_groups=false", "learner.num_threads=1", "learner.micro_batch_tokens=512", "metrics.wandb=disabled"),
+        *(
+            "configs/demo.yaml",
+            f"run.root={folder}",
+            f"run.name={name}",
+            f"model.path={model}",
+            f"num_steps={NUM_STEPS}",
+        ),
+        *(
+            f"data.train=[{folder / 'train.parquet'}]",
+            "data.held_out=[]",
+            "algorithm.samples_per_step=4",
+            "algorithm.group_size=4",
+        ),
+        *(
+            "algorithm.drop_flat_groups=false",
+            "learner.num_threads=1",
+            "learner.micro_batch_tokens=512",
+            "metrics.wandb=disabled",
+        ),
         *("metrics.timeline=false", "metrics.trajectories_every=1", "checkpoint.every=2", "learner.learning_rate=1e-3"),
-        *("algorithm.entropy_coefficient=0.1", *more),  # rewards are all equal: this moves the weights, by what was sampled
+        *(
+            "algorithm.entropy_coefficient=0.1",
+            *more,
+        ),  # rewards are all equal: this moves the weights, by what was sampled
     ]
 
 
 def sampled(run: Path) -> dict[str, list]:
     """Every token with its log-probability, by step."""
     return {
-        path.name.rpartition("-")[2]: [[(turn.token_ids, turn.logprobs) for turn in one.trajectory.turns] for one in read(path).scored]
+        path.name.rpartition("-")[2]: [
+            [(turn.token_ids, turn.logprobs) for turn in one.trajectory.turns] for one in read(path).scored
+        ]
         for path in sorted((run / "trajectories").glob("*.parquet"))
     }
 
@@ -57,9 +78,13 @@ def test_a_run_that_is_killed_in_every_way_ends_like_one_that_is_not(folder, jud
     assert summary.hangs == 1
     assert (summary.lost, summary.trained_twice) == (0, 0)
     assert summary.starts == 2
-    killed, left_alone = (load_file(folder / name / "export" / "model.safetensors") for name in ("killed", "left_alone"))
+    killed, left_alone = (
+        load_file(folder / name / "export" / "model.safetensors") for name in ("killed", "left_alone")
+    )
     before = load_file(judge_folder / "model.safetensors")
-    assert not any(before[name].equal(weight) for name, weight in left_alone.items() if "mlp" in name), "it has learned something"
+    assert not any(before[name].equal(weight) for name, weight in left_alone.items() if "mlp" in name), (
+        "it has learned something"
+    )
     assert all(killed[name].equal(weight) for name, weight in left_alone.items())
     assert sampled(folder / "killed") == sampled(folder / "left_alone")
     steps = [line["step"] for line in read_lines(folder / "killed" / "metrics.jsonl") if "learner/loss" in line]

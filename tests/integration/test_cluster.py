@@ -99,7 +99,9 @@ def machines() -> Iterator[Machines]:
     head = {"num_cpus": 0, "include_dashboard": True, **ports, "object_store_memory": 100 << 20, "temp_dir": folder}
     cluster = Cluster(initialize_head=True, head_node_args={**head, "_system_config": SOON_DEAD})
     try:
-        Path(folder, "ray_current_cluster").write_text(cluster.address)  # as `ray start` does, or jobs may join another test's Ray
+        Path(folder, "ray_current_cluster").write_text(
+            cluster.address
+        )  # as `ray start` does, or jobs may join another test's Ray
         ray.init(address=cluster.address, log_to_driver=False)
         machines = Machines(cluster, JobSubmissionClient(f"http://{cluster.head_node.webui_url}"))
         machines.add()
@@ -116,8 +118,18 @@ def settings(tmp_path_factory, judge_folder) -> list[str]:
     folder = tmp_path_factory.mktemp("shared")
     dataset.write(folder / "train.parquet", seed=0, split="train", num_samples=64)
     return [
-        *(f"run.root={folder}", "run.name=job", f"model.path={judge_folder}", f"data.train=[{folder / 'train.parquet'}]"),
-        *("data.held_out=[]", "algorithm.samples_per_step=2", "algorithm.group_size=2", "algorithm.drop_flat_groups=false"),
+        *(
+            f"run.root={folder}",
+            "run.name=job",
+            f"model.path={judge_folder}",
+            f"data.train=[{folder / 'train.parquet'}]",
+        ),
+        *(
+            "data.held_out=[]",
+            "algorithm.samples_per_step=2",
+            "algorithm.group_size=2",
+            "algorithm.drop_flat_groups=false",
+        ),
         *("learner.num_threads=1", "checkpoint.every=1000", "metrics.wandb=disabled", "metrics.trajectories_every=1"),
     ]
 
@@ -137,7 +149,11 @@ def test_a_job_lives_through_a_lost_node_and_a_stop(machines, settings):
     machines.until(job, lambda: "arm_rl_reward_mean" in exported(), "metrics were exported")
 
     machines.remove(engine)
-    machines.until(job, lambda: "waiting for resources: the run needs 0.5 CPU" in machines.client.get_job_logs(job), "it waited for a node")
+    machines.until(
+        job,
+        lambda: "waiting for resources: the run needs 0.5 CPU" in machines.client.get_job_logs(job),
+        "it waited for a node",
+    )
     machines.add()
     done = len(steps())
     machines.until(job, lambda: len(steps()) >= done + 2, "two more steps were done")
@@ -167,7 +183,10 @@ def test_a_job_lives_through_a_lost_node_and_a_stop(machines, settings):
 @pytest.mark.parametrize(
     ("override", "message"),
     [
-        ("rollout.num_actors=99", "error: the run can never fit on this cluster: 1 learner ranks and 99 engines need 25 CPU"),
+        (
+            "rollout.num_actors=99",
+            "error: the run can never fit on this cluster: 1 learner ranks and 99 engines need 25 CPU",
+        ),
         ("run.root=runs", "error: run.root: runs/never would lie in the job's copy of the working folder"),
     ],
 )

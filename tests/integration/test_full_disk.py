@@ -24,7 +24,10 @@ pytestmark = [
     pytest.mark.skipif(shutil.which("bwrap") is None, reason="bubblewrap is not installed: it makes the small disk"),
 ]
 
-DISK_BYTES, TAKEN_BYTES = 32_000_000, 18_000_000  # a checkpoint has 8.5 million, and a second one is written before the first one goes
+DISK_BYTES, TAKEN_BYTES = (
+    32_000_000,
+    18_000_000,
+)  # a checkpoint has 8.5 million, and a second one is written before the first one goes
 
 SCRIPT = """
 head -c {taken} /dev/zero > {disk}/taken
@@ -38,16 +41,45 @@ cp {disk}/sft/metrics.jsonl {disk}/sft/export/model.safetensors {kept}
 
 def test_a_full_disk_ends_a_run_in_one_line_and_it_goes_on_when_there_is_room(tmp_path, judge_folder, template):
     tools, teacher = load_tools(["configs/tools/digits.yaml"]), ScriptedTeacher(seed=0)
-    samples = read_samples([str(dataset.write(tmp_path / "train.parquet", seed=0, split="train", num_samples=32))], list(tools))
+    samples = read_samples(
+        [str(dataset.write(tmp_path / "train.parquet", seed=0, split="train", num_samples=32))], list(tools)
+    )
     limits = SessionConfig(max_turns=3, max_prompt_tokens=128, max_response_tokens=128)
-    sessions = screened_sessions(samples, lambda one: teacher.policy(one, template), LocalTools(tools), limits, template)
+    sessions = screened_sessions(
+        samples, lambda one: teacher.policy(one, template), LocalTools(tools), limits, template
+    )
     write_demonstrations(tmp_path / "demonstrations.parquet", list(itertools.islice(sessions, 8)))
     (disk := tmp_path / "disk").mkdir()
-    command = [sys.executable, "-m", "jobs.sft", "configs/demo_sft.yaml", f"run.root={disk}", f"model.path={judge_folder}", "batch_size=4"]
-    command += [f"data.train=[{tmp_path / 'demonstrations.parquet'}]", "metrics.wandb=disabled", "learner.num_threads=1"]
+    command = [
+        sys.executable,
+        "-m",
+        "jobs.sft",
+        "configs/demo_sft.yaml",
+        f"run.root={disk}",
+        f"model.path={judge_folder}",
+        "batch_size=4",
+    ]
+    command += [
+        f"data.train=[{tmp_path / 'demonstrations.parquet'}]",
+        "metrics.wandb=disabled",
+        "learner.num_threads=1",
+    ]
     command += ["checkpoint.every=1", "checkpoint.keep=1"]
     script = SCRIPT.format(taken=TAKEN_BYTES, disk=disk, kept=tmp_path, command=shlex.join(command))
-    sandbox = ["bwrap", "--dev-bind", "/", "/", "--size", str(DISK_BYTES), "--tmpfs", str(disk), "--die-with-parent", "sh", "-c", script]
+    sandbox = [
+        "bwrap",
+        "--dev-bind",
+        "/",
+        "/",
+        "--size",
+        str(DISK_BYTES),
+        "--tmpfs",
+        str(disk),
+        "--die-with-parent",
+        "sh",
+        "-c",
+        script,
+    ]
     ran = subprocess.run(sandbox, capture_output=True, text=True, timeout=500)
     lines = ran.stdout.splitlines()
     assert [line for line in lines if line.startswith("status")] == ["status 1", "status 0"], ran.stderr
@@ -90,7 +122,12 @@ sys.exit(guarded(job))
 
 def test_a_full_object_store_is_told_in_one_line(tmp_path):
     sandbox = ["bwrap", "--dev-bind", "/", "/", "--size", "50000000", "--tmpfs", str(tmp_path), "--die-with-parent"]
-    ran = subprocess.run([*sandbox, sys.executable, "-c", PROGRAM, str(tmp_path / "spilled")], capture_output=True, text=True, timeout=250)
+    ran = subprocess.run(
+        [*sandbox, sys.executable, "-c", PROGRAM, str(tmp_path / "spilled")],
+        capture_output=True,
+        text=True,
+        timeout=250,
+    )
     assert ran.returncode == 1, ran.stdout
     (error,) = [line for line in ran.stderr.splitlines() if line.startswith("error: ")]
     assert "the local object store is full" in error

@@ -33,9 +33,21 @@ def marked(mark: str) -> list[psutil.Process]:
 
 def test_ctrl_c_leaves_nothing_behind(tmp_path, judge_folder):
     dataset.write(tmp_path / "train.parquet", seed=0, split="train", num_samples=64)
-    command = [sys.executable, "-m", "jobs.train", "configs/demo.yaml", f"run.root={tmp_path}", f"model.path={judge_folder}"]
+    command = [
+        sys.executable,
+        "-m",
+        "jobs.train",
+        "configs/demo.yaml",
+        f"run.root={tmp_path}",
+        f"model.path={judge_folder}",
+    ]
     command += [f"data.train=[{tmp_path / 'train.parquet'}]", "data.held_out=[]", "algorithm.samples_per_step=2"]
-    command += ["algorithm.group_size=2", "algorithm.drop_flat_groups=false", "checkpoint.every=1", "metrics.wandb=disabled"]
+    command += [
+        "algorithm.group_size=2",
+        "algorithm.drop_flat_groups=false",
+        "checkpoint.every=1",
+        "metrics.wandb=disabled",
+    ]
     mark = uuid.uuid4().hex
     run = subprocess.Popen(
         command,

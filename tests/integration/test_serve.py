@@ -72,7 +72,9 @@ def test_a_judge_is_served_and_ends_without_a_trace(folder, tmp_path, free_port)
     answers: list[httpx.Response] = []
 
     def ask(body: dict) -> threading.Thread:
-        thread = threading.Thread(target=lambda: answers.append(httpx.post(f"{url}/v1/judge", json=body, headers=HEADERS, timeout=240)))
+        thread = threading.Thread(
+            target=lambda: answers.append(httpx.post(f"{url}/v1/judge", json=body, headers=HEADERS, timeout=240))
+        )
         thread.start()
         return thread
 

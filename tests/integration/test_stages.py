@@ -54,7 +54,9 @@ def cold_start(folder, judge_folder, template) -> Path:
     tools = load_tools(config.tools.files)
     teacher = ScriptedTeacher(seed=0)
     samples = read_samples(config.data.train, list(tools))
-    sessions = screened_sessions(samples, lambda one: teacher.policy(one, template), LocalTools(tools), config.session, template)
+    sessions = screened_sessions(
+        samples, lambda one: teacher.policy(one, template), LocalTools(tools), config.session, template
+    )
     write_demonstrations(folder / "demonstrations.parquet", list(itertools.islice(sessions, 32)))
     sft = load(
         SftConfig,
@@ -104,9 +106,14 @@ def assert_whole_timeline(run: Path, num_steps: int) -> None:
     """All that actors do is there, and nothing overlaps in a lane but what lies in something else."""
     events = timeline.read(run)
     kinds = {(event.actor_kind, event.kind) for event in events}
-    assert kinds >= {("driver", kind) for kind in ("step", "rollout", "learner", "batch", "sync", "group", "evaluation", "checkpoint")}
+    assert kinds >= {
+        ("driver", kind)
+        for kind in ("step", "rollout", "learner", "batch", "sync", "group", "evaluation", "checkpoint")
+    }
     assert kinds >= {("rollout", kind) for kind in ("session", "turn", "update", "pause", "load", "resume")}
-    assert kinds >= {("learner", kind) for kind in ("train", "images", "forward", "backward", "optimizer", "publish", "save")}
+    assert kinds >= {
+        ("learner", kind) for kind in ("train", "images", "forward", "backward", "optimizer", "publish", "save")
+    }
     assert ("scorer", "score") in kinds
     called = {("rollout", "tool"), ("tools", "call")}
     assert kinds & called in (set(), called)  # a judge so young may call none
@@ -119,14 +126,23 @@ def assert_whole_timeline(run: Path, num_steps: int) -> None:
         lane.append(event)
     times = step_times(events)
     assert times.num_steps == num_steps
-    assert sum(row.seconds for row in times.waits if row.actor == "learner") == pytest.approx(times.phases[0].seconds, rel=1e-6)
+    assert sum(row.seconds for row in times.waits if row.actor == "learner") == pytest.approx(
+        times.phases[0].seconds, rel=1e-6
+    )
 
 
 def test_stage_1_with_two_ranks_and_two_engines_trains_on_what_the_engine_sampled(folder, cold_start):
     config = grpo_config(
         folder,
         cold_start,
-        *("run.name=stage1", "reward.name=stage1", "num_steps=2", "learner.num_ranks=2", "learner.zero_stage=2", "rollout.num_actors=2"),
+        *(
+            "run.name=stage1",
+            "reward.name=stage1",
+            "num_steps=2",
+            "learner.num_ranks=2",
+            "learner.zero_stage=2",
+            "rollout.num_actors=2",
+        ),
         *("algorithm.mini_batch_samples=2", "evaluation.initial=true", "evaluation.without_tools=true"),
     )
     asyncio.run(train_grpo(config))
@@ -152,11 +168,15 @@ def test_stage_2_goes_on_where_it_was(folder, cold_start):
     run = config(2).run.folder
     done = steps(run)
     assert [line["step"] for line in done] == [1, 2]
-    assert all(line["learner/logprob_gap"] < MAX_LOGPROB_GAP for line in done)  # after loading, and after a weight update
+    assert all(
+        line["learner/logprob_gap"] < MAX_LOGPROB_GAP for line in done
+    )  # after loading, and after a weight update
     assert all(line["learner/ratio"] == pytest.approx(1, abs=1e-5) for line in done)
     assert [int(path.name) for path in sorted((run / "checkpoints").iterdir())] == [1, 2]
     first, second = (trajectory_file.read(run / "trajectories" / f"stage2-{step:06d}.parquet") for step in (1, 2))
-    assert {one.trajectory.sample_id for one in first.scored}.isdisjoint(one.trajectory.sample_id for one in second.scored)
+    assert {one.trajectory.sample_id for one in first.scored}.isdisjoint(
+        one.trajectory.sample_id for one in second.scored
+    )
     assert {turn.policy_version for one in first.scored for turn in one.trajectory.turns} == {0}
     assert {turn.policy_version for one in second.scored for turn in one.trajectory.turns} == {1}
     assert (run / "export" / "model.safetensors").is_file()

@@ -45,10 +45,16 @@ CONTAINER = fields(
     volumeMounts=listed(fields(("name", "mountPath"), name=TEXT, mountPath=TEXT)),
 )
 VOLUME = fields(
-    ("name",), name=TEXT, persistentVolumeClaim=fields(("claimName",), claimName=TEXT), emptyDir=fields(medium={"enum": ["", "Memory"]})
+    ("name",),
+    name=TEXT,
+    persistentVolumeClaim=fields(("claimName",), claimName=TEXT),
+    emptyDir=fields(medium={"enum": ["", "Memory"]}),
 )
 POD = fields(
-    ("spec",), spec=fields(("containers",), terminationGracePeriodSeconds=NUMBER, containers=listed(CONTAINER), volumes=listed(VOLUME))
+    ("spec",),
+    spec=fields(
+        ("containers",), terminationGracePeriodSeconds=NUMBER, containers=listed(CONTAINER), volumes=listed(VOLUME)
+    ),
 )
 GROUP = {"rayStartParams": TEXTS, "template": POD}
 WORKERS = fields(
@@ -163,7 +169,9 @@ def test_the_slurm_script_brings_the_job_to_all_nodes_and_stops_it_on_sigterm(tm
     }
     script = subprocess.Popen([ROOT / "jobs/submit.sh", "train", "a b.yaml", "run.root=/x"], cwd=ROOT, env=environment)
     try:
-        while "job submit" not in (log.read_text() if log.exists() else "") or log.read_text().count("start --block") < 2:
+        while (
+            "job submit" not in (log.read_text() if log.exists() else "") or log.read_text().count("start --block") < 2
+        ):
             assert script.poll() is None
         script.terminate()
         assert script.wait(timeout=60) == 1

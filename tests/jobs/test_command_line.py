@@ -54,12 +54,16 @@ def test_weights_that_shared_memory_has_no_room_for_are_an_error_and_no_crash(tm
         "WeightBuffer(Path(sys.argv[1]), 10 << 20)"
     )
     sandbox = ["bwrap", "--dev-bind", "/", "/", "--size", "1000000", "--tmpfs", str(tmp_path), "--die-with-parent"]
-    ran = subprocess.run([*sandbox, sys.executable, "-c", program, str(tmp_path / "weights")], capture_output=True, text=True)
+    ran = subprocess.run(
+        [*sandbox, sys.executable, "-c", program, str(tmp_path / "weights")], capture_output=True, text=True
+    )
     assert ran.returncode == 1, "of an exception"
     assert "No space left on device" in ran.stderr
 
 
-@pytest.mark.parametrize(("again", "said"), [({}, "interrupted\n"), ({"again": "it goes on"}, "interrupted; it goes on\n")])
+@pytest.mark.parametrize(
+    ("again", "said"), [({}, "interrupted\n"), ({"again": "it goes on"}, "interrupted; it goes on\n")]
+)
 def test_after_ctrl_c_only_a_job_that_goes_on_says_so(again, said, capsys):
     def start() -> str:
         raise KeyboardInterrupt

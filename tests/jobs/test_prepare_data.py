@@ -22,7 +22,11 @@ def test_documents_are_indexed_and_the_last_line_says_where(tmp_path, capsys):
     assert lines[-2] == "5 of the 7 pages written have no text: no query finds them"
     assert lines[-1] == f"done: the index is in {out}: documents 3 added; 7 pages written, 0 of them read by OCR"
     index = DocumentIndex(out)
-    assert {name: document.num_pages for name, document in index.documents.items()} == {"folder": 3, "report.pdf": 2, "scan.pdf": 2}
+    assert {name: document.num_pages for name, document in index.documents.items()} == {
+        "folder": 3,
+        "report.pdf": 2,
+        "scan.pdf": 2,
+    }
     assert index.search(index.find("report"), "revenue", 3) == [2]
 
     assert prepare_data.main(command) == 0
@@ -34,8 +38,16 @@ def test_scanned_pages_are_read_by_ocr(tmp_path, capsys):
     for page, text in zip(pages, ("Annual report", "Revenue by country"), strict=True):
         ImageDraw.Draw(page).text((20, 30), text, font=ImageFont.load_default(size=32), fill=0)
     pages[0].save(tmp_path / "scan.pdf", save_all=True, append_images=pages[1:])
-    assert prepare_data.main(["documents", str(tmp_path / "scan.pdf"), "--out", str(tmp_path / "index"), "--threads", "1"]) == 0
-    assert capsys.readouterr().out.strip().splitlines()[-1].endswith("documents 1 added; 2 pages written, 2 of them read by OCR")
+    assert (
+        prepare_data.main(["documents", str(tmp_path / "scan.pdf"), "--out", str(tmp_path / "index"), "--threads", "1"])
+        == 0
+    )
+    assert (
+        capsys.readouterr()
+        .out.strip()
+        .splitlines()[-1]
+        .endswith("documents 1 added; 2 pages written, 2 of them read by OCR")
+    )
     index = DocumentIndex(tmp_path / "index")
     assert index.search(index.find("scan"), "revenues", 3) == [2]
 
@@ -60,7 +72,14 @@ def test_what_is_skipped_is_said_with_its_reason(tmp_path, capsys):
 
 
 @pytest.mark.parametrize(
-    "arguments", [[], ["documents", "a.pdf"], ["documents", "--out", "x"], ["nothing"], ["documents", "a", "--out", "x", "--ocr", "y"]]
+    "arguments",
+    [
+        [],
+        ["documents", "a.pdf"],
+        ["documents", "--out", "x"],
+        ["nothing"],
+        ["documents", "a", "--out", "x", "--ocr", "y"],
+    ],
 )
 def test_a_wrong_command_line_ends_with_usage(arguments, capsys):
     with pytest.raises(SystemExit) as ended:

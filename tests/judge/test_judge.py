@@ -135,7 +135,9 @@ def test_a_policy_that_breaks_is_an_error_with_its_reason(judging):
 
 def opinion(label: str | None, probability: float | None) -> Opinion:
     turn = Turn(token_ids=(), logprobs=(), text="", finish_reason="stop")
-    trajectory = Trajectory(sample_id="s", track="t", group_id="g", index=0, prompt_ids=(), turns=(turn,), end="answered")
+    trajectory = Trajectory(
+        sample_id="s", track="t", group_id="g", index=0, prompt_ids=(), turns=(turn,), end="answered"
+    )
     return Opinion(label=label, probability=probability, session=Session(trajectory=trajectory, messages=(), images={}))
 
 

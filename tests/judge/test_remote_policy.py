@@ -64,7 +64,11 @@ class Server:
 
     def calls(self, content: str | None, arguments: str, name: str = ZOOM) -> None:
         """The next answer, with its call taken out of the text as servers do."""
-        self.says(content, calls=[{"type": "function", "function": {"name": name, "arguments": arguments}}], finish_reason="tool_calls")
+        self.says(
+            content,
+            calls=[{"type": "function", "function": {"name": name, "arguments": arguments}}],
+            finish_reason="tool_calls",
+        )
 
     def close(self) -> None:
         self._server.shutdown()
@@ -254,7 +258,11 @@ async def test_a_refusal_is_an_error_with_what_the_server_said(server, policy, r
         {"choices": [{}]},
         {"choices": [{"message": None, "finish_reason": "stop"}]},
         {"choices": [{"message": {"content": "x", "tool_calls": [{}]}, "finish_reason": "stop"}]},
-        {"choices": [{"message": {"tool_calls": [{"function": {"name": "x", "arguments": None}}]}, "finish_reason": "stop"}]},
+        {
+            "choices": [
+                {"message": {"tool_calls": [{"function": {"name": "x", "arguments": None}}]}, "finish_reason": "stop"}
+            ]
+        },
     ],
 )
 async def test_an_answer_that_is_no_completion_is_an_error(server, policy, request_, answer):

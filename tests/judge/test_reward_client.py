@@ -117,7 +117,9 @@ async def test_verl_reward_loop(service):
     """Its newer reward loop passes two more arguments, from a thread."""
     row = {"data_source": "digits", "solution_str": "5", "ground_truth": "4", "extra_info": {"question": "4 or 7?"}}
     more = {"reward_router_address": None, "reward_model_tokenizer": None}
-    score = await asyncio.get_running_loop().run_in_executor(None, lambda: compute_score(**row, **more, url=service.url))
+    score = await asyncio.get_running_loop().run_in_executor(
+        None, lambda: compute_score(**row, **more, url=service.url)
+    )
     assert score == pytest.approx(0.1)
 
 

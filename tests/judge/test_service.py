@@ -79,7 +79,9 @@ async def test_rewards_as_openrlhf_asks_for_them(serve, template):
     prompts = ["Which?", "Which?", chat, "Which?"]
     queries = ["Which?7", "<|endoftext|><s>Which?4</s>", f"{chat}7<|im_end|>\n<|endoftext|>", "Which?7\n"]
     async with serve(Sure(template)) as client:
-        response = await client.post("/get_reward", json={"query": queries, "prompts": prompts, "labels": ["", None, "7", ""]})
+        response = await client.post(
+            "/get_reward", json={"query": queries, "prompts": prompts, "labels": ["", None, "7", ""]}
+        )
     response.raise_for_status()
     answer = response.json()
     assert answer["rewards"] == pytest.approx([0.9, 0.1, 0.9, 0.9])
@@ -102,7 +104,12 @@ async def test_rewards_as_openrlhf_asks_for_them(serve, template):
         ("/get_reward", {"query": ["Which?7"]}, 422, "prompts"),
         ("/get_reward", {"query": ["Which?7"], "prompts": ["Who?"]}, 422, "does not begin with"),
         ("/get_reward", {"query": ["Oh. Which?7"], "prompts": ["Which?"]}, 422, "query[0] does not begin with"),
-        ("/get_reward", {"query": ["<|image_pad|>?7"], "prompts": ["<|image_pad|>?"]}, 422, "prompts[0] shows an image"),
+        (
+            "/get_reward",
+            {"query": ["<|image_pad|>?7"], "prompts": ["<|image_pad|>?"]},
+            422,
+            "prompts[0] shows an image",
+        ),
     ],
 )
 async def test_what_cannot_be_judged_is_refused(serve, path, body, status, message):

@@ -81,7 +81,9 @@ def measured() -> list[dict]:
     script = [sys.executable, str(Path(__file__).with_name("zero_states.py"))]
     folder, environment = Path(__file__).parents[2], {"PYTHONPATH": ".", "PATH": "/usr/bin:/bin"}
     ranks = [
-        subprocess.Popen([*script, rank, "2", str(port)], cwd=folder, env=environment, stdout=subprocess.PIPE, text=True)
+        subprocess.Popen(
+            [*script, rank, "2", str(port)], cwd=folder, env=environment, stdout=subprocess.PIPE, text=True
+        )
         for rank in ("0", "1")
     ]
     said, _ = (rank.communicate()[0] for rank in ranks)
@@ -100,9 +102,13 @@ def test_states_are_those_of_a_deepspeed_run(measured):
     for one in measured:
         element = 4 if one["dtype"] == "float32" else 2
         states = model_states(one["parameters"], one["trained"], ranks=2, zero_stage=one["stage"], element=element)
-        bucket = element * one["parameters"] if one["stage"] == 3 else 0  # stage 3 keeps its buckets, here as large as the model
+        bucket = (
+            element * one["parameters"] if one["stage"] == 3 else 0
+        )  # stage 3 keeps its buckets, here as large as the model
         expected = states.weights + states.gradients + states.optimizer + bucket
-        if one["stage"] == 0 and one["before_step"] > 1.01 * expected:  # the flat copy that is all-reduced may still be there
+        if (
+            one["stage"] == 0 and one["before_step"] > 1.01 * expected
+        ):  # the flat copy that is all-reduced may still be there
             expected += element * one["trained"]
         assert one["before_step"] == pytest.approx(expected, rel=0.006), one
         if one["stage"] in (0, 2):  # the others keep their buffers of gradients
@@ -149,13 +155,18 @@ def test_blocks_keep_what_the_formula_says(family, element):
     def text(model):
         positions = torch.arange(tokens // 2)[None, None].expand(3, 2, -1)
         embeddings = torch.randn(2, tokens // 2, 64, dtype=DTYPES[element], requires_grad=True)
-        return kept_bytes(model, lambda: model.model.language_model(inputs_embeds=embeddings, position_ids=positions, use_cache=False)[0])
+        return kept_bytes(
+            model,
+            lambda: model.model.language_model(inputs_embeds=embeddings, position_ids=positions, use_cache=False)[0],
+        )
 
     def tower(model):
         speed_up(model.model.visual)
         size = model.config.vision_config.patch_size
         pixels = torch.randn(patches, 6 * size * size, dtype=DTYPES[element])
-        return kept_bytes(model, lambda: model.model.get_image_features(pixels, torch.tensor([[1, 8, 8]])).pooler_output)
+        return kept_bytes(
+            model, lambda: model.model.get_image_features(pixels, torch.tensor([[1, 8, 8]])).pooler_output
+        )
 
     short, long = build(family, element), build(family, element, layers=4, depth=4)
     shape = ModelShape.of_config(short.config, "tiny")
@@ -194,22 +205,32 @@ def test_the_heads_peak_is_the_formulas(element):
     tracker = MemTracker()
     tracker.track_external(scorer)
     with tracker:
-        logprobs, _ = scorer(hidden, torch.zeros(tokens, dtype=torch.int64), torch.zeros(tokens, dtype=torch.bool), 1.0, False)
+        logprobs, _ = scorer(
+            hidden, torch.zeros(tokens, dtype=torch.int64), torch.zeros(tokens, dtype=torch.bool), 1.0, False
+        )
         logprobs.sum().backward()
     (peak,) = tracker.get_tracker_snapshot("peak").values()
     assert peak["Total"] - weight.nbytes == pytest.approx(memory.logits(vocabulary, tokens), rel=0.05)
 
 
 def test_a_learners_parts():
-    shape, config = ModelShape.of("Qwen2.5-VL-7B"), LearnerConfig(num_ranks=16, gradient_checkpointing=True, micro_batch_tokens=32768)
+    shape, config = (
+        ModelShape.of("Qwen2.5-VL-7B"),
+        LearnerConfig(num_ranks=16, gradient_checkpointing=True, micro_batch_tokens=32768),
+    )
     parts = memory.learner(shape, config)
-    off = memory.learner(shape, LearnerConfig(num_ranks=16, gradient_checkpointing=True, micro_batch_tokens=32768, offload_optimizer=True))
+    off = memory.learner(
+        shape,
+        LearnerConfig(num_ranks=16, gradient_checkpointing=True, micro_batch_tokens=32768, offload_optimizer=True),
+    )
     assert (off["optimizer"], off["gradients"]) == (0, 0)
     assert off["host"] == 16 * shape.trained(LearnerConfig()) // 16
     adapters = memory.learner(shape, replace(config, lora_rank=16))
     assert adapters["weights"] == parts["weights"]
     assert adapters["optimizer"] < 0.01 * parts["optimizer"]
-    trained = memory.learner(shape, LearnerConfig(num_ranks=16, gradient_checkpointing=True, micro_batch_tokens=32768, freeze_vision=False))
+    trained = memory.learner(
+        shape, LearnerConfig(num_ranks=16, gradient_checkpointing=True, micro_batch_tokens=32768, freeze_vision=False)
+    )
     assert trained["vision activations"] > parts["vision activations"]
     assert memory.learner(shape, config, reference=True)["weights"] == 2 * parts["weights"]
 
@@ -225,7 +246,9 @@ def test_adapters_are_as_many_as_pefts():
 def test_an_engines_cache_is_what_is_left():
     shape, gpu = ModelShape.of("Qwen2.5-VL-7B"), GPUS["h200"]
     assert memory.key_value_bytes(shape) == 2 * 28 * 4 * 128 * 2
-    assert memory.key_value_bytes(shape, tensor_parallel=8) == memory.key_value_bytes(shape) // 4, "four heads cannot be cut in eight"
+    assert memory.key_value_bytes(shape, tensor_parallel=8) == memory.key_value_bytes(shape) // 4, (
+        "four heads cannot be cut in eight"
+    )
     parts = memory.engine(shape, RolloutConfig(gpu_memory_utilization=0.5), gpu)
     assert sum(parts.values()) == int(0.5 * gpu.memory_gib * GIB)
     assert memory.engine(shape, RolloutConfig(gpu_memory_utilization=0.1), gpu)["key-value cache"] < 0

@@ -32,7 +32,12 @@ def shape() -> ModelShape:
 
 def setting(shape, name="stage2", overrides=(), nodes=2, gpu="h200", **workload) -> Setting:
     config = load_saved(f"configs/arm_thinker_{name}.yaml", [] if name == "sft" else [*SMALL, *overrides])
-    return Setting(config=config, shape=shape, cluster=Cluster(gpu=GPUS[gpu], nodes=nodes, gpus_per_node=8), workload=Workload(**workload))
+    return Setting(
+        config=config,
+        shape=shape,
+        cluster=Cluster(gpu=GPUS[gpu], nodes=nodes, gpus_per_node=8),
+        workload=Workload(**workload),
+    )
 
 
 def test_what_bounds_a_learner(shape):
@@ -52,7 +57,9 @@ def test_what_bounds_a_learner(shape):
 
 
 def test_an_engine_shares_its_passes(shape):
-    times = EngineTimes(shape=shape, cluster=Cluster(gpu=GPUS["h200"], nodes=1, gpus_per_node=1), efficiency=Efficiency())
+    times = EngineTimes(
+        shape=shape, cluster=Cluster(gpu=GPUS["h200"], nodes=1, gpus_per_node=1), efficiency=Efficiency()
+    )
 
     async def seconds(sessions, **limits):
         engine = SimulatedEngine(times, **{"max_sequences": 64, "cache_tokens": 1e6, **limits})
@@ -68,7 +75,9 @@ def test_an_engine_shares_its_passes(shape):
 
 
 def test_an_engine_that_pauses_samples_later(shape):
-    times = EngineTimes(shape=shape, cluster=Cluster(gpu=GPUS["h200"], nodes=1, gpus_per_node=1), efficiency=Efficiency())
+    times = EngineTimes(
+        shape=shape, cluster=Cluster(gpu=GPUS["h200"], nodes=1, gpus_per_node=1), efficiency=Efficiency()
+    )
 
     async def seconds(pause):
         engine = SimulatedEngine(times, max_sequences=4, cache_tokens=1e6)
@@ -84,19 +93,26 @@ def test_an_engine_that_pauses_samples_later(shape):
 
 def test_weights_reach_many_nodes_in_rounds(shape):
     def seconds(nodes, **changes):
-        return update_seconds(shape, LearnerConfig(**changes), Cluster(gpu=GPUS["h200"], nodes=nodes, gpus_per_node=8), Efficiency())
+        return update_seconds(
+            shape, LearnerConfig(**changes), Cluster(gpu=GPUS["h200"], nodes=nodes, gpus_per_node=8), Efficiency()
+        )
 
     one, two, many = (seconds(nodes) for nodes in (1, 2, 128))
     assert one < two < many
     assert many - two == pytest.approx(6 * 2 * shape.parameters / Efficiency().object_bandwidth)
     adapters = shape.adapters(LearnerConfig(lora_rank=16))
-    assert seconds(128, lora_rank=16) - seconds(2, lora_rank=16) == pytest.approx(6 * 2 * adapters / Efficiency().object_bandwidth)
+    assert seconds(128, lora_rank=16) - seconds(2, lora_rank=16) == pytest.approx(
+        6 * 2 * adapters / Efficiency().object_bandwidth
+    )
 
 
 def test_adapters_need_less_of_everything_but_passes(shape):
     whole, adapted = (
         setting(shape),
-        setting(shape, overrides=[f"learner.{key}" for key in ("lora_rank=16", "freeze_vision=true", "freeze_projector=true")]),
+        setting(
+            shape,
+            overrides=[f"learner.{key}" for key in ("lora_rank=16", "freeze_vision=true", "freeze_projector=true")],
+        ),
     )
     assert step_of(adapted).sync < step_of(whole).sync
     assert memory_of(adapted).longest < memory_of(whole).longest
@@ -151,7 +167,8 @@ def test_more_gpus_bring_less_and_less(shape):
 
 
 @pytest.mark.parametrize(
-    ("written", "message"), [("calls", "a number, not ''"), ("tempo=3", "a key of"), ("calls=many", "a number"), ("calls=-1", "0 or more")]
+    ("written", "message"),
+    [("calls", "a number, not ''"), ("tempo=3", "a key of"), ("calls=many", "a number"), ("calls=-1", "0 or more")],
 )
 def test_a_workload_that_cannot_be_is_refused(written, message):
     with pytest.raises(WorkloadError, match=message):
@@ -162,7 +179,9 @@ def test_a_workload_that_cannot_be_is_refused(written, message):
 def test_the_command_prints_json_and_a_verdict(monkeypatch, capsys, config, overrides):
     path = "model.path=Qwen/Qwen2.5-VL-3B-Instruct"
     monkeypatch.setattr(
-        sys, "argv", ["plan", f"configs/arm_thinker_{config}.yaml", path, *overrides, "--nodes", "2", "--no-search", "--json"]
+        sys,
+        "argv",
+        ["plan", f"configs/arm_thinker_{config}.yaml", path, *overrides, "--nodes", "2", "--no-search", "--json"],
     )
     assert job.main() == 0
     said = json.loads(capsys.readouterr().out)
@@ -173,7 +192,9 @@ def test_the_command_prints_json_and_a_verdict(monkeypatch, capsys, config, over
 
 def test_the_command_prints_tables(monkeypatch, capsys):
     path = "model.path=Qwen/Qwen2.5-VL-72B-Instruct"
-    monkeypatch.setattr(sys, "argv", ["plan", "configs/arm_thinker_stage2.yaml", path, *SMALL, "--gpu", "l40s", "--no-search"])
+    monkeypatch.setattr(
+        sys, "argv", ["plan", "configs/arm_thinker_stage2.yaml", path, *SMALL, "--gpu", "l40s", "--no-search"]
+    )
     assert job.main() == 0
     out = capsys.readouterr().out
     assert "Qwen2.5-VL-72B-Instruct, 73.41 billion parameters, on 1 x 8 l40s" in out

@@ -9,7 +9,15 @@ from statistics import mean
 
 import pytest
 
-from arm_rl.core.config import AlgorithmConfig, DataConfig, MetricsConfig, PlacementConfig, RolloutConfig, RunConfig, TrainConfig
+from arm_rl.core.config import (
+    AlgorithmConfig,
+    DataConfig,
+    MetricsConfig,
+    PlacementConfig,
+    RolloutConfig,
+    RunConfig,
+    TrainConfig,
+)
 from arm_rl.core.tracing import Recorder, span, take
 from arm_rl.plan import clock
 from arm_rl.plan.measured import MeasuredLearning, MeasuredRollouts, Parts, _groups
@@ -137,7 +145,12 @@ def measured(name: str) -> Parts:
 def test_the_demos_steps_take_as_long_as_they_did(name, max_staleness):
     """Sixteen steps of the demo's second stage, from turns, calls, batches and updates alone: within 15 %."""
     parts = measured(name)
-    demo = config(samples_per_step=16, group_size=8, max_staleness=max_staleness, proximal="recomputed" if max_staleness else "behaviour")
+    demo = config(
+        samples_per_step=16,
+        group_size=8,
+        max_staleness=max_staleness,
+        proximal="recomputed" if max_staleness else "behaviour",
+    )
     simulated = []
     for seed in range(3):
         one = replace(demo, run=replace(demo.run, seed=seed), placement=PlacementConfig(use_gpu=False))

@@ -19,15 +19,28 @@ from actors.learner.settings import deepspeed_config
 from arm_rl.core.config import LearnerConfig
 
 WIDTH, LAYERS = 128, 32
-CASES = [("float32", 0), ("float32", 2), ("float32", 3), ("bfloat16", 0), ("bfloat16", 1), ("bfloat16", 2), ("bfloat16", 3)]
-ENGINES: list[deepspeed.DeepSpeedEngine] = []  # kept, so that nothing of an earlier case goes while a later one is measured
+CASES = [
+    ("float32", 0),
+    ("float32", 2),
+    ("float32", 3),
+    ("bfloat16", 0),
+    ("bfloat16", 1),
+    ("bfloat16", 2),
+    ("bfloat16", 3),
+]
+ENGINES: list[
+    deepspeed.DeepSpeedEngine
+] = []  # kept, so that nothing of an earlier case goes while a later one is measured
 
 
 def tensors() -> Iterator[Tensor]:
     for found in gc.get_objects():
         if type(found) in (Tensor, nn.Parameter):
             yield found
-            of_it = [found.grad if found.is_leaf else None, *(getattr(found, name, None) for name in ("ds_tensor", "grad_accum"))]
+            of_it = [
+                found.grad if found.is_leaf else None,
+                *(getattr(found, name, None) for name in ("ds_tensor", "grad_accum")),
+            ]
             yield from (one for one in of_it if isinstance(one, Tensor))
 
 
@@ -45,7 +58,9 @@ def measure(dtype: str, stage: int, ranks: int) -> dict:
     counts = [sum(parameter.numel() for parameter in many) for many in (list(model.parameters()), trained)]
     optimizer = torch.optim.AdamW(trained, lr=1e-3, fused=True)
     config = LearnerConfig(num_ranks=ranks, zero_stage=stage)
-    engine, *_ = deepspeed.initialize(model=model, optimizer=optimizer, config=deepspeed_config(config, dtype, counts[0], False))
+    engine, *_ = deepspeed.initialize(
+        model=model, optimizer=optimizer, config=deepspeed_config(config, dtype, counts[0], False)
+    )
 
     ENGINES.append(engine)
     at_most = 0
@@ -68,7 +83,9 @@ def measure(dtype: str, stage: int, ranks: int) -> dict:
 if __name__ == "__main__":
     rank, ranks, port = map(int, sys.argv[1:])
     logging.getLogger("DeepSpeed").setLevel(logging.ERROR)
-    dist.init_process_group("gloo", store=dist.TCPStore("127.0.0.1", port, ranks, is_master=rank == 0), rank=rank, world_size=ranks)
+    dist.init_process_group(
+        "gloo", store=dist.TCPStore("127.0.0.1", port, ranks, is_master=rank == 0), rank=rank, world_size=ranks
+    )
     _do_not_compile_collectives()
     deepspeed.init_distributed(dist_backend="gloo", auto_mpi_discovery=False)
     gc.freeze()  # what the imports made need not be looked through again and again

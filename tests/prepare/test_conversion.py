@@ -25,7 +25,10 @@ from tests.support.scripted import ANSWER, ZOOM, call, noise
 
 PICTURES = [Image.from_pil(noise(8, 8, seed)) for seed in range(4)]
 SUFFIXES = {"verl": ".parquet", "sharegpt": ".json", "openai": ".jsonl"}
-SCHEMA = {"type": "function", "function": {"name": "zoom", "description": "Looks.", "parameters": {"type": "object", "properties": {}}}}
+SCHEMA = {
+    "type": "function",
+    "function": {"name": "zoom", "description": "Looks.", "parameters": {"type": "object", "properties": {}}},
+}
 
 
 def read(path, kind, root=None):
@@ -53,7 +56,9 @@ turns = strategies.lists(
     max_size=3,
 )
 values = (
-    words | strategies.lists(words, max_size=2) | strategies.fixed_dictionaries({}, optional={"a": words, "b": strategies.integers(0, 9)})
+    words
+    | strategies.lists(words, max_size=2)
+    | strategies.fixed_dictionaries({}, optional={"a": words, "b": strategies.integers(0, 9)})
 )
 
 
@@ -74,11 +79,16 @@ def records(draw):
     if draw(strategies.booleans()):
         others |= {
             "reward_model": {"ground_truth": "1", "style": "rule"},
-            "extra_info": {"index": draw(strategies.integers(0, 99)), "tools_kwargs": {ZOOM: {"create_kwargs": {"image": draw(words)}}}},
+            "extra_info": {
+                "index": draw(strategies.integers(0, 99)),
+                "tools_kwargs": {ZOOM: {"create_kwargs": {"image": draw(words)}}},
+            },
         }
     extra = draw(strategies.dictionaries(strategies.sampled_from(["note", "marks"]), words, max_size=2))
     schemas = None if tools is None else (SCHEMA,)
-    return Record(messages=tuple(messages), images=tuple(shown), tools=tools, schemas=schemas, others={**others, **extra})
+    return Record(
+        messages=tuple(messages), images=tuple(shown), tools=tools, schemas=schemas, others={**others, **extra}
+    )
 
 
 def same(found, expected):
@@ -90,7 +100,11 @@ def same(found, expected):
     assert [one.others for one in found] == [one.others for one in expected]
 
 
-@given(rows=strategies.lists(records(), min_size=1, max_size=4), way=strategies.permutations(list(SUFFIXES)), files=strategies.booleans())
+@given(
+    rows=strategies.lists(records(), min_size=1, max_size=4),
+    way=strategies.permutations(list(SUFFIXES)),
+    files=strategies.booleans(),
+)
 @settings(max_examples=40, suppress_health_check=[HealthCheck.too_slow])
 def test_a_way_through_all_formats_loses_nothing(tmp_path_factory, rows, way, files):
     """In any order, images in the files or beside them; demonstrations and prompts with labels apart, as parquet needs them."""
@@ -101,7 +115,9 @@ def test_a_way_through_all_formats_loses_nothing(tmp_path_factory, rows, way, fi
         for number, kind in enumerate([*way, way[0]]):
             if found:
                 path = folder / f"{kind_of_rows}-{number}{SUFFIXES[kind]}"
-                assert write(path, kind, found, folder / "images" if files or kind == "sharegpt" else None) == len(found)
+                assert write(path, kind, found, folder / "images" if files or kind == "sharegpt" else None) == len(
+                    found
+                )
                 found = read(path, kind)
         same(found, chosen)
     kept = list((folder / "images").glob("*")) if (folder / "images").exists() else []
@@ -161,7 +177,11 @@ def test_llama_factorys_published_shape(tmp_path):
             "tools": json.dumps([SCHEMA]),
             "images": ["0.png", "1.png"],
         },
-        {"id": "llava", "image": "1.png", "conversations": [{"from": "human", "value": "<image>\n?"}, {"from": "gpt", "value": "!"}]},
+        {
+            "id": "llava",
+            "image": "1.png",
+            "conversations": [{"from": "human", "value": "<image>\n?"}, {"from": "gpt", "value": "!"}],
+        },
     ]
     (tmp_path / "in.json").write_text(json.dumps(items))
     first, second = read(tmp_path / "in.json", "sharegpt")
@@ -174,7 +194,12 @@ def test_llama_factorys_published_shape(tmp_path):
     )
     assert (first.tools, first.images, second.images) == (("zoom",), (PICTURES[0], PICTURES[1]), (PICTURES[1],))
     convert(
-        tmp_path / "in.json", tmp_path / "out.json", "sharegpt", "sharegpt", images=ImageSource(tmp_path), image_folder=tmp_path / "kept"
+        tmp_path / "in.json",
+        tmp_path / "out.json",
+        "sharegpt",
+        "sharegpt",
+        images=ImageSource(tmp_path),
+        image_folder=tmp_path / "kept",
     )
     again = json.loads((tmp_path / "out.json").read_text())
     assert again[0]["conversations"] == items[0]["conversations"]
@@ -186,10 +211,16 @@ def test_openais_published_shape(tmp_path):
     """Calls with ids of their own, content that is null, images as URLs of any kind, and two calls in one turn."""
     (tmp_path / "dog.png").write_bytes(PICTURES[1].data)
     url = "data:image/png;base64," + base64.b64encode(PICTURES[0].data).decode()
-    made = [{"id": f"abc{n}", "type": "function", "function": {"name": "zoom", "arguments": f'{{ "n":{n}}}'}} for n in (1, 2)]
+    made = [
+        {"id": f"abc{n}", "type": "function", "function": {"name": "zoom", "arguments": f'{{ "n":{n}}}'}}
+        for n in (1, 2)
+    ]
     line = {
         "messages": [
-            {"role": "user", "content": [{"type": "image_url", "image_url": {"url": url}}, {"type": "text", "text": "and"}]},
+            {
+                "role": "user",
+                "content": [{"type": "image_url", "image_url": {"url": url}}, {"type": "text", "text": "and"}],
+            },
             {"role": "assistant", "content": None, "tool_calls": made},
             {"role": "tool", "content": "one", "tool_call_id": "abc1"},
             {"role": "tool", "content": "two", "tool_call_id": "abc2"},
@@ -209,12 +240,16 @@ def test_what_is_converted_can_be_trained_on(tmp_path, template):
     think, made = "<think>look closer</think>", split_calls(call())[1]
     line = {
         "messages": [
-            {"role": "user", "content": [{"type": "image_url", "image_url": {"url": "a.png"}}, {"type": "text", "text": "?"}]},
+            {
+                "role": "user",
+                "content": [{"type": "image_url", "image_url": {"url": "a.png"}}, {"type": "text", "text": "?"}],
+            },
             {
                 "role": "assistant",
                 "content": think,
                 "tool_calls": [
-                    {"id": "call_0", "type": "function", "function": {"name": name, "arguments": given}} for name, given in made
+                    {"id": "call_0", "type": "function", "function": {"name": name, "arguments": given}}
+                    for name, given in made
                 ],
             },
             {"role": "tool", "content": "nothing", "tool_call_id": "call_0"},
@@ -228,12 +263,16 @@ def test_what_is_converted_can_be_trained_on(tmp_path, template):
     (demonstration,) = read_demonstrations([str(tmp_path / "demonstrations.parquet")], template)
     assert [turn.text for turn in demonstration.trajectory.turns] == [call(), ANSWER]
     prompt = {"conversations": [{"from": "human", "value": "<image>?"}], "images": ["a.png"], "data_source": "zoom"}
-    items = [{**prompt, "reward_model": {"ground_truth": str(label)}, "extra_info": {"id": f"s{label}"}} for label in (1, 2)]
+    items = [
+        {**prompt, "reward_model": {"ground_truth": str(label)}, "extra_info": {"id": f"s{label}"}} for label in (1, 2)
+    ]
     (tmp_path / "in.json").write_text(json.dumps(items))
     assert main(["convert", str(tmp_path / "in.json"), str(tmp_path / "samples.parquet"), "--images", "files"]) == 0
     samples = read_samples([str(tmp_path / "samples.parquet")], ())
     assert [(sample.id, sample.label) for sample in samples] == [("s1", "1"), ("s2", "2")]
-    assert {ref.path for sample in samples for ref in sample.images} == {str(tmp_path / "images" / f"{PICTURES[0].key}.png")}
+    assert {ref.path for sample in samples for ref in sample.images} == {
+        str(tmp_path / "images" / f"{PICTURES[0].key}.png")
+    }
 
 
 def test_tools_known_by_name_need_their_files(tmp_path, capsys):
@@ -241,7 +280,10 @@ def test_tools_known_by_name_need_their_files(tmp_path, capsys):
     pq.write_table(pa.Table.from_pylist([row]), tmp_path / "in.parquet")
     command = ["convert", str(tmp_path / "in.parquet"), str(tmp_path / "out.jsonl")]
     assert main(command) == 1
-    assert f"the schema of '{ZOOM}' is not known: give the files that list the tools with --tools" in capsys.readouterr().err
+    assert (
+        f"the schema of '{ZOOM}' is not known: give the files that list the tools with --tools"
+        in capsys.readouterr().err
+    )
     assert not (tmp_path / "out.jsonl").exists()
     assert main([*command, "--tools", "configs/tools/image_zoom.yaml"]) == 0
     assert json.loads((tmp_path / "out.jsonl").read_text())["tools"][0]["function"]["name"] == ZOOM
@@ -255,18 +297,30 @@ def test_tools_known_by_name_need_their_files(tmp_path, capsys):
         ("in.json", "[", r"in.json: not a readable JSON file"),
         ("in.json", '[{"conversations": [{"from": "me", "value": ""}]}]', "from is 'me'; one of system, human"),
         ("in.json", '[{"conversations": [{"from": "gpt", "value": 3}]}]', "the value of a turn is a text, not 3"),
-        ("in.json", '[{"conversations": [{"from": "gpt", "value": "<image>"}]}]', "the messages have 1 <image> for 0 images"),
+        (
+            "in.json",
+            '[{"conversations": [{"from": "gpt", "value": "<image>"}]}]',
+            "the messages have 1 <image> for 0 images",
+        ),
         ("in.json", '[{"conversations": [], "tools": "x"}]', "tools is not valid JSON"),
         ("in.jsonl", '{"messages": []}\n{', r"in.jsonl: row 1: not valid JSON"),
         ("in.jsonl", '{"messages": [{"role": "me"}]}', "a message needs a role"),
         ("in.jsonl", '{"messages": [{"role": "user", "content": "<image>"}]}', "a text holds <image>"),
-        ("in.jsonl", '{"messages": [{"role": "user", "content": [{"type": "audio"}]}]}', "a part of a message is text or image_url"),
+        (
+            "in.jsonl",
+            '{"messages": [{"role": "user", "content": [{"type": "audio"}]}]}',
+            "a part of a message is text or image_url",
+        ),
         (
             "in.jsonl",
             '{"messages": [{"role": "user", "content": [{"type": "image_url", "image_url": {"url": "../a.png"}}]}]}',
             "leads out of",
         ),
-        ("in.jsonl", '{"messages": [{"role": "user", "content": [{"type": "image_url", "image_url": "data:x,y"}]}]}', "it is not base64"),
+        (
+            "in.jsonl",
+            '{"messages": [{"role": "user", "content": [{"type": "image_url", "image_url": "data:x,y"}]}]}',
+            "it is not base64",
+        ),
         (
             "in.jsonl",
             '{"messages": [{"role": "assistant", "tool_calls": [{"function": {"name": "a", "arguments": "{"}}]}]}',
@@ -318,14 +372,25 @@ def serving(pages):
 
 
 def test_images_are_fetched_within_limits(tmp_path):
-    pages = {"/a.png": PICTURES[0].data, "/there": "/a.png", "/round": "/round", "/text": b"not an image", "/large": bytes(5000)}
+    pages = {
+        "/a.png": PICTURES[0].data,
+        "/there": "/a.png",
+        "/round": "/round",
+        "/text": b"not an image",
+        "/large": bytes(5000),
+    }
     with serving(pages) as (address, asked):
         source = ImageSource(tmp_path, limits=FetchLimits(fetch=True, max_bytes=4000, max_redirects=2))
         assert source.read(f"{address}/a.png") == PICTURES[0]
         assert source.read({"url": f"{address}/a.png"}) == PICTURES[0]
         assert asked == ["/a.png"], "an image that follows itself is fetched once"
         assert source.read(f"{address}/there") == PICTURES[0]
-        for page, message in (("large", "more than 4000 bytes"), ("none", "404"), ("text", "not a readable"), ("round", "redirects")):
+        for page, message in (
+            ("large", "more than 4000 bytes"),
+            ("none", "404"),
+            ("text", "not a readable"),
+            ("round", "redirects"),
+        ):
             with pytest.raises(ImageError, match=message):
                 source.read(f"{address}/{page}")
         with pytest.raises(ImageError, match="URLs are fetched with --fetch only"):
@@ -333,7 +398,10 @@ def test_images_are_fetched_within_limits(tmp_path):
 
 
 def test_large_data_passes_in_small_row_groups(tmp_path):
-    rows = [Record(messages=(("user", f"{number}"),), others={"reward_model": {"ground_truth": "1"}}) for number in range(300)]
+    rows = [
+        Record(messages=(("user", f"{number}"),), others={"reward_model": {"ground_truth": "1"}})
+        for number in range(300)
+    ]
     write(tmp_path / "a.parquet", "verl", rows)
     metadata = pq.read_metadata(tmp_path / "a.parquet")
     assert [metadata.row_group(group).num_rows for group in range(metadata.num_row_groups)] == [128, 128, 44]

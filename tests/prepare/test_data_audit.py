@@ -24,7 +24,8 @@ def picture(seed, size=160):
     for number in range(6):
         x, y = (seed * 37 + number * 53) % (size - 60), (seed * 71 + number * 29) % (size - 60)
         pen.rectangle(
-            [x, y, x + 20 + (seed * 13 + number * 7) % 40, y + 15 + (seed * 5 + number * 11) % 40], fill=(seed * 40 % 256, number * 40, 90)
+            [x, y, x + 20 + (seed * 13 + number * 7) % 40, y + 15 + (seed * 5 + number * 11) % 40],
+            fill=(seed * 40 % 256, number * 40, 90),
         )
     return drawn
 
@@ -56,7 +57,14 @@ def audit(tmp_path, capsys):
                 files.append(tmp_path / f"{name}.{kind}")
                 pq.write_table(pa.Table.from_pylist([*found]), files[-1])
         report = tmp_path / "report.json"
-        command = ["audit", str(files[0]), *(["--held-out", str(files[1])] if held_out else []), "--json", str(report), *options]
+        command = [
+            "audit",
+            str(files[0]),
+            *(["--held-out", str(files[1])] if held_out else []),
+            "--json",
+            str(report),
+            *options,
+        ]
         status = main(command)
         said = capsys.readouterr()
         return status, json.loads(report.read_text()), said.out + said.err
@@ -69,7 +77,9 @@ def kinds(report):
 
 
 def test_good_data_has_nothing_wrong(audit):
-    status, report, said = audit([row(number) for number in range(40)], [row(number) for number in range(40, 60)], *TOOLS)
+    status, report, said = audit(
+        [row(number) for number in range(40)], [row(number) for number in range(40, 60)], *TOOLS
+    )
     assert (status, report["findings"], report["ok"]) == (0, [], True)
     train, held = report["files"].values()
     assert (train["rows"], held["rows"], train["broken"], train["tracks"]) == (40, 20, 0, {"zoom": 40})
@@ -155,7 +165,9 @@ def test_tools_that_cannot_be_used(audit):
     ]
     status, report, said = audit(rows, (), *TOOLS)
     assert (status, kinds(report)) == (1, {"tools": 3})
-    assert "s1: extra_info.expected_tools: check_whether_response_word_count_in_range needs a text of the memory" in said
+    assert (
+        "s1: extra_info.expected_tools: check_whether_response_word_count_in_range needs a text of the memory" in said
+    )
     assert "s2: extra_info.expected_tools: 'saw', which no tool file lists" in said
     assert "s3: extra_info.expected_tools: image_zoom_in_tool needs an image, and there is none" in said
 
@@ -174,8 +186,13 @@ def test_tools_that_cannot_be_used(audit):
 def test_calls_of_demonstrations(audit, turns, message):
     written = [{"role": "user", "content": "<image>?"}]
     written += [{"role": "tool" if number % 2 else "assistant", "content": text} for number, text in enumerate(turns)]
-    shown = [{"bytes": encoded(picture(seed)), "path": None} for seed in range(sum(one["content"].count("<image>") for one in written))]
-    status, report, said = audit([{"id": "d", "data_source": "zoom", "messages": written, "images": shown, "tools": [ZOOM]}], (), *TOOLS)
+    shown = [
+        {"bytes": encoded(picture(seed)), "path": None}
+        for seed in range(sum(one["content"].count("<image>") for one in written))
+    ]
+    status, report, said = audit(
+        [{"id": "d", "data_source": "zoom", "messages": written, "images": shown, "tools": [ZOOM]}], (), *TOOLS
+    )
     assert (status, kinds(report)) == ((0, {}) if message is None else (1, {"tools": 1}))
     assert message is None or f"d: {message}" in said or message in said
 
@@ -184,7 +201,14 @@ def test_tokens_are_those_that_training_counts(audit, judge_folder, template):
     from arm_rl.data.samples import read_samples
 
     rows = [row(number, text="<image>" + "Which digit? " * (1 + number), tools=[ZOOM]) for number in range(5)]
-    options = ["--tools", "configs/tools/digits.yaml", "--model", str(judge_folder), "--system-prompt", "configs/prompts/digits.txt"]
+    options = [
+        "--tools",
+        "configs/tools/digits.yaml",
+        "--model",
+        str(judge_folder),
+        "--system-prompt",
+        "configs/prompts/digits.txt",
+    ]
     _, report, _ = audit(rows, (), *options)
     tokens = next(iter(report["files"].values()))["prompt tokens"]
     path = next(iter(report["files"]))

@@ -63,7 +63,9 @@ def test_another_number_of_rollouts_is_judged_anew(file, tmp_path):
     lines = tmp_path / "lines.jsonl"
     with JsonLines(lines) as open_lines:
         for one in rights(samples[:2]).values():
-            open_lines.add({"id": one.id, "track": one.track, "num_right": one.num_right, "num_rollouts": one.num_rollouts})
+            open_lines.add(
+                {"id": one.id, "track": one.track, "num_right": one.num_right, "num_rollouts": one.num_rollouts}
+            )
     lines.write_text(lines.read_text() + '{"id": "cut')
     with JsonLines(lines) as open_lines:
         assert judged_before(samples, open_lines, 5) == rights(samples[:2])
@@ -80,7 +82,13 @@ def test_another_number_of_rollouts_is_judged_anew(file, tmp_path):
 def test_on_real_engines(judge_folder, tmp_path, capsys, monkeypatch):
     """An untrained judge is never right, and never teaches: both commands say so, and neither asks twice."""
     file = dataset.write(tmp_path / "train.parquet", seed=0, split="train", num_samples=6)
-    config = ["configs/demo.yaml", f"run.root={tmp_path}", f"model.path={judge_folder}", f"data.train=[{file}]", "data.held_out=[]"]
+    config = [
+        "configs/demo.yaml",
+        f"run.root={tmp_path}",
+        f"model.path={judge_folder}",
+        f"data.train=[{file}]",
+        "data.held_out=[]",
+    ]
     small = ["session.max_response_tokens=48", "metrics.wandb=disabled"]
     command = ["difficulty", *config, *small, "--rollouts", "2"]
     assert prepare_data.main(command) == 0

@@ -127,7 +127,10 @@ def test_a_second_run_leaves_what_is_unchanged(tmp_path, out):
     build_index(sources, out, ocr="never")
     written = []
     summary = build_index(
-        [*sources, write_folder(tmp_path / "c", [3])], out, ocr="never", on_page=lambda progress: written.append(progress)
+        [*sources, write_folder(tmp_path / "c", [3])],
+        out,
+        ocr="never",
+        on_page=lambda progress: written.append(progress),
     )
     assert (summary.unchanged, summary.added, summary.replaced, summary.num_pages) == (["a", "b.pdf"], ["c"], [], 1)
     assert [(progress.document, progress.pages_done, progress.num_pages) for progress in written] == [("c", 4, 4)]
@@ -172,7 +175,9 @@ def test_an_interruption_leaves_whole_documents_and_the_next_run_goes_on(tmp_pat
 
 def test_a_kill_leaves_pages_that_do_not_count(tmp_path, out, monkeypatch):
     monkeypatch.setattr(document_builder, "_PAGES_AT_A_TIME", 1)
-    monkeypatch.setattr(document_builder._IndexWriter, "finish", lambda self: None)  # as if there had been no time for it
+    monkeypatch.setattr(
+        document_builder._IndexWriter, "finish", lambda self: None
+    )  # as if there had been no time for it
     pdf = write_pdf(tmp_path / "a.pdf", [["apples and pears"], ["pears and plums"]])
     build_index([pdf], out, ocr="never")
     half = write_pdf(tmp_path / "half.pdf", [["apples again"], ["more apples"]])
@@ -260,7 +265,9 @@ def test_a_page_that_breaks_off_names_its_file_and_keeps_the_documents_before(tm
 
 def test_two_documents_of_one_name_are_refused(tmp_path, out):
     with pytest.raises(SourceError, match=r"two documents of the name 'a'"):
-        build_index([write_folder(tmp_path / "x" / "a", [1]), write_folder(tmp_path / "y" / "a", [2])], out, ocr="never")
+        build_index(
+            [write_folder(tmp_path / "x" / "a", [1]), write_folder(tmp_path / "y" / "a", [2])], out, ocr="never"
+        )
     assert not out.exists()
 
 

@@ -39,10 +39,22 @@ def test_llava_critic(tmp_path, made):
     asked = "<image>\nCompare.\nQuestion: [What is [this]?]\n{0}: [A red cat.]\n{1}: [A dog.\nReally.]\n\nASSISTANT:\n"
     first, second = ("The first response", "The second response"), ("Response 1", "Response 2")
     rows = [
-        {"id": "a", "source": "vlfeedback", "conversations": turns(asked.format(*first), "... The better response: [second]")},
-        {"id": "b", "source": "vlfeedback", "conversations": turns(asked.format(*second), "The better response: [1]. Because ...")},
+        {
+            "id": "a",
+            "source": "vlfeedback",
+            "conversations": turns(asked.format(*first), "... The better response: [second]"),
+        },
+        {
+            "id": "b",
+            "source": "vlfeedback",
+            "conversations": turns(asked.format(*second), "The better response: [1]. Because ..."),
+        },
         {"id": "c", "source": "vlfeedback", "conversations": turns(asked.format(*second), "Both are equally good.")},
-        {"id": "d", "source": "svit", "conversations": turns("Text Caption: a cat\nFrom 0 to 100 ...", "Final Score: 80")},
+        {
+            "id": "d",
+            "source": "svit",
+            "conversations": turns("Text Caption: a cat\nFrom 0 to 100 ...", "Final Score: 80"),
+        },
         {"id": "e", "source": "svit", "conversations": turns(asked.format(*first), "The better response: [first]")},
     ]
     for row, data in zip(rows, [PICTURES[0].data] * 4 + [b"broken"], strict=True):
@@ -64,12 +76,16 @@ def test_llava_critic(tmp_path, made):
 def test_deepeyes(tmp_path, made):
     """verl's columns; the words on how to think and call go, the options stay."""
     how = (
-        "\nThink first, call **image_zoom_in_tool** if needed, then answer. Format strictly as:  <think>...</think>  <answer>...</answer> "
+        "\nThink first, call **image_zoom_in_tool** if needed, then answer. "
+        "Format strictly as:  <think>...</think>  <answer>...</answer> "
     )
     rows = [
         {
             "data_source": "vstar",
-            "prompt": [{"role": "system", "content": "You help."}, {"role": "user", "content": f"<image>\nWhich colour?\nA. red{how}"}],
+            "prompt": [
+                {"role": "system", "content": "You help."},
+                {"role": "user", "content": f"<image>\nWhich colour?\nA. red{how}"},
+            ],
             "images": [{"bytes": PICTURES[number].data, "path": None}],
             "ability": "visual_toolbox_v2",
             "env_name": "visual_toolbox_v2",
@@ -120,8 +136,14 @@ def test_mm_ifengine(tmp_path, made):
     ]
     (tmp_path / "data.json").write_text(json.dumps(rows))
     questions, said = made("mm_ifengine", "data.json")
-    assert [(one.question, one.answer) for one in questions[:2]] == [("Describe it.", "A cat."), ("Describe it.", "Better.")]
-    paragraphs, keywords = "check_whether_response_paragraph_number_in_range", "check_whether_each_keyword_in_list_mentioned_in_range"
+    assert [(one.question, one.answer) for one in questions[:2]] == [
+        ("Describe it.", "A cat."),
+        ("Describe it.", "Better."),
+    ]
+    paragraphs, keywords = (
+        "check_whether_response_paragraph_number_in_range",
+        "check_whether_each_keyword_in_list_mentioned_in_range",
+    )
     assert questions[2].constraints == (
         Constraint(instruction="Three paragraphs.", tool=paragraphs, arguments={"lower_bound": 3, "upper_bound": 3}),
         Constraint(
@@ -142,7 +164,14 @@ def test_mp_docvqa(tmp_path, made):
     common = {"doc_id": "doc1", "page_ids": ["doc1_p0", "doc1_p1"], "answer_page_idx": 1, "data_split": "val"}
     rows = [
         {**common, "questionId": 7, "question": "What is the total?", "answers": ["$5", "5"]},
-        {**common, "questionId": 8, "question": "Which year?", "answers": ["1999"], "page_ids": ["doc1_p2"], "answer_page_idx": 0},
+        {
+            **common,
+            "questionId": 8,
+            "question": "Which year?",
+            "answers": ["1999"],
+            "page_ids": ["doc1_p2"],
+            "answer_page_idx": 0,
+        },
         {**common, "questionId": 9, "question": "Who?", "answers": []},
         {**common, "questionId": 10, "question": "Where?", "answers": ["here"], "page_ids": ["doc1_p9"]},
     ]
@@ -163,7 +192,9 @@ def test_mp_docvqa(tmp_path, made):
 
 def test_questions_of_ones_own(tmp_path, made):
     (tmp_path / "a.png").write_bytes(PICTURES[0].data)
-    (tmp_path / "q.jsonl").write_text(json.dumps({"id": "1", "track": "t", "question": "?", "answer": "!", "images": ["a.png"]}))
+    (tmp_path / "q.jsonl").write_text(
+        json.dumps({"id": "1", "track": "t", "question": "?", "answer": "!", "images": ["a.png"]})
+    )
     (question,), _ = made("jsonl", "q.jsonl")
     assert question == Question(id="1", track="t", question="?", answer="!", images=(question.images[0],))
     assert question.images[0].resolve() == tmp_path / "a.png"
@@ -174,7 +205,12 @@ def test_questions_of_ones_own(tmp_path, made):
     [
         ("mp_docvqa", "a.json", "[]", "a.json: not a JSON object with data"),
         ("mm_ifengine", "a.json", "[", "a.json: not a readable JSON file"),
-        ("mm_ifengine", "a.json", '[{"instruction": "?"}]', "no question could be made: 1 rows: no instruction, or no answer to it"),
+        (
+            "mm_ifengine",
+            "a.json",
+            '[{"instruction": "?"}]',
+            "no question could be made: 1 rows: no instruction, or no answer to it",
+        ),
         ("deepeyes", "a.parquet", "no", "a.parquet: not a readable parquet file"),
         ("jsonl", "a.jsonl", "{", "a.jsonl: line 1: not valid JSON"),
     ],

@@ -19,7 +19,12 @@ from tools import load_tools
 from tools.execution.local import LocalTools
 
 NOTICE = "Answer now."
-ROOM = ["session.max_prompt_tokens=1500", "session.max_response_tokens=500", "rollout.max_model_len=2000", "run.name=teacher"]
+ROOM = [
+    "session.max_prompt_tokens=1500",
+    "session.max_response_tokens=500",
+    "rollout.max_model_len=2000",
+    "run.name=teacher",
+]
 
 
 def number_of(body) -> int:
@@ -52,7 +57,13 @@ def run(server, judge_folder, tmp_path, capsys):
     data = write_preferences(tmp_path / "train.parquet", rows)
 
     def run(*arguments):
-        config = ["configs/demo.yaml", f"run.root={tmp_path}", f"model.path={judge_folder}", f"data.train=[{data}]", "data.held_out=[]"]
+        config = [
+            "configs/demo.yaml",
+            f"run.root={tmp_path}",
+            f"model.path={judge_folder}",
+            f"data.train=[{data}]",
+            "data.held_out=[]",
+        ]
         options = ["--server", server.url, "--retries", "0", "--concurrency", "3"]
         status = prepare_data.main(["trajectories", *config, *ROOM, *arguments, *options])
         shown = capsys.readouterr()
@@ -119,5 +130,7 @@ def test_a_teacher_that_is_never_right_and_one_that_breaks(run, server):
 async def test_a_trajectory_tells_what_its_session_said(name, template, tmp_path):
     limits = SessionConfig(max_turns=4, last_turn_notice=NOTICE)
     tools = LocalTools(load_tools(["configs/tools/digits.yaml"]))
-    ran = await session.run(make_sample(tmp_path, tools=(ZOOM,)), Scripted(template, *SESSIONS[name]), tools, limits, template=template)
+    ran = await session.run(
+        make_sample(tmp_path, tools=(ZOOM,)), Scripted(template, *SESSIONS[name]), tools, limits, template=template
+    )
     assert _messages(ran.trajectory, NOTICE) == ran.messages

@@ -25,7 +25,13 @@ HOSTILE = '<script>alert("1")</script><img src=x onerror=alert(1)>'
 
 def write_run(folder: Path, stages=("sft", "stage1", "stage2")) -> Path:
     summary = {
-        stage: {"accuracy": 0.5 + 0.1 * number, "tool_calls": 1.0, "tool_rate": 1.0, "box_hit": 0.25, "num_samples": 480}
+        stage: {
+            "accuracy": 0.5 + 0.1 * number,
+            "tool_calls": 1.0,
+            "tool_rate": 1.0,
+            "box_hit": 0.25,
+            "num_samples": 480,
+        }
         for number, stage in enumerate(stages)
     }
     (folder / "summary.json").write_text(json.dumps({**summary, "seconds": {"sft": 30.0, "stage1": 75.0}}))
@@ -41,7 +47,9 @@ def write_run(folder: Path, stages=("sft", "stage1", "stage2")) -> Path:
 def write_log(folder: Path, stage: str, made, step: int = 3, samples=None) -> None:
     images = {key: image for _, kept in made for key, image in kept.items()}
     path = folder / "trajectories" / trajectory_file.file_name(stage, step)
-    trajectory_file.write(path, [scored for scored, _ in made], samples or {"s0": make_sample()}, images, stage=stage, step=step)
+    trajectory_file.write(
+        path, [scored for scored, _ in made], samples or {"s0": make_sample()}, images, stage=stage, step=step
+    )
 
 
 class Elements(HTMLParser):
@@ -85,7 +93,10 @@ def test_everything_is_in_one_file(tmp_path):
     assert all("src" not in script for script in elements.of("script"))
     pictures = data_of(page)["pictures"]
     assert elements.of("img")
-    assert all("src" not in image and pictures[image["data-key"]]["uri"].startswith("data:image/") for image in elements.of("img"))
+    assert all(
+        "src" not in image and pictures[image["data-key"]]["uri"].startswith("data:image/")
+        for image in elements.of("img")
+    )
     assert not re.search(r"https?:|@import|url\(|\$[a-z]", page)
 
 
@@ -120,11 +131,15 @@ def test_a_run_with_nothing_yet_has_a_report(tmp_path):
 def test_what_a_model_writes_is_only_text(tmp_path):
     call = ToolCall(name=HOSTILE, arguments={"image": HOSTILE, HOSTILE: "\ud800"}, error=HOSTILE)
     event = dataclasses.replace(zoom_event(status="bad_arguments"), call=call, text=HOSTILE)
-    scored = make_scored(make_turn(f"{HOSTILE}<think>{HOSTILE}</think><tool_call>{HOSTILE}", event), parts={HOSTILE: 1.0})
+    scored = make_scored(
+        make_turn(f"{HOSTILE}<think>{HOSTILE}</think><tool_call>{HOSTILE}", event), parts={HOSTILE: 1.0}
+    )
     sample = make_sample(label=HOSTILE, texts=(HOSTILE,))
     write_log(tmp_path, HOSTILE.replace("/", ""), [(scored, {})], samples={"s0": sample})
     (tmp_path / "metrics.jsonl").write_text(json.dumps({"step": 1, "stage": HOSTILE, "reward/mean": 1.0}) + "\n")
-    (tmp_path / "summary.json").write_text(json.dumps({HOSTILE: {"accuracy": 1.0}, "x": {"accuracy": 1.0}, "seconds": {HOSTILE: 1.0}}))
+    (tmp_path / "summary.json").write_text(
+        json.dumps({HOSTILE: {"accuracy": 1.0}, "x": {"accuracy": 1.0}, "seconds": {HOSTILE: 1.0}})
+    )
     page = write_report(tmp_path).read_text()
     elements = Elements(page)
     assert len(elements.of("script")) == 2
@@ -137,7 +152,9 @@ def test_what_a_model_writes_is_only_text(tmp_path):
 def test_a_folder_of_stages_is_one_run(tmp_path):
     for stage in ("sft", "stage1"):
         (tmp_path / stage).mkdir()
-        (tmp_path / stage / "metrics.jsonl").write_text(json.dumps({"step": 1, "stage": stage, "learner/loss": 1.0}) + "\n")
+        (tmp_path / stage / "metrics.jsonl").write_text(
+            json.dumps({"step": 1, "stage": stage, "learner/loss": 1.0}) + "\n"
+        )
         write_log(tmp_path / stage, stage, [looked()])
     run = run_data.read(tmp_path)
     assert run.stage_names == ["sft", "stage1"]
@@ -211,7 +228,9 @@ def test_a_file_holds_whole_groups_of_all_steps_and_those_that_differ_first(tmp_
 def test_held_out_samples_come_with_all_their_judgments_and_changed_ones_first(tmp_path):
     samples = {name: make_sample(name) for name in ("right", "wrong", "lost", "won")}
     for stage, right in (("sft", {"right", "lost"}), ("stage2", {"right", "won"})):
-        write_log(tmp_path, f"{stage}-evaluation", [looked_at(name, name in right) for name in samples], samples=samples)
+        write_log(
+            tmp_path, f"{stage}-evaluation", [looked_at(name, name in right) for name in samples], samples=samples
+        )
     units = [[(file.model, rows) for file, rows in unit] for unit in selection.evaluated(index_of(tmp_path))]
     assert units == [[("sft", [row]), ("stage2", [row])] for row in (2, 3, 1, 0)]
 
@@ -250,11 +269,15 @@ def test_tools_are_counted_by_status(tmp_path):
 
 def test_parts_of_the_reward_are_lines_of_one_chart(tmp_path):
     lines = [
-        {"step": step, "stage": "s", "reward/part/format": 0.3, "reward/part/<b>": 0.1 * step, "reward/part/never": 0.0} for step in (1, 2)
+        {"step": step, "stage": "s", "reward/part/format": 0.3, "reward/part/<b>": 0.1 * step, "reward/part/never": 0.0}
+        for step in (1, 2)
     ]
     (tmp_path / "metrics.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
     chart = curves.draw(run_data.read(tmp_path))
-    assert re.findall(r'class="part p\d"><span>([^<]*)</span> <b>([^<]*)</b>', chart) == [("&lt;b&gt;", "0.2"), ("format", "0.3")]
+    assert re.findall(r'class="part p\d"><span>([^<]*)</span> <b>([^<]*)</b>', chart) == [
+        ("&lt;b&gt;", "0.2"),
+        ("format", "0.3"),
+    ]
     assert chart.count("<polyline") == 2
 
 
@@ -286,7 +309,9 @@ def test_boxes_lie_where_the_call_put_them(tmp_path):
     ],
 )
 def test_a_box_is_drawn_if_it_can_be(box, drawn):
-    event = dataclasses.replace(zoom_event(), call=ToolCall(name="zoom", arguments={"image": "original_image", "bbox_2d": box}))
+    event = dataclasses.replace(
+        zoom_event(), call=ToolCall(name="zoom", arguments={"image": "original_image", "bbox_2d": box})
+    )
     assert trajectories._box_of(event) == drawn
 
 

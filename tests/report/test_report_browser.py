@@ -35,7 +35,12 @@ def write_browsed_run(folder):
     (folder / "metrics.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
     samples = {name: make_sample(name) for name in ("lost", "won", "same", "group", "bare")}
     for stage, right in (("sft", {"lost", "same"}), ("stage2", {"won", "same"})):
-        write_log(folder, f"{stage}-evaluation", [looked_at(name, name in right) for name in ("lost", "won", "same")], samples=samples)
+        write_log(
+            folder,
+            f"{stage}-evaluation",
+            [looked_at(name, name in right) for name in ("lost", "won", "same")],
+            samples=samples,
+        )
     group = [
         spoken("no 你", "group", reward=0.0, group_id="g", index=0),
         spoken("yes!", "group", (-0.01, -3.0, -0.01, -0.01), reward=1.0, group_id="g", index=1, correct=True),
@@ -44,17 +49,30 @@ def write_browsed_run(folder):
     gone = tuple(dataclasses.replace(info, key=f"{info.name} is gone") for info in bare.trajectory.images)
     without = dataclasses.replace(bare, trajectory=dataclasses.replace(bare.trajectory, images=gone))
     write_log(folder, "stage2", [*group, (without, {})], step=1, samples=samples)
-    call = ToolCall(name=HOSTILE, arguments={"image": HOSTILE, "bbox_2d": [0, 0, 1, 1], HOSTILE: HOSTILE}, error=HOSTILE)
+    call = ToolCall(
+        name=HOSTILE, arguments={"image": HOSTILE, "bbox_2d": [0, 0, 1, 1], HOSTILE: HOSTILE}, error=HOSTILE
+    )
     event = dataclasses.replace(zoom_event(status="failed"), call=call, text=HOSTILE, image_names=(HOSTILE,))
     hostile = make_scored(
-        make_turn(f"{HOSTILE}<think>{HOSTILE}</think>{HOSTILE}", event, token_ids=tuple(TOKENIZER.encode(HOSTILE).ids), logprobs=()),
+        make_turn(
+            f"{HOSTILE}<think>{HOSTILE}</think>{HOSTILE}",
+            event,
+            token_ids=tuple(TOKENIZER.encode(HOSTILE).ids),
+            logprobs=(),
+        ),
         sample_id=HOSTILE,
         track=HOSTILE,
         images=(ImageInfo(name=HOSTILE, key=HOSTILE),),
         error=HOSTILE,
         parts={HOSTILE: 1.0},
     )
-    write_log(folder, "stage2", [(hostile, {})], step=2, samples={HOSTILE: make_sample(HOSTILE, label=HOSTILE, texts=(HOSTILE,))})
+    write_log(
+        folder,
+        "stage2",
+        [(hostile, {})],
+        step=2,
+        samples={HOSTILE: make_sample(HOSTILE, label=HOSTILE, texts=(HOSTILE,))},
+    )
 
 
 @pytest.fixture(scope="module")
@@ -125,7 +143,10 @@ def test_filters(page):
         ({"from": "", "to": "", "tool": "-"}, [("group", "wrong"), ("group", "right")]),
         ({"tool": "image_zoom_in_tool"}, [("bare", "right")]),
         ({"tool": "", "status": "failed"}, [(HOSTILE, "wrong")]),
-        ({"status": "", "track": "zoom", "sort": "lowest"}, [("group", "wrong"), ("bare", "right"), ("group", "right")]),
+        (
+            {"status": "", "track": "zoom", "sort": "lowest"},
+            [("group", "wrong"), ("bare", "right"), ("group", "right")],
+        ),
     ):
         choose(page, **values)
         assert shown(page) == found
@@ -146,7 +167,15 @@ def test_what_changed_between_two_checkpoints(page):
 
 
 def test_search_finds_what_was_written_as_text(page):
-    for text, count in (("TOO SMALL", 7), ("no 你", 1), ("onerror=alert", 1), ("<img src=x", 1), ("&lt;", 0), ("article", 0), ("won", 2)):
+    for text, count in (
+        ("TOO SMALL", 7),
+        ("no 你", 1),
+        ("onerror=alert", 1),
+        ("<img src=x", 1),
+        ("&lt;", 0),
+        ("article", 0),
+        ("won", 2),
+    ):
         choose(page, text=text)
         assert len(shown(page)) == count, text
 
@@ -183,13 +212,20 @@ def test_tokens_are_coloured(page):
     page.press("3")
     page.wait(f"{SETTLED} && {spans}[0][1].includes('masked')")
     assert {colour for _, colour, _ in page.run(spans)} == {"var(--masked)"}
-    assert page.run("[...document.querySelectorAll('#shown details.prompt .pieces span')].every(one => one.style.backgroundColor === '')")
+    assert page.run(
+        "[...document.querySelectorAll('#shown details.prompt .pieces span')].every(one => one.style.backgroundColor === '')"
+    )
     page.press("4")
     page.wait(f"{SETTLED} && {spans}[0][1].includes('better')")
     page.press("g")
     page.wait(f"{SETTLED} && {CARDS}.length === 2")
-    assert ["1 of 2, reward 0 (−0.71)" in card or "2 of 2, reward 1 (+0.71)" in card for card in page.run(CARDS)] == [True, True]
-    assert page.run(f"{spans}.slice(0, 4).map(one => [one[0], one[1].includes('worse'), one[2].split(' · ')[0]])")[3] == [
+    assert ["1 of 2, reward 0 (−0.71)" in card or "2 of 2, reward 1 (+0.71)" in card for card in page.run(CARDS)] == [
+        True,
+        True,
+    ]
+    assert page.run(f"{spans}.slice(0, 4).map(one => [one[0], one[1].includes('worse'), one[2].split(' · ')[0]])")[
+        3
+    ] == [
         "你",
         True,
         "3 tokens",
@@ -231,10 +267,15 @@ def test_what_a_model_writes_does_nothing(page):
     for key in "1234ge":
         page.press(key)
         page.wait(SETTLED)
-        assert page.run("document.querySelectorAll('#browser script, #browser img[onerror], #browser [src=x]').length") == 0
+        assert (
+            page.run("document.querySelectorAll('#browser script, #browser img[onerror], #browser [src=x]').length")
+            == 0
+        )
     assert page.run("document.title") != "hacked"
     assert not page.errors
-    page.run("document.getElementById('shown').innerHTML = '<img src=x onerror=alert(1)>'")  # even if it came into the page
+    page.run(
+        "document.getElementById('shown').innerHTML = '<img src=x onerror=alert(1)>'"
+    )  # even if it came into the page
     page.wait("document.querySelector('#shown img').complete")
     assert page.run("document.title") != "hacked"
     page.errors.clear()  # the policy's complaints

@@ -68,7 +68,13 @@ def test_the_server_gives_the_page_and_what_it_asks_for(address):
 
 def test_what_is_not_there_is_not_found(address):
     with httpx.Client(base_url=address) as client:
-        for wrong in ("/etc/passwd", "/contents?row=../../etc/passwd/0", "/contents?row=sft-evaluation-000003/7", "/picture", "/search"):
+        for wrong in (
+            "/etc/passwd",
+            "/contents?row=../../etc/passwd/0",
+            "/contents?row=sft-evaluation-000003/7",
+            "/picture",
+            "/search",
+        ):
             assert client.get(wrong).status_code == 404
         for wrong in ("-1", "x", ""):
             assert client.get("/contents", params={"row": f"sft-evaluation-000003/{wrong}"}).status_code == 404
@@ -89,7 +95,9 @@ def test_the_page_shows_what_the_run_has_written_since(address, tmp_path):
 
 def test_100_000_trajectories_are_never_held_at_once(tmp_path):
     write_many(tmp_path, num_files=500, rows_in_file=200)
-    measured = subprocess.run([sys.executable, "-c", MEASURED, tmp_path], capture_output=True, text=True, check=False, cwd=Path.cwd())
+    measured = subprocess.run(
+        [sys.executable, "-c", MEASURED, tmp_path], capture_output=True, text=True, check=False, cwd=Path.cwd()
+    )
     assert measured.returncode == 0, measured.stderr
     numbers = json.loads(measured.stdout)
     assert numbers["listed"] == numbers["found"] == 100_000

@@ -37,7 +37,11 @@ def test_pieces_are_the_text_and_count_all_tokens(text):
 
 def test_a_character_of_several_tokens_is_one_piece():
     ids = TOKENIZER.encode("a你é").ids
-    assert tokens.sampled(TOKENIZER, ids, [-1.0, -0.1, -0.2, -0.3, -1.0, -2.0]) == [["a", -1.0], ["你", -0.6, 3], ["é", -3.0, 2]]
+    assert tokens.sampled(TOKENIZER, ids, [-1.0, -0.1, -0.2, -0.3, -1.0, -2.0]) == [
+        ["a", -1.0],
+        ["你", -0.6, 3],
+        ["é", -3.0, 2],
+    ]
     assert tokens.sampled(TOKENIZER, ids, []) == [["a", None], ["你", None, 3], ["é", None, 2]]
 
 
@@ -58,9 +62,17 @@ def test_a_conversation_is_prompt_turns_and_observations():
     scored, _ = looked()
     first, second = scored.trajectory.turns
     ids = tuple(TOKENIZER.encode("yes").ids)
-    turns = (dataclasses.replace(first, observation_ids=(PAD,)), dataclasses.replace(second, token_ids=ids, logprobs=(-0.1, -0.2, -0.3)))
+    turns = (
+        dataclasses.replace(first, observation_ids=(PAD,)),
+        dataclasses.replace(second, token_ids=ids, logprobs=(-0.1, -0.2, -0.3)),
+    )
     parts = tokens.conversation(TOKENIZER, dataclasses.replace(scored.trajectory, prompt_ids=(PAD, PAD), turns=turns))
-    assert [(part["kind"], part["number"]) for part in parts] == [("prompt", 0), ("turn", 1), ("observation", 1), ("turn", 2)]
+    assert [(part["kind"], part["number"]) for part in parts] == [
+        ("prompt", 0),
+        ("turn", 1),
+        ("observation", 1),
+        ("turn", 2),
+    ]
     assert parts[0]["pieces"] == [["<|image_pad|>", None, 2]]
     assert parts[3]["pieces"] == [["y", -0.1], ["e", -0.2], ["s", -0.3]]
 
@@ -73,7 +85,12 @@ def test_the_run_leads_to_its_tokenizer(tmp_path):
     stage = tmp_path / "runs" / "stage1"
     stage.mkdir(parents=True)
     (stage / "config.yaml").write_text(f"model: {{path: {model}}}")
-    for folder, given_path in ((stage, None), (stage.parent, None), (tmp_path, model), (tmp_path, model / "tokenizer.json")):
+    for folder, given_path in (
+        (stage, None),
+        (stage.parent, None),
+        (tmp_path, model),
+        (tmp_path, model / "tokenizer.json"),
+    ):
         found = tokens.find(folder, given_path)
         assert found is not None
         assert found.get_vocab_size() == PAD + 1

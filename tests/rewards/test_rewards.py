@@ -33,7 +33,10 @@ def outcome(**facts):
 TABLE = {  # facts -> what stage 1, stage 2 and the three ablations give; the values of MISSION.md
     "format broken": (outcome(format_ok=False), (0, 0, 0, 0, 0)),
     "format broken, right": (outcome(format_ok=False, correct=True), (0, 0, 0, 0, 0)),
-    "format broken, right, a success": (outcome(format_ok=False, correct=True, num_calls=1, num_successful_calls=1), (0, 0, 0, 0, 0)),
+    "format broken, right, a success": (
+        outcome(format_ok=False, correct=True, num_calls=1, num_successful_calls=1),
+        (0, 0, 0, 0, 0),
+    ),
     "wrong": (outcome(), (0.3, 0.3, 0.3, 0.3, 0.3)),
     "wrong, failed call": (outcome(num_calls=1), (0.4, 0.4, 0.3, 0.3, 0.3)),
     "wrong, a success": (outcome(num_calls=1, num_successful_calls=1), (0.4, 0.4, 0.3, 0.8, 0.8)),
@@ -87,12 +90,18 @@ def test_stage_1_knows_the_tools_that_fit(template, tmp_path, turns, expected, o
     sample = make_sample(tmp_path, tools=(ZOOM, "text_tool"), expected_tools=expected)
     template = copy.copy(template)
     template.schemas = {**template.schemas, "text_tool": template.schemas[ZOOM]}
-    both = FunctionTools(lambda call, memory: ToolResult(status="bad_arguments" if call.arguments.get("bbox_2d") else "ok", text="seen"))
-    finished = asyncio.run(session.run(sample, Scripted(template, *turns), both, SessionConfig(max_turns=5), template=template))
+    both = FunctionTools(
+        lambda call, memory: ToolResult(status="bad_arguments" if call.arguments.get("bbox_2d") else "ok", text="seen")
+    )
+    finished = asyncio.run(
+        session.run(sample, Scripted(template, *turns), both, SessionConfig(max_turns=5), template=template)
+    )
     scored = score(finished.trajectory, sample, RewardConfig(name="stage1", other_tool=other_tool), HERMES)
     assert scored.reward == pytest.approx(value)
     paper = score(finished.trajectory, sample, RewardConfig(name="stage1"), HERMES)
-    assert paper.reward == pytest.approx(0.0 if value == 0 else 0.3 if turns == (ANSWER,) else 0.4), "by default, any call counts"
+    assert paper.reward == pytest.approx(0.0 if value == 0 else 0.3 if turns == (ANSWER,) else 0.4), (
+        "by default, any call counts"
+    )
 
 
 def test_the_values_are_settings():
@@ -187,20 +196,31 @@ def test_pretending_a_tools_success_earns_nothing(reward, text, answer):
 @pytest.mark.parametrize("text", PRETENDED)
 def test_pretending_beside_a_failed_call_earns_nothing(reward, text):
     honest = reward(FAILING, ANSWER)
-    for turns in ((text + FAILING, ANSWER), (FAILING, text + ANSWER), (FAILING.replace("</think>", text + "</think>"), ANSWER)):
+    for turns in (
+        (text + FAILING, ANSWER),
+        (FAILING, text + ANSWER),
+        (FAILING.replace("</think>", text + "</think>"), ANSWER),
+    ):
         assert all(one in (0, pytest.approx(other)) for one, other in zip(reward(*turns), honest, strict=True))
 
 
-@pytest.mark.parametrize("word", ["Check result: True", "success", "observation_1: ", "<tool_response>ok</tool_response>"])
+@pytest.mark.parametrize(
+    "word", ["Check result: True", "success", "observation_1: ", "<tool_response>ok</tool_response>"]
+)
 def test_pretending_inside_a_failing_call_earns_nothing(reward, word):
     """The observation repeats the arguments: its text then holds the phrase, its status does not."""
     assert reward(call(image=word), ANSWER)[1] in (0, pytest.approx(1.0))
     assert reward(call(name=word), ANSWER)[1] in (0, pytest.approx(1.0))
-    assert reward(raw_call(json.dumps({"name": word, "arguments": {"status": "ok"}})), ANSWER)[1] in (0, pytest.approx(1.0))
+    assert reward(raw_call(json.dumps({"name": word, "arguments": {"status": "ok"}})), ANSWER)[1] in (
+        0,
+        pytest.approx(1.0),
+    )
 
 
 def test_success_phrases_of_a_tool_that_failed_earn_nothing(reward):
-    failing = FunctionTools(lambda call, memory: ToolResult(status="failed", text="Check result: True. Success! status: ok"))
+    failing = FunctionTools(
+        lambda call, memory: ToolResult(status="failed", text="Check result: True. Success! status: ok")
+    )
 
     assert reward(call(), ANSWER, run_tool=failing) == pytest.approx((0.4, 1.0, 1.0, 1.0, 1.0))
 
@@ -242,7 +262,9 @@ def test_a_session_that_ends_without_an_answer_earns_nothing(reward, template):
 def answered(template, tools, tmp_path):
     """A sample and its session, rightly answered after a look."""
     sample = make_sample(tmp_path)
-    finished = asyncio.run(session.run(sample, Scripted(template, call(), ANSWER), tools, SessionConfig(), template=template))
+    finished = asyncio.run(
+        session.run(sample, Scripted(template, call(), ANSWER), tools, SessionConfig(), template=template)
+    )
     return sample, finished.trajectory
 
 
@@ -252,10 +274,14 @@ def test_what_a_scorer_gives(answered):
     assert scored.trajectory is trajectory
     assert (scored.reward, scored.correct, scored.format_ok, scored.error) == (1.5, True, True, None)
     assert scored.parts == {"format": 0.3, "accuracy": 0.7, "success": 0.5}
-    assert score(trajectory, sample, RewardConfig(name="stage1"), HERMES).correct, "whether or not the reward asks for it"
+    assert score(trajectory, sample, RewardConfig(name="stage1"), HERMES).correct, (
+        "whether or not the reward asks for it"
+    )
 
 
-@pytest.mark.parametrize("gives", [None, {"format": "much"}, {"format": None}, {"format": math.nan}, {"format": math.inf}, 0.5])
+@pytest.mark.parametrize(
+    "gives", [None, {"format": "much"}, {"format": None}, {"format": math.nan}, {"format": math.inf}, 0.5]
+)
 def test_a_reward_that_gives_no_number_gives_none(answered, monkeypatch, gives):
     sample, trajectory = answered
     monkeypatch.setitem(rewards.REWARDS, "odd", lambda outcome, values: gives)

@@ -84,7 +84,8 @@ def test_a_full_disk_leaves_the_one_before_and_says_so(tmp_path):
     write(tmp_path, 1)
     full = OSError(errno.ENOSPC, "No space left on device")
     with pytest.raises(
-        CheckpointError, match=r"/2: the checkpoint could not be written: .*No space left on device; the ones before it stand"
+        CheckpointError,
+        match=r"/2: the checkpoint could not be written: .*No space left on device; the ones before it stand",
     ):
         break_off(tmp_path, 2, full)
     assert names(tmp_path) == ["1"], "half a checkpoint does not keep the disk full"
@@ -111,7 +112,10 @@ BREAKS = {
     "flipped bit": (lambda folder: flip_bit(folder / "model"), r"2/model: its content is not what was written"),
     "cut file": (lambda folder: (folder / "model").write_text("wei"), r"2/model: its content is not what was written"),
     "missing file": (lambda folder: (folder / "model").unlink(), r"2/model: missing"),
-    "state": (lambda folder: (folder / "state.json").write_text("{"), r"2/state.json: its content is not what was written"),
+    "state": (
+        lambda folder: (folder / "state.json").write_text("{"),
+        r"2/state.json: its content is not what was written",
+    ),
     "no checksums": (lambda folder: (folder / "checksums.json").unlink(), r"2/checksums.json: not readable"),
     "broken checksums": (lambda folder: (folder / "checksums.json").write_text("{"), r"2/checksums.json: not readable"),
     "missing rank file": (lambda folder: (folder / "deep" / "rank_1").unlink(), r"2/deep/rank_1: missing"),
@@ -149,7 +153,9 @@ def test_where_all_are_broken_the_run_does_not_begin_anew_by_itself(tmp_path):
     for step in (1, 2):
         write(tmp_path, step)
         flip_bit(tmp_path / str(step) / "model")
-    with pytest.raises(CheckpointError, match=r"2/model: its content .*there is no other one that is whole: remove .* to begin anew"):
+    with pytest.raises(
+        CheckpointError, match=r"2/model: its content .*there is no other one that is whole: remove .* to begin anew"
+    ):
         latest(tmp_path)
 
 

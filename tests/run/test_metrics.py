@@ -9,15 +9,26 @@ ANSWER = make_turn("<think>t</think><answer>Overall Judgment: Answer 1 is better
 
 
 def zooming(*events, **changes):
-    return make_scored(*(make_turn("call", event, num_tokens=6, num_observation_tokens=7) for event in events), ANSWER, **changes)
+    return make_scored(
+        *(make_turn("call", event, num_tokens=6, num_observation_tokens=7) for event in events), ANSWER, **changes
+    )
 
 
 @pytest.fixture
 def step():
     """Two groups of two, a broken session and a scorer that failed."""
     return [
-        zooming(zoom_event(seconds=0.2), index=0, reward=1.5, parts={"format": 0.3, "success": 0.5}, correct=True, format_ok=True),
-        zooming(zoom_event(status="bad_arguments", seconds=0.4), index=1, reward=0.5, parts={"format": 0.3}, format_ok=True),
+        zooming(
+            zoom_event(seconds=0.2),
+            index=0,
+            reward=1.5,
+            parts={"format": 0.3, "success": 0.5},
+            correct=True,
+            format_ok=True,
+        ),
+        zooming(
+            zoom_event(status="bad_arguments", seconds=0.4), index=1, reward=0.5, parts={"format": 0.3}, format_ok=True
+        ),
         zooming(group_id="g1", index=0, reward=1.0, parts={"format": 0.3}, correct=True, format_ok=True, seconds=3.0),
         zooming(group_id="g1", index=1, reward=1.0, end="length"),
         make_scored(end="aborted", reward=None, error="broken", group_id="g2"),
@@ -67,7 +78,9 @@ def test_rollout_metrics_of_nothing():
 
 
 def test_rollout_metrics_by_track():
-    metrics = rollout_metrics([zooming(zoom_event(), track="a", reward=1.5, correct=True), zooming(track="b", reward=0.5)])
+    metrics = rollout_metrics(
+        [zooming(zoom_event(), track="a", reward=1.5, correct=True), zooming(track="b", reward=0.5)]
+    )
     assert (metrics["reward/mean/a"], metrics["reward/mean/b"]) == (1.5, 0.5)
     assert (metrics["rollout/accuracy/a"], metrics["rollout/accuracy/b"]) == (1.0, 0.0)
     assert (metrics["tools/calls/a"], metrics["tools/calls/b"]) == (1.0, 0.0)
@@ -76,7 +89,11 @@ def test_rollout_metrics_by_track():
 def test_tools_by_name_are_those_that_were_offered():
     called = [zoom_event(), zoom_event(status="failed", seconds=1.5), zoom_event(name="made up")]
     metrics = rollout_metrics([zooming(*called), zooming()], {"s0": make_sample()})
-    found = {name.removeprefix("tools/by_name/"): value for name, value in metrics.items() if name.startswith("tools/by_name/")}
+    found = {
+        name.removeprefix("tools/by_name/"): value
+        for name, value in metrics.items()
+        if name.startswith("tools/by_name/")
+    }
     zoom = "image_zoom_in_tool"
     assert found == {f"{zoom}/calls": 2 / 2, f"{zoom}/ok": 1 / 2, f"{zoom}/seconds": 1.0}
 
@@ -102,7 +119,9 @@ def test_evaluation_leaves_out_what_is_no_judgment(step):
 
 def test_evaluation_by_track():
     samples = {"s0": make_sample(track="a"), "s1": make_sample("s1", track="b", target_box=None)}
-    metrics = evaluation_metrics(samples, [zooming(zoom_event(), track="a", correct=True), zooming(sample_id="s1", track="b")])
+    metrics = evaluation_metrics(
+        samples, [zooming(zoom_event(), track="a", correct=True), zooming(sample_id="s1", track="b")]
+    )
     assert (metrics["accuracy"], metrics["accuracy/a"], metrics["accuracy/b"]) == (0.5, 1.0, 0.0)
     assert (metrics["tool_rate/a"], metrics["tool_rate/b"], metrics["num_samples"]) == (1.0, 0.0, 2)
 
@@ -123,10 +142,18 @@ def test_the_first_tool_of_each_track():
         zooming(zoom_event(), sample_id="b", track="pages"),
     ]
     metrics = evaluation_metrics(samples, sessions)
-    chosen = {name.removeprefix("first_tool/"): value for name, value in metrics.items() if name.startswith("first_tool/")}
+    chosen = {
+        name.removeprefix("first_tool/"): value for name, value in metrics.items() if name.startswith("first_tool/")
+    }
     overall = {"count": 1 / 6, "image_zoom_in_tool": 2 / 6, "read_page": 0, "none": 1 / 6, "other": 2 / 6}
     zoom = {"count/zoom": 1 / 2, "image_zoom_in_tool/zoom": 1 / 2, "read_page/zoom": 0, "none/zoom": 0, "other/zoom": 0}
-    pages = {"count/pages": 0, "image_zoom_in_tool/pages": 1 / 4, "read_page/pages": 0, "none/pages": 1 / 4, "other/pages": 2 / 4}
+    pages = {
+        "count/pages": 0,
+        "image_zoom_in_tool/pages": 1 / 4,
+        "read_page/pages": 0,
+        "none/pages": 1 / 4,
+        "other/pages": 2 / 4,
+    }
     assert chosen == pytest.approx({**overall, **zoom, **pages})
 
 
@@ -146,7 +173,9 @@ def test_only_successful_zooms_into_the_whole_image_have_a_box(event, counts):
 def test_box_hit_is_a_share_of_calls():
     hit, half, miss = zoom_event((0, 0, 250, 250)), zoom_event((0, 0, 250, 125)), zoom_event((250, 250, 500, 500))
     samples = {"s0": make_sample(), "no target": make_sample("no target", target_box=None)}
-    assert box_hit(samples, [zooming(hit, miss), zooming(half), zooming(miss, sample_id="no target")]) == pytest.approx(2 / 3)
+    assert box_hit(samples, [zooming(hit, miss), zooming(half), zooming(miss, sample_id="no target")]) == pytest.approx(
+        2 / 3
+    )
     assert box_hit(samples, [zooming()]) == 0
 
 

@@ -20,7 +20,9 @@ class SomeConfig:
 
 def open_log(folder: Path, *, wandb="disabled", output=None, **changes) -> MetricsLog:
     console = Console(file=output or io.StringIO(), width=40)
-    return MetricsLog(folder, MetricsConfig(wandb=wandb), SomeConfig(), 10, console=console, **{"stage": "stage1", **changes})
+    return MetricsLog(
+        folder, MetricsConfig(wandb=wandb), SomeConfig(), 10, console=console, **{"stage": "stage1", **changes}
+    )
 
 
 def test_lines_hold_step_stage_and_values(tmp_path):
@@ -71,11 +73,22 @@ def test_a_name_of_no_part_is_refused(tmp_path, name):
 def test_the_console_shows_one_line_a_step_with_the_time_left(tmp_path):
     output = io.StringIO()
     with open_log(tmp_path, output=output) as log:
-        log.log(4, {"reward/mean": 0.84, "rollout/accuracy": 0.5, "tools/calls": 1.25, "learner/loss": 0.1, "time/step": 30.0})
+        log.log(
+            4,
+            {"reward/mean": 0.84, "rollout/accuracy": 0.5, "tools/calls": 1.25, "learner/loss": 0.1, "time/step": 30.0},
+        )
         log.log(4, {"evaluation/accuracy": 0.75})  # no step of its own: the time left stays
         log.log(10, {"reward/mean": 0.9, "time/step": 10.0})
     first, second, last = output.getvalue().splitlines()
-    assert first.split("  ") == ["stage1 4/10", "loss 0.1", "reward 0.84", "accuracy 0.5", "tool calls 1.25", "30.0 s", "3 min 0 s left"]
+    assert first.split("  ") == [
+        "stage1 4/10",
+        "loss 0.1",
+        "reward 0.84",
+        "accuracy 0.5",
+        "tool calls 1.25",
+        "30.0 s",
+        "3 min 0 s left",
+    ]
     assert second.split("  ") == ["stage1 4/10", "held-out accuracy 0.75", "30.0 s", "3 min 0 s left"]
     assert last.endswith("10.0 s  done")
 
@@ -89,7 +102,9 @@ def test_wandb_records_offline_under_an_id_that_is_kept(tmp_path):
     assert records
     assert {record.name for record in records} == {f"run-{kept_id}.wandb"}
     while not all(b"reward/mean" in record.read_bytes() for record in records):
-        time.sleep(0.05)  # its core process writes the last records just after `finish` returns; the test's timeout is the limit
+        time.sleep(
+            0.05
+        )  # its core process writes the last records just after `finish` returns; the test's timeout is the limit
 
 
 def test_wandb_runs_of_two_stages_are_two(tmp_path):

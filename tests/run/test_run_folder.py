@@ -83,7 +83,9 @@ def test_a_key_that_came_later_had_its_default_before(make, tmp_path):
 
 def test_a_run_may_go_on_for_longer_and_write_something_else(make, tmp_path):
     open_run(make())
-    longer = make(num_steps=500, num_epochs=7, checkpoint={"every": 3}, metrics={"wandb": "disabled"}, evaluation={"every": 5})
+    longer = make(
+        num_steps=500, num_epochs=7, checkpoint={"every": 3}, metrics={"wandb": "disabled"}, evaluation={"every": 5}
+    )
     open_run(longer)
     assert load(TrainConfig, tmp_path / "x" / "config.yaml") == longer
 

@@ -25,7 +25,12 @@ def event(actor: str, kind: str, start: float, end: float) -> Event:
 #   learner  trains 6.5-9 (forward 6.5-7.5, backward 7.5-8.5), publishes 9-9.5
 STEP = (
     *(("driver", "step", 0, 10), ("driver", "rollout", 0, 6), ("driver", "learner", 6, 9), ("driver", "sync", 9, 10)),
-    *(("rollout 0", "turn", 0, 2), ("rollout 0", "turn", 1, 3), ("rollout 0", "tool", 2, 5), ("rollout 0", "turn", 5, 6)),
+    *(
+        ("rollout 0", "turn", 0, 2),
+        ("rollout 0", "turn", 1, 3),
+        ("rollout 0", "tool", 2, 5),
+        ("rollout 0", "turn", 5, 6),
+    ),
     *(("rollout 0", "turn", 7, 8), ("rollout 0", "update", 9.5, 10)),
     *(("rollout 1", "turn", 0, 4), ("rollout 1", "update", 9, 10)),
     *(("learner 0", "train", 6.5, 9), ("learner 0", "forward", 6.5, 7.5), ("learner 0", "backward", 7.5, 8.5)),
@@ -56,7 +61,12 @@ def test_phases_are_means_over_steps_and_actors():
     assert phases["rollout", "tool"].seconds == 1.5
     assert phases["learner", "forward"].seconds == 1
     assert ("driver", "evaluation") not in phases
-    assert [row.phase for row in times.phases if row.actor == "learner"] == ["train", "forward", "backward", "publish"]  # longest first
+    assert [row.phase for row in times.phases if row.actor == "learner"] == [
+        "train",
+        "forward",
+        "backward",
+        "publish",
+    ]  # longest first
 
 
 def test_waits_say_who_waited_for_whom():
@@ -72,7 +82,9 @@ def test_waits_say_who_waited_for_whom():
         "idle: other (scoring, other engines, the driver)": 1.5,  # engine 0: 6-6.5; engine 1: 4-6.5
         "works while sessions wait for tools (hidden)": 0.5,  # engine 0, 2-3
     }
-    assert sum(engine.values()) - 0.5 == pytest.approx(10)  # all reasons together, without the hidden tools, are the step
+    assert sum(engine.values()) - 0.5 == pytest.approx(
+        10
+    )  # all reasons together, without the hidden tools, are the step
     learner = {phase: value for (actor, phase), value in seconds.items() if actor == "learner"}
     assert list(learner.values()) == [2.5, 6, 1, 0.5]
     assert seconds["both", "engines and learners work"] == 1  # 7-8
@@ -107,7 +119,9 @@ def test_intervals():
 def written(folder, *events: Event) -> None:
     ours = Timeline(folder)
     for one in events:
-        ours.write(one.actor, SpanBatch(spans=[Span(one.kind, one.name, "main", 0, one.start, one.end, {})], num_lost=0))
+        ours.write(
+            one.actor, SpanBatch(spans=[Span(one.kind, one.name, "main", 0, one.start, one.end, {})], num_lost=0)
+        )
 
 
 def test_the_job_prints_a_table_for_each_stage(tmp_path):

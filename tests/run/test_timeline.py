@@ -50,7 +50,9 @@ def test_the_file_is_a_trace_whose_events_nest_in_their_lanes(tmp_path):
     complete = [event for event in events if event["ph"] == "X"]
     assert len(complete) == 1 + 20 * 7
     assert {type(event[key]) for event in complete for key in ("ts", "dur", "pid", "tid")} == {int}
-    names = {(event["pid"], event.get("tid")): event["args"]["name"] for event in events if event["name"].endswith("_name")}
+    names = {
+        (event["pid"], event.get("tid")): event["args"]["name"] for event in events if event["name"].endswith("_name")
+    }
     (process,) = {event["pid"] for event in complete}
     assert names[process, None] == "rollout 3"
     lanes = defaultdict(list)
@@ -61,7 +63,9 @@ def test_the_file_is_a_trace_whose_events_nest_in_their_lanes(tmp_path):
         for (start, end), (next_start, next_end) in itertools.combinations(lane, 2):  # in the order of the file
             assert start <= next_start
             assert next_end <= end or end <= next_start
-    assert [event["args"] for event in complete if event["cat"] == "session"] == [{"index": index} for index in range(20)]
+    assert [event["args"] for event in complete if event["cat"] == "session"] == [
+        {"index": index} for index in range(20)
+    ]
 
 
 def test_what_was_written_is_read(tmp_path):

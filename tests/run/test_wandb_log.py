@@ -60,9 +60,13 @@ def test_the_page_holds_config_code_groups_and_every_step(tmp_path):
     groups = {one.metric.glob_name: one.metric.step_metric for one in records if one.metric.glob_name}
     assert groups == {f"{part}/*": "step" for part in PARTS}
     assert {one.metric.name: one.metric.summary.max for one in records if one.metric.name}["evaluation/accuracy"]
-    rows = [(row["step"], row.get("reward/mean"), row.get("tools/calls")) for row in wandb_file.history(run_file(tmp_path))]
+    rows = [
+        (row["step"], row.get("reward/mean"), row.get("tools/calls")) for row in wandb_file.history(run_file(tmp_path))
+    ]
     assert rows == [(1, 0.5, 1.0), (2, 0.75, None)]
-    assert any(item.key.startswith(("cpu", "memory")) for one in records for item in one.stats.item), "the machine's own metrics"
+    assert any(item.key.startswith(("cpu", "memory")) for one in records for item in one.stats.item), (
+        "the machine's own metrics"
+    )
     assert [one.run.job_type for one in records if one.HasField("run")] == ["run"]
 
 
@@ -79,7 +83,10 @@ def test_the_table_shows_sessions_with_images_and_boxes(tmp_path):
     assert all(path.is_relative_to(tmp_path) for path in files.values()), "they travel with the run's folder"
     content = json.loads(files["trajectories.table.json"].read_text())
     rows = [dict(zip(content["columns"], row, strict=True)) for row in content["data"]]
-    assert [(row["sample"], row["calls"], row["reward"]) for row in rows] == [("with", "image_zoom_in_tool: ok", 1.0), ("without", "", 0.3)]
+    assert [(row["sample"], row["calls"], row["reward"]) for row in rows] == [
+        ("with", "image_zoom_in_tool: ok", 1.0),
+        ("without", "", 0.3),
+    ]
     assert "Which digit?" in rows[0]["question"]
     assert "Too small to read." in rows[0]["session"]
     boxes = {box["box_caption"]: box["position"] for box in rows[0]["image"]["boxes"]["boxes"]}
@@ -98,7 +105,12 @@ def test_the_same_run_goes_on(tmp_path):
         with open_log(tmp_path) as log:
             log.log(step, {"reward/mean": 0.5})
     kept = (tmp_path / "wandb" / "stage1.id").read_text()
-    started = [one.run for path in tmp_path.glob("wandb/offline-run-*/*.wandb") for one in wandb_file.records(path) if one.HasField("run")]
+    started = [
+        one.run
+        for path in tmp_path.glob("wandb/offline-run-*/*.wandb")
+        for one in wandb_file.records(path)
+        if one.HasField("run")
+    ]
     assert {one.run_id for one in started} == {kept}
     assert {(one.run_group, one.display_name) for one in started} == {(tmp_path.name, f"{tmp_path.name}-stage1")}
 
@@ -150,7 +162,12 @@ def test_tensorboard_takes_back_the_steps_that_are_done_again(tmp_path):
             for step in steps:
                 log.log(step, {"reward/mean": step / 2, "learner/grad_norm": float("nan")})
     events = EventAccumulator(str(tmp_path / "tensorboard" / "stage1")).Reload()
-    assert [(event.step, event.value) for event in events.Scalars("reward/mean")] == [(1, 0.5), (2, 1.0), (3, 1.5), (4, 2.0)]
+    assert [(event.step, event.value) for event in events.Scalars("reward/mean")] == [
+        (1, 0.5),
+        (2, 1.0),
+        (3, 1.5),
+        (4, 2.0),
+    ]
     assert events.Tags()["scalars"] == ["reward/mean"]
 
 

@@ -69,7 +69,9 @@ class Page:
 
     def look(self, width: int, height: int = 900, *, dark: bool = False) -> None:
         """Another screen."""
-        self.send("Emulation.setDeviceMetricsOverride", width=width, height=height, deviceScaleFactor=1, mobile=width < 600)
+        self.send(
+            "Emulation.setDeviceMetricsOverride", width=width, height=height, deviceScaleFactor=1, mobile=width < 600
+        )
         features = [{"name": "prefers-color-scheme", "value": "dark" if dark else "light"}]
         self.send("Emulation.setEmulatedMedia", features=features)
 
@@ -86,7 +88,14 @@ def chromium(folder: Path) -> Iterator[Page]:
         AssertionError: it did not start.
     """
     assert CHROMIUM is not None
-    options = ("--headless=new", "--no-sandbox", "--disable-gpu", "--disable-dev-shm-usage", "--no-first-run", "--remote-debugging-port=0")
+    options = (
+        "--headless=new",
+        "--no-sandbox",
+        "--disable-gpu",
+        "--disable-dev-shm-usage",
+        "--no-first-run",
+        "--remote-debugging-port=0",
+    )
     log = (folder / "chromium.log").open("wb")
     with log, subprocess.Popen([CHROMIUM, *options, f"--user-data-dir={folder}"], stdout=log, stderr=log) as process:
         try:

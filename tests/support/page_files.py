@@ -9,7 +9,9 @@ from tools.base import ToolContext
 
 NOWHERE = ToolContext(images={}, texts={}, image_names=[])  # document tools see nothing of the session
 
-_TRAILER_OF_LOCKED = f"/Encrypt << /Filter /Standard /V 1 /R 2 /P -44 /O <{'41' * 32}> /U <{'42' * 32}> >> /ID [<00> <00>]"
+_TRAILER_OF_LOCKED = (
+    f"/Encrypt << /Filter /Standard /V 1 /R 2 /P -44 /O <{'41' * 32}> /U <{'42' * 32}> >> /ID [<00> <00>]"
+)
 
 
 def write_pdf(path: Path, pages: Sequence[Sequence[str]], *, locked: bool = False) -> Path:

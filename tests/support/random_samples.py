@@ -68,7 +68,9 @@ def sample(ids: Ids, images: Sequence[Image], *, seed: int, length: int = 12) ->
     )
 
 
-def group(ids: Ids, prompt_images: Sequence[Image], row_images: Sequence[Sequence[Image]], *, seed: int) -> list[TrainingSample]:
+def group(
+    ids: Ids, prompt_images: Sequence[Image], row_images: Sequence[Sequence[Image]], *, seed: int
+) -> list[TrainingSample]:
     """Samples that share a prompt; each row with images of its own. The first token of a row carries loss, but for the first row's."""
     prompt = sample(ids, prompt_images, seed=seed, length=10)
     length = len(prompt.token_ids)

@@ -28,8 +28,17 @@ def make_sample(folder: Path, **changes) -> Sample:
     """A sample with one image file; the first answer is the right one."""
     path = folder / "scene.png"
     noise().save(path)
-    question = Message(role="user", parts=(ImagePart(name="original_image"), "Which digit is on the red tile? Answer 1: 4 Answer 2: 7"))
-    values = {"id": "s", "track": "digits", "messages": (question,), "images": (ImageRef(path=str(path)),), "label": "1", "tools": (ZOOM,)}
+    question = Message(
+        role="user", parts=(ImagePart(name="original_image"), "Which digit is on the red tile? Answer 1: 4 Answer 2: 7")
+    )
+    values = {
+        "id": "s",
+        "track": "digits",
+        "messages": (question,),
+        "images": (ImageRef(path=str(path)),),
+        "label": "1",
+        "tools": (ZOOM,),
+    }
     return Sample(**{**values, **changes})
 
 
@@ -60,7 +69,9 @@ class Scripted:
         return turn if isinstance(turn, Completion) else completion(self._template, turn, version=len(self.requests))
 
 
-def completion(template: "Template", text: str, finish_reason: str = "stop", version: int = 0, ended: bool | None = None) -> Completion:
+def completion(
+    template: "Template", text: str, finish_reason: str = "stop", version: int = 0, ended: bool | None = None
+) -> Completion:
     """What an engine would give back: it stops after a call, and samples the end token after anything else."""
     if ended is None:
         ended = finish_reason == "stop" and not text.endswith("</tool_call>")

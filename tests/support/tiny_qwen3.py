@@ -21,7 +21,9 @@ def build(folder: Path, *, seed: int = 0) -> Path:
     folder.mkdir(parents=True, exist_ok=True)
     tokenizer = judge.build_tokenizer()
     video = Qwen3VLVideoProcessor(patch_size=judge.PATCH, merge_size=judge.MERGE, temporal_patch_size=2)
-    Qwen3VLProcessor(judge.image_processor(), tokenizer, video, chat_template=tokenizer.chat_template).save_pretrained(folder)
+    Qwen3VLProcessor(judge.image_processor(), tokenizer, video, chat_template=tokenizer.chat_template).save_pretrained(
+        folder
+    )
     judge.image_processor().save_pretrained(folder)
     model(tokenizer, seed=seed).save_pretrained(folder)
     return folder
@@ -47,7 +49,12 @@ def model(tokenizer: PreTrainedTokenizerBase, *, seed: int = 0) -> Qwen3VLForCon
             "num_key_value_heads": 2,
             "head_dim": 32,
             "max_position_embeddings": 4096,
-            "rope_parameters": {"rope_type": "default", "rope_theta": 10000.0, "mrope_section": [6, 5, 5], "mrope_interleaved": True},
+            "rope_parameters": {
+                "rope_type": "default",
+                "rope_theta": 10000.0,
+                "mrope_section": [6, 5, 5],
+                "mrope_interleaved": True,
+            },
             "tie_word_embeddings": True,
             "bos_token_id": None,
             "eos_token_id": ids["<|im_end|>"],
@@ -70,6 +77,9 @@ def model(tokenizer: PreTrainedTokenizerBase, *, seed: int = 0) -> Qwen3VLForCon
     built = Qwen3VLForConditionalGeneration(config)
     spread(built, seed=seed)
     built.generation_config = GenerationConfig(
-        do_sample=True, temperature=1.0, eos_token_id=[ids["<|im_end|>"], ids["<|endoftext|>"]], pad_token_id=ids["<|endoftext|>"]
+        do_sample=True,
+        temperature=1.0,
+        eos_token_id=[ids["<|im_end|>"], ids["<|endoftext|>"]],
+        pad_token_id=ids["<|endoftext|>"],
     )
     return built.eval()

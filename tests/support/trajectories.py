@@ -36,7 +36,9 @@ def make_sample(id: str = "s0", track: str = "zoom", **changes) -> Sample:
     return Sample(id=id, track=track, **{**values, **changes})
 
 
-def zoom_event(box=(0, 0, 250, 250), status="ok", image="original_image", name="image_zoom_in_tool", seconds=0.5) -> ToolEvent:
+def zoom_event(
+    box=(0, 0, 250, 250), status="ok", image="original_image", name="image_zoom_in_tool", seconds=0.5
+) -> ToolEvent:
     return ToolEvent(
         call=ToolCall(name=name, arguments={"image": image, "bbox_2d": list(box)}),
         status=status,
@@ -58,7 +60,16 @@ def make_turn(text: str, *events: ToolEvent, num_tokens: int = 3, num_observatio
 
 
 def make_scored(
-    *turns: Turn, sample_id="s0", track="zoom", group_id="g0", index=0, end="answered", images=(), seconds=1.0, reward=1.0, **changes
+    *turns: Turn,
+    sample_id="s0",
+    track="zoom",
+    group_id="g0",
+    index=0,
+    end="answered",
+    images=(),
+    seconds=1.0,
+    reward=1.0,
+    **changes,
 ) -> ScoredTrajectory:
     trajectory = Trajectory(
         sample_id=sample_id,
@@ -81,9 +92,16 @@ def looked(correct: bool = True, box=(10, 0, 250, 250), **changes) -> tuple[Scor
     call = f'{{"name": "image_zoom_in_tool", "arguments": {{"image": "original_image", "bbox_2d": {list(box)}}}}}'
     answer = f"Overall Judgment: Answer {1 if correct else 2} is better."
     scored = make_scored(
-        make_turn(f"<think>Too small to read.</think><tool_call>{call}</tool_call>", zoom_event(box), num_observation_tokens=5),
+        make_turn(
+            f"<think>Too small to read.</think><tool_call>{call}</tool_call>", zoom_event(box), num_observation_tokens=5
+        ),
         make_turn(f"<think>It is a 4.</think><answer>{answer}</answer>", call_forbidden=True, policy_version=3),
         images=(ImageInfo(name="original_image", key=first), ImageInfo(name="observation_1", key=second)),
-        **{"correct": correct, "format_ok": True, "parts": {"format": 0.3, "accuracy": 0.7 if correct else 0.0}, **changes},
+        **{
+            "correct": correct,
+            "format_ok": True,
+            "parts": {"format": 0.3, "accuracy": 0.7 if correct else 0.0},
+            **changes,
+        },
     )
     return scored, images

@@ -36,7 +36,11 @@ class OldTool:
     async def execute(self, instance_id: str, parameters: dict[str, Any], **kwargs: Any) -> tuple[str, float, dict]:
         await asyncio.sleep(0)
         self.notes[instance_id].append(parameters["note"])
-        return f"{self.name}{self.config['mark']} {' | '.join(self.notes[instance_id])}", 0.7, {"notes": len(self.notes[instance_id])}
+        return (
+            f"{self.name}{self.config['mark']} {' | '.join(self.notes[instance_id])}",
+            0.7,
+            {"notes": len(self.notes[instance_id])},
+        )
 
     async def calc_reward(self, instance_id: str, **kwargs: Any) -> float:
         raise AssertionError("its rewards are not asked for")
@@ -61,7 +65,9 @@ class NewTool:
         self.images[instance_id] = kwargs.get("create_kwargs", {}).get("image") or Image.new("RGB", (1, 1))
         return instance_id, ToolResponse()
 
-    async def execute(self, instance_id: str, parameters: dict[str, Any], **kwargs: Any) -> tuple[ToolResponse, float, dict]:
+    async def execute(
+        self, instance_id: str, parameters: dict[str, Any], **kwargs: Any
+    ) -> tuple[ToolResponse, float, dict]:
         what = parameters["what"]
         if what == "half":
             width, height = self.images[instance_id].size
@@ -91,11 +97,15 @@ class NewTool:
 class StoreTool(NewTool):
     """As the reference's tools: `create` asks for a store of image files and texts by name."""
 
-    async def create(self, instance_id: str | None = None, response_store: dict | None = None, **kwargs: Any) -> tuple[str, ToolResponse]:
+    async def create(
+        self, instance_id: str | None = None, response_store: dict | None = None, **kwargs: Any
+    ) -> tuple[str, ToolResponse]:
         self.store = kwargs.get("create_kwargs", {}).get("response_store", response_store or {})
         return "one", ToolResponse()
 
-    async def execute(self, instance_id: str, parameters: dict[str, Any], **kwargs: Any) -> tuple[ToolResponse, float, dict]:
+    async def execute(
+        self, instance_id: str, parameters: dict[str, Any], **kwargs: Any
+    ) -> tuple[ToolResponse, float, dict]:
         if parameters["what"] in self.store["resp_map"]:
             return ToolResponse(text=self.store["resp_map"][parameters["what"]]), 0.0, {"success": True}
         image = Image.open(self.store["imgs_map"][parameters["what"]])

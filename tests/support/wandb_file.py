@@ -41,7 +41,12 @@ def wait_for_end(path: Path) -> None:
 
 def config(path: Path) -> dict[str, Any]:
     """What the run's page shows as its configuration."""
-    return {item.key: json.loads(item.value_json) for one in records(path) if one.HasField("run") for item in one.run.config.update}
+    return {
+        item.key: json.loads(item.value_json)
+        for one in records(path)
+        if one.HasField("run")
+        for item in one.run.config.update
+    }
 
 
 def history(path: Path) -> list[dict[str, Any]]:

@@ -66,7 +66,11 @@ def test_the_schema_follows_from_the_dataclass():
         ({"response": "text_0", "at_least": "2"}, "bad_arguments", "Error: at_least: '2' is not of type 'integer'"),
         ({"response": "text_0", "at_least": True}, "bad_arguments", "Error: at_least: True is not of type 'integer'"),
         ({"response": "text_0", "at_least": 2.5}, "bad_arguments", "Error: at_least: 2.5 is not of type 'integer'"),
-        ({"response": "text_0", "at_most": 1}, "bad_arguments", "Error: Additional properties are not allowed ('at_most' was unexpected)"),
+        (
+            {"response": "text_0", "at_most": 1},
+            "bad_arguments",
+            "Error: Additional properties are not allowed ('at_most' was unexpected)",
+        ),
         ({"response": "text_0", "at_least": 1001}, "bad_arguments", "Error: at_least: nobody writes that much"),
     ],
 )

@@ -18,7 +18,9 @@ PLAIN = ImageZoomTool(enlarge_below=0)
 
 def zoom(box, size=(400, 300), tool=PLAIN):
     """The result of a zoom into an image of that size."""
-    context = ToolContext(images={"original_image": Image.from_pil(noise(*size))}, texts={}, image_names=["original_image"])
+    context = ToolContext(
+        images={"original_image": Image.from_pil(noise(*size))}, texts={}, image_names=["original_image"]
+    )
     return tool.call({"image": "original_image", "bbox_2d": box}, context)
 
 
@@ -141,7 +143,9 @@ def test_an_image_that_is_not_there():
         "bad_arguments",
         "Error: there is no image 'observation_7'; known: original_image, observation_1",
     )
-    result = PLAIN.call({"image": "observation_7", "bbox_2d": [0, 0, 1, 1]}, ToolContext(images={}, texts={}, image_names=[]))
+    result = PLAIN.call(
+        {"image": "observation_7", "bbox_2d": [0, 0, 1, 1]}, ToolContext(images={}, texts={}, image_names=[])
+    )
     assert result.text.endswith("known: none")
 
 

@@ -33,7 +33,12 @@ def drawn(size: tuple[int, int], *texts: tuple[int, int, int, str]) -> PILImage.
     return image
 
 
-REPORT = drawn((640, 240), (20, 20, 36, "Annual report"), (470, 22, 32, "page 12"), (20, 120, 28, "Revenue grew by 12.5 % to 3,400"))
+REPORT = drawn(
+    (640, 240),
+    (20, 20, 36, "Annual report"),
+    (470, 22, 32, "page 12"),
+    (20, 120, 28, "Revenue grew by 12.5 % to 3,400"),
+)
 REPORT_TEXT = "Annual report page 12\nRevenue grew by 12.5 % to 3,400"
 
 
@@ -64,7 +69,10 @@ def test_the_engine_is_never_given_a_thin_image_which_it_would_blow_up(size):
 
 
 def test_a_closely_cut_line_is_read(tool):
-    assert read(tool, drawn((700, 30), (4, 2, 22, "One line of text, cut out closely"))) == ("ok", "One line of text, cut out closely")
+    assert read(tool, drawn((700, 30), (4, 2, 22, "One line of text, cut out closely"))) == (
+        "ok",
+        "One line of text, cut out closely",
+    )
 
 
 def watched(max_side: int) -> tuple[TextReader, list[tuple[int, ...]]]:
@@ -94,7 +102,10 @@ def test_an_image_beyond_the_limit_is_refused_before_it_is_decoded():
 
 
 def test_an_unknown_image_lists_those_that_are_known(tool):
-    assert read(tool, REPORT, name="observation_7") == ("bad_arguments", "Error: there is no image 'observation_7'; known: original_image")
+    assert read(tool, REPORT, name="observation_7") == (
+        "bad_arguments",
+        "Error: there is no image 'observation_7'; known: original_image",
+    )
 
 
 def test_it_reads_offline_without_a_word_and_pickles_before_its_first_call(tmp_path):
@@ -116,7 +127,9 @@ print(repr(tool.call({{"image": "a"}}, ToolContext(images={{"a": image}}, texts=
     assert (ended.stdout.strip(), ended.stderr) == (repr(REPORT_TEXT), "")
 
 
-@pytest.mark.parametrize(("config", "message"), [({"threads": 0}, "threads: at least 1"), ({"max_side": 10}, "max_side: at least 64")])
+@pytest.mark.parametrize(
+    ("config", "message"), [({"threads": 0}, "threads: at least 1"), ({"max_side": 10}, "max_side: at least 64")]
+)
 def test_a_wrong_configuration_is_refused(config, message):
     with pytest.raises(UserError, match=message):
         ExtractTextTool(**config)
@@ -154,7 +167,9 @@ class LaTeXOCR:
     """Has the interface of the package's engine, and reads every image as its size."""
 
     def __init__(self, *, image_resizer_path, encoder_path, decoder_path, tokenizer_json) -> None:
-        assert [Path(path).name for path in (image_resizer_path, encoder_path, decoder_path, tokenizer_json)] == list(MODEL_FILES.values())
+        assert [Path(path).name for path in (image_resizer_path, encoder_path, decoder_path, tokenizer_json)] == list(
+            MODEL_FILES.values()
+        )
 
     def __call__(self, pixels):
         return (f" x^{{{pixels.shape[1]}}} " if pixels[0, 0, 0] else " "), 0.01
@@ -177,7 +192,8 @@ def test_a_formula_is_read(models):
 
 
 @pytest.mark.parametrize(
-    "pixels", [PILImage.new("RGB", (90, 30), "white"), PILImage.new("RGB", (90, 30), "red"), PILImage.linear_gradient("L")]
+    "pixels",
+    [PILImage.new("RGB", (90, 30), "white"), PILImage.new("RGB", (90, 30), "red"), PILImage.linear_gradient("L")],
 )
 def test_no_formula(models, pixels):
     assert read(ExtractFormulaTool(models=str(models)), pixels) == ("ok", "no formula found")
@@ -190,7 +206,9 @@ def test_a_formula_beyond_the_limit_is_refused(models):
 
 def test_missing_model_files_are_named(models):
     (models / "encoder.onnx").unlink()
-    with pytest.raises(UserError, match=r"models: .*: encoder\.onnx missing; a release of rapid-latex-ocr has image_resizer\.onnx"):
+    with pytest.raises(
+        UserError, match=r"models: .*: encoder\.onnx missing; a release of rapid-latex-ocr has image_resizer\.onnx"
+    ):
         ExtractFormulaTool(models=str(models))
 
 

@@ -108,7 +108,10 @@ def broken_schema(*path, value):
     [
         ({**ZOOM, "clas_name": "x"}, "unknown key 'clas_name'; known: class_name, config, tool_schema, execution"),
         ({}, "class_name: '' is neither one of"),
-        ({"class_name": "telescope"}, r"class_name: 'telescope' is neither one of \[.*'image_zoom_in_tool'.*\] nor a class that imports"),
+        (
+            {"class_name": "telescope"},
+            r"class_name: 'telescope' is neither one of \[.*'image_zoom_in_tool'.*\] nor a class that imports",
+        ),
         ({"class_name": "no.such.module.Tool"}, "class_name: 'no.such.module.Tool' is neither"),
         ({"class_name": "tools.base.NoSuchTool"}, "class_name: 'tools.base.NoSuchTool' is neither"),
         (
@@ -120,9 +123,15 @@ def broken_schema(*path, value):
         ({"class_name": 3}, "class_name: '3' is neither"),
         ({**ZOOM, "config": {"zoom": 3}}, "config: .*unexpected keyword argument 'zoom'"),
         ({**ZOOM, "config": [1]}, "config: .*must be a mapping"),
-        ({**COUNT, "tool_schema": {"function": {"name": "x"}}}, "tool_schema: needs function.name and function.parameters.properties"),
+        (
+            {**COUNT, "tool_schema": {"function": {"name": "x"}}},
+            "tool_schema: needs function.name and function.parameters.properties",
+        ),
         ({**COUNT, "tool_schema": 3}, "tool_schema: needs function.name"),
-        (broken_schema("function", "parameters", "properties", value={"word": {"type": "word"}}), "tool_schema: 'word' is not valid"),
+        (
+            broken_schema("function", "parameters", "properties", value={"word": {"type": "word"}}),
+            "tool_schema: 'word' is not valid",
+        ),
         (broken_schema("function", "name", value=3), "tool_schema: function.name is 3"),
         ({**COUNT, "execution": {"isolation": "cage"}}, "execution.isolation: one of .*not 'cage'"),
         ({**COUNT, "execution": {"concurrency": 0}}, "execution.concurrency: at least 1, not 0"),
@@ -169,6 +178,7 @@ def test_execution_is_changed_field_by_field(offer):
 
 def test_a_tool_that_cannot_run_here_says_what_is_missing(offer):
     with pytest.raises(
-        ToolFileError, match=r"tools.yaml: tools\[0\].config: the program `telescope` is missing; install it: apt-get install"
+        ToolFileError,
+        match=r"tools.yaml: tools\[0\].config: the program `telescope` is missing; install it: apt-get install",
     ):
         offer({"class_name": "tests.support.odd_tools.AbsentTool"})

@@ -32,7 +32,9 @@ class Puppets:
         self.words[group_id] = asyncio.get_running_loop().create_future()
         rewards = await self.words[group_id]
         turn = make_turn("<answer>", num_tokens=3, policy_version=version)
-        scored = tuple(make_scored(turn, reward=reward, group_id=group_id, index=index) for index, reward in enumerate(rewards))
+        scored = tuple(
+            make_scored(turn, reward=reward, group_id=group_id, index=index) for index, reward in enumerate(rewards)
+        )
         return Group(sample=sample, scored=scored, images=None)
 
     def end(self, *numbers: int, flat: bool = False) -> None:
@@ -101,7 +103,11 @@ async def test_ahead_of_the_learners_a_step_takes_the_first_that_are_done():
     collected = await step
     assert numbers(collected) == [0, 1, 8, 9]
     metrics = collected.metrics(1)
-    assert (metrics["rollout/staleness"], metrics["rollout/staleness_max"], metrics["rollout/stale_token_share"]) == (0.5, 1, 0.5)
+    assert (metrics["rollout/staleness"], metrics["rollout/staleness_max"], metrics["rollout/stale_token_share"]) == (
+        0.5,
+        1,
+        0.5,
+    )
     await collector.close()
 
 
@@ -223,7 +229,9 @@ async def test_what_ran_at_a_checkpoint_runs_again_with_its_number_and_what_was_
     again.version = twin.version = 1
     steps = [asyncio.create_task(one.collect(1)) for one in (restored, reference)]
     await breathe()
-    assert again.numbers() == [number for number in twin.numbers()[4:] if number not in finished], "as if it had never stopped"
+    assert again.numbers() == [number for number in twin.numbers()[4:] if number not in finished], (
+        "as if it had never stopped"
+    )
     for puppets in (again, twin):
         puppets.end(*[number for number in puppets.numbers() if not puppets.word(number).done()])
     first, second = [await step for step in steps]
@@ -246,7 +254,9 @@ async def test_every_trajectory_is_booked_under_what_became_of_it():
         running = asyncio.create_task(collector.collect(step))
         while not running.done():
             await breathe()
-            open_ones = [number for number in puppets.numbers() if not puppets.word(number).done() and number != straggler]
+            open_ones = [
+                number for number in puppets.numbers() if not puppets.word(number).done() and number != straggler
+            ]
             if step == 3 and not puppets.word(straggler).done():
                 open_ones.append(straggler)
             for number in open_ones:
@@ -300,7 +310,8 @@ async def test_what_runs_ahead_can_be_waited_for():
 
 
 @pytest.mark.parametrize(
-    "algorithm", [{}, {"max_staleness": 1}, {"refill_flat": True, "max_staleness": 1}, {"max_staleness": 1, "max_empty_steps": 3}]
+    "algorithm",
+    [{}, {"max_staleness": 1}, {"refill_flat": True, "max_staleness": 1}, {"max_staleness": 1, "max_empty_steps": 3}],
 )
 async def test_a_collection_that_is_cancelled_keeps_what_it_had_taken(algorithm):
     def end(puppets):
@@ -351,5 +362,7 @@ async def test_data_that_has_changed_is_noticed():
     same = make(Puppets(), max_staleness=1)
     assert [sample.id for sample in same.pending(state).values()] == [one["sample"] for one in state["pending"]]
     state["pending"][3]["sample"] = "another"
-    with pytest.raises(DataError, match="the checkpoint has drawn the sample 'another', where there is 's.*' now: the data has changed"):
+    with pytest.raises(
+        DataError, match="the checkpoint has drawn the sample 'another', where there is 's.*' now: the data has changed"
+    ):
         same.restore(state, {})

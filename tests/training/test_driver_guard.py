@@ -5,7 +5,15 @@ from pathlib import Path
 import pytest
 
 from arm_rl.core import trajectory_file
-from arm_rl.core.config import AlgorithmConfig, DataConfig, LearnerConfig, ModelConfig, PlacementConfig, RunConfig, TrainConfig
+from arm_rl.core.config import (
+    AlgorithmConfig,
+    DataConfig,
+    LearnerConfig,
+    ModelConfig,
+    PlacementConfig,
+    RunConfig,
+    TrainConfig,
+)
 from arm_rl.core.errors import MismatchError, NonFiniteError
 from arm_rl.data.samples import Cursor
 from arm_rl.training.driver import Driver
@@ -43,16 +51,33 @@ def make(folder, error) -> Driver:
         placement=PlacementConfig(use_gpu=False),
     )
     cursor = Cursor(SAMPLES, seed=0)
-    return Driver(config, runner=Runner(), learners=Learners(error), cursor=cursor, held_out=[], image_pad_id=999, num_steps=9, log=None)
+    return Driver(
+        config,
+        runner=Runner(),
+        learners=Learners(error),
+        cursor=cursor,
+        held_out=[],
+        image_pad_id=999,
+        num_steps=9,
+        log=None,
+    )
 
 
-@pytest.mark.parametrize("error", [NonFiniteError("the gradient is not finite"), MismatchError("engine and learner differ by 3")])
+@pytest.mark.parametrize(
+    "error", [NonFiniteError("the gradient is not finite"), MismatchError("engine and learner differ by 3")]
+)
 async def test_a_refused_batch_is_kept_and_its_samples_are_named(tmp_path, error):
     groups = [
         Group(
             sample=sample,
             scored=tuple(
-                make_scored(make_turn("x"), sample_id=sample.id, group_id=f"{number}/{sample.id}", index=index, reward=float(index))
+                make_scored(
+                    make_turn("x"),
+                    sample_id=sample.id,
+                    group_id=f"{number}/{sample.id}",
+                    index=index,
+                    reward=float(index),
+                )
                 for index in range(2)
             ),
             images=None,
@@ -61,7 +86,9 @@ async def test_a_refused_batch_is_kept_and_its_samples_are_named(tmp_path, error
     ]
     driver = make(tmp_path, error)
     driver.steps_done = 6
-    with pytest.raises(RunStopped, match=f"step 7: {error} The batch did not change the weights and is in .*; its samples: s0, s1"):
+    with pytest.raises(
+        RunStopped, match=f"step 7: {error} The batch did not change the weights and is in .*; its samples: s0, s1"
+    ):
         await driver._learn(groups)
     kept = trajectory_file.read(tmp_path / "x" / "failed_batch" / "x-000007.parquet")
     assert kept.scored == tuple(one for group in groups for one in group.scored)

@@ -31,7 +31,10 @@ SAMPLES = [make_sample(id=f"s{number}") for number in range(12)]
 class Side:
     """Engines and learners that do nothing, and say when they are at something."""
 
-    holds: tuple[str, int] = ("", 0)  # the so-manieth thing of this kind begins, and waits until it is cancelled, or for `go`
+    holds: tuple[str, int] = (
+        "",
+        0,
+    )  # the so-manieth thing of this kind begins, and waits until it is cancelled, or for `go`
     held: asyncio.Event = field(default_factory=asyncio.Event)
     go: asyncio.Event = field(default_factory=asyncio.Event)
     version: int = 0
@@ -56,7 +59,13 @@ class Side:
         await self.come_to(f"group {group_id}")
         members = enumerate((0.0, 1.0))
         scored = tuple(
-            make_scored(make_turn("x", policy_version=self.version), sample_id=sample.id, group_id=group_id, index=at, reward=reward)
+            make_scored(
+                make_turn("x", policy_version=self.version),
+                sample_id=sample.id,
+                group_id=group_id,
+                index=at,
+                reward=reward,
+            )
             for at, reward in members
         )
         return Group(sample=sample, scored=scored, images=None)
@@ -105,7 +114,10 @@ def make(folder, side: Side, stop: StopRequest) -> tuple[Driver, list]:
     )
     logged: list = []
     runner = SimpleNamespace(
-        **{name: getattr(side, name) for name in ("group", "keep", "record", "recovery", "stop_if_broken", "rollouts", "written")},
+        **{
+            name: getattr(side, name)
+            for name in ("group", "keep", "record", "recovery", "stop_if_broken", "rollouts", "written")
+        },
         kept=side.kept_groups,
     )
     log = SimpleNamespace(
@@ -166,8 +178,12 @@ async def test_it_writes_a_checkpoint_and_goes_on_from_there(tmp_path, where, nu
     await resumed.resume()
     await resumed.run()
     broken_off = [] if where == "train" else [side.seen[-1]]
-    assert sorted([*side.seen, *again.seen]) == sorted([*expected, *broken_off]), "everything once, but for what was broken off"
-    assert [step for step, part in logged if part == "evaluation"] == ([4] if where == "train" and "evaluation 2" in side.seen else [2, 4])
+    assert sorted([*side.seen, *again.seen]) == sorted([*expected, *broken_off]), (
+        "everything once, but for what was broken off"
+    )
+    assert [step for step, part in logged if part == "evaluation"] == (
+        [4] if where == "train" and "evaluation 2" in side.seen else [2, 4]
+    )
 
 
 async def test_a_run_that_has_done_nothing_leaves_nothing(tmp_path):

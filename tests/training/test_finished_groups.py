@@ -50,7 +50,11 @@ class Runner:
 
 def collector(runner, folder):
     algorithm = AlgorithmConfig(samples_per_step=2, group_size=2, max_staleness=1)
-    return Collector(TrainConfig(data=DataConfig(train=("x",)), algorithm=algorithm), Journal(runner, folder), Cursor(SAMPLES, seed=1))
+    return Collector(
+        TrainConfig(data=DataConfig(train=("x",)), algorithm=algorithm),
+        Journal(runner, folder),
+        Cursor(SAMPLES, seed=1),
+    )
 
 
 async def test_what_was_finished_when_the_run_was_killed_is_taken_from_disk(tmp_path):
@@ -78,4 +82,6 @@ async def test_what_a_checkpoint_knows_is_forgotten(tmp_path):
     assert journal.numbers() == {0, 1, 3}
     journal.forget([0, 3, 17])
     assert journal.numbers() == {1}
-    assert [path.name for path in sorted(tmp_path.rglob("*.parquet"))] == ["1.parquet", "1.parquet"], "the images are gone as well"
+    assert [path.name for path in sorted(tmp_path.rglob("*.parquet"))] == ["1.parquet", "1.parquet"], (
+        "the images are gone as well"
+    )

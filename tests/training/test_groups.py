@@ -21,7 +21,10 @@ async def test_groups_come_back_with_their_images(tmp_path):
         assert await runner.kept(tmp_path / "nothing.parquet", samples) == {}
         groups, pixels = {}, {}
         for number, sample in ((12, samples["b"]), (5, samples["a"])):
-            made = [looked(correct=index == 0, sample_id=sample.id, group_id=f"{number}/{sample.id}", index=index) for index in range(3)]
+            made = [
+                looked(correct=index == 0, sample_id=sample.id, group_id=f"{number}/{sample.id}", index=index)
+                for index in range(3)
+            ]
             images = {key: image for _, own in made for key, image in own.items()}
             groups[number] = Group(sample=sample, scored=tuple(one for one, _ in made), images=ray.put(images))
             pixels |= images

@@ -47,7 +47,9 @@ LIMITS = {"session": {"max_prompt_tokens": 100}, "rollout": {"max_images": 2}}
 
 def test_too_many_images_are_refused_or_left_out(read, tmp_path):
     rows = [row(0, SHORT), row(1, SHORT, images=3), row(2, SHORT, images=2)]
-    with pytest.raises(DataError, match=f"^{tmp_path}/d.parquet: row 1: the prompt has 3 images, rollout.max_images is 2$"):
+    with pytest.raises(
+        DataError, match=f"^{tmp_path}/d.parquet: row 1: the prompt has 3 images, rollout.max_images is 2$"
+    ):
         read(rows, "stop", **LIMITS)
     inputs = read(rows, "skip", **LIMITS)
     assert [sample.id for sample in inputs.samples] == ["0", "2"]
@@ -60,6 +62,9 @@ def test_prompts_too_long_are_left_out_and_counted(read, tmp_path, caplog, broke
     inputs = read([row(0, SHORT), long, row(2, SHORT)], broken_rows, **LIMITS)
     assert [sample.id for sample in inputs.samples] == ["0", "2"]
     assert inputs.left_out == {"data/skipped_rows": 0, "data/too_long_rows": 1}
-    assert f"left out 1 of 3 rows for their length; the first is {tmp_path}/d.parquet: row 1: the prompt has " in caplog.text
+    assert (
+        f"left out 1 of 3 rows for their length; the first is {tmp_path}/d.parquet: row 1: the prompt has "
+        in caplog.text
+    )
     with pytest.raises(DataError, match="none of the 1 rows can be used:\n.*session.max_prompt_tokens is 100"):
         read([long], broken_rows, **LIMITS)

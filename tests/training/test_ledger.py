@@ -35,7 +35,9 @@ def test_what_becomes_of_a_trajectory(group, mask_overlong, expected):
 @given(
     group_size=st.integers(1, 4),
     epoch_size=st.integers(1, 7),
-    actions=st.lists(st.one_of(st.none(), st.tuples(st.integers(0, 99), st.lists(st.sampled_from(FATES), min_size=4, max_size=4)))),
+    actions=st.lists(
+        st.one_of(st.none(), st.tuples(st.integers(0, 99), st.lists(st.sampled_from(FATES), min_size=4, max_size=4)))
+    ),
 )
 def test_everything_drawn_is_somewhere_once(group_size, epoch_size, actions):
     """Draws (None) and settlings of any pending group, in any order, with a checkpoint in between each of them."""

@@ -33,7 +33,9 @@ async def test_a_run_that_gets_further_goes_on_however_often_its_learners_die():
 
 async def test_one_that_dies_at_the_same_step_again_and_again_ends_with_the_cause():
     run, told = stage(5, 7, 6, 7, 7)
-    with pytest.raises(RunStopped, match="^a learner rank was lost: its process ended: 3 times without getting beyond step 7"):
+    with pytest.raises(
+        RunStopped, match="^a learner rank was lost: its process ended: 3 times without getting beyond step 7"
+    ):
         await with_restarts(run, limit=2)
     assert len(told) == 4
 

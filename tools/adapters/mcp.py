@@ -83,11 +83,20 @@ def mcp_tools(entry: dict[str, Any], where: str) -> list[Tool]:
             ) from None
         except McpError as error:
             raise UserError(f"{where}.mcp: {server.label}: {error}{_last_words(said, server)}") from error
-    if not isinstance(names, list) or not names or not all(isinstance(name, str) for name in names) or len(set(names)) < len(names):
-        raise UserError(f"{where}.tools: a list of names, each once, is needed; the server offers {', '.join(offered) or 'none'}")
+    if (
+        not isinstance(names, list)
+        or not names
+        or not all(isinstance(name, str) for name in names)
+        or len(set(names)) < len(names)
+    ):
+        raise UserError(
+            f"{where}.tools: a list of names, each once, is needed; the server offers {', '.join(offered) or 'none'}"
+        )
     missing = [name for name in names if name not in offered]
     if missing:
-        raise UserError(f"{where}.tools: {server.label} has no tool {missing[0]!r}; it offers {', '.join(offered) or 'none'}")
+        raise UserError(
+            f"{where}.tools: {server.label} has no tool {missing[0]!r}; it offers {', '.join(offered) or 'none'}"
+        )
     return [McpTool(server, name, _schema(offered[name], f"{where}.tools: {name}")) for name in names]
 
 
@@ -111,8 +120,12 @@ def _checked_server(mcp: Any, where: str) -> McpServer:
         raise UserError(f"{where}: unknown key {unknown[0]!r}; known beside {keys[0]}: {', '.join(keys[1:])}")
     variables = _checked_variables(mcp.get(keys[1]), f"{where}.{keys[1]}")
     if keys[0] == "url":
-        if not re.fullmatch(r"https?://[^\s/?#@]+(?:/[^\s?#]*)?", str(mcp["url"])):  # no user, password or query: secrets would hide there
-            raise UserError(f"{where}.url: an address such as https://host/mcp is needed, without user, password and query")
+        if not re.fullmatch(
+            r"https?://[^\s/?#@]+(?:/[^\s?#]*)?", str(mcp["url"])
+        ):  # no user, password or query: secrets would hide there
+            raise UserError(
+                f"{where}.url: an address such as https://host/mcp is needed, without user, password and query"
+            )
         return McpServer(url=str(mcp["url"]), variables=variables)
     command, cwd = mcp["command"], mcp.get("cwd")
     if not isinstance(command, list) or not command or not all(isinstance(part, str) and part for part in command):
@@ -129,7 +142,9 @@ def _checked_variables(given: Any, where: str) -> tuple[tuple[str, str], ...]:
     for name, variable in given.items():
         if not isinstance(variable, str) or not _VARIABLE.fullmatch(variable) or variable not in os.environ:
             # what stands there may be a secret: it is not shown
-            raise UserError(f"{where}.{name}: the name of an environment variable that is set is needed, and never a value itself")
+            raise UserError(
+                f"{where}.{name}: the name of an environment variable that is set is needed, and never a value itself"
+            )
         if not os.environ[variable].isprintable():
             raise UserError(f"{where}.{name}: the value of {variable} has characters that cannot be sent")
     return tuple((str(name), variable) for name, variable in given.items())

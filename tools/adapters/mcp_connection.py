@@ -66,7 +66,9 @@ async def _connected(server: McpServer, errors: IO[str] | None, ended: asyncio.E
 
     async with contextlib.AsyncExitStack() as stack:
         if server.url is not None:
-            client = await stack.enter_async_context(httpx2.AsyncClient(headers=server.values(), timeout=httpx2.Timeout(30, read=300)))
+            client = await stack.enter_async_context(
+                httpx2.AsyncClient(headers=server.values(), timeout=httpx2.Timeout(30, read=300))
+            )
             transport = streamable_http_client(server.url, http_client=client)
         else:
             program = sys.executable if server.command[0] == "python" else server.command[0]
@@ -189,7 +191,9 @@ class Connection:
             await asyncio.wait_for(client.list_tools(), PROBE_SECONDS)
         except Exception as error:
             if not ended.is_set():
-                logger.warning("%s does not answer any more and is replaced: %s", self.server.label, type(error).__name__)
+                logger.warning(
+                    "%s does not answer any more and is replaced: %s", self.server.label, type(error).__name__
+                )
             ended.set()
 
     async def close(self) -> None:

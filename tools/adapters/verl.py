@@ -34,7 +34,11 @@ FAILED = ("error", "failed", "failure", "timeout")  # values of a metric `status
 
 def is_verl_class(cls: Any) -> bool:
     """Whether this is a class with verl's methods, and none of ours."""
-    return isinstance(cls, type) and not issubclass(cls, Tool) and all(callable(getattr(cls, method, None)) for method in METHODS)
+    return (
+        isinstance(cls, type)
+        and not issubclass(cls, Tool)
+        and all(callable(getattr(cls, method, None)) for method in METHODS)
+    )
 
 
 def verl_tool(cls: Any, config: dict[str, Any], tool_schema: dict[str, Any] | None) -> "VerlTool":
@@ -46,7 +50,9 @@ def verl_tool(cls: Any, config: dict[str, Any], tool_schema: dict[str, Any] | No
         UserError: no schema is given and the class has none, or it is meant for an MCP server.
     """
     if config.get("type", "native") != "native":
-        raise UserError(f"type: only 'native' classes are run, not {config['type']!r}; an MCP server has an entry `mcp` of its own")
+        raise UserError(
+            f"type: only 'native' classes are run, not {config['type']!r}; an MCP server has an entry `mcp` of its own"
+        )
     if tool_schema is None:
         tool_schema = _own_schema(cls, config)
     return VerlTool(cls, config, tool_schema)
@@ -71,7 +77,9 @@ class VerlTool(Tool):
         self.offered_as(tool_schema)
         self.description = str(tool_schema["function"].get("description", ""))
         self._class, self._config = cls, config
-        self.sees_all_images = bool({"image", "images", "response_store"} & inspect.signature(cls.create).parameters.keys())
+        self.sees_all_images = bool(
+            {"image", "images", "response_store"} & inspect.signature(cls.create).parameters.keys()
+        )
         self._made: Any = None
         self._instances: dict[str, _Instance] = {}
 

@@ -75,11 +75,15 @@ def read_info(folder: Path) -> IndexInfo:
         info = IndexInfo(**json.loads(file.read_text(encoding="utf-8")))
     except FileNotFoundError as error:
         kind = "not an index of documents" if folder.is_dir() else "there is no such folder"
-        raise DocumentIndexError(f"{folder}: {kind}: build one with: python -m jobs.prepare_data documents FILES --out {folder}") from error
+        raise DocumentIndexError(
+            f"{folder}: {kind}: build one with: python -m jobs.prepare_data documents FILES --out {folder}"
+        ) from error
     except (OSError, ValueError, TypeError) as error:
         raise DocumentIndexError(f"{file}: cannot be read: {error}") from error
     if info.format != FORMAT:
-        raise DocumentIndexError(f"{folder}: an index of format {info.format}, and this version reads {FORMAT}: build it again")
+        raise DocumentIndexError(
+            f"{folder}: an index of format {info.format}, and this version reads {FORMAT}: build it again"
+        )
     return info
 
 
@@ -174,7 +178,9 @@ class DocumentIndex:
             raise UnknownDocumentError(f"{name!r} may be any of {', '.join(found[:_NUM_LISTED])}")
         known = list(self.documents)
         more = f" and {len(known) - _NUM_LISTED} more" if len(known) > _NUM_LISTED else ""
-        raise UnknownDocumentError(f"there is no document {name!r:.100}; known: {', '.join(known[:_NUM_LISTED]) or 'none'}{more}")
+        raise UnknownDocumentError(
+            f"there is no document {name!r:.100}; known: {', '.join(known[:_NUM_LISTED]) or 'none'}{more}"
+        )
 
     def pages(self, document: Document, numbers: Sequence[int]) -> list[Image]:
         """Images of pages, in the order of `numbers`; each from 1 to `document.num_pages`."""
@@ -205,7 +211,12 @@ class DocumentIndex:
             raise DocumentIndexError("a search by meaning needs a model")
         vector = self._embedder.encode([query])[0]
         search = self._texts.search(vector, vector_column_name="vector").distance_type("cosine")
-        rows = search.where(f"{_of(document)} AND terms != ''", prefilter=True).select(["number", "_distance"]).limit(k).to_arrow()
+        rows = (
+            search.where(f"{_of(document)} AND terms != ''", prefilter=True)
+            .select(["number", "_distance"])
+            .limit(k)
+            .to_arrow()
+        )
         return _ranked(rows["number"], rows["_distance"], sign=1)
 
 
@@ -239,7 +250,10 @@ def fuse(rankings: Sequence[Sequence[int]]) -> list[int]:
 
 def _ranked(numbers: pa.ChunkedArray, values: pa.ChunkedArray, *, sign: int) -> list[int]:
     """Numbers by rising `sign` * value; equals in order of pages."""
-    return [number for _, number in sorted(zip((sign * value for value in values.to_pylist()), numbers.to_pylist(), strict=True))]
+    return [
+        number
+        for _, number in sorted(zip((sign * value for value in values.to_pylist()), numbers.to_pylist(), strict=True))
+    ]
 
 
 def _of(document: Document) -> str:

@@ -32,7 +32,9 @@ class DocumentByQueryTool(Tool):
     """
 
     name = "doc_page_retrieval_by_query"
-    description = "Searches a document and shows the pages that match the query best, side by side, with their page numbers."
+    description = (
+        "Searches a document and shows the pages that match the query best, side by side, with their page numbers."
+    )
     execution = Execution(isolation="thread")
 
     @dataclass(frozen=True, kw_only=True, slots=True)
@@ -43,7 +45,13 @@ class DocumentByQueryTool(Tool):
         query: Annotated[str, Field(description="What to look for: words that stand on the page.")]
 
     def __init__(
-        self, *, index: str, top_k: int = 5, long_side: int = 1120, model: str | None = None, search: SearchMode | None = None
+        self,
+        *,
+        index: str,
+        top_k: int = 5,
+        long_side: int = 1120,
+        model: str | None = None,
+        search: SearchMode | None = None,
     ) -> None:
         self.top_k = _at_least("top_k", top_k, 1)  # pages shown
         self.long_side = _at_least("long_side", long_side, 28)  # pixels of each page's longer side, at most
@@ -90,7 +98,9 @@ class DocumentByIndexTool(Tool):
         image_idx: Annotated[int, Field(description="Number of the page; the first is 1.")]
 
     def __init__(self, *, index: str, long_side: int = 1120) -> None:
-        self.long_side = _at_least("long_side", long_side, 0)  # pixels of the page's longer side, at most; 0 shows it as it is stored
+        self.long_side = _at_least(
+            "long_side", long_side, 0
+        )  # pixels of the page's longer side, at most; 0 shows it as it is stored
         self._index = LazyIndex(Path(index))
 
     def run(self, arguments: Arguments, context: ToolContext) -> ToolResult:
@@ -98,11 +108,15 @@ class DocumentByIndexTool(Tool):
         document = _find(self._index, arguments.filename)
         number = arguments.image_idx
         if not 1 <= number <= document.num_pages:
-            raise ArgumentError(f"image_idx: {document.name} has pages 1 to {document.num_pages}, and no page {number!s:.20}")
+            raise ArgumentError(
+                f"image_idx: {document.name} has pages 1 to {document.num_pages}, and no page {number!s:.20}"
+            )
         (page,) = self._index.get().pages(document, [number])
         if self.long_side and max(page.size) > self.long_side:
             page = _encoded(_shrunk(page.pil(), self.long_side))
-        return ToolResult(status="ok", text=f"Page {number} of {document.num_pages} of {document.name}.", images=(page,))
+        return ToolResult(
+            status="ok", text=f"Page {number} of {document.num_pages} of {document.name}.", images=(page,)
+        )
 
 
 def _at_least(key: str, value: int, least: int) -> int:

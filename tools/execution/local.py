@@ -16,7 +16,9 @@ class LocalTools:
 
     async def __call__(self, call: ToolCall, memory: Memory) -> ToolResult:
         """Runs a call, isolated as in the executors."""
-        context = ToolContext(session=memory.session, images=memory.images, texts=memory.texts, image_names=list(memory.images))
+        context = ToolContext(
+            session=memory.session, images=memory.images, texts=memory.texts, image_names=list(memory.images)
+        )
         return await self._runner.call(call, context)
 
     async def release(self, memory: Memory) -> None:

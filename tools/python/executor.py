@@ -24,7 +24,11 @@ logger = logging.getLogger(__name__)
 
 USUAL_PACKAGES = ("numpy", "scipy", "sympy", "pandas", "scikit-learn", "pillow")  # offered where they are installed
 MAX_CODE_CHARACTERS = 100_000
-STATUSES: dict[sandbox.End, ToolStatus] = {"ok": "ok", "timeout": "timeout", "cpu": "timeout"}  # every other end has failed
+STATUSES: dict[sandbox.End, ToolStatus] = {
+    "ok": "ok",
+    "timeout": "timeout",
+    "cpu": "timeout",
+}  # every other end has failed
 _starting = threading.Lock()
 
 
@@ -100,7 +104,9 @@ class PythonExecutorTool(Tool):
         self._prestarted, self._max_sessions = prestarted, max_sessions
         self._pool: SandboxPool | None = None
         longest = max_timeout_seconds + sandbox.START_SECONDS + 4 * sandbox.GRACE_SECONDS
-        self.execution = Execution(isolation="thread", timeout_seconds=longest, concurrency=max_sessions if keep_state else None)
+        self.execution = Execution(
+            isolation="thread", timeout_seconds=longest, concurrency=max_sessions if keep_state else None
+        )
         self.offered_as(self._described(packages))
 
     def run(self, arguments: Arguments, context: ToolContext) -> ToolResult:
@@ -179,7 +185,9 @@ class PythonExecutorTool(Tool):
 def printable(text: str) -> str:
     """Text without control characters: terminal sequences, NULs and the like are shown as escapes."""
     text = text.replace("\r\n", "\n").replace("\r", "\n")
-    return re.sub(r"[\x00-\x08\x0b-\x1f\x7f-\x9f\u2028\u2029\ud800-\udfff]", lambda found: f"\\u{ord(found[0]):04x}", text).strip("\n")
+    return re.sub(
+        r"[\x00-\x08\x0b-\x1f\x7f-\x9f\u2028\u2029\ud800-\udfff]", lambda found: f"\\u{ord(found[0]):04x}", text
+    ).strip("\n")
 
 
 def shortened(text: str, limit: int) -> str:

@@ -131,8 +131,12 @@ class Sandbox:
         ended = self._wait_for_end()
         if self._process.returncode is None:
             with contextlib.suppress(ProcessLookupError):
-                os.killpg(self.pid, signal.SIGKILL)  # whether it ended or not: bubblewrap, killed as it starts, leaves a process behind
-        if not ended and not self._wait_for_end():  # the kernel keeps it, in a call that does not return: nothing more can be done
+                os.killpg(
+                    self.pid, signal.SIGKILL
+                )  # whether it ended or not: bubblewrap, killed as it starts, leaves a process behind
+        if (
+            not ended and not self._wait_for_end()
+        ):  # the kernel keeps it, in a call that does not return: nothing more can be done
             logger.warning("sandbox %d has not ended %g seconds after it was killed", self.pid, GRACE_SECONDS)
         self._process.poll()
         for stream in (self._process.stdout, self._process.stderr):
@@ -206,7 +210,9 @@ def plan(limits: SandboxLimits, *, packages: Sequence[str], preload: Sequence[st
 def _plan(limits: SandboxLimits, packages: tuple[str, ...], preload: tuple[str, ...], keep: bool) -> SandboxPlan:
     own_user = _may_take_own_ids()
     if not own_user and _release() < (5, 14):
-        raise SandboxError("code cannot be isolated on this machine: before Linux 5.14, only root can limit the processes of one sandbox")
+        raise SandboxError(
+            "code cannot be isolated on this machine: before Linux 5.14, only root can limit the processes of one sandbox"
+        )
     found = _drawn(limits, packages, preload, keep, own_user)
     complaint = _tried(found)
     if complaint is not None:
@@ -214,7 +220,9 @@ def _plan(limits: SandboxLimits, packages: tuple[str, ...], preload: tuple[str, 
     return found
 
 
-def _drawn(limits: SandboxLimits, packages: tuple[str, ...], preload: tuple[str, ...], keep: bool, own_user: bool) -> SandboxPlan:
+def _drawn(
+    limits: SandboxLimits, packages: tuple[str, ...], preload: tuple[str, ...], keep: bool, own_user: bool
+) -> SandboxPlan:
     settings = {
         **dataclasses.asdict(limits),
         "keep": keep,
@@ -222,7 +230,9 @@ def _drawn(limits: SandboxLimits, packages: tuple[str, ...], preload: tuple[str,
         "packages": PACKAGES,
     }
     return SandboxPlan(
-        command=tuple(command(packages, tmp_bytes=limits.tmp_bytes, own_user=own_user)), settings=settings, own_user=own_user
+        command=tuple(command(packages, tmp_bytes=limits.tmp_bytes, own_user=own_user)),
+        settings=settings,
+        own_user=own_user,
     )
 
 

@@ -14,7 +14,11 @@ from arm_rl.core.errors import UserError
 
 PACKAGES = "/packages"
 GUEST = "/sandbox/guest.py"
-OWN_CAPABILITIES = ("CAP_SETUID", "CAP_SETGID", "CAP_SETPCAP")  # with which the guest's init takes its user id; then it gives them up
+OWN_CAPABILITIES = (
+    "CAP_SETUID",
+    "CAP_SETGID",
+    "CAP_SETPCAP",
+)  # with which the guest's init takes its user id; then it gives them up
 ONE_THREAD = ("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS", "NUMEXPR_NUM_THREADS")
 
 
@@ -47,7 +51,13 @@ def command(packages: Sequence[str], *, tmp_bytes: int, own_user: bool) -> list[
     words += ["--die-with-parent", "--new-session", "--as-pid-1", "--hostname", "sandbox", "--clearenv"]
     for name, value in {"HOME": "/tmp", "LANG": "C.UTF-8", "PATH": "", **dict.fromkeys(ONE_THREAD, "1")}.items():
         words += ["--setenv", name, value]
-    binds = [*_interpreter(), *_packages(packages), "--ro-bind", str(Path(__file__).with_name("sandbox_guest.py")), GUEST]
+    binds = [
+        *_interpreter(),
+        *_packages(packages),
+        "--ro-bind",
+        str(Path(__file__).with_name("sandbox_guest.py")),
+        GUEST,
+    ]
     words += [*_parents(binds), "--perms", "0755", "--dir", "/dev", *binds]
     for device in ("null", "zero", "full", "random", "urandom"):
         words += ["--dev-bind", f"/dev/{device}", f"/dev/{device}"]
@@ -61,7 +71,9 @@ def command(packages: Sequence[str], *, tmp_bytes: int, own_user: bool) -> list[
 
 def _parents(binds: Sequence[str]) -> list[str]:
     """Makes the folders above all that is bound readable: bubblewrap makes them for its own user only."""
-    targets = [binds[place + 2] for place, word in enumerate(binds) if word in ("--ro-bind", "--ro-bind-try", "--symlink")]
+    targets = [
+        binds[place + 2] for place, word in enumerate(binds) if word in ("--ro-bind", "--ro-bind-try", "--symlink")
+    ]
     above = {str(folder) for target in targets for folder in Path(target).parents}
     return [word for folder in sorted(above - {"/"}) for word in ("--perms", "0755", "--dir", folder)]
 
@@ -83,7 +95,9 @@ def _interpreter() -> list[str]:
             binds += ["--ro-bind", folder, folder]
             bound.append(folder)
     for folder in bound:
-        for hidden in sorted([*Path(folder).glob("python3*/site-packages"), *Path(folder).glob("python3*/dist-packages")]):
+        for hidden in sorted(
+            [*Path(folder).glob("python3*/site-packages"), *Path(folder).glob("python3*/dist-packages")]
+        ):
             if hidden.is_dir() and not hidden.is_symlink():
                 binds += ["--size", "4096", "--tmpfs", str(hidden), "--remount-ro", str(hidden)]
     binds += ["--ro-bind", interpreter(), interpreter()]

@@ -78,7 +78,9 @@ class Substrings(Response):
 class Keywords(Response):
     """Words or phrases, and how often."""
 
-    keywords: Annotated[list[str], Field(min_length=1, description="Whole words or phrases; upper and lower case are the same.")]
+    keywords: Annotated[
+        list[str], Field(min_length=1, description="Whole words or phrases; upper and lower case are the same.")
+    ]
     lower_bound_times: Annotated[Count, Field(description="The fewest mentions allowed.")]
     upper_bound_times: Annotated[Count, Field(description="The most mentions allowed.")]
 
@@ -97,7 +99,9 @@ class Precision(Response):
 
 def _require_order(lower_name: str, lower: int, upper_name: str, upper: int) -> None:
     if lower > upper:
-        raise ArgumentError(f"{lower_name} is {lower} and {upper_name} is {upper}: the lower bound must not be above the upper one")
+        raise ArgumentError(
+            f"{lower_name} is {lower} and {upper_name} is {upper}: the lower bound must not be above the upper one"
+        )
 
 
 def _require_visible(name: str, text: str) -> None:
@@ -176,7 +180,9 @@ def _response_ends_with(text: str, wanted: Substring) -> bool:
 
 
 def _each_keyword_in_range(text: str, wanted: Keywords) -> bool:
-    return all(wanted.lower_bound_times <= times <= wanted.upper_bound_times for times in mentions(text, wanted.keywords))
+    return all(
+        wanted.lower_bound_times <= times <= wanted.upper_bound_times for times in mentions(text, wanted.keywords)
+    )
 
 
 def _total_keywords_in_range(text: str, wanted: Keywords) -> bool:
@@ -212,7 +218,9 @@ CHECKS: dict[str, Check] = {
     "check_whether_response_paragraph_number_in_range": _check(
         _paragraph_number_in_range, Range, "the number of paragraphs (separated by blank lines) is in the range"
     ),
-    "check_whether_response_sentence_number_in_range": _check(_sentence_number_in_range, Range, "the number of sentences is in the range"),
+    "check_whether_response_sentence_number_in_range": _check(
+        _sentence_number_in_range, Range, "the number of sentences is in the range"
+    ),
     "check_whether_each_paragraph_sentence_number_in_range": _check(
         _each_paragraph_sentence_number_in_range, Range, "the number of sentences of every paragraph is in the range"
     ),
@@ -263,7 +271,9 @@ CHECKS: dict[str, Check] = {
     "check_number_precision_in_response": _check(
         _number_precision, Precision, "every number has exactly that many digits after the decimal point"
     ),
-    "check_whether_has_no_arabic_number_in_response": _check(_no_arabic_number, Response, "the text has no Arabic numerals"),
+    "check_whether_has_no_arabic_number_in_response": _check(
+        _no_arabic_number, Response, "the text has no Arabic numerals"
+    ),
 }
 
 

@@ -71,6 +71,10 @@ def mentions(text: str, keywords: Iterable[str]) -> Iterator[int]:
 def _is_whole(before: str, keyword: str, after: str) -> bool:
     """Whether a keyword stands there as whole words, from the two characters on each of its sides."""
     first, last = keyword[0], keyword[-1]
-    if _LETTER.match(first) and (_LETTER_AT_END.search(before) or (first.isdecimal() and _DIGIT_BEFORE.fullmatch(before))):
+    if _LETTER.match(first) and (
+        _LETTER_AT_END.search(before) or (first.isdecimal() and _DIGIT_BEFORE.fullmatch(before))
+    ):
         return False
-    return not (_LETTER.match(last) and (_MORE_OF_A_WORD.match(after) or (last.isdecimal() and _DIGIT_AFTER.match(after))))
+    return not (
+        _LETTER.match(last) and (_MORE_OF_A_WORD.match(after) or (last.isdecimal() and _DIGIT_AFTER.match(after)))
+    )

@@ -11,7 +11,8 @@ _FULL_WIDTH = str.maketrans("．，：％﹪٪−–", ".,:%%%--")
 
 # "1." in front of an item, "2.3" in front of a heading; these count things and measure none.
 _NUMBERING = re.compile(
-    r"^[ \t>*_-]*(?:\(\d{1,3}\)|\d{1,3}(?:[)、]|\.(?!\d)))|^[ \t>]*#+[ \t]*[*_]*\d{1,3}(?:\.\d{1,3})*[.)、]?(?=[ \t])", re.MULTILINE
+    r"^[ \t>*_-]*(?:\(\d{1,3}\)|\d{1,3}(?:[)、]|\.(?!\d)))|^[ \t>]*#+[ \t]*[*_]*\d{1,3}(?:\.\d{1,3})*[.)、]?(?=[ \t])",
+    re.MULTILINE,
 )
 _TOKEN = re.compile(
     rf"(?=[百.\d])(?P<prefix>百分之[ ]?)?(?<!{LETTER})(?<!{LETTER}[-‐‑.,:/_])"  # not the end of a name: H2O, GPT-4, v1.2

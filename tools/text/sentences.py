@@ -85,7 +85,10 @@ def sentences(text: str) -> list[str]:
 def sentences_by_paragraph(text: str) -> list[list[str]]:
     """The sentences of each paragraph."""
     language = _language(text)
-    return [[sentence for block in _blocks(paragraph) for sentence in _split(block, language)] for paragraph in paragraphs(text)]
+    return [
+        [sentence for block in _blocks(paragraph) for sentence in _split(block, language)]
+        for paragraph in paragraphs(text)
+    ]
 
 
 def num_words(text: str) -> int:
@@ -221,7 +224,9 @@ def _goes_on(before: str, part: str) -> bool:
 
 def _segments(block: str, language: str) -> Iterator[str]:
     """The segmenter's parts, which joined are the block. The work is linear in the block's length."""
-    block = " ".join(block.encode("utf-8", "replace").decode().split())  # it breaks on lone surrogates and on wide white space
+    block = " ".join(
+        block.encode("utf-8", "replace").decode().split()
+    )  # it breaks on lone surrogates and on wide white space
     block = block.replace("… ", "... ")  # which it knows as an end, where a capital follows
     start = 0
     unfinished: list[str] = []  # the windows that one part fills
@@ -249,6 +254,8 @@ def _parts(window: str, language: str) -> list[str]:
     try:
         return segment(language, window)
     except BaseException as error:
-        if type(error).__name__ != "PanicException":  # which no module exports, and which is no Exception: it would end the process
+        if (
+            type(error).__name__ != "PanicException"
+        ):  # which no module exports, and which is no Exception: it would end the process
             raise
         raise RuntimeError(f"sentencex {error}") from error

@@ -31,7 +31,9 @@ class SearchCache:
         try:
             Path(folder).mkdir(parents=True, exist_ok=True)
             with closing(self._open()) as database, database:
-                database.execute("CREATE TABLE IF NOT EXISTS searches (key TEXT PRIMARY KEY, time REAL, found TEXT) WITHOUT ROWID")
+                database.execute(
+                    "CREATE TABLE IF NOT EXISTS searches (key TEXT PRIMARY KEY, time REAL, found TEXT) WITHOUT ROWID"
+                )
                 database.execute("DELETE FROM searches WHERE time < ?", (time.time() - keep_seconds,))
         except (OSError, sqlite3.Error) as error:
             raise UserError(f"cache: {folder}: a folder that can be written to is needed: {error}") from error
@@ -41,7 +43,9 @@ class SearchCache:
         try:
             with closing(self._open()) as database:
                 oldest = time.time() - self._keep_seconds
-                row = database.execute("SELECT found FROM searches WHERE key = ? AND time >= ?", (key, oldest)).fetchone()
+                row = database.execute(
+                    "SELECT found FROM searches WHERE key = ? AND time >= ?", (key, oldest)
+                ).fetchone()
             return _FOUND.validate_json(row[0]) if row else None
         except (sqlite3.Error, ValueError) as error:
             logger.warning("%s cannot be read: %s", self._path, type(error).__name__)
@@ -51,7 +55,9 @@ class SearchCache:
         """Keeps results."""
         try:
             with closing(self._open()) as database, database:
-                database.execute("INSERT OR REPLACE INTO searches VALUES (?, ?, ?)", (key, time.time(), json.dumps(found)))
+                database.execute(
+                    "INSERT OR REPLACE INTO searches VALUES (?, ?, ?)", (key, time.time(), json.dumps(found))
+                )
         except sqlite3.Error as error:
             logger.warning("%s cannot be written: %s", self._path, error)
 

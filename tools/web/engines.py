@@ -24,7 +24,9 @@ class SearchEngine:
 
 
 def _serper_request(base_url: str, query: str, num_results: int, key: str) -> httpx.Request:
-    return httpx.Request("POST", f"{base_url}/search", json={"q": query, "num": num_results}, headers={"X-API-KEY": key})
+    return httpx.Request(
+        "POST", f"{base_url}/search", json={"q": query, "num": num_results}, headers={"X-API-KEY": key}
+    )
 
 
 def _read_serper(content: dict[str, Any]) -> list[Found] | None:
@@ -71,6 +73,8 @@ def clean(text: Any) -> str:
 
 
 ENGINES: dict[str, SearchEngine] = {
-    "serper": SearchEngine(base_url="https://google.serper.dev", key_variable="SERPER_API_KEY", request=_serper_request, read=_read_serper),
+    "serper": SearchEngine(
+        base_url="https://google.serper.dev", key_variable="SERPER_API_KEY", request=_serper_request, read=_read_serper
+    ),
     "searxng": SearchEngine(base_url=None, key_variable=None, request=_searxng_request, read=_read_searxng),
 }

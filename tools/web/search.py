@@ -97,7 +97,9 @@ class WebSearchTool(Tool):
         self._seconds_apart = 1 / calls_per_second if calls_per_second else 0.0
         self._cache = SearchCache(cache, cache_days * 86400) if cache else None
         self._client: httpx.AsyncClient | None = None  # these three live on the tools' event loop
-        self._running: dict[str, asyncio.Task[list[Found]]] = {}  # one request for the sessions that ask the same at the same time
+        self._running: dict[
+            str, asyncio.Task[list[Found]]
+        ] = {}  # one request for the sessions that ask the same at the same time
         self._next_slot = 0.0
 
     def run(self, arguments: Arguments, context: ToolContext) -> ToolResult:
@@ -111,7 +113,10 @@ class WebSearchTool(Tool):
             try:
                 found = wait_for(self._shared(query))
             except TimeoutError:
-                return ToolResult(status="timeout", text=f"Error: the search engine gave no answer within {self.timeout_seconds:g} seconds")
+                return ToolResult(
+                    status="timeout",
+                    text=f"Error: the search engine gave no answer within {self.timeout_seconds:g} seconds",
+                )
             except SearchError as error:
                 logger.warning("%s at %s: %s", self.engine, self.base_url, error)
                 return ToolResult(status="failed", text=f"Error: {error}")
@@ -141,7 +146,9 @@ class WebSearchTool(Tool):
                 try:
                     return await self._ask(query)
                 except SearchError as error:
-                    backoff = FIRST_WAIT_SECONDS * 2**retry * random.uniform(0.5, 1)  # spread: others wait for the same engine
+                    backoff = (
+                        FIRST_WAIT_SECONDS * 2**retry * random.uniform(0.5, 1)
+                    )  # spread: others wait for the same engine
                     wait = min(max(backoff, error.wait_seconds), LONGEST_WAIT_SECONDS)
                     left = deadline - asyncio.get_running_loop().time()
                     if not error.again or retry == self.retries or wait >= left:
@@ -179,7 +186,8 @@ class WebSearchTool(Tool):
             raise SearchError("the search engine sent something else than results")
         if secret:  # an engine that sends the key back
             found = [
-                (title.replace(secret, "***"), link.replace(secret, "***"), text.replace(secret, "***")) for title, link, text in found
+                (title.replace(secret, "***"), link.replace(secret, "***"), text.replace(secret, "***"))
+                for title, link, text in found
             ]
         cut = [tuple(_cut(part, limit) for part, limit in zip(result, MAX_CHARS, strict=True)) for result in found]
         return [(title, link, text) for title, link, text in cut if title or link or text][: self.num_results]
@@ -193,7 +201,9 @@ def _check_status(response: httpx.Response) -> None:
         said = "is busy" if status in (429, 503) else "failed"
         raise SearchError(f"the search engine {said} (HTTP {status})", again=True, wait_seconds=_retry_after(response))
     if status in (401, 403):
-        raise SearchError(f"the search engine refused the request (HTTP {status}); its key or its settings do not allow it")
+        raise SearchError(
+            f"the search engine refused the request (HTTP {status}); its key or its settings do not allow it"
+        )
     raise SearchError(f"the search engine refused the request (HTTP {status})")
 
 
@@ -242,7 +252,9 @@ def _as_text(found: list[Found]) -> str:
 
 def _key(variable: str) -> str:
     key = os.environ.get(variable, "").strip()
-    if not key or not key.isascii() or not key.isprintable():  # a header with anything else is refused by an error that shows it
+    if (
+        not key or not key.isascii() or not key.isprintable()
+    ):  # a header with anything else is refused by an error that shows it
         raise SearchError("the search engine has no key on this machine")
     return key
 

@@ -47,7 +47,13 @@ GOAL = 0.5
 FLAT = 0.8  # the slowest size over the fastest, at least
 PAD = 5  # id of an image token
 VOCABULARY = 400
-PROMPT, CALL, OBSERVATION, ANSWER, IMAGE = 34, 14, 26, 6, 16  # tokens of the demo's sessions; an image's are in prompt and observation
+PROMPT, CALL, OBSERVATION, ANSWER, IMAGE = (
+    34,
+    14,
+    26,
+    6,
+    16,
+)  # tokens of the demo's sessions; an image's are in prompt and observation
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -88,13 +94,19 @@ def measure(settings: Settings) -> Result:
             "engine and learner take no time; the groups' images are a few bytes each",
             "a bare call gives back bytes, as many as a pickled trajectory; the driver's trajectories are objects",
         ],
-        details={"flatness": flatness, "flat": flatness >= FLAT, "sizes": {str(size["sessions"]): size for size in sizes}},
+        details={
+            "flatness": flatness,
+            "flat": flatness >= FLAT,
+            "sizes": {str(size["sessions"]): size for size in sizes},
+        },
     )
 
 
 async def _measure_size(settings: Settings, sessions: int, bare: ActorHandle) -> dict[str, Any]:
     steps = max(2, -(-settings.trajectories // sessions))
-    async with instant_driver(_config(settings, sessions), num_samples=max(2 * sessions // settings.group_size, 64)) as driver:
+    async with instant_driver(
+        _config(settings, sessions), num_samples=max(2 * sessions // settings.group_size, 64)
+    ) as driver:
         await _steps(driver, 2)
         _bare_calls(bare, sessions, 2)
         ours, other, phases = [], [], []
@@ -112,7 +124,9 @@ async def _measure_size(settings: Settings, sessions: int, bare: ActorHandle) ->
         "ratio": statistics.median(ratios),
         "ratio_low": min(ratios),
         "ratio_high": max(ratios),
-        "seconds": {name: statistics.median(times[name] for times in phases) for name in phases[0]},  # of a step, by phase
+        "seconds": {
+            name: statistics.median(times[name] for times in phases) for name in phases[0]
+        },  # of a step, by phase
     }
 
 
@@ -159,19 +173,24 @@ async def instant_driver(config: TrainConfig, *, num_samples: int) -> AsyncItera
     """A driver between an engine and a learner that take no time. Wants a Ray cluster."""
     engine = ray.remote(InstantEngine).options(num_cpus=0, max_concurrency=100_000).remote()
     scorers = [
-        ray.remote(Scorer).options(num_cpus=0).remote(config.reward, config.template.tool_format) for _ in range(config.reward.num_scorers)
+        ray.remote(Scorer).options(num_cpus=0).remote(config.reward, config.template.tool_format)
+        for _ in range(config.reward.num_scorers)
     ]
     archive = ray.remote(Archive).options(num_cpus=0).remote()
     learners = InstantLearners()
     try:
         with (
             tempfile.TemporaryDirectory() as folder,
-            MetricsLog(Path(folder), MetricsConfig(wandb="disabled"), None, 0, console=Console(file=io.StringIO())) as log,
+            MetricsLog(
+                Path(folder), MetricsConfig(wandb="disabled"), None, 0, console=Console(file=io.StringIO())
+            ) as log,
         ):
             config = replace(config, run=replace(config.run, root=folder))
             driver = Driver(
                 config,
-                runner=GroupRunner(config, RolloutPool([lambda: engine], config.run.stall_seconds), scorers, archive=archive),
+                runner=GroupRunner(
+                    config, RolloutPool([lambda: engine], config.run.stall_seconds), scorers, archive=archive
+                ),
                 learners=learners,
                 cursor=Cursor([_sample(number) for number in range(num_samples)], config.run.seed),
                 held_out=[],
@@ -244,7 +263,9 @@ class InstantRank:
     def publish(self, folder: Path, version: int, node_ids: Sequence[str] = ()) -> Published:
         """A version without a file."""
         node_id = str(ray.get_runtime_context().get_node_id())
-        return Published(file=WeightFile(path=folder / "none", version=version, num_bytes=0), node_id=node_id, data=None)
+        return Published(
+            file=WeightFile(path=folder / "none", version=version, num_bytes=0), node_id=node_id, data=None
+        )
 
 
 class InstantLearners(LearnerRanks):

@@ -110,7 +110,9 @@ def measure(settings: Settings) -> Result:
         num_parameters = models.build(folder, settings.size)
         samples, images = settings.work.make(folder)
         batch = make_batch(samples, num_ranks=1, micro_batch_tokens=settings.micro_batch_tokens)
-        spec = _spec(folder, settings.work, num_threads=settings.num_threads, micro_batch_tokens=settings.micro_batch_tokens)
+        spec = _spec(
+            folder, settings.work, num_threads=settings.num_threads, micro_batch_tokens=settings.micro_batch_tokens
+        )
         where = _stored(images)
         with _group(spec) as group, _bare_loop(spec, batch, images) as bare:
             ours, other, phases = [], [], []
@@ -140,7 +142,9 @@ def measure(settings: Settings) -> Result:
             "are ready, ours come through Ray as samples; images are cut into patches beforehand on both sides",
         ],
         details={
-            "seconds": {kind: statistics.median(one.get(kind, 0.0) for one in phases) / settings.steps for kind in phases[0]},  # of a step
+            "seconds": {
+                kind: statistics.median(one.get(kind, 0.0) for one in phases) / settings.steps for kind in phases[0]
+            },  # of a step
             "seconds_to_prepare_an_image": preparing / len(images),
         },
     )
@@ -152,9 +156,14 @@ def measure_ranks(settings: RankSettings) -> Result:
         folder = Path(name)
         num_parameters = models.build(folder, settings.size)
         samples, images = settings.work.make(folder)
-        batches = [make_batch(samples, num_ranks=ranks, micro_batch_tokens=settings.micro_batch_tokens) for ranks in (1, 2)]
+        batches = [
+            make_batch(samples, num_ranks=ranks, micro_batch_tokens=settings.micro_batch_tokens) for ranks in (1, 2)
+        ]
         spec = _spec(folder, settings.work, num_threads=1, micro_batch_tokens=settings.micro_batch_tokens)
-        one, two = (replace(spec, config=replace(spec.config, num_ranks=ranks, zero_stage=settings.zero_stage)) for ranks in (1, 2))
+        one, two = (
+            replace(spec, config=replace(spec.config, num_ranks=ranks, zero_stage=settings.zero_stage))
+            for ranks in (1, 2)
+        )
         where = _stored(images)
         with _group(one) as first, _group(two) as second:
             ours, other, phases = [], [], []
@@ -180,7 +189,11 @@ def measure_ranks(settings: RankSettings) -> Result:
             f"{len(samples)} trajectories of {len(samples[0].token_ids)} tokens in groups of {settings.work.group_size}, "
             f"{len(batches[0].micro_batches[0])} micro-batches on one rank, {len(batches[1].micro_batches[0])} on each of two",
         ],
-        details={"seconds": {kind: statistics.median(part.get(kind, 0.0) for part in phases) / settings.steps for kind in phases[0]}},
+        details={
+            "seconds": {
+                kind: statistics.median(part.get(kind, 0.0) for part in phases) / settings.steps for kind in phases[0]
+            }
+        },
     )
 
 
@@ -236,7 +249,11 @@ def _group(spec: LearnerSpec) -> Iterator[LearnerRanks]:
 @contextlib.contextmanager
 def _bare_loop(spec: LearnerSpec, batch: Batch, images: Mapping[str, Image]) -> Iterator[Any]:
     environment = {"env_vars": learner_environment(spec.config, use_gpu=False)}
-    actor = ray.remote(BareLoop).options(num_cpus=CPU_SHARE, runtime_env=environment).remote(spec, batch.micro_batches[0], images)
+    actor = (
+        ray.remote(BareLoop)
+        .options(num_cpus=CPU_SHARE, runtime_env=environment)
+        .remote(spec, batch.micro_batches[0], images)
+    )
     try:
         yield actor
     finally:
@@ -256,10 +273,14 @@ class _Tensors:
 class BareLoop:
     """A training loop as one would write it down, in a process of its own with the learner's environment."""
 
-    def __init__(self, spec: LearnerSpec, micro_batches: Sequence[Sequence[TrainingSample]], images: Mapping[str, Image]) -> None:
+    def __init__(
+        self, spec: LearnerSpec, micro_batches: Sequence[Sequence[TrainingSample]], images: Mapping[str, Image]
+    ) -> None:
         torch.set_num_threads(spec.config.num_threads)
         self._config = spec.config
-        self._model = AutoModelForImageTextToText.from_pretrained(spec.model.path, dtype=torch.float32, attn_implementation="sdpa").train()
+        self._model = AutoModelForImageTextToText.from_pretrained(
+            spec.model.path, dtype=torch.float32, attn_implementation="sdpa"
+        ).train()
         self._optimizer = torch.optim.AdamW(self._model.parameters(), lr=0.0, betas=spec.config.betas, fused=True)
         self._preparer = ImagePreparer(AutoImageProcessor.from_pretrained(spec.model.path), spec.view)
         started = time.perf_counter()
@@ -277,7 +298,9 @@ class BareLoop:
         total = 0.0
         for tensors in self._micro_batches:
             logits = self._model(**tensors.inputs).logits  # [B, T, V]
-            logprobs = logits[:, :-1].log_softmax(dim=-1).gather(-1, tensors.inputs["input_ids"][:, 1:, None])[..., 0]  # [B, T - 1]
+            logprobs = (
+                logits[:, :-1].log_softmax(dim=-1).gather(-1, tensors.inputs["input_ids"][:, 1:, None])[..., 0]
+            )  # [B, T - 1]
             ratio = torch.exp(torch.where(tensors.loss_mask, logprobs - tensors.logprobs, 0.0))
             clipped = ratio.clamp(1 - OBJECTIVE.clip_low, 1 + OBJECTIVE.clip_high)
             surrogate = torch.minimum(ratio * tensors.advantages, clipped * tensors.advantages)
@@ -291,7 +314,9 @@ class BareLoop:
 
     def _tensors(self, samples: Sequence[TrainingSample], images: Mapping[str, Image]) -> _Tensors:
         batch = collate(samples)
-        prepared = self._preparer.prepare([key for sample in samples for key in sample.image_keys], images)  # a copy for each place
+        prepared = self._preparer.prepare(
+            [key for sample in samples for key in sample.image_keys], images
+        )  # a copy for each place
         kinds = (batch.token_ids == self._model.config.image_token_id).int()
         inputs = {"input_ids": batch.token_ids, "mm_token_type_ids": kinds, "use_cache": False}
         if not batch.attention_mask.all():

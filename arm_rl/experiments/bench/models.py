@@ -62,7 +62,9 @@ class Work:
     def make(self, folder: Path, seed: int = 0) -> tuple[list[TrainingSample], dict[str, Image]]:
         """The samples, all of one length, and their images by key."""
         tokenizer = AutoTokenizer.from_pretrained(folder)
-        vision = [tokenizer.convert_tokens_to_ids(name) for name in ("<|vision_start|>", "<|image_pad|>", "<|vision_end|>")]
+        vision = [
+            tokenizer.convert_tokens_to_ids(name) for name in ("<|vision_start|>", "<|image_pad|>", "<|vision_end|>")
+        ]
         source = random.Random(seed)
         samples, images = [], {}
         for _ in range(self.num_groups):

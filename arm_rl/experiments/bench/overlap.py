@@ -167,7 +167,10 @@ async def _timed_rollouts(driver: Driver, steps: int) -> float:
     async def one(number: int, sample: Sample) -> None:
         async with slots:
             await runner.group(
-                sample, f"alone-{number}/{sample.id}", size=algorithm.group_size, temperature=driver.config.rollout.temperature
+                sample,
+                f"alone-{number}/{sample.id}",
+                size=algorithm.group_size,
+                temperature=driver.config.rollout.temperature,
             )
             ended.append(time.perf_counter())
 
@@ -193,7 +196,9 @@ async def _driver(config: TrainConfig, settings: Settings) -> AsyncIterator[Driv
         group_runner(config, inputs.template, reservation) as runner,
     ):
         learners = await starting
-        with MetricsLog(config.run.folder, MetricsConfig(wandb="disabled"), None, total, console=Console(file=io.StringIO())) as log:
+        with MetricsLog(
+            config.run.folder, MetricsConfig(wandb="disabled"), None, total, console=Console(file=io.StringIO())
+        ) as log:
             driver = Driver(
                 config,
                 runner=runner,

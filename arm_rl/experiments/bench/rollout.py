@@ -70,7 +70,13 @@ def measure(settings: Settings) -> Result:
         config = load(
             TrainConfig,
             CONFIG,
-            [f"run.root={folder}", f"model.path={settings.model}", f"data.train=[{data}]", "data.held_out=[]", *settings.overrides],
+            [
+                f"run.root={folder}",
+                f"model.path={settings.model}",
+                f"data.train=[{data}]",
+                "data.held_out=[]",
+                *settings.overrides,
+            ],
         )
         return asyncio.run(_measure(config, settings))
 
@@ -82,7 +88,9 @@ async def _measure(config: TrainConfig, settings: Settings) -> Result:
         images: dict[str, Image] = {}
         for found in await asyncio.gather(*(group.images for group in groups)):
             images |= found
-        await actor.prepare.remote([one.trajectory for group in groups for one in group.scored], images, config.run.seed)
+        await actor.prepare.remote(
+            [one.trajectory for group in groups for one in group.scored], images, config.run.seed
+        )
         await actor.bare.remote("vllm", config.rollout.temperature)
         ours: list[float] = []  # sessions a second
         rates: dict[Way, list[float]] = {"vllm": [], "adapter": []}
@@ -104,7 +112,10 @@ async def _measure(config: TrainConfig, settings: Settings) -> Result:
                 tokens[way] += num_tokens
                 used[way] = usage.since(before)
     scored = [one for group in groups for one in group.scored]
-    turns, calls = sum(len(one.trajectory.turns) for one in scored), sum(len(one.trajectory.tool_events) for one in scored)
+    turns, calls = (
+        sum(len(one.trajectory.turns) for one in scored),
+        sum(len(one.trajectory.tool_events) for one in scored),
+    )
     return Result.of(
         key="rollout_efficiency",
         what="sessions through the rollout actor with tools and scoring, over its bare engine on the same requests",
@@ -117,7 +128,11 @@ async def _measure(config: TrainConfig, settings: Settings) -> Result:
             f"{calls / num_sessions:.2f} calls a session; the bare engine gets ready images, and no tool is waited for",
             f"tokens sampled: {tokens['ours']} and {tokens['vllm']}",
         ],
-        details={"adapter": rates["adapter"], "cpu_seconds": used, "broken": sum(one.error is not None for one in scored)},
+        details={
+            "adapter": rates["adapter"],
+            "cpu_seconds": used,
+            "broken": sum(one.error is not None for one in scored),
+        },
     )
 
 
@@ -143,7 +158,9 @@ class MeasuredRollout(RolloutActor):
         call_token = self._template.call_token_id
         forbidden = () if call_token is None else (call_token,)
         pad, limit = self._template.image_pad_id, self._limits.max_response_tokens
-        self._sessions = [list(requests(one, seed=seed, pad=pad, limit=limit, forbidden=forbidden)) for one in trajectories]
+        self._sessions = [
+            list(requests(one, seed=seed, pad=pad, limit=limit, forbidden=forbidden)) for one in trajectories
+        ]
         shown = {key for session in self._sessions for request in session for key in request.images}
         self._shown = {key: images[key] for key in shown}
         self._pictures = {key: self._template.view.view(image) for key, image in self._shown.items()}
@@ -193,7 +210,9 @@ class MeasuredRollout(RolloutActor):
         return len(completion.token_ids)
 
 
-def requests(trajectory: Trajectory, *, seed: int, pad: int, limit: int, forbidden: tuple[int, ...]) -> Iterator[Request]:
+def requests(
+    trajectory: Trajectory, *, seed: int, pad: int, limit: int, forbidden: tuple[int, ...]
+) -> Iterator[Request]:
     """What the engine was asked for in a session.
 
     Args:

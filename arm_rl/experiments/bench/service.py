@@ -51,7 +51,11 @@ class Settings:
     def config(self, folder: Path) -> TrainConfig:
         """The demo's, with questions in a folder."""
         data = folder / "train.parquet"
-        return load(TrainConfig, CONFIG, [f"run.root={folder}", f"model.path={self.model}", f"data.train=[{data}]", "data.held_out=[]"])
+        return load(
+            TrainConfig,
+            CONFIG,
+            [f"run.root={folder}", f"model.path={self.model}", f"data.train=[{data}]", "data.held_out=[]"],
+        )
 
 
 @dataclass(slots=True)
@@ -95,7 +99,9 @@ async def _measure(config: TrainConfig, settings: Settings, url: str) -> Result:
         images: dict[str, Image] = {}
         for found in await asyncio.gather(*(group.images for group in groups)):
             images |= found
-        await actor.prepare.remote([one.trajectory for group in groups for one in group.scored], images, config.run.seed)
+        await actor.prepare.remote(
+            [one.trajectory for group in groups for one in group.scored], images, config.run.seed
+        )
         await actor.bare.remote("vllm", 0.0)
         await _ask(client, bodies, settings.clients, Load())  # warms up
         for _ in range(settings.repeats):
@@ -123,7 +129,11 @@ async def _measure(config: TrainConfig, settings: Settings, url: str) -> Result:
         ],
         details={
             "statuses": {str(status): number for status, number in whole.statuses.items()},
-            "seconds": {"mean": statistics.mean(whole.seconds), "p50": whole.quantile(0.5), "p99": whole.quantile(0.99)},
+            "seconds": {
+                "mean": statistics.mean(whole.seconds),
+                "p50": whole.quantile(0.5),
+                "p99": whole.quantile(0.99),
+            },
             "errors": dict(whole.errors + crowd.errors),
             "crowd": {str(status): number for status, number in crowd.statuses.items()},
         },

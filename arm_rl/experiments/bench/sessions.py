@@ -51,7 +51,11 @@ class Size:
     num_rows: int = 160  # of the data
 
 
-SESSIONS = Size(key="vs_trl", what="trajectories a second of whole GRPO steps on the demo's sessions, against TRL's GRPOTrainer", goal=2.0)
+SESSIONS = Size(
+    key="vs_trl",
+    what="trajectories a second of whole GRPO steps on the demo's sessions, against TRL's GRPOTrainer",
+    goal=2.0,
+)
 IMAGES = Size(
     key="vs_trl_images",
     what="the same on groups of 16 that share a prompt image of 1,024 tokens",
@@ -76,14 +80,20 @@ def write_data(path: Path, size: Size, *, seed: int, number: int) -> Path:
 
 async def judge(size: Size, folder: Path, seed: int = 0) -> Path:
     """A judge taught from fresh weights on the demo's sessions; where images are large, taught on these as well. Wants a Ray cluster."""
-    small = await _taught(SESSIONS, folder, lambda base: model.build(base, seed), seed=seed, number=768, epochs=5, batch=32)
+    small = await _taught(
+        SESSIONS, folder, lambda base: model.build(base, seed), seed=seed, number=768, epochs=5, batch=32
+    )
     if size.image_side is None:
         return small
     view = (model.VIEW**2, size.image_side**2)
-    return await _taught(size, folder, lambda base: copy_judge(small, base, view=view), seed=seed, number=24, epochs=10, batch=8)
+    return await _taught(
+        size, folder, lambda base: copy_judge(small, base, view=view), seed=seed, number=24, epochs=10, batch=8
+    )
 
 
-async def _taught(size: Size, folder: Path, make: Callable[[Path], Path], *, seed: int, number: int, epochs: int, batch: int) -> Path:
+async def _taught(
+    size: Size, folder: Path, make: Callable[[Path], Path], *, seed: int, number: int, epochs: int, batch: int
+) -> Path:
     """The export of a short cold start on sessions that all zoom once: what is sampled then has the same length everywhere."""
     root = folder / size.key
     export = root / "sft" / "export"
@@ -115,7 +125,10 @@ async def _taught(size: Size, folder: Path, make: Callable[[Path], Path], *, see
     held_to = limits(size)
     rng = random.Random(seed)
     samples = read_samples([str(data)], [TOOL])
-    sessions = [(one, await session.run(one, _says(_turns(one, rng), template), tools, held_to, template=template)) for one in samples]
+    sessions = [
+        (one, await session.run(one, _says(_turns(one, rng), template), tools, held_to, template=template))
+        for one in samples
+    ]
     write_demonstrations(Path(config.data.train[0]), sessions)
     with contextlib.redirect_stdout(io.StringIO()):  # a line a step is no news here
         await train_sft(config)

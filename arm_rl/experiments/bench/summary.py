@@ -13,7 +13,11 @@ from rich.table import Table
 
 from arm_rl.experiments.bench.result import Result
 
-_ROW, _LEFT, _WIDTH = 34, 190, 420  # pixels of the plot: a row's height, where bars begin, how long a bar of twice the goal is
+_ROW, _LEFT, _WIDTH = (
+    34,
+    190,
+    420,
+)  # pixels of the plot: a row's height, where bars begin, how long a bar of twice the goal is
 
 
 def write(folder: Path, results: Sequence[Result]) -> Path:
@@ -23,7 +27,13 @@ def write(folder: Path, results: Sequence[Result]) -> Path:
     (folder / "plot.svg").write_text(plot(results))
     path = folder / "summary.json"
     path.write_text(
-        json.dumps({"machine": machine(), "results": {one.key: {**dataclasses.asdict(one), "met": one.met} for one in results}}, indent=2)
+        json.dumps(
+            {
+                "machine": machine(),
+                "results": {one.key: {**dataclasses.asdict(one), "met": one.met} for one in results},
+            },
+            indent=2,
+        )
     )
     return path
 
@@ -41,8 +51,16 @@ def save(path: Path, results: Sequence[Result]) -> None:
 
 def machine() -> dict[str, Any]:
     """What the numbers come from."""
-    model = next((line.split(":")[1].strip() for line in _lines("/proc/cpuinfo") if line.startswith("model name")), platform.processor())
-    return {"cpu": model, "cores": len(os.sched_getaffinity(0)), "system": platform.platform(), "python": platform.python_version()}
+    model = next(
+        (line.split(":")[1].strip() for line in _lines("/proc/cpuinfo") if line.startswith("model name")),
+        platform.processor(),
+    )
+    return {
+        "cpu": model,
+        "cores": len(os.sched_getaffinity(0)),
+        "system": platform.platform(),
+        "python": platform.python_version(),
+    }
 
 
 def table(results: Sequence[Result]) -> Table:

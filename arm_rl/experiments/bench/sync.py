@@ -92,7 +92,9 @@ async def _measure(settings: Settings, folder: Path, num_parameters: int) -> Res
             "seconds_to_publish": statistics.median(publishing),
             "seconds": {kind: statistics.median(one.get(kind, 0.0) for one in phases) for kind in phases[0]},
             "copy_gb_per_second": written.file.num_bytes / statistics.median(other) / 1e9,
-            "ratio_to_copying_with_two_threads": statistics.median(one / two for one, two in zip(ours, two_threads, strict=True)),
+            "ratio_to_copying_with_two_threads": statistics.median(
+                one / two for one, two in zip(ours, two_threads, strict=True)
+            ),
         },
     )
 
@@ -124,7 +126,9 @@ async def _actors(settings: Settings, folder: Path) -> AsyncIterator[tuple[Learn
     rollout = RolloutConfig(num_actors=settings.num_engines, max_model_len=256, max_num_seqs=16, max_images=2)
     learner = LearnerConfig(num_ranks=1, zero_stage=0, learning_rate=0.0, freeze_vision=False, freeze_projector=False)
     async with reserved("sync", PlacementConfig(use_gpu=False), 1, rollout) as reservation:
-        spec = LearnerSpec(model=model, config=learner, view=Work(num_groups=1, group_size=1).view, num_steps=1, use_gpu=False)
+        spec = LearnerSpec(
+            model=model, config=learner, view=Work(num_groups=1, group_size=1).view, num_steps=1, use_gpu=False
+        )
         learners = await asyncio.to_thread(LearnerRanks, spec, [reservation.learner_options(0)])
         try:
             rollouts = await RolloutPool.start(_rollout_spec(model, rollout), [], reservation)

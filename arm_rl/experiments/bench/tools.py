@@ -94,17 +94,23 @@ def measure(
     try:
         for name, tool in tools.items():
             given = dict(arguments.get(name) or _arguments(tool))
-            yield asyncio.run(_measure(tool, ToolCall(name=name, arguments=given), pool, num_sessions, seconds, repeats))
+            yield asyncio.run(
+                _measure(tool, ToolCall(name=name, arguments=given), pool, num_sessions, seconds, repeats)
+            )
     finally:
         ray.kill(executor)
         for tool in tools.values():
             tool.close()
 
 
-async def _measure(tool: Tool, call: ToolCall, pool: ToolPool, num_sessions: int, seconds: float, repeats: int) -> ToolSpeed:
+async def _measure(
+    tool: Tool, call: ToolCall, pool: ToolPool, num_sessions: int, seconds: float, repeats: int
+) -> ToolSpeed:
     statuses = {(await pool(call, _memory())).status, _direct(tool, call, 0)[1]}  # the first calls load what they need
     await _through(pool, call, num_sessions, 0)
-    pairs = [(_direct(tool, call, seconds)[0], await _through(pool, call, num_sessions, seconds)) for _ in range(repeats)]
+    pairs = [
+        (_direct(tool, call, seconds)[0], await _through(pool, call, num_sessions, seconds)) for _ in range(repeats)
+    ]
     ratios = [through.rate / direct.rate for direct, through in pairs]
     return ToolSpeed(
         name=tool.name,
@@ -120,7 +126,9 @@ async def _measure(tool: Tool, call: ToolCall, pool: ToolPool, num_sessions: int
 
 def _direct(tool: Tool, call: ToolCall, seconds: float) -> tuple[Speed, str]:
     memory = _memory()
-    context = ToolContext(session=memory.session, images=memory.images, texts=memory.texts, image_names=list(memory.images))
+    context = ToolContext(
+        session=memory.session, images=memory.images, texts=memory.texts, image_names=list(memory.images)
+    )
     taken: list[float] = []
     started, status = time.perf_counter(), ""
     while not taken or time.perf_counter() - started < seconds:
@@ -151,7 +159,12 @@ async def _through(pool: ToolPool, call: ToolCall, num_sessions: int, seconds: f
 
 
 def _median(speeds: list[Speed]) -> Speed:
-    return Speed(**{field: statistics.median(getattr(speed, field) for speed in speeds) for field in ("rate", "p50_ms", "p99_ms")})
+    return Speed(
+        **{
+            field: statistics.median(getattr(speed, field) for speed in speeds)
+            for field in ("rate", "p50_ms", "p99_ms")
+        }
+    )
 
 
 def _arguments(tool: Tool) -> dict[str, Any]:

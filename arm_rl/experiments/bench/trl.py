@@ -171,7 +171,9 @@ class OurSide:
     async def steps(self, way: Way, number: int) -> tuple[float, list[dict[str, float]]]:
         """Does so many steps after the way's warm-up; seconds, and each step's metrics. Nothing runs on when it is done."""
         config, learners = self.configs[way.name], self.learners[way.num_threads]
-        shutil.rmtree(config.run.folder, ignore_errors=True)  # or the groups that the last repeat has finished were read, not run
+        shutil.rmtree(
+            config.run.folder, ignore_errors=True
+        )  # or the groups that the last repeat has finished were read, not run
         await self._serve_first_version(config, learners)
         log = MetricsLog(self.folder, config.metrics, config, number, console=Console(quiet=True))
         driver = Driver(
@@ -202,7 +204,9 @@ class OurSide:
     async def _serve_first_version(self, config: TrainConfig, learners: LearnerRanks) -> None:
         """Each way's versions begin at 0 again."""
         rollouts = self.runner.rollouts
-        await rollouts.update_weights(await asyncio.to_thread(learners.publish, published_folder(config), 0, rollouts.node_ids))
+        await rollouts.update_weights(
+            await asyncio.to_thread(learners.publish, published_folder(config), 0, rollouts.node_ids)
+        )
 
 
 @contextlib.asynccontextmanager
@@ -217,8 +221,12 @@ async def our_side(settings: Settings, work: Work, ways: Sequence[Way]) -> Async
             if way.num_threads in starting:
                 continue
             config = configs[way.name]
-            reservation = await stack.enter_async_context(reserved(config.run.name, config.placement, config.learner.num_ranks, None))
-            starting[way.num_threads] = await stack.enter_async_context(learner_group(config, inputs.template, reservation, num_steps=1))
+            reservation = await stack.enter_async_context(
+                reserved(config.run.name, config.placement, config.learner.num_ranks, None)
+            )
+            starting[way.num_threads] = await stack.enter_async_context(
+                learner_group(config, inputs.template, reservation, num_steps=1)
+            )
         reservation = await stack.enter_async_context(reserved(first.run.name, first.placement, 0, first.rollout))
         runner = await stack.enter_async_context(group_runner(first, inputs.template, reservation))
         learners = {threads: await task for threads, task in starting.items()}
@@ -271,7 +279,9 @@ MEANS = {
 PHASES = ("time/rollout", "time/learner", "time/sync", "time/step")
 
 
-async def _in_turn(settings: Settings, work: Work, other: TrlProcess) -> tuple[SideMeasurement, dict[str, SideMeasurement]]:
+async def _in_turn(
+    settings: Settings, work: Work, other: TrlProcess
+) -> tuple[SideMeasurement, dict[str, SideMeasurement]]:
     """Both sides, repeat by repeat, each alone on the machine."""
     trl, ours = SideMeasurement(), {way.name: SideMeasurement() for way in WAYS}
     await asyncio.to_thread(other.ready)
@@ -283,11 +293,19 @@ async def _in_turn(settings: Settings, work: Work, other: TrlProcess) -> tuple[S
             for way in WAYS:
                 seconds, metrics = await side.steps(way, settings.steps)
                 rate = settings.steps * work.num_trajectories / seconds
-                ours[way.name].add(rate, _means(metrics, {name.removeprefix("time/"): name for name in PHASES}), _means(metrics, MEANS))
+                ours[way.name].add(
+                    rate, _means(metrics, {name.removeprefix("time/"): name for name in PHASES}), _means(metrics, MEANS)
+                )
                 if way == WAYS[0]:
                     done = await asyncio.to_thread(other.steps, settings.other_steps)
                     trl.add(done["trajectories"] / done["seconds"], done["phases"], done["means"])
-            logger.info("%s, repeat %d: ours %.1f, TRL %.1f a second", work.model, repeat + 1, ours[WAYS[0].name].rates[-1], trl.rates[-1])
+            logger.info(
+                "%s, repeat %d: ours %.1f, TRL %.1f a second",
+                work.model,
+                repeat + 1,
+                ours[WAYS[0].name].rates[-1],
+                trl.rates[-1],
+            )
     return trl, ours
 
 

@@ -16,7 +16,15 @@ from arm_rl.core.errors import UserError
 logger = logging.getLogger(__name__)
 
 # With --no-deps: what else TRL needs is the project's already.
-REQUIREMENTS = ("trl==1.16.*", "accelerate==1.15.*", "datasets==5.*", "pandas==3.*", "multiprocess==0.70.*", "dill==0.4.*", "xxhash==4.*")
+REQUIREMENTS = (
+    "trl==1.16.*",
+    "accelerate==1.15.*",
+    "datasets==5.*",
+    "pandas==3.*",
+    "multiprocess==0.70.*",
+    "dill==0.4.*",
+    "xxhash==4.*",
+)
 CHECK = "from trl import GRPOConfig, GRPOTrainer"
 _BORROW = "project.pth"  # adds the project's packages, and what their own .pth files do
 
@@ -53,7 +61,9 @@ def _digest(packages: str) -> str:
 
 
 def _run(*command: str) -> str:
-    environment = {name: value for name, value in os.environ.items() if name not in ("PYTHONPATH", "PYTHONHOME", "VIRTUAL_ENV")}
+    environment = {
+        name: value for name, value in os.environ.items() if name not in ("PYTHONPATH", "PYTHONHOME", "VIRTUAL_ENV")
+    }
     answer = subprocess.run(command, capture_output=True, text=True, check=False, env=environment)
     if answer.returncode != 0:
         said = "".join(f"    {line}\n" for line in (answer.stdout + answer.stderr).splitlines()[-12:])

@@ -52,7 +52,9 @@ class TrlProcess:
     def __enter__(self) -> "TrlProcess":
         return self
 
-    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None) -> None:
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
+    ) -> None:
         self._process.kill()
         self._process.wait()
 

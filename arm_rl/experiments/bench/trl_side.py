@@ -136,7 +136,9 @@ class StepPacer(TrainerCallback):
 
     def on_train_begin(self, args: Any, state: Any, control: Any, **_: Any) -> None:
         """Ready."""
-        self._answer({"versions": {"trl": trl.__version__, "torch": torch.__version__}, "threads": torch.get_num_threads()})
+        self._answer(
+            {"versions": {"trl": trl.__version__, "torch": torch.__version__}, "threads": torch.get_num_threads()}
+        )
         self._next(control)
 
     def on_step_end(self, args: Any, state: Any, control: Any, **_: Any) -> None:
@@ -174,14 +176,23 @@ def make_trainer(work: Work, folder: Path) -> Trainer:
     tokenizer.response_template = RESPONSE_TEMPLATE
     sizes = processor.image_processor
     view = ViewSize(
-        factor=sizes.patch_size * sizes.merge_size, min_pixels=sizes.size["shortest_edge"], max_pixels=sizes.size["longest_edge"]
+        factor=sizes.patch_size * sizes.merge_size,
+        min_pixels=sizes.size["shortest_edge"],
+        max_pixels=sizes.size["longest_edge"],
     )
     samples = Samples(work, view)
-    prompt = [{"role": "system", "content": work.system_prompt}, {"role": "user", "content": ""}]  # reset() adds what the user says
-    dataset = Dataset.from_dict({"prompt": [prompt] * len(samples.samples), "number": list(range(len(samples.samples)))})
+    prompt = [
+        {"role": "system", "content": work.system_prompt},
+        {"role": "user", "content": ""},
+    ]  # reset() adds what the user says
+    dataset = Dataset.from_dict(
+        {"prompt": [prompt] * len(samples.samples), "number": list(range(len(samples.samples)))}
+    )
 
     def rewards(completions: list, number: list[int], **_: Any) -> list[float]:
-        return [reward(messages, samples.samples[place].label) for messages, place in zip(completions, number, strict=True)]
+        return [
+            reward(messages, samples.samples[place].label) for messages, place in zip(completions, number, strict=True)
+        ]
 
     accumulated = work.num_trajectories // work.micro_batch
     config = trl.GRPOConfig(

@@ -79,7 +79,10 @@ def _set_view(path: Path, section: tuple[str, ...], view: tuple[int, int]) -> No
 def enlarge_images(path: Path, side: int) -> None:
     """Makes all images of a parquet file squares of `side` pixels."""
     table = pq.read_table(path)
-    images = [[{"bytes": _enlarged(one["bytes"], side), "path": None} for one in row] for row in table.column("images").to_pylist()]
+    images = [
+        [{"bytes": _enlarged(one["bytes"], side), "path": None} for one in row]
+        for row in table.column("images").to_pylist()
+    ]
     number = table.schema.get_field_index("images")
     field = table.schema.field(number)
     pq.write_table(table.set_column(number, field, pa.array(images, type=field.type)), path, row_group_size=16)

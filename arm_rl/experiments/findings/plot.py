@@ -35,7 +35,10 @@ def plot(results: Results) -> str:
     block = _TITLE + len(_PANELS) * _HEIGHT + _GAP + _FOOT
     width = _MARGIN + _COLUMNS * (_WIDTH + _GAP)
     height = math.ceil(len(results.designs) / _COLUMNS) * block + 24
-    steps = max((len(row) for seeds in results.curves.values() for curves in seeds.values() for row in curves.values()), default=1)
+    steps = max(
+        (len(row) for seeds in results.curves.values() for curves in seeds.values() for row in curves.values()),
+        default=1,
+    )
     drawn = []
     for number, name in enumerate(results.designs):
         row, column = divmod(number, _COLUMNS)
@@ -67,7 +70,9 @@ def _axes(panel: _Panel, *, labelled: bool) -> str:
 
 def _curves(results: Results, name: str, panel: _Panel, steps: int) -> str:
     def line(points: Sequence[tuple[int, float]]) -> str:
-        return " ".join(f"{_WIDTH * (step + 1) / steps:.1f},{_HEIGHT * (1 - panel.share(value)):.1f}" for step, value in points)
+        return " ".join(
+            f"{_WIDTH * (step + 1) / steps:.1f},{_HEIGHT * (1 - panel.share(value)):.1f}" for step, value in points
+        )
 
     drawn = ""
     for kind, _, color in _KINDS:

@@ -24,7 +24,9 @@ Values = dict[int, float]  # by seed
 class Results:
     """All runs that are finished."""
 
-    judged: Mapping[str, Mapping[int, Mapping[str, float]]]  # run -> seed -> metrics of its evaluation on held-out samples
+    judged: Mapping[
+        str, Mapping[int, Mapping[str, float]]
+    ]  # run -> seed -> metrics of its evaluation on held-out samples
     curves: Mapping[str, Mapping[int, Mapping[str, Sequence[float]]]]  # design -> seed -> metric -> a value a step
 
     def values(self, run: str, metric: str) -> Values:
@@ -52,7 +54,9 @@ def read(root: Path) -> Results:
             lines = read_lines(file) if (folder / name / "export" / "config.json").is_file() else []
             evaluations = [line for line in lines if f"evaluation/{ACCURACY}" in line]
             if evaluations:
-                judged.setdefault(name, {})[seed] = {key.removeprefix("evaluation/"): value for key, value in evaluations[-1].items()}
+                judged.setdefault(name, {})[seed] = {
+                    key.removeprefix("evaluation/"): value for key, value in evaluations[-1].items()
+                }
                 first = read_lines(folder / STAGE1 / "metrics.jsonl") if design.staged else []
                 curves.setdefault(name, {})[seed] = _curves([*first, *lines])
     return Results(judged=judged, curves=curves)
@@ -98,7 +102,9 @@ def claims(results: Results) -> list[Claim]:
         compare("accuracy only uses the tool less than the paper's reward", "accuracy", PAPER, CALLS, above=False),
         compare("accuracy only is less accurate than it", "accuracy", PAPER, ACCURACY, above=False),
         compare("stage 1 lifts accuracy only", "accuracy_staged", "accuracy", ACCURACY, above=True),
-        compare("a fixed bonus a call uses the tool more than the paper's reward", "call_bonus", PAPER, CALLS, above=True),
+        compare(
+            "a fixed bonus a call uses the tool more than the paper's reward", "call_bonus", PAPER, CALLS, above=True
+        ),
         compare("a fixed bonus a call is less accurate than it", "call_bonus", PAPER, ACCURACY, above=False),
         compare("a fixed bonus a sample is less accurate than it", "sample_bonus", PAPER, ACCURACY, above=False),
         compare("stage 1 lifts the adaptive reward", PAPER, "adaptive", ACCURACY, above=True),
@@ -145,13 +151,21 @@ def summary(results: Results) -> dict[str, Any]:
     """All of it, for summary.json."""
     metrics = {key for seeds in results.judged.values() for one in seeds.values() for key in one if key != "step"}
     judged = {
-        run: {metric: _plain(found) for metric in sorted(metrics) if (found := estimate_of(_numbers(results, run, metric)))}
+        run: {
+            metric: _plain(found)
+            for metric in sorted(metrics)
+            if (found := estimate_of(_numbers(results, run, metric)))
+        }
         for run in results.judged
     }
     return {
         "judged": judged,
-        "seeds": {run: {str(seed): dict(metrics) for seed, metrics in seeds.items()} for run, seeds in results.judged.items()},
-        "claims": [{"text": one.text, "verdict": one.verdict, "difference": _plain(one.estimate)} for one in claims(results)],
+        "seeds": {
+            run: {str(seed): dict(metrics) for seed, metrics in seeds.items()} for run, seeds in results.judged.items()
+        },
+        "claims": [
+            {"text": one.text, "verdict": one.verdict, "difference": _plain(one.estimate)} for one in claims(results)
+        ],
     }
 
 

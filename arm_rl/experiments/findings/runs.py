@@ -72,7 +72,9 @@ _WAYS = (
 class Findings:
     """All runs below one folder."""
 
-    def __init__(self, root: Path, size: FindingsSize, *, split: setting.JudgedSplit, say: Callable[[str], None]) -> None:
+    def __init__(
+        self, root: Path, size: FindingsSize, *, split: setting.JudgedSplit, say: Callable[[str], None]
+    ) -> None:
         """`say` is told what begins; `split` is what judges are judged on: `validation` while settings are sought."""
         self.root, self.size, self.split, self.say = root, size, split, say
         self.base, self.data = root / "base_model", root / "data"
@@ -109,15 +111,22 @@ class Findings:
         before, now = json.loads(file.read_text()), json.loads(written)
         differs = [key for key in now if before.get(key) != now[key]]
         if differs:
-            raise ConfigError(f"{differs[0]}: {file} says {before.get(differs[0])!r}, now it is {now[differs[0]]!r}: choose another --out")
+            raise ConfigError(
+                f"{differs[0]}: {file} says {before.get(differs[0])!r}, now it is {now[differs[0]]!r}: choose another --out"
+            )
 
     def _make_data(self) -> None:
-        sizes: dict[Split, int] = {"train": self.size.train, self.split: self.size.held_out or setting.NUM_JUDGED[self.split]}
+        sizes: dict[Split, int] = {
+            "train": self.size.train,
+            self.split: self.size.held_out or setting.NUM_JUDGED[self.split],
+        }
         for split, number in sizes.items():
             path = self.data / f"{split}.parquet"
             if not path.is_file():
                 self.say(f"{number} samples: {split}")
-                partial = dataset.write(path.with_suffix(".partial"), seed=0, split=split, num_samples=number, tracks=setting.MIXED)
+                partial = dataset.write(
+                    path.with_suffix(".partial"), seed=0, split=split, num_samples=number, tracks=setting.MIXED
+                )
                 partial.rename(path)
 
     def _make_base(self) -> None:
@@ -133,7 +142,16 @@ class Findings:
             if not folder.is_dir():
                 self.say(title)
                 partial = folder.with_suffix(".partial")
-                make_base(partial, config.template, schemas, tracks=tracks, plan=steps, seed=0, share=self.size.pretraining, start=start)
+                make_base(
+                    partial,
+                    config.template,
+                    schemas,
+                    tracks=tracks,
+                    plan=steps,
+                    seed=0,
+                    share=self.size.pretraining,
+                    start=start,
+                )
                 partial.rename(folder)
 
     def _cold_start(self, seed: int) -> None:
@@ -155,7 +173,9 @@ class Findings:
         teacher = dataclasses.replace(setting.TEACHER, seed=seed)
         samples = read_samples(config.data.train, list(tools))
         with contextlib.closing(LocalTools(tools)) as local:
-            sessions = screened_sessions(samples, lambda sample: teacher.policy(sample, template), local, config.session, template)
+            sessions = screened_sessions(
+                samples, lambda sample: teacher.policy(sample, template), local, config.session, template
+            )
             return list(itertools.islice(sessions, self.size.demonstrations))
 
     async def _train(self, seed: int, designs: Sequence[str]) -> None:
@@ -164,7 +184,9 @@ class Findings:
         cold = self.config(folder / "sft" / "export", "run.name=cold_start", *common, *_WAYS)
         judged = (cold.run.folder / "evaluation.json").is_file()
         stages = dict(self._stages(folder, common, designs))
-        left = {name: config for name, config in stages.items() if not finished(config.run.folder, config.num_steps or 0)}
+        left = {
+            name: config for name, config in stages.items() if not finished(config.run.folder, config.num_steps or 0)
+        }
         if judged and not left:
             return
         async with (
@@ -182,11 +204,17 @@ class Findings:
         """Names and configurations, in the order in which they need each other."""
         cold_start = folder / "sft" / "export"
         if any(DESIGNS[name].staged for name in designs):
-            changed = f"reward.name={setting.STAGE1}", f"learner.learning_rate={setting.STAGE1_LEARNING_RATE}", "evaluation.final=false"
+            changed = (
+                f"reward.name={setting.STAGE1}",
+                f"learner.learning_rate={setting.STAGE1_LEARNING_RATE}",
+                "evaluation.final=false",
+            )
             yield setting.STAGE1, self._stage(setting.STAGE1, cold_start, self.size.stage1_steps, *common, *changed)
         for name in designs:
             design = DESIGNS[name]
-            start, done = (folder / setting.STAGE1 / "export", self.size.stage1_steps) if design.staged else (cold_start, 0)
+            start, done = (
+                (folder / setting.STAGE1 / "export", self.size.stage1_steps) if design.staged else (cold_start, 0)
+            )
             ways = _WAYS if design.ways else ()
             yield name, self._stage(name, start, self.size.steps - done, *common, f"reward.name={design.reward}", *ways)
 

@@ -13,7 +13,9 @@ ENGRAVED, PLAIN = (track.name for track in MIXED)
 KINDS = (ENGRAVED, PLAIN)
 
 CONFIG, SFT_CONFIG = "configs/findings.yaml", "configs/findings_sft.yaml"
-JudgedSplit = Literal["validation", "test"]  # settings are sought on the one; the figures come from the other, used once
+JudgedSplit = Literal[
+    "validation", "test"
+]  # settings are sought on the one; the figures come from the other, used once
 NUM_TRAIN = 4800  # samples, half of each kind
 NUM_JUDGED: dict[JudgedSplit, int] = {"validation": 320, "test": 640}
 NUM_DEMONSTRATIONS = 2880  # that pass the screening: 90 steps
@@ -29,7 +31,9 @@ PLAN = PretrainPlan(
 )
 
 # The first tool is rare and poor: accuracy alone stalls with some seeds then. Where it is much poorer, nothing learns to zoom.
-TEACHER = ScriptedTeacher(tracks=MIXED, call_share=0.13, right_place_share=0.33, near_place_share=0.35, repeat_share=0.1)
+TEACHER = ScriptedTeacher(
+    tracks=MIXED, call_share=0.13, right_place_share=0.33, near_place_share=0.35, repeat_share=0.1
+)
 
 STEPS = 82  # of GRPO in all: a design with a stage 1 takes fewer in the second
 STAGE1 = "stage1"  # its reward, and the name of its run
@@ -42,7 +46,11 @@ CALL_OPENING, ANSWER_OPENING = f"<think>{phrases.LOOK}</think><tool_call>", f"<t
 
 def described() -> dict[str, Any]:
     """What the base model and the cold starts were made with: runs in one folder must agree in it."""
-    teacher = {field.name: getattr(TEACHER, field.name) for field in dataclasses.fields(TEACHER) if field.name not in ("seed", "tracks")}
+    teacher = {
+        field.name: getattr(TEACHER, field.name)
+        for field in dataclasses.fields(TEACHER)
+        if field.name not in ("seed", "tracks")
+    }
     return {
         "train": NUM_TRAIN,
         "demonstrations": NUM_DEMONSTRATIONS,

@@ -31,7 +31,9 @@ def faults(record: Record, schemas: Mapping[str, Any]) -> Iterator[str]:
             yield from ([call.error] if call.error else _faults_of_call(call.name, call.arguments, memory, schemas))
 
 
-def _faults_of_call(name: str, arguments: dict[str, Any], memory: set[str], schemas: Mapping[str, Any]) -> Iterator[str]:
+def _faults_of_call(
+    name: str, arguments: dict[str, Any], memory: set[str], schemas: Mapping[str, Any]
+) -> Iterator[str]:
     if name not in schemas:
         yield f"a call of {name!r}, which no tool file lists"
         return

@@ -50,7 +50,9 @@ def _broken(contents: Sequence[FileContents]) -> Iterator[Finding]:
     for one in contents:
         if one.num_broken:
             message = f"{one.path}: {one.num_broken} rows cannot be used"
-            yield Finding(level="wrong", what="broken", number=one.num_broken, message=message, examples=tuple(one.reasons))
+            yield Finding(
+                level="wrong", what="broken", number=one.num_broken, message=message, examples=tuple(one.reasons)
+            )
 
 
 def _same(contents: Sequence[FileContents]) -> list[list[tuple[int, AuditRow]]]:
@@ -63,19 +65,29 @@ def _same(contents: Sequence[FileContents]) -> list[list[tuple[int, AuditRow]]]:
 
 def _contradictions(contents: Sequence[FileContents]) -> Iterator[Finding]:
     judged = ([(file, row) for file, row in rows if row.label] for rows in _same(contents))
-    found = [rows for rows in judged if len({(row.label, row.texts) for _, row in rows}) > len({row.texts for _, row in rows})]
+    found = [
+        rows
+        for rows in judged
+        if len({(row.label, row.texts) for _, row in rows}) > len({row.texts for _, row in rows})
+    ]
     if found:
         message = "questions, word for word and on the same images, whose labels contradict each other"
-        yield Finding(level="wrong", what="contradiction", number=len(found), message=message, examples=_named(contents, found))
+        yield Finding(
+            level="wrong", what="contradiction", number=len(found), message=message, examples=_named(contents, found)
+        )
 
 
 def _duplicates(contents: Sequence[FileContents]) -> Iterator[Finding]:
     for file, one in enumerate(contents):
-        found = [rows for rows in ([row for row in rows if row[0] == file] for rows in _same(contents)) if len(rows) > 1]
+        found = [
+            rows for rows in ([row for row in rows if row[0] == file] for rows in _same(contents)) if len(rows) > 1
+        ]
         if found:
             number = sum(len(rows) - 1 for rows in found)
             message = f"{one.path}: {number} rows are copies of others, word for word and on the same images"
-            yield Finding(level="suspicious", what="duplicate", number=number, message=message, examples=_named(contents, found))
+            yield Finding(
+                level="suspicious", what="duplicate", number=number, message=message, examples=_named(contents, found)
+            )
 
 
 def _leaks(contents: Sequence[FileContents], near: int) -> Iterator[Finding]:
@@ -95,11 +107,23 @@ def _leaks(contents: Sequence[FileContents], near: int) -> Iterator[Finding]:
             copies = [[(first, b), (second, a)] for a, b in pairs if a.text == b.text]
             if copies:
                 message = f"{where}: the same question on images that look alike"
-                yield Finding(level="suspicious", what="near leak", number=len(copies), message=message, examples=_named(contents, copies))
+                yield Finding(
+                    level="suspicious",
+                    what="near leak",
+                    number=len(copies),
+                    message=message,
+                    examples=_named(contents, copies),
+                )
             others = [[(first, b), (second, a)] for a, b in pairs if a.text != b.text]
             if others:
                 message = f"{where}: images that look alike, with other questions"
-                yield Finding(level="suspicious", what="image leak", number=len(others), message=message, examples=_named(contents, others))
+                yield Finding(
+                    level="suspicious",
+                    what="image leak",
+                    number=len(others),
+                    message=message,
+                    examples=_named(contents, others),
+                )
 
 
 def _alike(left: Sequence[AuditRow], right: Sequence[AuditRow], near: int) -> Iterator[tuple[AuditRow, AuditRow]]:
@@ -111,7 +135,9 @@ def _alike(left: Sequence[AuditRow], right: Sequence[AuditRow], near: int) -> It
     for row in left:
         apart = np.full(len(found), BITS, np.int64)
         for look in row.looks:
-            np.minimum(apart, np.bitwise_count(looks ^ np.frombuffer(look, np.uint64)).sum(1, dtype=np.int64), out=apart)
+            np.minimum(
+                apart, np.bitwise_count(looks ^ np.frombuffer(look, np.uint64)).sum(1, dtype=np.int64), out=apart
+            )
         near_ones = [found[place][0] for place in np.flatnonzero(apart <= near)]
         if near_ones:
             yield row, next((one for one in near_ones if one.text == row.text), near_ones[0])
@@ -124,11 +150,17 @@ def _labels(contents: Sequence[FileContents]) -> Iterator[Finding]:
         if row.label:
             kind: tuple[str, ...] = ("true", "false")
             if row.label not in kind:
-                kind = tuple(str(number) for number in range(1, max(len(row.texts), 2, int(row.label) if row.label.isdecimal() else 2) + 1))
+                kind = tuple(
+                    str(number)
+                    for number in range(1, max(len(row.texts), 2, int(row.label) if row.label.isdecimal() else 2) + 1)
+                )
             groups[file, row.track, kind][row.label] += 1
     for (file, track, kind), counts in groups.items():
         expected = counts.total() / len(kind)
-        if counts.total() >= _FEW and stats.chisquare([counts[label] for label in kind], [expected] * len(kind)).pvalue < _UNLIKELY:
+        if (
+            counts.total() >= _FEW
+            and stats.chisquare([counts[label] for label in kind], [expected] * len(kind)).pvalue < _UNLIKELY
+        ):
             shown = ", ".join(f"{label}: {counts[label]}" for label in kind)
             message = f"{contents[file].path}: {track or 'all'}: labels are not balanced ({shown}): a judge could learn the place"
             yield Finding(level="suspicious", what="label balance", number=counts.total(), message=message)
@@ -167,4 +199,6 @@ def _faults(contents: Sequence[FileContents]) -> Iterator[Finding]:
 
 
 def _named(contents: Sequence[FileContents], groups: Sequence[Sequence[tuple[int, AuditRow]]]) -> tuple[str, ...]:
-    return tuple(" = ".join(f"{contents[file].path.name}: {row.name}" for file, row in rows[:3]) for rows in groups[:_EXAMPLES])
+    return tuple(
+        " = ".join(f"{contents[file].path.name}: {row.name}" for file, row in rows[:3]) for rows in groups[:_EXAMPLES]
+    )

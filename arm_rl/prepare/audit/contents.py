@@ -64,7 +64,11 @@ class FileContents:
             "labels": dict(sorted(Counter(row.label for row in self.rows if row.label).items())),
             "images": sum(len(row.images) for row in self.rows),
             "different images": len({key for row in self.rows for key in row.images}),
-            **({"prompt tokens": {f"p{q}": int(value) for q, value in zip(at, np.percentile(tokens, at), strict=True)}} if tokens else {}),
+            **(
+                {"prompt tokens": {f"p{q}": int(value) for q, value in zip(at, np.percentile(tokens, at), strict=True)}}
+                if tokens
+                else {}
+            ),
         }
 
 
@@ -127,9 +131,15 @@ def look(image: Image) -> bytes:
 
 def _num_tokens(prompt: Sequence[tuple[str, str]], shown: Sequence[Image], record: Record, template: Template) -> int:
     messages, _ = parse_messages([{"role": role, "content": text} for role, text in prompt], "a row")
-    tools = record.tools if record.tools is not None else record.others.get("extra_info", {}).get("tools", tuple(template.schemas))
+    tools = (
+        record.tools
+        if record.tools is not None
+        else record.others.get("extra_info", {}).get("tools", tuple(template.schemas))
+    )
     names = [name for message in messages for name in message.image_names]
-    sample = Sample(id="", track="", messages=messages, label="", tools=tuple(name for name in tools if name in template.schemas))
+    sample = Sample(
+        id="", track="", messages=messages, label="", tools=tuple(name for name in tools if name in template.schemas)
+    )
     return len(template.prompt_ids(sample, dict(zip(names, shown, strict=True))))
 
 

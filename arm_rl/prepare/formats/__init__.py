@@ -24,7 +24,11 @@ class Format(Protocol):
 
 
 FORMATS: Mapping[str, Format] = {"verl": verl, "sharegpt": sharegpt, "openai": openai}
-EMBEDDED = {"verl": True, "sharegpt": False, "openai": True}  # whether a format's images stand in the file itself by default
+EMBEDDED = {
+    "verl": True,
+    "sharegpt": False,
+    "openai": True,
+}  # whether a format's images stand in the file itself by default
 
 
 def format_of(path: Path) -> str:

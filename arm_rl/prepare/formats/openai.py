@@ -6,7 +6,14 @@ from typing import Any
 
 from arm_rl.data.parquet_rows import BrokenRows, DataError
 from arm_rl.prepare.formats.pictures import Pictures
-from arm_rl.prepare.formats.text_files import dumped, read_objects, replacing, require_images, schemas_to_write, tools_of
+from arm_rl.prepare.formats.text_files import (
+    dumped,
+    read_objects,
+    replacing,
+    require_images,
+    schemas_to_write,
+    tools_of,
+)
 from arm_rl.prepare.records import Record, join_calls, pruned, split_calls
 
 _IDS = "tool_call_ids"  # ids that are not call_0, call_1, …: of the calls, and of the messages that answer them
@@ -29,7 +36,11 @@ def _record(value: dict[str, Any], load: Callable[[Any], Any], where: str) -> Re
     if (calls, answers) != _usual_ids(messages):
         value[_IDS] = {"calls": calls, "answers": answers}
     record = Record(
-        messages=tuple(messages), images=tuple(load(entry) for entry in entries), tools=names, schemas=schemas, others=pruned(value)
+        messages=tuple(messages),
+        images=tuple(load(entry) for entry in entries),
+        tools=names,
+        schemas=schemas,
+        others=pruned(value),
     )
     return require_images(record, where)
 
@@ -44,7 +55,9 @@ def _message(message: Any, entries: list[Any], where: str) -> tuple[str, str]:
     calls = []
     for call in message.get("tool_calls") or ():
         function = call.get("function") if isinstance(call, dict) else None
-        if not isinstance(function, dict) or not all(isinstance(function.get(name), str) for name in ("name", "arguments")):
+        if not isinstance(function, dict) or not all(
+            isinstance(function.get(name), str) for name in ("name", "arguments")
+        ):
             raise DataError(f"{where}: a call needs a function with a name and arguments, both texts, not {call!r:.80}")
         calls.append((function["name"], function["arguments"]))
     whole = join_calls(text, calls)
@@ -88,10 +101,14 @@ def _value(record: Record, pictures: Pictures, known: dict[str, Any]) -> dict[st
     messages = []
     for role, text in record.messages:
         before, made = split_calls(text) if role == "assistant" else (text, [])
-        message: dict[str, Any] = {"role": role, "content": _content(before, shown, pictures) if before or not made else None}
+        message: dict[str, Any] = {
+            "role": role,
+            "content": _content(before, shown, pictures) if before or not made else None,
+        }
         if made:
             message["tool_calls"] = [
-                {"id": next(next_call), "type": "function", "function": {"name": name, "arguments": arguments}} for name, arguments in made
+                {"id": next(next_call), "type": "function", "function": {"name": name, "arguments": arguments}}
+                for name, arguments in made
             ]
         if role == "tool":
             message["tool_call_id"] = next(next_answer)

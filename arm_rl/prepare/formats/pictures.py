@@ -17,7 +17,9 @@ class Pictures:
 
     def entry(self, image: Image) -> dict[str, Any]:
         """As a struct of bytes and path."""
-        return {"bytes": image.data, "path": None} if self._folder is None else {"bytes": None, "path": self._path(image)}
+        return (
+            {"bytes": image.data, "path": None} if self._folder is None else {"bytes": None, "path": self._path(image)}
+        )
 
     def url(self, image: Image) -> str:
         """As a path, or a data URL where there is no folder."""

@@ -10,10 +10,24 @@ from typing import Any
 
 from arm_rl.data.parquet_rows import BrokenRows, DataError
 from arm_rl.prepare.formats.pictures import Pictures
-from arm_rl.prepare.formats.text_files import dumped, read_objects, replacing, require_images, schemas_to_write, tools_of
+from arm_rl.prepare.formats.text_files import (
+    dumped,
+    read_objects,
+    replacing,
+    require_images,
+    schemas_to_write,
+    tools_of,
+)
 from arm_rl.prepare.records import Record, pruned, split_calls
 
-_ROLES = {"system": "system", "human": "user", "user": "user", "gpt": "assistant", "assistant": "assistant", "observation": "tool"}
+_ROLES = {
+    "system": "system",
+    "human": "user",
+    "user": "user",
+    "gpt": "assistant",
+    "assistant": "assistant",
+    "observation": "tool",
+}
 _FROM = {"system": "system", "user": "human", "assistant": "gpt", "tool": "observation"}
 _START, _END = "<tool_call>", "</tool_call>"
 
@@ -37,7 +51,11 @@ def _record(value: dict[str, Any], load: Callable[[Any], Any], where: str) -> Re
         raise DataError(f"{where}: tools is not valid JSON: {error}") from error
     entries = shown if isinstance(shown, list) else [one for one in (shown, image) if one]
     record = Record(
-        messages=tuple(messages), images=tuple(load(entry) for entry in entries), tools=names, schemas=schemas, others=pruned(value)
+        messages=tuple(messages),
+        images=tuple(load(entry) for entry in entries),
+        tools=names,
+        schemas=schemas,
+        others=pruned(value),
     )
     return require_images(record, where)
 

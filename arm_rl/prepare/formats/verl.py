@@ -42,9 +42,12 @@ def read(path: Path, load: Callable[[Any], Any], broken: BrokenRows) -> Iterator
 def _record(row: dict[str, Any], column: str, load: Callable[[Any], Any], where: str) -> Record:
     written, shown = row.pop(column), row.pop("images", None)
     if not isinstance(written, list) or not all(
-        isinstance(one, dict) and isinstance(one.get("role"), str) and isinstance(one.get("content"), str) for one in written
+        isinstance(one, dict) and isinstance(one.get("role"), str) and isinstance(one.get("content"), str)
+        for one in written
     ):
-        raise DataError(f"{where}: {column} is {written!r:.80}; a list of structs of role and content, both texts, is needed")
+        raise DataError(
+            f"{where}: {column} is {written!r:.80}; a list of structs of role and content, both texts, is needed"
+        )
     tools, schemas = row.pop("tools", None), row.pop(_SCHEMAS, None)
     record = Record(
         messages=tuple((one["role"], one["content"]) for one in written),

@@ -35,7 +35,9 @@ class Audit:
     accuracy: float | None  # of the classifier on rows that it was not fitted on; None: too few rows
     highest: float  # accuracy that may still be chance
     labels: dict[str, int]  # rows of each
-    longest: float | None  # share of the rows in which the right answer has the most words, ties shared; of single answers: None
+    longest: (
+        float | None
+    )  # share of the rows in which the right answer has the most words, ties shared; of single answers: None
     margins: dict[str, float]  # by question: how sure the classifier was of what is right
 
     @property
@@ -71,7 +73,10 @@ def audit(choices: Sequence[Choice]) -> Audit:
 
 
 def balance(
-    answered: Sequence[AnsweredQuestion], arranged: Callable[[Sequence[AnsweredQuestion]], list[Choice]], *, max_dropped: float
+    answered: Sequence[AnsweredQuestion],
+    arranged: Callable[[Sequence[AnsweredQuestion]], list[Choice]],
+    *,
+    max_dropped: float,
 ) -> tuple[list[Choice], Audit]:
     """The rows of a file, without those that give themselves away, and what is then found.
 
@@ -86,7 +91,9 @@ def balance(
     found = audit(choices)
     if found.at_chance:
         return choices, found
-    while found.accuracy is not None and found.accuracy > found.chance:  # what just passes as chance would leave half of it in
+    while (
+        found.accuracy is not None and found.accuracy > found.chance
+    ):  # what just passes as chance would leave half of it in
         if len(answered) - len(left) + step > max_dropped * len(answered):
             break
         easiest = {*sorted(found.margins, key=lambda question: -found.margins[question])[:step]}
@@ -101,7 +108,10 @@ def _margins(choices: Sequence[Choice]) -> list[float]:
     features, right, rows = [], [], []
     for number, choice in enumerate(choices):
         own = np.array([_surface(answer) for answer in choice.answers])
-        most, least = own == own.max(axis=0), own == own.min(axis=0)  # by however little: differences alone would hide it
+        most, least = (
+            own == own.max(axis=0),
+            own == own.min(axis=0),
+        )  # by however little: differences alone would hide it
         ranks = most / most.sum(axis=0) - least / least.sum(axis=0)
         features.append(np.hstack([own - own.mean(axis=0), ranks, np.eye(len(choice.answers))]))
         right += [str(place) == choice.label for place in range(1, len(choice.answers) + 1)]
@@ -118,18 +128,24 @@ def _margins(choices: Sequence[Choice]) -> list[float]:
 
 def _single_margins(choices: Sequence[Choice]) -> list[float]:
     """Of each row: the probability given to what is so, less that of the other."""
-    numbers = {question: number for number, question in enumerate(dict.fromkeys(choice.question.id for choice in choices))}
+    numbers = {
+        question: number for number, question in enumerate(dict.fromkeys(choice.question.id for choice in choices))
+    }
     right = [choice.label == "true" for choice in choices]
     features = np.array([_surface(choice.answers[0]) for choice in choices])
     probabilities = _held_out_probabilities(features, right, [numbers[choice.question.id] for choice in choices])
-    return [float(given - 0.5 if is_right else 0.5 - given) for given, is_right in zip(probabilities, right, strict=True)]
+    return [
+        float(given - 0.5 if is_right else 0.5 - given) for given, is_right in zip(probabilities, right, strict=True)
+    ]
 
 
 def _held_out_probabilities(features: np.ndarray, right: Sequence[bool], groups: Sequence[int]) -> np.ndarray:
     """(rows,): of being right, each by a classifier that was not fitted on the row's group."""
     classifier = make_pipeline(StandardScaler(), LogisticRegression(max_iter=1000))
     folds = GroupKFold(_FOLDS)
-    return cross_val_predict(classifier, features, np.array(right), groups=np.array(groups), cv=folds, method="predict_proba")[:, 1]
+    return cross_val_predict(
+        classifier, features, np.array(right), groups=np.array(groups), cv=folds, method="predict_proba"
+    )[:, 1]
 
 
 @functools.lru_cache(maxsize=1_000_000)  # each is looked at again whenever some are left out

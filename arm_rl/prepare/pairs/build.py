@@ -49,7 +49,9 @@ def read_all(paths: Sequence[Path]) -> list[Question]:
     return list(found.values())
 
 
-def write_files(outcomes: Sequence[WritingOutcome], config: PairsConfig, phrase: Phrase, folder: Path) -> list[PairsFile]:
+def write_files(
+    outcomes: Sequence[WritingOutcome], config: PairsConfig, phrase: Phrase, folder: Path
+) -> list[PairsFile]:
     """Writes `KIND.parquet`, and `KIND-held_out.parquet` where some are held out; the images, each once, to `images`.
 
     Raises:
@@ -66,21 +68,29 @@ def write_files(outcomes: Sequence[WritingOutcome], config: PairsConfig, phrase:
             choices, found = balance(answered, _arranged(kind, config), max_dropped=config.max_dropped)
             path = folder / (f"{kind}.parquet" if split == "train" else f"{kind}-{split}.parquet")
             write_preferences(path, _preferences(choices, kind, split, folder, phrase))
-            made.append(PairsFile(path=path, audit=found, num_dropped=len(answered) - len({choice.question.id for choice in choices})))
+            made.append(
+                PairsFile(
+                    path=path, audit=found, num_dropped=len(answered) - len({choice.question.id for choice in choices})
+                )
+            )
     if not made:
         told = "; ".join(f"{reason}: {number}" for reason, number in _reasons(outcomes, config)[0].most_common(3))
         raise PairsError(f"no answers of the {len(outcomes)} questions can be used ({told})")
     return made
 
 
-def report(outcomes: Sequence[WritingOutcome], made: Sequence[PairsFile], config: PairsConfig, num_asked: int) -> dict[str, Any]:
+def report(
+    outcomes: Sequence[WritingOutcome], made: Sequence[PairsFile], config: PairsConfig, num_asked: int
+) -> dict[str, Any]:
     """What was kept and why the rest was not, for JSON."""
     reasons, examples = _reasons(outcomes, config)
     return {
         "questions": len(outcomes),
         "requests": num_asked,  # of this run
         "used": len(outcomes) - sum(reasons.values()),
-        "not_used": {reason: {"questions": number, "such_as": examples[reason]} for reason, number in reasons.most_common()},
+        "not_used": {
+            reason: {"questions": number, "such_as": examples[reason]} for reason, number in reasons.most_common()
+        },
         "replies_refused": dict(Counter(reason for outcome in outcomes for reason in outcome.against).most_common()),
         "flaws": dict(Counter(flaw for outcome in outcomes for flaw in outcome.flaws).most_common()),
         "files": {
@@ -110,7 +120,9 @@ def _arranged(kind: str, config: PairsConfig) -> Callable[[Sequence[AnsweredQues
     return lambda left: arrange(kind, left, seed=config.seed, num_answers=config.num_answers)
 
 
-def _preferences(choices: Sequence[Choice], kind: str, split: str, folder: Path, phrase: Phrase) -> Iterator[Preference]:
+def _preferences(
+    choices: Sequence[Choice], kind: str, split: str, folder: Path, phrase: Phrase
+) -> Iterator[Preference]:
     for index, choice in enumerate(choices):
         yield preference(choice, kind, split, index, _stored(choice.question, folder), phrase)
 

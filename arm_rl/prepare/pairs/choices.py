@@ -46,7 +46,10 @@ def arrange(kind: str, answered: Sequence[AnsweredQuestion], *, seed: int, num_a
     places: dict[str, int] = {}
     for track, ids in tracks.items():
         start = derive(seed, kind, track)  # what is left over goes anywhere
-        places |= {id: (start + rank) % number for rank, id in enumerate(sorted(ids, key=lambda id: derive(seed, kind, "place", id)))}
+        places |= {
+            id: (start + rank) % number
+            for rank, id in enumerate(sorted(ids, key=lambda id: derive(seed, kind, "place", id)))
+        }
     return [_choice(one, kind, places[one.question.id], number, seed) for one in answered]
 
 
@@ -91,5 +94,8 @@ def asked(question: Question) -> str:
 
 
 def _expected_tools(question: Question) -> list[str]:
-    tools = [*dict.fromkeys(one.tool for one in question.constraints), *(_RETRIEVAL if question.document is not None else ())]
+    tools = [
+        *dict.fromkeys(one.tool for one in question.constraints),
+        *(_RETRIEVAL if question.document is not None else ()),
+    ]
     return [tool for tool in tools if question.tools is None or tool in question.tools]

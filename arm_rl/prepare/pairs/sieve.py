@@ -47,7 +47,9 @@ def against_question(question: Question) -> str | None:
     return None
 
 
-def against_answer(flawed: str, question: Question, others: Sequence[str], broken: Constraint | None, config: PairsConfig) -> str | None:
+def against_answer(
+    flawed: str, question: Question, others: Sequence[str], broken: Constraint | None, config: PairsConfig
+) -> str | None:
     """Why a flawed answer cannot be used; None where it can.
 
     Args:
@@ -78,7 +80,9 @@ def keeps(constraint: Constraint, text: str, question: str) -> bool:
         ConstraintError: there is no such checker, or its arguments cannot be used.
     """
     if constraint.tool not in CHECKS:
-        raise ConstraintError(f"question {question}: constraints: there is no checker {constraint.tool!r}; known: {', '.join(CHECKS)}")
+        raise ConstraintError(
+            f"question {question}: constraints: there is no checker {constraint.tool!r}; known: {', '.join(CHECKS)}"
+        )
     context = ToolContext(images={}, texts={"text_0": text}, image_names=[])
     result = CheckTool(constraint.tool).call({**constraint.arguments, "response": "text_0"}, context)
     if result.status != "ok":

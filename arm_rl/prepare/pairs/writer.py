@@ -55,7 +55,11 @@ class FlawWriter:
         self.num_asked = 0  # requests of this run
 
     async def write_all(
-        self, questions: Sequence[Question], *, concurrency: int, on_done: Callable[[WritingOutcome], None] = lambda outcome: None
+        self,
+        questions: Sequence[Question],
+        *,
+        concurrency: int,
+        on_done: Callable[[WritingOutcome], None] = lambda outcome: None,
     ) -> list[WritingOutcome]:
         """Writes the flawed answers of all questions, in their order.
 
@@ -107,10 +111,16 @@ class FlawWriter:
                     if isinstance(error, ServerError) and error.status in _HOPELESS:
                         raise WritingStopped(str(error)) from error
                     failure = f"the server failed: {error!r:.300}"
-                    return WritingOutcome(answered=AnsweredQuestion(question=question, flawed=()), against=(*against, failure), failed=True)
+                    return WritingOutcome(
+                        answered=AnsweredQuestion(question=question, flawed=()),
+                        against=(*against, failure),
+                        failed=True,
+                    )
                 answer = written_answer(reply.text)
                 if answer is None:
-                    against.append("the reply was cut off" if reply.finish_reason == "length" else "the reply holds no <answer>")
+                    against.append(
+                        "the reply was cut off" if reply.finish_reason == "length" else "the reply holds no <answer>"
+                    )
                     continue
                 refusal = against_answer(answer, question, flawed, broken, self._config)
                 if refusal is not None:
@@ -120,7 +130,9 @@ class FlawWriter:
                 flaws.append(flaw)
                 break
         return WritingOutcome(
-            answered=AnsweredQuestion(question=question, flawed=tuple(flawed)), against=tuple(against), flaws=tuple(flaws)
+            answered=AnsweredQuestion(question=question, flawed=tuple(flawed)),
+            against=tuple(against),
+            flaws=tuple(flaws),
         )
 
     def _drawn(self, question: Question, number: int, attempt: int) -> tuple[str, str, Constraint | None]:
@@ -135,9 +147,17 @@ class FlawWriter:
         name = names[draw % len(names)]
         return name, config.flaws[name], None
 
-    async def _reply(self, question: Question, shown: Sequence[Image], number: int, attempt: int, flaw: str, told: str) -> Reply:
-        text = self._prompt.substitute(question=asked(question).replace("<image>", ""), answer=question.answer, flaw=told)
-        settings = {"model": self._model, "temperature": self._config.temperature, "max_tokens": self._config.max_tokens}
+    async def _reply(
+        self, question: Question, shown: Sequence[Image], number: int, attempt: int, flaw: str, told: str
+    ) -> Reply:
+        text = self._prompt.substitute(
+            question=asked(question).replace("<image>", ""), answer=question.answer, flaw=told
+        )
+        settings = {
+            "model": self._model,
+            "temperature": self._config.temperature,
+            "max_tokens": self._config.max_tokens,
+        }
         shown = shown if self._config.send_images else ()
         digest = hashlib.blake2b(
             repr((text, settings, [image.key for image in shown])).encode("utf-8", "replace"), digest_size=8
@@ -151,7 +171,9 @@ class FlawWriter:
         ]
         seed = derive(self._config.seed, "reply", question.id, number, attempt)
         self.num_asked += 1
-        choice = await self._server.complete({**settings, "messages": [{"role": "user", "content": content}], "seed": seed})
+        choice = await self._server.complete(
+            {**settings, "messages": [{"role": "user", "content": content}], "seed": seed}
+        )
         reply = Reply(
             question=question.id,
             number=number,

@@ -25,7 +25,9 @@ def read(path: Path, images: ImageFolder) -> Iterator[Question | SkippedRow]:
         DataError: the file cannot be read.
     """
     source = ImageSource(path.parent)
-    for number, row in read_rows(str(path), ("prompt", "images", "reward_model"), ("extra_info", "data_source"), BrokenRows()):
+    for number, row in read_rows(
+        str(path), ("prompt", "images", "reward_model"), ("extra_info", "data_source"), BrokenRows()
+    ):
         extra, user = row.get("extra_info") or {}, [turn["content"] for turn in row["prompt"] if turn["role"] == "user"]
         asked = extra.get("question") or (user[-1] if user else "")
         question = _INSTRUCTIONS.sub("", "\n" + asked.replace("<image>", "")).strip().removeprefix("Question:").strip()

@@ -44,7 +44,9 @@ def read(path: Path, images: ImageFolder) -> Iterator[Question | SkippedRow]:
         except ImageError:
             yield SkippedRow("its image cannot be read")
             continue
-        constraints = tuple(constraint for written in row.get("constraints") or () for constraint in _constraints(written))
+        constraints = tuple(
+            constraint for written in row.get("constraints") or () for constraint in _constraints(written)
+        )
         yield Question(
             id=f"mm_ifengine-{path.stem}-{number}",
             track="instructions",
@@ -66,4 +68,6 @@ def _constraints(written: dict[str, Any]) -> Iterator[Constraint]:
             continue
         names = [item.name for item in dataclasses.fields(CHECKS[tool].arguments) if item.name != "response"]
         if len(names) == len(params):
-            yield Constraint(instruction=str(written.get("value") or ""), tool=tool, arguments=dict(zip(names, params, strict=True)))
+            yield Constraint(
+                instruction=str(written.get("value") or ""), tool=tool, arguments=dict(zip(names, params, strict=True))
+            )

@@ -62,7 +62,10 @@ async def test_a_run_lives_through_the_loss_of_a_node_while_there_is_another(nod
     monkeypatch.setattr(pool, "SECONDS_TO_PLACE", 2.0)
     (tmp_path / "g waits").touch()  # a process may outlive its node for a moment
     nodes.remove_node(second, allow_graceful=False)
-    with pytest.raises(ActorsLost, match="no place for a rollout actor in 2 seconds: .* the same command goes on from the last checkpoint"):
+    with pytest.raises(
+        ActorsLost,
+        match="no place for a rollout actor in 2 seconds: .* the same command goes on from the last checkpoint",
+    ):
         await run()
     watching.cancel()
     await group.close()

@@ -19,7 +19,10 @@ CPU = PlacementConfig(use_gpu=False)
 
 def cluster(*nodes: dict[str, float]) -> list[Node]:
     """Nodes of these resources, named a, b, c, ..."""
-    return [Node(id=chr(ord("a") + number), resources={"memory": 1e9, **resources}) for number, resources in enumerate(nodes)]
+    return [
+        Node(id=chr(ord("a") + number), resources={"memory": 1e9, **resources})
+        for number, resources in enumerate(nodes)
+    ]
 
 
 def machines(number: int, cpus: float = 96, gpus: float = 8) -> list[Node]:
@@ -30,7 +33,10 @@ def machines(number: int, cpus: float = 96, gpus: float = 8) -> list[Node]:
 def used(planned):
     """What the actors of each bundle take of it together."""
     taken = [Counter() for _ in planned.bundles]
-    for bundles, resources in ((planned.learners, planned.learner_resources), (planned.rollouts, planned.rollout_resources)):
+    for bundles, resources in (
+        (planned.learners, planned.learner_resources),
+        (planned.rollouts, planned.rollout_resources),
+    ):
         for bundle in bundles:
             taken[bundle].update({"CPU": resources["num_cpus"], "GPU": resources["num_gpus"]})
     return taken
@@ -67,7 +73,9 @@ def packs(bundles: list[dict], nodes: list[dict]) -> bool:
 
 requests = st.one_of(
     st.tuples(
-        st.just(APART), st.integers(0, 6), st.builds(RolloutConfig, num_actors=st.integers(1, 5), tensor_parallel_size=st.integers(1, 4))
+        st.just(APART),
+        st.integers(0, 6),
+        st.builds(RolloutConfig, num_actors=st.integers(1, 5), tensor_parallel_size=st.integers(1, 4)),
     ),
     st.tuples(st.sampled_from([APART, SHARED, CPU]), st.integers(1, 8), st.none()),
     st.integers(1, 8).map(lambda number: (SHARED, number, RolloutConfig(num_actors=number))),
@@ -88,7 +96,10 @@ def test_what_fits_is_placed_and_what_cannot_is_refused_with_what_is_missing(req
         return
     with pytest.raises(PlacementError) as refused:
         plan(config, num_ranks, rollout, cluster(*resources))
-    short = {kind: sum(one.get(kind, 0) for one in wanted.bundles) - sum(node[kind] for node in resources) for kind in ("CPU", "GPU")}
+    short = {
+        kind: sum(one.get(kind, 0) for one in wanted.bundles) - sum(node[kind] for node in resources)
+        for kind in ("CPU", "GPU")
+    }
     missing = ", ".join(f"{amount:g} {kind}" for kind, amount in short.items() if amount > 0)
     assert (f"missing: {missing}." if missing else "there is room for") in str(refused.value)
 
@@ -149,7 +160,8 @@ def test_the_papers_run_needs_two_nodes_of_eight():
     rollout = RolloutConfig(num_actors=16)
     assert len(plan(SHARED, 16, rollout, machines(2)).bundles) == 16
     with pytest.raises(
-        PlacementError, match=r"16 learner ranks and 16 engines need 32 CPU, 16 GPU, the cluster has 1 x .*; missing: 8 GPU\."
+        PlacementError,
+        match=r"16 learner ranks and 16 engines need 32 CPU, 16 GPU, the cluster has 1 x .*; missing: 8 GPU\.",
     ):
         plan(SHARED, 16, rollout, machines(1))
 

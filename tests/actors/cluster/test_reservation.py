@@ -26,7 +26,8 @@ def nodes() -> Iterator[dict[str, str]]:
     folder = tempfile.mkdtemp(prefix="ray-")
     store = {"object_store_memory": 100 << 20}
     machines = Cluster(
-        initialize_head=True, head_node_args={"num_cpus": 8, "num_gpus": 4, "temp_dir": folder, "include_dashboard": False, **store}
+        initialize_head=True,
+        head_node_args={"num_cpus": 8, "num_gpus": 4, "temp_dir": folder, "include_dashboard": False, **store},
     )
     try:
         second = machines.add_node(num_cpus=8, num_gpus=4, **store)
@@ -121,7 +122,9 @@ async def _grown() -> None:
 
 async def test_a_folder_that_another_node_does_not_see_is_refused(nodes, tmp_path):
     await require_shared(tmp_path)
-    with pytest.raises(ClusterError, match=r"run.root: node \w+ does not see .*missing: give a folder that all nodes share"):
+    with pytest.raises(
+        ClusterError, match=r"run.root: node \w+ does not see .*missing: give a folder that all nodes share"
+    ):
         await require_shared(tmp_path / "missing")
 
 
@@ -133,5 +136,9 @@ def test_a_cluster_inside_a_cluster_is_the_same_one(nodes):
 
 
 def test_a_successor_has_a_name_of_its_own():
-    assert [actor_name("names", "rollout", 0) for _ in range(3)] == ["names/rollout-0", "names/rollout-0.2", "names/rollout-0.3"]
+    assert [actor_name("names", "rollout", 0) for _ in range(3)] == [
+        "names/rollout-0",
+        "names/rollout-0.2",
+        "names/rollout-0.3",
+    ]
     assert actor_name("names", "rollout", 1) == "names/rollout-1"

@@ -37,7 +37,9 @@ from tests.support.random_samples import VIEW, Ids
 
 OBJECTIVE = GrpoObjective(clip_low=0.2, clip_high=0.3, entropy_coefficient=0.01)
 NUM_STEPS = 3
-OVERFLOWING = GrpoObjective(entropy_coefficient=1e38, temperature=0.03)  # the loss is about -2e37; its gradient is more than float32 holds
+OVERFLOWING = GrpoObjective(
+    entropy_coefficient=1e38, temperature=0.03
+)  # the loss is about -2e37; its gradient is more than float32 holds
 RATE, BETAS, DECAY, CLIP = 1e-3, (0.9, 0.95), 0.01, 0.5
 
 
@@ -117,7 +119,9 @@ def sample_logits(plain, task: Task, preparer: ImagePreparer, sample: TrainingSa
         inputs["pixel_values"] = torch.cat([image.patches for image in prepared])
         inputs["image_grid_thw"] = torch.cat([image.grids for image in prepared])
     kinds = (tokens == task.ids.image_pad).int()
-    return plain(input_ids=tokens, attention_mask=torch.ones_like(tokens), mm_token_type_ids=kinds, **inputs).logits[0]  # [T, V]
+    return plain(input_ids=tokens, attention_mask=torch.ones_like(tokens), mm_token_type_ids=kinds, **inputs).logits[
+        0
+    ]  # [T, V]
 
 
 @dataclass
@@ -200,7 +204,11 @@ class Trained:
         self.weights = self.published()
 
     def train(self, objective=OBJECTIVE, samples: Sequence[TrainingSample] | None = None) -> Mapping[str, float]:
-        batch = make_batch(samples or self._task.samples, num_ranks=self.setup.num_ranks, micro_batch_tokens=self.setup.micro_batch_tokens)
+        batch = make_batch(
+            samples or self._task.samples,
+            num_ranks=self.setup.num_ranks,
+            micro_batch_tokens=self.setup.micro_batch_tokens,
+        )
         return self.group.train(batch, self._task.where(), objective)
 
     def published(self) -> dict[str, Tensor]:
@@ -295,7 +303,10 @@ def test_a_checkpoint_that_lacks_a_rank_or_fits_another_model_is_named(trained, 
         ({name: torch.zeros(3)}, f"'{name}' has the shape \\(3,\\), not"),
         ({}, "no '.*': a file is missing, or other parameters were trained"),
     ):
-        save_file({**tensors, **change} if change else {"other.weight_fp32": torch.zeros(1)}, tmp_path / "learner-0.safetensors")
+        save_file(
+            {**tensors, **change} if change else {"other.weight_fp32": torch.zeros(1)},
+            tmp_path / "learner-0.safetensors",
+        )
         with pytest.raises(LearnerStateError, match=message):
             trained.group.load(tmp_path)
     with pytest.raises(FileNotFoundError, match="no checkpoint of a learner"):
@@ -362,7 +373,9 @@ def test_the_reference_stays_what_it_was(trained, task):
                 for place in places:
                     if sample.call_forbidden[place]:
                         logits[place - 1, task.ids.tool_call] = -torch.inf
-                rows.append(torch.stack([logits[place - 1].log_softmax(-1)[sample.token_ids[place]] for place in places]))
+                rows.append(
+                    torch.stack([logits[place - 1].log_softmax(-1)[sample.token_ids[place]] for place in places])
+                )
             differences.append(rows[0] - rows[1])
     kl = torch.cat(differences).square().mean().item() / 2
     assert kl > 1e-6
@@ -429,4 +442,6 @@ def test_settings_follow_the_configuration():
     assert learner_environment(config, use_gpu=True)["DS_ACCELERATOR"] == "cuda"
     assert "PYTORCH_CUDA_ALLOC_CONF" in learner_environment(config, use_gpu=True, transfer="nccl")
     assert "PYTORCH_CUDA_ALLOC_CONF" not in learner_environment(config, use_gpu=True, transfer="ipc")
-    assert math.isclose(deepspeed_config(LearnerConfig(zero_stage=0), "float32", 10, use_gpu=False)["gradient_clipping"], 0.0)
+    assert math.isclose(
+        deepspeed_config(LearnerConfig(zero_stage=0), "float32", 10, use_gpu=False)["gradient_clipping"], 0.0
+    )

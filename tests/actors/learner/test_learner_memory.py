@@ -24,7 +24,9 @@ WAYS = {
 
 def start(task: Task, dtype: str = "float32", **changes) -> LearnerRanks:
     spec = spec_of(task, Setup(1, 0, 9999))
-    spec = dataclasses.replace(spec, model=dataclasses.replace(spec.model, dtype=dtype), config=dataclasses.replace(spec.config, **changes))
+    spec = dataclasses.replace(
+        spec, model=dataclasses.replace(spec.model, dtype=dtype), config=dataclasses.replace(spec.config, **changes)
+    )
     return LearnerRanks(spec, [{"num_cpus": 0.25}])
 
 

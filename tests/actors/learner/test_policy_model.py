@@ -46,7 +46,12 @@ def preparer(folder):
 @pytest.fixture(scope="module")
 def images():
     """Views of 16, 8 and 4 tokens."""
-    made = [random_samples.image(1), random_samples.image(2), random_samples.image(3, 64, 32), random_samples.image(4, 32, 32)]
+    made = [
+        random_samples.image(1),
+        random_samples.image(2),
+        random_samples.image(3, 64, 32),
+        random_samples.image(4, 32, 32),
+    ]
     return {image.key: image for image in made}
 
 
@@ -60,7 +65,9 @@ def samples(ids, images):
 
 def load(folder, ids, config=TRAINED) -> PolicyModel:
     model = ModelConfig(path=str(folder), dtype="float32")
-    return PolicyModel.load(model, never_sampled_ids=ids.never_sampled, call_token_id=ids.tool_call).make_trainable(config)
+    return PolicyModel.load(model, never_sampled_ids=ids.never_sampled, call_token_id=ids.tool_call).make_trainable(
+        config
+    )
 
 
 def plain_scores(
@@ -76,7 +83,9 @@ def plain_scores(
             "image_grid_thw": torch.cat([image.grids for image in prepared]),
         }
     kinds = (tokens == ids.image_pad).int()
-    logits = plain(input_ids=tokens, attention_mask=torch.ones_like(tokens), mm_token_type_ids=kinds, **inputs).logits[0]  # [T, V]
+    logits = plain(input_ids=tokens, attention_mask=torch.ones_like(tokens), mm_token_type_ids=kinds, **inputs).logits[
+        0
+    ]  # [T, V]
     logprobs, entropies = torch.zeros(len(sample.token_ids)), torch.zeros(len(sample.token_ids))
     for position, token in enumerate(sample.token_ids):
         if sample.loss_mask[position]:
@@ -248,7 +257,11 @@ def test_an_empty_micro_batch_has_gradients_of_zero(folder, preparer, ids, image
 def test_a_forbidden_token_has_no_probability(folder, ids):
     policy = load(folder, ids)
     base = random_samples.sample(ids, [], seed=5)
-    for token, forbidden, expected in [(ids.vision_end, False, False), (ids.tool_call, True, False), (ids.tool_call, False, True)]:
+    for token, forbidden, expected in [
+        (ids.vision_end, False, False),
+        (ids.tool_call, True, False),
+        (ids.tool_call, False, True),
+    ]:
         sample = TrainingSample(
             token_ids=(*base.token_ids[:-1], token),
             loss_mask=base.loss_mask,
@@ -282,7 +295,9 @@ def test_bfloat16_gives_nearly_the_gradient_of_float32(folder, preparer, ids, im
     """The whole gradient's direction and size; its parts may be rounding noise alone."""
     exact = gradients(load(folder, ids), preparer, images, [samples])
     low = PolicyModel.load(
-        ModelConfig(path=str(folder), dtype="bfloat16"), never_sampled_ids=ids.never_sampled, call_token_id=ids.tool_call
+        ModelConfig(path=str(folder), dtype="bfloat16"),
+        never_sampled_ids=ids.never_sampled,
+        call_token_id=ids.tool_call,
     )
     rounded = gradients(low.make_trainable(TRAINED), preparer, images, [samples])
     assert {gradient.dtype for gradient in rounded.values()} == {torch.bfloat16}
@@ -319,7 +334,9 @@ def fields(sample: TrainingSample) -> dict:
 def test_an_image_is_processed_once_while_it_is_kept(folder, images):
     calls = []
     processor = AutoImageProcessor.from_pretrained(folder)
-    preparer = ImagePreparer(lambda images, **options: calls.append(len(images)) or processor(images=images, **options), VIEW)
+    preparer = ImagePreparer(
+        lambda images, **options: calls.append(len(images)) or processor(images=images, **options), VIEW
+    )
     first, second, third, _ = images
     preparer.prepare([first, second], images)
     again = preparer.prepare([second, third, first], images)

@@ -44,7 +44,9 @@ async def engine(judge: Judge, environment: None) -> AsyncIterator[Engine]:  # n
 
 
 @IN_ONE_LOOP
-async def test_the_engine_is_hugging_face_before_and_after_updates(engine: Engine, judge: Judge, tmp_path: Path) -> None:
+async def test_the_engine_is_hugging_face_before_and_after_updates(
+    engine: Engine, judge: Judge, tmp_path: Path
+) -> None:
     await check_three_turns(engine, judge, version=0)
     for version in (1, 2):  # loaded by vLLM, then as recorded
         tiny.spread(judge.model, seed=1000 + version)

@@ -48,7 +48,10 @@ class Judge:
 
     def ids(self, text: str, *images: Image) -> list[int]:
         """Token ids; each `{}` in the text is the next image, expanded."""
-        shown = ["<|vision_start|>" + "<|image_pad|>" * VIEW.num_tokens(*image.pil().size) + "<|vision_end|>" for image in images]
+        shown = [
+            "<|vision_start|>" + "<|image_pad|>" * VIEW.num_tokens(*image.pil().size) + "<|vision_end|>"
+            for image in images
+        ]
         return self.tokenizer.encode(text.format(*shown), add_special_tokens=False)
 
     def id(self, token: str) -> int:
@@ -64,7 +67,9 @@ class Judge:
         inputs: dict[str, Tensor] = {}
         if images:
             processor = AutoImageProcessor.from_pretrained(self.folder)
-            inputs = dict(processor(images=[VIEW.view(image) for image in images], do_resize=False, return_tensors="pt"))
+            inputs = dict(
+                processor(images=[VIEW.view(image) for image in images], do_resize=False, return_tensors="pt")
+            )
         tokens = torch.tensor([ids])
         types = (tokens == self.model.config.image_token_id).int()
         return self.model(input_ids=tokens, mm_token_type_ids=types, **inputs).logits[0]
@@ -130,12 +135,16 @@ def new_weights(judge: Judge, tmp_path: Path) -> Callable[[int], WeightFile]:
     return change
 
 
-async def play(engine: Engine, judge: Judge, images: Sequence[Image], *, seed: int) -> list[tuple[list[int], Completion]]:
+async def play(
+    engine: Engine, judge: Judge, images: Sequence[Image], *, seed: int
+) -> list[tuple[list[int], Completion]]:
     """A turn for each image; gives each turn's prompt ids and completion."""
     turns, context = [], judge.ids("<|im_start|>user\nWhich digit is on the red tile?")
     for number, image in enumerate(images):
         context += judge.ids("{}<|im_end|>\n<|im_start|>assistant\n", image)
-        completion = await engine.generate(context, images[: number + 1], max_tokens=12, temperature=1.0, seed=seed + number)
+        completion = await engine.generate(
+            context, images[: number + 1], max_tokens=12, temperature=1.0, seed=seed + number
+        )
         turns.append((list(context), completion))
         context += completion.token_ids
     return turns
@@ -149,7 +158,9 @@ async def check_three_turns(engine: Engine, judge: Judge, version: int) -> None:
         assert completion.policy_version == version
 
 
-async def test_log_probabilities_are_those_of_hugging_face_over_three_turns_with_images(engine: Engine, judge: Judge) -> None:
+async def test_log_probabilities_are_those_of_hugging_face_over_three_turns_with_images(
+    engine: Engine, judge: Judge
+) -> None:
     await check_three_turns(engine, judge, version=0)
 
 
@@ -191,25 +202,34 @@ async def test_the_likeliest_tokens_are_not_sampled_when_forbidden(engine: Engin
 async def test_vision_tokens_cannot_be_sampled(engine: Engine, judge: Judge) -> None:
     vision = ("<|image_pad|>", "<|video_pad|>", "<|vision_start|>", "<|vision_end|>")
     forbidden = judge.all_but("a", *vision)
-    completion = await engine.generate(judge.ids("Go"), [], max_tokens=40, temperature=2.0, seed=1, forbidden_ids=forbidden)
+    completion = await engine.generate(
+        judge.ids("Go"), [], max_tokens=40, temperature=2.0, seed=1, forbidden_ids=forbidden
+    )
     assert completion.token_ids == (judge.id("a"),) * 40
     assert completion.logprobs == pytest.approx([0.0] * 40, abs=1e-6)
 
 
 async def test_the_end_of_a_call_stops_and_stays(engine: Engine, judge: Judge) -> None:
     forbidden = judge.all_but("a", "</tool_call>")
-    completion = await engine.generate(judge.ids("Go"), [], max_tokens=500, temperature=1.0, seed=1, forbidden_ids=forbidden)
+    completion = await engine.generate(
+        judge.ids("Go"), [], max_tokens=500, temperature=1.0, seed=1, forbidden_ids=forbidden
+    )
     assert completion.finish_reason == "stop"
     assert completion.token_ids.count(judge.id("</tool_call>")) == 1
     assert completion.token_ids[-1] == judge.id("</tool_call>")
     assert completion.text == "a" * (len(completion.token_ids) - 1) + "</tool_call>"
-    assert difference(completion, judge.logprobs(judge.ids("Go"), [], completion.token_ids, forbidden=forbidden)) < TOLERANCE
+    assert (
+        difference(completion, judge.logprobs(judge.ids("Go"), [], completion.token_ids, forbidden=forbidden))
+        < TOLERANCE
+    )
 
 
 @pytest.mark.parametrize("end", ["<|im_end|>", "<|endoftext|>"])
 async def test_an_end_token_stays_in_the_ids_and_not_in_the_text(engine: Engine, judge: Judge, end: str) -> None:
     forbidden = judge.all_but("a", end)
-    completion = await engine.generate(judge.ids("Go"), [], max_tokens=500, temperature=1.0, seed=1, forbidden_ids=forbidden)
+    completion = await engine.generate(
+        judge.ids("Go"), [], max_tokens=500, temperature=1.0, seed=1, forbidden_ids=forbidden
+    )
     assert completion.finish_reason == "stop"
     assert completion.token_ids[-1] == judge.id(end)
     assert completion.text == "a" * (len(completion.token_ids) - 1)
@@ -217,7 +237,9 @@ async def test_an_end_token_stays_in_the_ids_and_not_in_the_text(engine: Engine,
 
 async def test_the_token_limit_ends_a_turn(engine: Engine, judge: Judge) -> None:
     forbidden = judge.all_but("a", "<think>")
-    completion = await engine.generate(judge.ids("Go"), [], max_tokens=7, temperature=1.0, seed=1, forbidden_ids=forbidden)
+    completion = await engine.generate(
+        judge.ids("Go"), [], max_tokens=7, temperature=1.0, seed=1, forbidden_ids=forbidden
+    )
     assert completion.finish_reason == "length"
     assert len(completion.token_ids) == 7
     assert completion.text == judge.tokenizer.decode(completion.token_ids)
@@ -262,7 +284,9 @@ async def test_cancelling_aborts_the_request_and_the_engine_goes_on(engine: Engi
 
     async def sample(image: Image, max_tokens: int) -> Completion:
         prompt = judge.ids("Look: {} well", image)
-        return await engine.generate(prompt, [image], max_tokens=max_tokens, temperature=1.0, seed=1, forbidden_ids=endless)
+        return await engine.generate(
+            prompt, [image], max_tokens=max_tokens, temperature=1.0, seed=1, forbidden_ids=endless
+        )
 
     for attempt in range(30):  # at every point of a new image's way into vLLM
         image = noise(300 + attempt)
@@ -298,14 +322,21 @@ async def test_images_and_pads_that_do_not_fit_are_refused(engine: Engine, judge
     assert difference(completion, judge.logprobs(two, [first, second], completion.token_ids)) < TOLERANCE
 
 
-async def test_requests_that_run_live_through_an_update(engine: Engine, judge: Judge, new_weights: Callable[[int], WeightFile]) -> None:
+async def test_requests_that_run_live_through_an_update(
+    engine: Engine, judge: Judge, new_weights: Callable[[int], WeightFile]
+) -> None:
     images = [noise(70 + number) for number in range(4)]
     prompts = [judge.ids("Look: {} well", image) for image in images]
     endless = judge.all_but(*"abcdefgh")
 
     async def sample(number: int, max_tokens: int) -> Completion:
         return await engine.generate(
-            prompts[number], [images[number]], max_tokens=max_tokens, temperature=1.0, seed=number, forbidden_ids=endless
+            prompts[number],
+            [images[number]],
+            max_tokens=max_tokens,
+            temperature=1.0,
+            seed=number,
+            forbidden_ids=endless,
         )
 
     def match(completion: Completion, number: int) -> list[bool]:
@@ -348,7 +379,9 @@ async def test_cached_images_of_running_requests_are_encoded_anew_after_an_updat
     endless = judge.all_but(*"abcdefgh")
 
     async def sample(max_tokens: int, seed: int) -> Completion:
-        return await engine.generate(prompt, [image], max_tokens=max_tokens, temperature=1.0, seed=seed, forbidden_ids=endless)
+        return await engine.generate(
+            prompt, [image], max_tokens=max_tokens, temperature=1.0, seed=seed, forbidden_ids=endless
+        )
 
     await sample(2, 0)
     long = [asyncio.create_task(sample(400, seed)) for seed in range(3)]
@@ -374,7 +407,9 @@ async def test_a_missing_file_changes_nothing(engine: Engine, judge: Judge, tmp_
 
 async def test_adapters_are_merged_into_the_models_own_weights(engine: Engine, judge: Judge, tmp_path: Path) -> None:
     """Whatever the engine served before; then whole weights are served again."""
-    judge.model.load_state_dict(Qwen2_5_VLForConditionalGeneration.from_pretrained(judge.folder, dtype=torch.float32).state_dict())
+    judge.model.load_state_dict(
+        Qwen2_5_VLForConditionalGeneration.from_pretrained(judge.folder, dtype=torch.float32).state_dict()
+    )
     scaling = torch.tensor(2.0)
     adapters = {}
     for name, weight in judge.model.named_parameters():
@@ -389,18 +424,24 @@ async def test_adapters_are_merged_into_the_models_own_weights(engine: Engine, j
     await check_three_turns(engine, judge, version)
 
 
-async def test_whole_weights_follow_adapters(engine: Engine, judge: Judge, new_weights: Callable[[int], WeightFile]) -> None:
+async def test_whole_weights_follow_adapters(
+    engine: Engine, judge: Judge, new_weights: Callable[[int], WeightFile]
+) -> None:
     file = new_weights(engine.version + 1)
     await engine.update_weights(file.path, file.version)
     await check_three_turns(engine, judge, file.version)
 
 
-async def test_incomplete_weights_close_the_engine_and_leave_no_process(engine: Engine, judge: Judge, tmp_path: Path) -> None:
+async def test_incomplete_weights_close_the_engine_and_leave_no_process(
+    engine: Engine, judge: Judge, tmp_path: Path
+) -> None:
     """The last test of this engine."""
     process = children("EngineCore")
     assert len(process) == 1
     endless = judge.all_but("a", "b")
-    running = asyncio.create_task(engine.generate(judge.ids("Go"), [], max_tokens=1500, temperature=1.0, seed=1, forbidden_ids=endless))
+    running = asyncio.create_task(
+        engine.generate(judge.ids("Go"), [], max_tokens=1500, temperature=1.0, seed=1, forbidden_ids=endless)
+    )
     await engine.generate(judge.ids("Go"), [], max_tokens=5, temperature=1.0, seed=1, forbidden_ids=endless)
     weights = judge.model.state_dict()
     weights.pop("model.language_model.layers.1.mlp.down_proj.weight")
@@ -419,11 +460,15 @@ async def test_incomplete_weights_close_the_engine_and_leave_no_process(engine: 
 async def test_an_engine_without_memory_does_not_start_and_says_so(judge: Judge, environment: None) -> None:
     enormous = dataclasses.replace(ROLLOUT, cpu_kv_cache_gib=1 << 20)
     engine = Engine(ModelConfig(path=str(judge.folder), dtype="float32"), enormous, VIEW, seed=0, use_gpu=False)
-    with pytest.raises(EngineDied, match="vLLM's engine did not start .*: out of memory .*, or what its own log says: /"):
+    with pytest.raises(
+        EngineDied, match="vLLM's engine did not start .*: out of memory .*, or what its own log says: /"
+    ):
         await engine.start()
 
 
-async def test_an_update_ends_when_the_process_dies_that_should_answer(judge: Judge, environment: None, tmp_path: Path) -> None:
+async def test_an_update_ends_when_the_process_dies_that_should_answer(
+    judge: Judge, environment: None, tmp_path: Path
+) -> None:
     engine = Engine(ModelConfig(path=str(judge.folder), dtype="float32"), ROLLOUT, VIEW, seed=0, use_gpu=False)
     await engine.start()
     await engine.pulse()
@@ -461,7 +506,10 @@ async def test_no_process_outlives_an_owner_that_is_killed(judge: Judge, environ
     script = tmp_path / "owner.py"
     script.write_text(OWNER)
     owner = subprocess.Popen(
-        [sys.executable, str(script), str(judge.folder)], stdout=subprocess.PIPE, env=os.environ | {"PYTHONPATH": os.getcwd()}, text=True
+        [sys.executable, str(script), str(judge.folder)],
+        stdout=subprocess.PIPE,
+        env=os.environ | {"PYTHONPATH": os.getcwd()},
+        text=True,
     )
     assert owner.stdout is not None
     for line in owner.stdout:
@@ -477,7 +525,9 @@ async def test_no_process_outlives_an_owner_that_is_killed(judge: Judge, environ
 
 def children(name: str, parent: int | None = None) -> list[int]:
     """Ids of the child processes with this in their command line."""
-    found = subprocess.run(["ps", "-o", "pid=,args=", "--ppid", str(parent or os.getpid())], capture_output=True, text=True).stdout
+    found = subprocess.run(
+        ["ps", "-o", "pid=,args=", "--ppid", str(parent or os.getpid())], capture_output=True, text=True
+    ).stdout
     return [int(line.split()[0]) for line in found.splitlines() if name in line]
 
 

@@ -86,7 +86,9 @@ def test_it_ends_with_its_owner(tmp_path, server, program, monkeypatch):
     server(program)
     tether = Path(model_server.tether.__file__).read_text().replace("GRACE_SECONDS = 10.0", "GRACE_SECONDS = 0.5")
     (tmp_path / "tether.py").write_text(tether)
-    owner_text = OWNER.replace("server = ", f"model_server.TETHER = (sys.executable, {str(tmp_path / 'tether.py')!r})\nserver = ")
+    owner_text = OWNER.replace(
+        "server = ", f"model_server.TETHER = (sys.executable, {str(tmp_path / 'tether.py')!r})\nserver = "
+    )
     command = [sys.executable, "-c", owner_text, str(tmp_path / "program"), str(tmp_path / "log")]
     with subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as owner:
         group = int(owner.stdout.readline())

@@ -32,7 +32,9 @@ async def start(tmp_path):
     groups = []
 
     def start(number=1, stall_seconds=600.0) -> RolloutPool:
-        group = RolloutPool([lambda: ray.remote(Puppet).options(num_cpus=0).remote(tmp_path) for _ in range(number)], stall_seconds)
+        group = RolloutPool(
+            [lambda: ray.remote(Puppet).options(num_cpus=0).remote(tmp_path) for _ in range(number)], stall_seconds
+        )
         groups.append(group)
         return group
 
@@ -130,7 +132,8 @@ async def test_deaths_without_end_end_with_their_cause(start, tmp_path):
     (tmp_path / "cannot start").touch()
     (tmp_path / "g may die").write_text("1")
     with pytest.raises(
-        ActorsLost, match=f"^RuntimeError: no memory for the cache: rollout died {MAX_DEATHS + 1} times with nothing finished"
+        ActorsLost,
+        match=f"^RuntimeError: no memory for the cache: rollout died {MAX_DEATHS + 1} times with nothing finished",
     ):
         await run(group)
     with pytest.raises(ActorsLost):

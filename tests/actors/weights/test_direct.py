@@ -46,7 +46,9 @@ def test_what_is_declared_is_what_is_sent_and_what_files_hold(family, direct, tm
     policy = PolicyModel.load(ModelConfig(path=str(folder), dtype="float32"))
     source = direct.PolicySource(policy.hf, 2, wanted=True)
     sent = list(source)
-    assert [(one.name, one.dtype, one.shape) for one in source.metadata()] == [(name, one.dtype, tuple(one.shape)) for name, one in sent]
+    assert [(one.name, one.dtype, one.shape) for one in source.metadata()] == [
+        (name, one.dtype, tuple(one.shape)) for name, one in sent
+    ]
     with safe_open(folder / "model.safetensors", "pt") as file:
         assert {name for name, _ in sent} == set(file.keys())
         assert all(torch.equal(file.get_tensor(name), weight) for name, weight in sent)
@@ -77,8 +79,12 @@ def test_workers_of_several_engines_have_ranks_of_their_own(direct):
     engines.init_weight_transfer_engine({"rank_offset": 1, "world_size": 9})
     engines.version = 3
     engines.start_weight_update(), engines.update_weights({"names": []}), engines.finish_weight_update()
-    assert [one.calls[0] for one in noted] == [("connect_weights", {"rank_offset": rank, "world_size": 9}) for rank in (1, 5)]
-    assert [one.calls[1:] for one in noted] == [[("begin_update",), ("receive_weights", {"names": []}), ("end_update", 3)]] * 2
+    assert [one.calls[0] for one in noted] == [
+        ("connect_weights", {"rank_offset": rank, "world_size": 9}) for rank in (1, 5)
+    ]
+    assert [one.calls[1:] for one in noted] == [
+        [("begin_update",), ("receive_weights", {"names": []}), ("end_update", 3)]
+    ] * 2
 
 
 @pytest.fixture(scope="module")
@@ -93,7 +99,9 @@ async def engine(judge: Judge, environment: None) -> AsyncIterator[Engine]:  # n
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(engine_settings, "WORKER_EXTENSION", "tests.support.gloo_transfer.WorkerExtension")
         patch.setattr(torch.cuda, "current_stream", torch.cuda.current_stream)  # taken back after these tests
-        engine = Engine(ModelConfig(path=str(judge.folder), dtype="float32"), ROLLOUT, VIEW, seed=0, use_gpu=False, transfer="nccl")
+        engine = Engine(
+            ModelConfig(path=str(judge.folder), dtype="float32"), ROLLOUT, VIEW, seed=0, use_gpu=False, transfer="nccl"
+        )
         await engine.start()
         yield engine
         await engine.close()
@@ -107,7 +115,9 @@ class Handle:
 
     def __getattr__(self, method: str) -> Any:
         class Method:
-            remote = staticmethod(lambda *args: asyncio.run_coroutine_threadsafe(getattr(self._engine, method)(*args), self._loop))
+            remote = staticmethod(
+                lambda *args: asyncio.run_coroutine_threadsafe(getattr(self._engine, method)(*args), self._loop)
+            )
 
         return Method
 
@@ -116,7 +126,9 @@ class Handle:
 async def test_the_engine_is_the_learners_model_after_each_transfer(engine: Engine, judge: Judge, direct: Any) -> None:
 
     policy = PolicyModel.load(ModelConfig(path=str(judge.folder), dtype="float32"))
-    engines = direct.EngineClients([Handle(engine, asyncio.get_running_loop())], 1, get=lambda calls: [call.result() for call in calls])
+    engines = direct.EngineClients(
+        [Handle(engine, asyncio.get_running_loop())], 1, get=lambda calls: [call.result() for call in calls]
+    )
     source = direct.PolicySource(policy.hf, 0, wanted=True)
     transfer = await asyncio.to_thread(
         direct.DirectTransfer, "nccl", source, engines, rank=0, address="127.0.0.1", num_workers=1, packed=False
@@ -184,7 +196,9 @@ def test_a_transfer_that_fails_or_hangs_ends_the_stage(cluster) -> None:
 def test_the_way_follows_from_where_they_are(placement, learner, chosen):
     assert (
         TrainConfig(
-            data=DataConfig(train=("a.parquet",)), placement=PlacementConfig(**placement), learner=LearnerConfig(**learner)
+            data=DataConfig(train=("a.parquet",)),
+            placement=PlacementConfig(**placement),
+            learner=LearnerConfig(**learner),
         ).transfer
         == chosen
     )
@@ -199,5 +213,7 @@ def test_a_way_that_is_not_there_is_said_at_the_door(placement):
 def test_adapters_go_by_file():
     with pytest.raises(ConfigError, match="placement.weight_transfer: file with learner.lora_rank"):
         TrainConfig(
-            data=DataConfig(train=("a.parquet",)), placement=PlacementConfig(weight_transfer="nccl"), learner=LearnerConfig(lora_rank=8)
+            data=DataConfig(train=("a.parquet",)),
+            placement=PlacementConfig(weight_transfer="nccl"),
+            learner=LearnerConfig(lora_rank=8),
         )

@@ -78,8 +78,15 @@ def test_other_weights_reach_the_same_places(tmp_path: Path) -> None:
 
 
 def test_parts_that_lie_apart_are_put_together(tmp_path: Path) -> None:
-    apart = {name.replace("l.", f"l.{name.split('.')[1]}."): tensor for name, tensor in tensors(1).items() if name != "rows.weight"}
-    files = [map_weights(write_weights(apart | {"rows.weight": torch.ones(3, 3)}, tmp_path, version).path) for version in (1, 2)]
+    apart = {
+        name.replace("l.", f"l.{name.split('.')[1]}."): tensor
+        for name, tensor in tensors(1).items()
+        if name != "rows.weight"
+    }
+    files = [
+        map_weights(write_weights(apart | {"rows.weight": torch.ones(3, 3)}, tmp_path, version).path)
+        for version in (1, 2)
+    ]
 
     def named(model: nn.Module, read: dict[str, Tensor]) -> None:
         load(model, {name.replace("l.a.a", "l.a").replace("l.b.b", "l.b"): tensor for name, tensor in read.items()})

@@ -65,9 +65,13 @@ def test_merged_weights_are_the_same_policy(task):
         merged = AutoModelForImageTextToText.from_pretrained(task.folder, dtype=torch.float32)
         before = dict(merged.named_parameters())
         weights = gather.whole(policy.hf, 0, lora.scaling_of(LearnerConfig(**ADAPTERS)), wanted=True)
-        assert {name for name in before if not torch.equal(before[name], weights[name])} == set(lora.adapters_of(policy.hf))
+        assert {name for name in before if not torch.equal(before[name], weights[name])} == set(
+            lora.adapters_of(policy.hf)
+        )
         merged.load_state_dict(weights, strict=False)
-        expected = PolicyModel(merged, never_sampled_ids=task.ids.never_sampled, call_token_id=task.ids.tool_call).train()
+        expected = PolicyModel(
+            merged, never_sampled_ids=task.ids.never_sampled, call_token_id=task.ids.tool_call
+        ).train()
         torch.testing.assert_close(scored, logprobs(expected, task), atol=1e-5, rtol=0)
 
 
@@ -78,13 +82,16 @@ class Adapted:
         self.setup, self.folder, self._task = setup, folder, task
         spec = spec_of(task, setup)
         self.group = LearnerRanks(
-            dataclasses.replace(spec, config=dataclasses.replace(spec.config, **ADAPTERS)), [{"num_cpus": 0.25}] * setup.num_ranks
+            dataclasses.replace(spec, config=dataclasses.replace(spec.config, **ADAPTERS)),
+            [{"num_cpus": 0.25}] * setup.num_ranks,
         )
         self.first = self.published()
         self.losses = [self.train() for _ in range(2)]
 
     def train(self) -> float:
-        batch = make_batch(self._task.samples, num_ranks=self.setup.num_ranks, micro_batch_tokens=self.setup.micro_batch_tokens)
+        batch = make_batch(
+            self._task.samples, num_ranks=self.setup.num_ranks, micro_batch_tokens=self.setup.micro_batch_tokens
+        )
         return self.group.train(batch, self._task.where(), SftObjective())["learner/loss"]
 
     def published(self) -> dict[str, Tensor]:
@@ -134,8 +141,12 @@ def test_adapters_are_trained_published_exported_and_resumed(adapted, task, tmp_
 
 
 def test_an_adapter_without_its_matrix_is_named(task):
-    tensors = lora.publishable({"model.language_model.layers.9.mlp.up_proj.weight": (torch.ones(1, 2), torch.ones(2, 1))}, torch.ones(()))
-    with pytest.raises(ValueError, match=r"no weights for 1 adapters, model.language_model.layers.9.mlp.up_proj.weight among them"):
+    tensors = lora.publishable(
+        {"model.language_model.layers.9.mlp.up_proj.weight": (torch.ones(1, 2), torch.ones(2, 1))}, torch.ones(())
+    )
+    with pytest.raises(
+        ValueError, match=r"no weights for 1 adapters, model.language_model.layers.9.mlp.up_proj.weight among them"
+    ):
         dict(lora.merged_weights(str(task.folder), tensors, torch.float32, torch.device("cpu")))
 
 

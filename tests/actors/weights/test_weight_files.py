@@ -49,7 +49,9 @@ def test_old_versions_go_and_nothing_else(tmp_path: Path) -> None:
     assert remove_versions(tmp_path, below=11) == []
 
 
-def test_shared_memory_is_left_alone_where_it_is_missing_or_too_small(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_shared_memory_is_left_alone_where_it_is_missing_or_too_small(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     shared, temporary = tmp_path / "shm", tmp_path / "tmp"
     shared.mkdir(), temporary.mkdir()
     monkeypatch.setattr("tempfile.tempdir", str(temporary))
@@ -94,7 +96,14 @@ def test_a_writer_goes_on_when_its_files_are_deleted_or_the_version_is_written_a
 
 
 def test_matrices_that_engines_merge_lie_side_by_side(tmp_path: Path) -> None:
-    names = ["norm.weight", "0.attention.q.weight", "0.attention.q.bias", "0.attention.k.weight", "0.attention.k.bias", "1.up.weight"]
+    names = [
+        "norm.weight",
+        "0.attention.q.weight",
+        "0.attention.q.bias",
+        "0.attention.k.weight",
+        "0.attention.k.bias",
+        "1.up.weight",
+    ]
     tensors = {name: torch.randn(2) if "bias" in name or "norm" in name else torch.randn(3, 2) for name in names}
     weights = map_weights(write_weights(tensors, tmp_path, 0).path)
     assert list(weights.tensors) == [names[0], names[1], names[3], names[2], names[4], names[5]]
@@ -114,7 +123,11 @@ def test_types_of_all_sizes_are_read_wherever_they_lie(tmp_path: Path) -> None:
     path = write_weights(tensors, tmp_path, 0).path
     for read in (map_weights(path).tensors, load_file(path)):
         assert read.keys() == tensors.keys()
-        assert all(torch.equal(read[name], tensor) and read[name].dtype == tensor.dtype for name, tensor in tensors.items())
+        assert all(
+            torch.equal(read[name], tensor) and read[name].dtype == tensor.dtype for name, tensor in tensors.items()
+        )
     own = {"a": torch.randn(2, 3), "b": torch.randn(2)}
     save_file(own, tmp_path / "other.safetensors", metadata={"format": "pt"})
-    assert all(torch.equal(tensor, own[name]) for name, tensor in map_weights(tmp_path / "other.safetensors").tensors.items())
+    assert all(
+        torch.equal(tensor, own[name]) for name, tensor in map_weights(tmp_path / "other.safetensors").tensors.items()
+    )

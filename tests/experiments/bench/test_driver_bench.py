@@ -39,7 +39,9 @@ def test_ratios_are_taken_repeat_by_repeat():
 async def test_the_instant_ends_are_driven_as_real_ones(local_cluster, max_staleness):
     settings = driver.Settings(sessions=(16,), group_size=4, max_staleness=max_staleness)
     async with driver.instant_driver(driver._config(settings, 16), num_samples=16) as driven:
-        assert driven.config.run.root.startswith(tempfile.gettempdir()), "no other run reads the groups that it finishes"
+        assert driven.config.run.root.startswith(tempfile.gettempdir()), (
+            "no other run reads the groups that it finishes"
+        )
         for step in range(4):
             metrics = await driven.step()
             driven.steps_done += 1
@@ -79,7 +81,9 @@ def test_the_bare_engine_is_asked_what_the_session_asked(template, tmp_path):
     policy = Scripted(template, call(), call(image="observation_1"), ANSWER)
     limits = SessionConfig(max_turns=3, max_response_tokens=400)
     tools = LocalTools(load_tools(["configs/tools/digits.yaml"]))
-    run = session.run(make_sample(tmp_path), policy, tools, limits, template=template, seed=derive(5, "g", 1), group_id="g", index=1)
+    run = session.run(
+        make_sample(tmp_path), policy, tools, limits, template=template, seed=derive(5, "g", 1), group_id="g", index=1
+    )
     trajectory = asyncio.run(run).trajectory
     asked = list(requests(trajectory, seed=5, pad=template.image_pad_id, limit=400, forbidden=(9,)))
     assert len(asked) == 3

@@ -80,7 +80,9 @@ def test_both_sides_are_measured_in_turn(cluster):
 
 
 def test_two_ranks_are_measured_against_one(cluster):
-    settings = learner.RankSettings(size=SMALL, work=Work(num_groups=2, group_size=4), repeats=1, micro_batch_tokens=300, zero_stage=2)
+    settings = learner.RankSettings(
+        size=SMALL, work=Work(num_groups=2, group_size=4), repeats=1, micro_batch_tokens=300, zero_stage=2
+    )
     result = learner.measure_ranks(settings)
     assert result.key == "ranks_zero_2"
     assert result.ratio == result.ours[0] / result.other[0] > 0

@@ -97,20 +97,26 @@ def test_what_is_no_box_is_refused(box):
     ],
 )
 def test_the_reward_is_that_of_our_side(content, expected):
-    assert reward([{"role": "assistant", "content": "first"}, {"role": "assistant", "content": content}], "2") == expected
+    assert (
+        reward([{"role": "assistant", "content": "first"}, {"role": "assistant", "content": content}], "2") == expected
+    )
 
 
 async def test_taught_sessions_zoom_once_and_then_answer(samples, template):
     limits, rng = sessions.limits(sessions.SESSIONS), random.Random(0)
     tools = LocalTools(load_tools(["configs/tools/digits.yaml"]))
     finished = [
-        await session.run(one, sessions._says(sessions._turns(one, rng), template), tools, limits, template=template) for one in samples
+        await session.run(one, sessions._says(sessions._turns(one, rng), template), tools, limits, template=template)
+        for one in samples
     ]
     trajectories = [one.trajectory for one in finished]
     assert {one.end for one in trajectories} == {"answered"}
     assert {len(one.turns) for one in trajectories} == {2}
     assert {event.status for one in trajectories for event in one.tool_events} == {"ok"}
-    assert len({(len(one.prompt_ids), one.num_sampled_tokens, len(one.turns[0].observation_ids)) for one in trajectories}) == 1
+    assert (
+        len({(len(one.prompt_ids), one.num_sampled_tokens, len(one.turns[0].observation_ids)) for one in trajectories})
+        == 1
+    )
     assert max(len(turn.token_ids) for one in trajectories for turn in one.turns) <= sessions.TURN_TOKENS
     assert max(len(one.turns[0].observation_ids) for one in trajectories) <= sessions.SESSIONS.observation_tokens
 

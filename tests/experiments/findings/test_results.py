@@ -55,7 +55,12 @@ def test_a_verdict_needs_the_whole_interval(low, high, above, below):
 
 
 def judged(accuracy: float, calls: float, **more: float) -> dict[str, float]:
-    kinds = {"accuracy/engraved": accuracy, "accuracy/plain": accuracy, "tool_calls/engraved": calls, "tool_calls/plain": calls}
+    kinds = {
+        "accuracy/engraved": accuracy,
+        "accuracy/plain": accuracy,
+        "tool_calls/engraved": calls,
+        "tool_calls/plain": calls,
+    }
     return {"accuracy": accuracy, "tool_calls": calls, **kinds, **more}
 
 
@@ -69,7 +74,9 @@ def root(tmp_path):
         cold.write_text(json.dumps(judged(0.6, 0.1, **ways)))
         first = tmp_path / str(seed) / setting.STAGE1 / "metrics.jsonl"
         first.parent.mkdir()
-        first.write_text(json.dumps({"stage": "stage1", "step": 1, "learner/loss": 0.1, "rollout/accuracy/engraved": 0.1}) + "\n")
+        first.write_text(
+            json.dumps({"stage": "stage1", "step": 1, "learner/loss": 0.1, "rollout/accuracy/engraved": 0.1}) + "\n"
+        )
         for name, accuracy, calls in (("accuracy", 0.65, 0.0), (PAPER, 0.95, 1.0), ("call_bonus", 0.5, 3.0)):
             folder = tmp_path / str(seed) / name
             folder.mkdir()
@@ -82,7 +89,13 @@ def root(tmp_path):
             }
             lines: list[dict] = [{"step": 1, **step}, {"step": 2, **step, "rollout/accuracy/plain": 0.7}]
             for value in (0.1, accuracy + 0.001 * seed):  # a run that was stopped after its evaluation judges again
-                lines.append({"stage": name, "step": 2, **{f"evaluation/{key}": one for key, one in judged(value, calls).items()}})
+                lines.append(
+                    {
+                        "stage": name,
+                        "step": 2,
+                        **{f"evaluation/{key}": one for key, one in judged(value, calls).items()},
+                    }
+                )
             (folder / "metrics.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
             if (seed, name) != (2, "call_bonus"):
                 (folder / "export").mkdir()
@@ -99,7 +112,9 @@ def test_finished_runs_are_read_and_claims_are_weighed(root):
     assert curve["accuracy/engraved"] == [0.5, 0.5]
     assert math.isnan(curve["accuracy/plain"][0])
     assert curve["accuracy/plain"][1] == 0.7
-    assert found.curves[PAPER][0]["accuracy/engraved"] == pytest.approx([0.1, 0.3, 1.1 / 3]), "with the step of its first stage"
+    assert found.curves[PAPER][0]["accuracy/engraved"] == pytest.approx([0.1, 0.3, 1.1 / 3]), (
+        "with the step of its first stage"
+    )
     verdicts = {claim.text: claim.verdict for claim in results.claims(found)}
     assert verdicts["accuracy only is less accurate than it"] == "holds"
     assert verdicts["a fixed bonus a call uses the tool more than the paper's reward"] == "holds"
@@ -111,7 +126,9 @@ def test_finished_runs_are_read_and_claims_are_weighed(root):
 def test_a_claim_that_does_not_hold_is_said():
     same = {seed: judged(0.95 + 0.001 * seed, 1.0) for seed in range(3)}
     more = {seed: judged(0.96 + 0.001 * seed, 1.1) for seed in range(3)}
-    verdicts = {one.text: one.verdict for one in results.claims(Results(judged={"accuracy": more, PAPER: same}, curves={}))}
+    verdicts = {
+        one.text: one.verdict for one in results.claims(Results(judged={"accuracy": more, PAPER: same}, curves={}))
+    }
     assert verdicts["accuracy only uses the tool less than the paper's reward"] == "does not hold"
     assert verdicts["accuracy only is less accurate than it"] == "does not hold"
 
@@ -126,7 +143,10 @@ def test_tables_and_plot_tell_what_is_there(root):
     table = (root / "table.md").read_text()
     assert "| accuracy only | 0.651 ± 0.002 |" in table
     assert "| 3 | 0.650 |" in table, "its worst seed"
-    assert "| a fixed bonus a call uses the tool more than the paper's reward | +2.000 (+2.000 to +2.000) | holds |" in table
+    assert (
+        "| a fixed bonus a call uses the tool more than the paper's reward | +2.000 (+2.000 to +2.000) | holds |"
+        in table
+    )
     assert DESIGNS["adaptive"].title + " |" not in table.split("claim")[0], "not run"
     drawn = ElementTree.fromstring((root / "plot.svg").read_text())
     assert len(list(drawn.iter("{http://www.w3.org/2000/svg}polyline"))) == 4 * (3 + 1) * 2 + 4 * (2 + 1), (

@@ -83,4 +83,6 @@ class ToyJudge:
             hit = rng.random() < read
             gradient[4] = 0.3 * (hit - read)
         correct = bool(rng.random() < (0.97 if hit else 0.5))
-        return Outcome(format_ok=True, correct=correct, num_calls=calls, num_successful_calls=calls, num_fitting_calls=calls), gradient
+        return Outcome(
+            format_ok=True, correct=correct, num_calls=calls, num_successful_calls=calls, num_fitting_calls=calls
+        ), gradient

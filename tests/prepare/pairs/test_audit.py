@@ -8,7 +8,24 @@ from arm_rl.prepare.pairs.audit import MIN_ROWS, audit, balance
 from arm_rl.prepare.pairs.choices import AnsweredQuestion, arrange
 from tests.prepare.pairs.made_questions import question
 
-WORDS = ["the", "of", "a", "bird", "wire", "tree", "red", "blue", "two", "three", "sits", "stands", "near", "far", "left", "right"]
+WORDS = [
+    "the",
+    "of",
+    "a",
+    "bird",
+    "wire",
+    "tree",
+    "red",
+    "blue",
+    "two",
+    "three",
+    "sits",
+    "stands",
+    "near",
+    "far",
+    "left",
+    "right",
+]
 
 
 def sentence(rng, length):
@@ -49,7 +66,10 @@ def test_longer_right_answers_are_found(kind, least):
 
 
 def test_the_form_alone_is_found_too():
-    stripped = [AnsweredQuestion(question=one.question, flawed=tuple(text.rstrip(".") for text in one.flawed)) for one in answered(100, 0)]
+    stripped = [
+        AnsweredQuestion(question=one.question, flawed=tuple(text.rstrip(".") for text in one.flawed))
+        for one in answered(100, 0)
+    ]
     found = audit(arranged("pair")(stripped))
     assert found.accuracy > 0.95
     assert not found.at_chance
@@ -80,7 +100,10 @@ def test_few_rows_tell_nothing():
 
 @pytest.mark.parametrize(("kind", "number"), [("pair", 2), ("rank", 4)])
 def test_places_are_balanced_in_every_track_and_follow_from_the_seed(kind, number):
-    made = [AnsweredQuestion(question=question(index, track=f"t{index % 3}"), flawed=("a", "b", "c")) for index in range(101)]
+    made = [
+        AnsweredQuestion(question=question(index, track=f"t{index % 3}"), flawed=("a", "b", "c"))
+        for index in range(101)
+    ]
     choices = arranged(kind)(made)
     for track in ("t0", "t1", "t2"):
         labels = [choice.label for choice in choices if choice.question.track == track]

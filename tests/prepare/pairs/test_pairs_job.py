@@ -123,7 +123,9 @@ def test_what_cannot_be_used_is_asked_again_and_then_left_out(run, server, tmp_p
         "an image cannot be read": {"questions": 1, "such_as": ["q4"]},
     }
     assert found["replies_refused"]["the reply holds no <answer>"] == 2
-    flaws = [text_of(body).split("The flaw: ")[1].split("\n")[0] for body in server.bodies if "wire 0?" in text_of(body)]
+    flaws = [
+        text_of(body).split("The flaw: ")[1].split("\n")[0] for body in server.bodies if "wire 0?" in text_of(body)
+    ]
     assert len({*flaws}) == 3, "each attempt has another flaw"
 
 
@@ -132,7 +134,9 @@ def test_a_constraint_is_what_the_flawed_answer_breaks(run, server, tmp_path):
     asked = question(
         0,
         answer="Four birds are there.",
-        constraints=(Constraint(instruction="Use 3 to 5 words.", tool=words, arguments={"lower_bound": 3, "upper_bound": 5}),),
+        constraints=(
+            Constraint(instruction="Use 3 to 5 words.", tool=words, arguments={"lower_bound": 3, "upper_bound": 5}),
+        ),
         document="wires",
     )
     server.answer = lambda body: "<answer>Four birds are there on it.</answer>"
@@ -144,13 +148,19 @@ def test_a_constraint_is_what_the_flawed_answer_breaks(run, server, tmp_path):
 
 
 def test_answers_that_length_tells_apart_are_said_so(run, server, tmp_path):
-    server.answer = lambda body: f"<answer>{right_answer(body).replace('There are', 'In fact there are')} It is so.</answer>"
+    server.answer = lambda body: (
+        f"<answer>{right_answer(body).replace('There are', 'In fact there are')} It is so.</answer>"
+    )
     asked = [question(number) for number in range(60)]
     status, out, _ = run(asked, "kinds=[pair]", "max_length_ratio=3", "max_dropped=0.2")
     assert status == 0
     assert "MORE THAN CHANCE" in out
     found = report(tmp_path / "out")["files"]["pair.parquet"]
-    assert (found["at_chance"], found["right_answer_is_longest"], found["questions_dropped_for_balance"]) == (False, 0.0, 12)
+    assert (found["at_chance"], found["right_answer_is_longest"], found["questions_dropped_for_balance"]) == (
+        False,
+        0.0,
+        12,
+    )
 
 
 @pytest.mark.parametrize(

@@ -56,20 +56,31 @@ def test_short_answers_that_differ_are_used():
 
 def test_a_giveaway_that_the_right_answer_holds_too_is_none():
     right = "The second statement is incorrect, the others hold."
-    assert against_answer("The third statement is incorrect, the others hold.", question(0, answer=right), [], None, CONFIG) is None
+    assert (
+        against_answer(
+            "The third statement is incorrect, the others hold.", question(0, answer=right), [], None, CONFIG
+        )
+        is None
+    )
 
 
 def test_a_constraint_must_be_broken_and_the_right_answer_must_keep_it():
     asked = question(0, answer="Four birds are there.", constraints=(WORDS,))
     assert against_question(asked) is None
-    assert against_answer("Three birds are there.", asked, [], WORDS, CONFIG) == "it keeps the constraint that it should break"
+    assert (
+        against_answer("Three birds are there.", asked, [], WORDS, CONFIG)
+        == "it keeps the constraint that it should break"
+    )
     assert against_answer("Four birds are there on the wire.", asked, [], WORDS, CONFIG) is None
     assert against_question(question(0, answer="Four.", constraints=(WORDS,))) == "the right answer breaks a constraint"
 
 
 @pytest.mark.parametrize(
     ("changes", "message"),
-    [({"tool": "count"}, "there is no checker 'count'"), ({"arguments": {"lower_bound": 3}}, "'upper_bound' is a required property")],
+    [
+        ({"tool": "count"}, "there is no checker 'count'"),
+        ({"arguments": {"lower_bound": 3}}, "'upper_bound' is a required property"),
+    ],
 )
 def test_a_constraint_that_cannot_be_checked_is_the_user_s(changes, message):
     values = {"instruction": WORDS.instruction, "tool": WORDS.tool, "arguments": WORDS.arguments}
@@ -78,7 +89,10 @@ def test_a_constraint_that_cannot_be_checked_is_the_user_s(changes, message):
 
 
 def test_placeholders_must_fit_the_images(tmp_path):
-    assert against_question(question(0, question="<image> What?")) == "the question holds another number of <image> than it has images"
+    assert (
+        against_question(question(0, question="<image> What?"))
+        == "the question holds another number of <image> than it has images"
+    )
     assert against_question(question(0, answer="<image>")) == "the right answer holds <image>"
 
 

@@ -83,5 +83,7 @@ def test_broken_entries_are_named(tmp_path):
         load(tmp_path, "tools: [{mcp: {url: 'http://x'}, config: {}}]")
     with pytest.raises(ToolFileError, match=r"tools\[0\].config: tool_schema: it is needed, since NeedsSchemaTool"):
         load(tmp_path, "tools: [{class_name: tests.support.verl_style_tools.NeedsSchemaTool}]")
-    with pytest.raises(ToolFileError, match=r"tools\[0\].class_name: .*HalfTool' is neither a tools.base.Tool nor a class with verl's"):
+    with pytest.raises(
+        ToolFileError, match=r"tools\[0\].class_name: .*HalfTool' is neither a tools.base.Tool nor a class with verl's"
+    ):
         load(tmp_path, "tools: [{class_name: tests.support.verl_style_tools.HalfTool}]")

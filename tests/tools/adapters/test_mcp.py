@@ -34,7 +34,9 @@ def entry(*names, **mcp):
 
 
 def children():
-    return {process.pid for process in psutil.Process().children(recursive=True) if process.status() != psutil.STATUS_ZOMBIE}
+    return {
+        process.pid for process in psutil.Process().children(recursive=True) if process.status() != psutil.STATUS_ZOMBIE
+    }
 
 
 def until(condition, seconds=20):
@@ -144,7 +146,9 @@ from tools.base import ToolContext
 print(tool.call({}, ToolContext(images={}, texts={}, image_names=[])).text)
 """
     data = pickle.dumps(offered["surroundings"])
-    told = subprocess.run([sys.executable, "-c", code], input=data, capture_output=True, cwd=ROOT, timeout=60, check=True)
+    told = subprocess.run(
+        [sys.executable, "-c", code], input=data, capture_output=True, cwd=ROOT, timeout=60, check=True
+    )
     pid = int(told.stdout.split()[0])
     assert pid != pid_of_server(offered)
     until(lambda: not psutil.pid_exists(pid))  # it went with its process, though nobody closed it
@@ -159,9 +163,8 @@ def test_the_server_goes_when_its_process_is_killed(tmp_path):
         f"os.rename({str(tmp_path / 'pid')!r} + '.new', {str(tmp_path / 'pid')!r})\n"
         "time.sleep(3600)\n"
     )
-    code = (
-        f"from tools.adapters.mcp import mcp_tools; mcp_tools({{'mcp': {{'command': ['python', {str(stubborn)!r}]}}, 'tools': ['x']}}, '')"
-    )
+    entry = {"mcp": {"command": ["python", str(stubborn)]}, "tools": ["x"]}
+    code = f"from tools.adapters.mcp import mcp_tools; mcp_tools({entry!r}, '')"
     process = subprocess.Popen([sys.executable, "-c", code], cwd=ROOT)
     try:
         until((tmp_path / "pid").exists)
@@ -193,7 +196,9 @@ def test_over_http(monkeypatch):
     monkeypatch.setenv("OUR_HEADER", "Bearer s3cret")
     web = entry("add", "image", "fail")
     web["mcp"] = {"url": f"http://127.0.0.1:{port}/mcp", "headers": {"Authorization": "OUR_HEADER"}}
-    with pytest.raises(UserError, match=r"file: tools\[0\].mcp: http://127.0.0.1:\d+/mcp: it does not answer as an MCP server"):
+    with pytest.raises(
+        UserError, match=r"file: tools\[0\].mcp: http://127.0.0.1:\d+/mcp: it does not answer as an MCP server"
+    ):
         mcp_tools(web, "file: tools[0]")
     process = start_http(port)
     tools = {tool.name: tool for tool in mcp_tools(web, "file: tools[0]")}
@@ -282,7 +287,10 @@ def test_a_server_that_says_nothing(monkeypatch):
 @pytest.mark.parametrize(
     ("names", "message"),
     [
-        (["add", "multiply"], r"tools: python -m tests.support.mcp_echo_server has no tool 'multiply'; it offers add, odd, outward"),
+        (
+            ["add", "multiply"],
+            r"tools: python -m tests.support.mcp_echo_server has no tool 'multiply'; it offers add, odd, outward",
+        ),
         (None, "tools: a list of names, each once, is needed; the server offers add, odd, outward"),
         (["add", "add"], "tools: a list of names, each once"),
         (["add", 3], "tools: a list of names, each once"),
@@ -292,16 +300,26 @@ def test_a_server_that_says_nothing(monkeypatch):
     ],
 )
 def test_tools_are_named_and_their_schemas_checked(monkeypatch, names, message):
-    schemas = {"add": {}, "odd": {"properties": {"a": {"type": "word"}}}, "outward": {"properties": {"a": {"$ref": "http://host/a"}}}}
+    schemas = {
+        "add": {},
+        "odd": {"properties": {"a": {"type": "word"}}},
+        "outward": {"properties": {"a": {"$ref": "http://host/a"}}},
+    }
 
     async def list_tools(server, errors):
-        return {name: SimpleNamespace(name=name, description=None, input_schema=schema) for name, schema in schemas.items()}
+        return {
+            name: SimpleNamespace(name=name, description=None, input_schema=schema) for name, schema in schemas.items()
+        }
 
     monkeypatch.setattr("tools.adapters.mcp.list_tools", list_tools)
     with pytest.raises(UserError, match=message):
         mcp_tools({**entry(), "tools": names}, "file: tools[0]")
     (plain,) = mcp_tools(entry("add"), "")
-    assert plain.schema["function"] == {"name": "add", "description": "", "parameters": {"type": "object", "properties": {}}}
+    assert plain.schema["function"] == {
+        "name": "add",
+        "description": "",
+        "parameters": {"type": "object", "properties": {}},
+    }
 
 
 def answer(*content, is_error=False, structured=None):

@@ -23,7 +23,9 @@ PICTURE = Image.from_pil(PILImage.new("RGB", (40, 20), "red"))
 
 
 def context(session="s1", **images):
-    return ToolContext(session=session, images=images, texts={"text_0": "first", "text_1": "second"}, image_names=list(images))
+    return ToolContext(
+        session=session, images=images, texts={"text_0": "first", "text_1": "second"}, image_names=list(images)
+    )
 
 
 def note(tool, text, session="s1"):
@@ -126,7 +128,9 @@ def test_the_references_store_of_files_and_texts():
     assert tool.call({"what": "original_image"}, context(original_image=PICTURE)).text == "(40, 20)"
     assert tool.call({"what": "text_1"}, context(original_image=PICTURE)).text == "second"
     later = Image.from_pil(PILImage.new("RGB", (7, 5)))
-    assert tool.call({"what": "../odd/observation_1"}, context(**{"../odd/observation_1": later})).text == "(7, 5)", "the store grows"
+    assert tool.call({"what": "../odd/observation_1"}, context(**{"../odd/observation_1": later})).text == "(7, 5)", (
+        "the store grows"
+    )
     folder = tool._instances["s1"].store._folder.name
     tool.release("s1")
     assert not Path(folder).exists()
@@ -144,7 +148,9 @@ def test_it_pickles_before_its_first_call(old):
 
 
 def test_a_class_without_a_schema_needs_one():
-    with pytest.raises(UserError, match=r"tool_schema: it is needed, since NeedsSchemaTool has none of its own \(AttributeError"):
+    with pytest.raises(
+        UserError, match=r"tool_schema: it is needed, since NeedsSchemaTool has none of its own \(AttributeError"
+    ):
         verl_tool(NeedsSchemaTool, {}, None)
     assert verl_tool(NeedsSchemaTool, {}, NOTE).name == "take_note"
 

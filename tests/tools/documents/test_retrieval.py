@@ -37,7 +37,15 @@ TEXTS = {
     10: "revenue revenue revenue",
     0: "",
 }
-HOSTILE_NAMES = ['it\'s "quoted".pdf', "x' OR '1'='1", "'; DROP TABLE texts; --", "报告 2023.pdf", "ünïcode – ©.pdf", "%_.pdf", "..hidden"]
+HOSTILE_NAMES = [
+    'it\'s "quoted".pdf',
+    "x' OR '1'='1",
+    "'; DROP TABLE texts; --",
+    "报告 2023.pdf",
+    "ünïcode – ©.pdf",
+    "%_.pdf",
+    "..hidden",
+]
 
 
 @pytest.fixture(scope="module")
@@ -114,7 +122,16 @@ def test_no_more_pages_than_asked_for(index):
 
 @pytest.mark.parametrize(
     "query",
-    ['") OR 1=1 --', "fox' OR document != ''", "fox AND NOT quick", '"lazy fox"', "fox*", "text:fox", "fox~2 ^3 +dog -quick", "\x00fox"],
+    [
+        '") OR 1=1 --',
+        "fox' OR document != ''",
+        "fox AND NOT quick",
+        '"lazy fox"',
+        "fox*",
+        "text:fox",
+        "fox~2 ^3 +dog -quick",
+        "\x00fox",
+    ],
 )
 def test_a_query_is_words_and_nothing_else(index, query):
     assert found(index, query, filename="plain") == []
@@ -125,7 +142,10 @@ def test_a_query_is_words_and_nothing_else(index, query):
 def test_pages_are_shown_side_by_side_under_their_numbers_in_the_order_of_the_document(index):
     status, text, images = ask(DocumentByQueryTool(index=str(index), top_k=2), filename="texts", query="revenue")
     assert status == "ok"
-    assert text == "Pages of texts that match the query, from left to right: 2, 10. The best match is page 10. The document has 11 pages."
+    assert (
+        text
+        == "Pages of texts that match the query, from left to right: 2, 10. The best match is page 10. The document has 11 pages."
+    )
     (image,) = images
     shown = image.pil()
     assert shown.size == (8 + 40 + 8 + 40 + 8, 32 + 60 + 8)
@@ -151,7 +171,9 @@ def test_each_page_keeps_its_shape_and_its_place():
 
 
 def test_pages_are_shrunk_to_their_long_side(index):
-    _, _, (image,) = ask(DocumentByQueryTool(index=str(index), top_k=2, long_side=30), filename="texts", query="revenue")
+    _, _, (image,) = ask(
+        DocumentByQueryTool(index=str(index), top_k=2, long_side=30), filename="texts", query="revenue"
+    )
     assert image.size == (8 + 20 + 8 + 20 + 8, 32 + 30 + 8)
 
 
@@ -162,7 +184,11 @@ def test_no_match_is_a_result_without_an_image(index):
 
 def test_a_document_without_text_says_so(index):
     status, text, images = ask(DocumentByQueryTool(index=str(index)), filename="plain", query="fox")
-    assert (status, text, images) == ("failed", "Error: plain has no text that could be searched. The document has 3 pages.", ())
+    assert (status, text, images) == (
+        "failed",
+        "Error: plain has no text that could be searched. The document has 3 pages.",
+        (),
+    )
 
 
 @pytest.mark.parametrize("query", ["", "   ", "?! …", "\n"])
@@ -188,7 +214,20 @@ def test_names_that_mean_harm_are_names(index, tool, name):
 
 @pytest.mark.parametrize("tool", [DocumentByQueryTool, DocumentByIndexTool])
 @pytest.mark.parametrize(
-    "name", ["../../etc/passwd", "/etc/passwd", "texts'--", "texts' OR name != '", "", "TEXTS", "%", "*", "\x00", "a" * 9999, "\ud800"]
+    "name",
+    [
+        "../../etc/passwd",
+        "/etc/passwd",
+        "texts'--",
+        "texts' OR name != '",
+        "",
+        "TEXTS",
+        "%",
+        "*",
+        "\x00",
+        "a" * 9999,
+        "\ud800",
+    ],
 )
 def test_unknown_names_list_those_that_are_known(index, tool, name):
     arguments = {"query": "fox"} if tool is DocumentByQueryTool else {"image_idx": 1}
@@ -200,25 +239,36 @@ def test_unknown_names_list_those_that_are_known(index, tool, name):
 
 
 def test_at_most_20_known_names_are_listed(tmp_path):
-    build_index([write_folder(tmp_path / f"doc_{number:02}", [1]) for number in range(23)], tmp_path / "index", ocr="never")
+    build_index(
+        [write_folder(tmp_path / f"doc_{number:02}", [1]) for number in range(23)], tmp_path / "index", ocr="never"
+    )
     _, text, _ = ask(DocumentByIndexTool(index=str(tmp_path / "index")), filename="doc", image_idx=1)
     assert text.endswith("doc_18, doc_19 and 3 more")
 
 
 def test_a_name_without_its_extension_is_enough_where_it_is_unique(tmp_path):
-    sources = [write_pdf(tmp_path / "a.pdf", [["x"]]), write_pdf(tmp_path / "b.pdf", [["x"]]), write_folder(tmp_path / "b.scan", [1, 1])]
+    sources = [
+        write_pdf(tmp_path / "a.pdf", [["x"]]),
+        write_pdf(tmp_path / "b.pdf", [["x"]]),
+        write_folder(tmp_path / "b.scan", [1, 1]),
+    ]
     sources += [write_folder(tmp_path / "c", [1, 1, 1]), write_pdf(tmp_path / "c.pdf", [["x"]])]
     build_index(sources, tmp_path / "index", ocr="never")
     tool = DocumentByIndexTool(index=str(tmp_path / "index"))
     assert ask(tool, filename="a", image_idx=1)[1] == "Page 1 of 1 of a.pdf."
     assert ask(tool, filename="c", image_idx=1)[1] == "Page 1 of 3 of c."  # the whole name goes first
-    assert ask(tool, filename="b", image_idx=1)[:2] == ("bad_arguments", "Error: filename: 'b' may be any of b.pdf, b.scan")
+    assert ask(tool, filename="b", image_idx=1)[:2] == (
+        "bad_arguments",
+        "Error: filename: 'b' may be any of b.pdf, b.scan",
+    )
 
 
 def test_a_page_by_number_is_what_is_stored(index):
     stored = (index.parent / "texts" / "9.png").read_bytes()
     for long_side in (1120, 60, 0):
-        status, text, (image,) = ask(DocumentByIndexTool(index=str(index), long_side=long_side), filename="texts", image_idx=9)
+        status, text, (image,) = ask(
+            DocumentByIndexTool(index=str(index), long_side=long_side), filename="texts", image_idx=9
+        )
         assert (status, text, image.data) == ("ok", "Page 9 of 11 of texts.", stored)
 
 
@@ -249,14 +299,18 @@ from tools.documents.retrieval import {tool.__name__}
 pickle.loads(pickle.dumps({tool.__name__}(index={str(index)!r})))
 print([name for name in ("lancedb", "sentence_transformers", "cv2", "torch") if name in sys.modules])
 """
-    assert subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout.strip() == "[]"
+    assert (
+        subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout.strip() == "[]"
+    )
     arguments = {"query": "fox"} if tool is DocumentByQueryTool else {"image_idx": 1}
     assert ask(pickle.loads(pickle.dumps(tool(index=str(index)))), filename="texts", **arguments)[0] == "ok"
 
 
 @pytest.mark.parametrize("tool", [DocumentByQueryTool, DocumentByIndexTool])
 def test_what_is_no_index_is_refused_when_the_tool_is_made(tmp_path, tool):
-    with pytest.raises(DocumentIndexError, match=r"nowhere: there is no such folder: build one with: python -m jobs\.prepare_data"):
+    with pytest.raises(
+        DocumentIndexError, match=r"nowhere: there is no such folder: build one with: python -m jobs\.prepare_data"
+    ):
         tool(index=str(tmp_path / "nowhere"))
     with pytest.raises(DocumentIndexError, match="not an index of documents"):
         tool(index=str(tmp_path))
@@ -291,7 +345,8 @@ def test_sixty_four_threads_get_what_one_gets(index):
     with ThreadPoolExecutor(64) as threads:
         results = list(threads.map(lambda query: tool.call({"filename": "texts", "query": query}, NOWHERE), queries))
     alone = {
-        query: DocumentByQueryTool(index=str(index), top_k=2).call({"filename": "texts", "query": query}, NOWHERE) for query in set(queries)
+        query: DocumentByQueryTool(index=str(index), top_k=2).call({"filename": "texts", "query": query}, NOWHERE)
+        for query in set(queries)
     }
     assert all(result == alone[query] for result, query in zip(results, queries, strict=True))
 
@@ -309,10 +364,14 @@ tool = DocumentByQueryTool(index={str(out)!r})
 for filename in sys.stdin:
     print(tool.call({{"filename": filename.strip(), "query": "pears"}}, NOWHERE).text, flush=True)
 """
-    with subprocess.Popen([sys.executable, "-c", code], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True) as other:
+    with subprocess.Popen(
+        [sys.executable, "-c", code], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
+    ) as other:
         said = lambda name: (print(name, file=other.stdin, flush=True), other.stdout.readline())[1]  # noqa: E731
         assert "left to right: 2" in said("a")
-        build_index([write_pdf(tmp_path / "b.pdf", [["pears"]]), write_pdf(tmp_path / "a.pdf", [["plums"]])], out, ocr="never")
+        build_index(
+            [write_pdf(tmp_path / "b.pdf", [["pears"]]), write_pdf(tmp_path / "a.pdf", [["plums"]])], out, ocr="never"
+        )
         assert "left to right: 2" in said("a")
         assert "no document 'b'" in said("b")
         other.stdin.close()
@@ -334,7 +393,9 @@ class SentenceTransformer:
     def encode(self, texts, *, normalize_embeddings, show_progress_bar):
         """[number of texts, 4]"""
         words = [set(text.lower().split()) for text in texts]
-        vectors = np.array([[*(len(known & meaning) for meaning in MEANINGS), 0.1] for known in words], dtype=np.float64)
+        vectors = np.array(
+            [[*(len(known & meaning) for meaning in MEANINGS), 0.1] for known in words], dtype=np.float64
+        )
         return vectors / np.linalg.norm(vectors, axis=1, keepdims=True)
 
 

@@ -68,7 +68,9 @@ async def test_each_isolation_is_where_it_says(runner):
 async def test_what_hangs_in_a_thread_takes_nobodys_place(runner):
     tools = runner("Slow", "Count", concurrency=1, timeout_seconds=1.0)
     results = [await tools.call(call("slow", seconds=60.0), MINE) for _ in range(3)]
-    assert [(result.status, result.text) for result in results] == [("timeout", "Error: slow took longer than 1 seconds")] * 3
+    assert [(result.status, result.text) for result in results] == [
+        ("timeout", "Error: slow took longer than 1 seconds")
+    ] * 3
     assert (await tools.call(call("slow"), MINE)).status == "ok"
 
 
@@ -111,9 +113,14 @@ async def test_state_that_went_with_its_process_is_said_to_be_lost_once(runner):
     os.kill(process, signal.SIGKILL)
     wait_for_end(process)
     lost = await tools.call(call("keeping_apart"), MINE)
-    assert (lost.status, lost.text) == ("failed", "Error: keeping_apart was started anew and has forgotten this session's earlier calls")
+    assert (lost.status, lost.text) == (
+        "failed",
+        "Error: keeping_apart was started anew and has forgotten this session's earlier calls",
+    )
     assert (await tools.call(call("keeping_apart"), MINE)).text.split()[0] == "1"
-    assert (await tools.call(call("keeping_apart"), of("another"))).text.split()[0] == "1", "who had no state has lost none"
+    assert (await tools.call(call("keeping_apart"), of("another"))).text.split()[0] == "1", (
+        "who had no state has lost none"
+    )
 
 
 async def test_memory_is_limited(runner):
@@ -153,7 +160,9 @@ async def test_the_time_in_the_queue_is_not_the_calls(runner):
 
 async def test_a_session_finds_its_state_again_in_its_worker(runner):
     tools = runner("KeepingApart")
-    seen = [(await tools.call(call("keeping_apart"), of(session))).text.split() for session in ("a", "b", "a", "b", "a")]
+    seen = [
+        (await tools.call(call("keeping_apart"), of(session))).text.split() for session in ("a", "b", "a", "b", "a")
+    ]
     assert [turn for turn, _, _ in seen] == ["1", "1", "2", "2", "3"]
     assert len({process for _, _, process in seen}) == 2, "sessions are spread over the workers"
     await tools.release("a")

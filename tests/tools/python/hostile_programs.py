@@ -462,8 +462,14 @@ NOISY = [
 
 # What is none of its business.
 CURIOUS = [
-    Hostile("the environment", "print(sorted(os.environ)); attempt(lambda: os.environ['@VARIABLE@'])", says="refused: KeyError"),
-    Hostile("the init's environment", "attempt(lambda: open('/proc/1/environ').read())", says="refused: PermissionError"),
+    Hostile(
+        "the environment",
+        "print(sorted(os.environ)); attempt(lambda: os.environ['@VARIABLE@'])",
+        says="refused: KeyError",
+    ),
+    Hostile(
+        "the init's environment", "attempt(lambda: open('/proc/1/environ').read())", says="refused: PermissionError"
+    ),
     Hostile(
         "the init's memory",
         """
@@ -502,7 +508,9 @@ CURIOUS = [
         """,
         says="refused: FileNotFoundError",
     ),
-    Hostile("the planted file, by a hard link", "attempt(os.link, '@FILE@', '/tmp/l')", says="refused: FileNotFoundError"),
+    Hostile(
+        "the planted file, by a hard link", "attempt(os.link, '@FILE@', '/tmp/l')", says="refused: FileNotFoundError"
+    ),
     Hostile(
         "the planted file, by dots",
         """
@@ -658,7 +666,11 @@ MEDDLING = [
         """,
         says="refused: PermissionError",
     ),
-    Hostile("its own priority", "attempt(os.nice, -5); attempt(os.sched_setaffinity, 0, {0})", says="refused: PermissionError"),
+    Hostile(
+        "its own priority",
+        "attempt(os.nice, -5); attempt(os.sched_setaffinity, 0, {0})",
+        says="refused: PermissionError",
+    ),
     Hostile(
         "its own limits",
         """
@@ -799,7 +811,11 @@ MEDDLING = [
         """,
         says="refused",
     ),
-    Hostile("a new name for the host", "import socket; attempt(socket.sethostname, 'x'); print(socket.gethostname())", says="sandbox"),
+    Hostile(
+        "a new name for the host",
+        "import socket; attempt(socket.sethostname, 'x'); print(socket.gethostname())",
+        says="sandbox",
+    ),
     Hostile(
         "the protocol's pipes",
         r"""

@@ -114,13 +114,21 @@ def gone(mark):
         ("print('é中🙂')", "ok", "é中🙂"),
         ("import zoneinfo, sqlite3, ssl, decimal, lzma, bz2, ctypes\n'all'", "ok", "'all'"),
         ("import asyncio\nasync def f(): return 5\nasyncio.run(f())", "ok", "5"),
-        ("from multiprocessing import Pool\ndef f(x): return x * x\nwith Pool(2) as p: print(p.map(f, range(4)))", "ok", "[0, 1, 4, 9]"),
+        (
+            "from multiprocessing import Pool\ndef f(x): return x * x\nwith Pool(2) as p: print(p.map(f, range(4)))",
+            "ok",
+            "[0, 1, 4, 9]",
+        ),
         ("open('/tmp/a', 'w').write('x')\nopen('a').read()", "ok", "'x'"),
         ("print('before')\n1 / 0", "failed", "ZeroDivisionError: division by zero"),
         ("x = (", "failed", "SyntaxError: '(' was never closed"),
         ("'\x00'", "failed", "SyntaxError: source code string cannot contain null bytes"),
         ("import sys; sys.exit('why')", "failed", "SystemExit: why"),
-        ("try:\n    1 / 0\nexcept ZeroDivisionError as e:\n    raise ValueError('second') from e", "failed", "ValueError: second"),
+        (
+            "try:\n    1 / 0\nexcept ZeroDivisionError as e:\n    raise ValueError('second') from e",
+            "failed",
+            "ValueError: second",
+        ),
     ],
 )
 def test_what_a_program_gets(tool, code, status, text):
@@ -194,7 +202,10 @@ def test_the_time_limit_is_the_programs_choice_up_to_the_maximum(make):
 @needs_isolation
 def test_packages_are_those_named_and_what_they_require(make):
     tool = make(packages=["scikit-learn"], memory_mb=1024)
-    assert run(tool, "import sklearn.linear_model, numpy, scipy.stats, joblib\nsklearn.__name__", timeout=60) == ("ok", "'sklearn'")
+    assert run(tool, "import sklearn.linear_model, numpy, scipy.stats, joblib\nsklearn.__name__", timeout=60) == (
+        "ok",
+        "'sklearn'",
+    )
     assert run(tool, "import sympy")[1].endswith("ModuleNotFoundError: No module named 'sympy'")
     assert run(make(), "import numpy")[1].endswith("No module named 'numpy'")
 
@@ -213,7 +224,10 @@ def test_the_judge_is_told_what_there_is(make):
 def test_a_prestarted_sandbox_serves_one_program(make):
     tool, mark = marked(make(prestarted=2))
     for number in range(5):
-        assert run(tool, "import os\nprint(os.listdir('/tmp'), 'x' in globals())\nx = open('/tmp/x', 'w')")[1] == "[] False", number
+        assert (
+            run(tool, "import os\nprint(os.listdir('/tmp'), 'x' in globals())\nx = open('/tmp/x', 'w')")[1]
+            == "[] False"
+        ), number
     killed = processes(mark)
     for process in killed:
         with contextlib.suppress(psutil.NoSuchProcess):  # it went with another one
@@ -253,7 +267,10 @@ def test_without_keep_state_nothing_is_kept(tool):
 def test_a_lost_session_is_told(make):
     tool = make(keep_state=True)
     run(tool, "x = 1", "a")
-    assert run(tool, "while True: pass", "a", timeout=0.5) == ("timeout", "Error: stopped after 0.5 seconds.\nThe variables are lost.")
+    assert run(tool, "while True: pass", "a", timeout=0.5) == (
+        "timeout",
+        "Error: stopped after 0.5 seconds.\nThe variables are lost.",
+    )
     assert "NameError" in run(tool, "x", "a")[1]
     status, text = run(tool, "import os; os._exit(0)", "a")
     assert (status, text) == ("failed", "Error: the interpreter ended with exit code 0.\nThe variables are lost.")
@@ -291,7 +308,11 @@ def test_more_busy_sessions_than_places(make):
 @needs_isolation
 def test_what_a_program_started_ends_with_it_and_the_variables_stay(make):
     tool, mark = marked(make(keep_state=True))
-    run(tool, "import os, threading, time\nn = 0\ndef count():\n    global n\n    while True: n += 1; time.sleep(0.001)", "a")
+    run(
+        tool,
+        "import os, threading, time\nn = 0\ndef count():\n    global n\n    while True: n += 1; time.sleep(0.001)",
+        "a",
+    )
     run(tool, "threading.Thread(target=count, daemon=True).start()\nif os.fork() == 0: time.sleep(1000)", "a")
     assert len(processes(mark)) == 3, "bubblewrap, the init and the worker"
     before = int(run(tool, "n", "a")[1])
@@ -404,7 +425,9 @@ def test_it_refuses_without_bubblewrap(monkeypatch):
         PythonExecutorTool()
 
 
-@pytest.mark.parametrize("script", ["echo 'No permissions to create new namespace' >&2; exit 1", "exit 0", "exec sleep 60"])
+@pytest.mark.parametrize(
+    "script", ["echo 'No permissions to create new namespace' >&2; exit 1", "exit 0", "exec sleep 60"]
+)
 def test_it_refuses_where_bubblewrap_may_not_isolate(monkeypatch, tmp_path, script):
     fake = tmp_path / "bwrap"
     fake.write_text(f"#!/bin/sh\n{script}\n")
@@ -541,7 +564,9 @@ def test_a_hostile_program_is_contained(answers, planted, hostile, mode):
     assert len(text) < 5000
     assert seconds < hostile.timeout + sandbox.START_SECONDS + 4 * sandbox.GRACE_SECONDS
     assert not left, "a process outlived the call"
-    assert following[0] in ("ok", "failed", "timeout"), "it may have spoilt its own session; it is answered all the same"
+    assert following[0] in ("ok", "failed", "timeout"), (
+        "it may have spoilt its own session; it is answered all the same"
+    )
     assert planted[1] not in following[1]
 
 

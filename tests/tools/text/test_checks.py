@@ -36,7 +36,9 @@ def between(lower, upper):
     return {"lower_bound": lower, "upper_bound": upper}
 
 
-PARAGRAPHS = "One here. Two, e.g. this.\n\nOnly one of 3.14.\n\n- item\n- item. Again."  # 2, 1 and 3 sentences; 5, 4 and 3 words
+PARAGRAPHS = (
+    "One here. Two, e.g. this.\n\nOnly one of 3.14.\n\n- item\n- item. Again."  # 2, 1 and 3 sentences; 5, 4 and 3 words
+)
 
 
 @cases(
@@ -326,8 +328,17 @@ def test_no_arabic_number(text, arguments, expected):
 
 def samples(check):
     """Arguments that fit the check."""
-    known = {**between(1, 9), **mentions(1, 2, "a", "C++"), "ranges": [[1, 9]], "substring": "a", "substrings": ["a", "b"], "precision": 2}
-    return {key: value for key, value in known.items() if key in TOOLS[check].schema["function"]["parameters"]["properties"]}
+    known = {
+        **between(1, 9),
+        **mentions(1, 2, "a", "C++"),
+        "ranges": [[1, 9]],
+        "substring": "a",
+        "substrings": ["a", "b"],
+        "precision": 2,
+    }
+    return {
+        key: value for key, value in known.items() if key in TOOLS[check].schema["function"]["parameters"]["properties"]
+    }
 
 
 @pytest.mark.parametrize("check", CHECKS)
@@ -347,7 +358,10 @@ def test_reversed_and_negative_bounds_are_told(check):
         assert result(check, "a", precision=-1).text == "Error: precision: -1 is less than the minimum of 0"
     if "ranges" in arguments:
         found = result(check, "a", ranges=[[1, 2], [3, 1]])
-        assert found.text == "Error: ranges[1][0] is 3 and ranges[1][1] is 1: the lower bound must not be above the upper one"
+        assert (
+            found.text
+            == "Error: ranges[1][0] is 3 and ranges[1][1] is 1: the lower bound must not be above the upper one"
+        )
         assert result(check, "a", ranges=[[1, 2, 3]]).status == result(check, "a", ranges=[]).status == "bad_arguments"
 
 
@@ -370,7 +384,11 @@ def test_a_check_is_a_tool_of_its_own(check):
     function = tool.schema["function"]
     assert (function["name"], tool.name) == (check, check)
     assert function["description"] == CHECKS[check].description
-    assert set(function["parameters"]["required"]) == set(samples(check)) | {"response"} == set(function["parameters"]["properties"])
+    assert (
+        set(function["parameters"]["required"])
+        == set(samples(check)) | {"response"}
+        == set(function["parameters"]["properties"])
+    )
     assert tool.execution.isolation == "inline"
     tool.offered_as({"type": "function", "function": {**function, "name": "other"}})
     context = ToolContext(images={}, texts={"text_0": "a"}, image_names=[])
@@ -380,7 +398,9 @@ def test_a_check_is_a_tool_of_its_own(check):
 
 
 def test_an_unknown_check_is_refused():
-    with pytest.raises(UserError, match="no check 'check_spelling'; known: check_whether_response_paragraph_number_in_range, "):
+    with pytest.raises(
+        UserError, match="no check 'check_spelling'; known: check_whether_response_paragraph_number_in_range, "
+    ):
         CheckTool("check_spelling")
 
 
@@ -417,8 +437,12 @@ def test_no_text_and_no_argument_makes_a_check_raise(text, part, lower, more):
 def test_a_text_begins_and_ends_with_and_contains_its_parts(one, other):
     part = "x" + one
     assert verdict("check_whether_whole_response_begin_with_certain_substring", part + " " + other, substring=part)
-    assert verdict("check_whether_whole_response_end_with_certain_substring", other + " x" + one + "x", substring="x" + one + "X")
-    assert not verdict("check_whether_whole_response_not_contain_certain_substring", f"{other} {part} {other}", substring=part)
+    assert verdict(
+        "check_whether_whole_response_end_with_certain_substring", other + " x" + one + "x", substring="x" + one + "X"
+    )
+    assert not verdict(
+        "check_whether_whole_response_not_contain_certain_substring", f"{other} {part} {other}", substring=part
+    )
 
 
 @given(TEXT, strategies.integers(0, 9), strategies.integers(0, 9))

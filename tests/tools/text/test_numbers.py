@@ -54,7 +54,11 @@ def test_percentages(text, decimals):
     assert [number.decimals for number in numbers(text) if number.percentage] == decimals
 
 
-@given(strategies.integers(0, 10**9), strategies.integers(0, 6), strategies.sampled_from(["", "%", " percent", " kg", "个"]))
+@given(
+    strategies.integers(0, 10**9),
+    strategies.integers(0, 6),
+    strategies.sampled_from(["", "%", " percent", " kg", "个"]),
+)
 def test_a_formatted_number_is_read_as_formatted(number, decimals, unit):
     (found,) = numbers(f"It is {number / 1000:,.{decimals}f}{unit}.")
     assert (found.decimals, found.percentage) == (decimals, unit in ("%", " percent"))

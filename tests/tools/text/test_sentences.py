@@ -45,7 +45,10 @@ def test_blank_lines_separate_paragraphs(text, found):
         ("!!! ... ???", []),
         ("One. Two! Three? Four", ["One.", "Two!", "Three?", "Four"]),
         ("Really?! Yes.", ["Really?!", "Yes."]),
-        ("Dr. Smith paid 3.14, e.g. for U.S. goods. He left.", ["Dr. Smith paid 3.14, e.g. for U.S. goods.", "He left."]),
+        (
+            "Dr. Smith paid 3.14, e.g. for U.S. goods. He left.",
+            ["Dr. Smith paid 3.14, e.g. for U.S. goods.", "He left."],
+        ),
         ("Dr. Who is here, i.e. The Doctor. Yes.", ["Dr. Who is here, i.e. The Doctor.", "Yes."]),
         ("See approx. 5 of Prof. So. He does.", ["See approx. 5 of Prof. So.", "He does."]),
         ("It ended... Then it began.", ["It ended...", "Then it began."]),
