@@ -6,7 +6,6 @@ from pathlib import Path
 import pytest
 from safetensors.torch import load_file
 
-from actors.cluster.connection import cluster
 from arm_rl.core.config import TrainConfig
 from arm_rl.core.config_file import load
 from arm_rl.core.trajectory_file import read
@@ -67,10 +66,9 @@ def sampled(run: Path) -> dict[str, list]:
     }
 
 
-def test_a_run_that_is_killed_in_every_way_ends_like_one_that_is_not(folder, judge_folder):
+def test_a_run_that_is_killed_in_every_way_ends_like_one_that_is_not(local_ray, folder, judge_folder):
     config, *overrides = settings(folder, judge_folder, "left_alone")
-    with cluster():
-        asyncio.run(train_grpo(load(TrainConfig, config, overrides)))
+    asyncio.run(train_grpo(load(TrainConfig, config, overrides)))
     kills = dict.fromkeys(KINDS, 1) | {"tool_worker": 0, "engine": 2}  # a judge so young may call no tool
     command = ["jobs.train", *settings(folder, judge_folder, "killed", "run.stall_seconds=20")]
     summary = chaos(command, folder / "killed", kills=kills, seed=0, pause_seconds=0.5, mark=-10.0, hangs=["engine"])

@@ -93,7 +93,7 @@ class Machines:
 
 
 @pytest.fixture(scope="module")
-def machines() -> Iterator[Machines]:
+def machines(no_ray) -> Iterator[Machines]:
     folder = tempfile.mkdtemp(prefix="ray-")  # short: sockets lie in it
     ports = {"dashboard_port": 0, "dashboard_agent_listen_port": 0}  # any that is free: jobs are taken at the second
     head = {"num_cpus": 0, "include_dashboard": True, **ports, "object_store_memory": 100 << 20, "temp_dir": folder}

@@ -7,7 +7,6 @@ from pathlib import Path
 
 import pytest
 
-from actors.cluster.connection import cluster
 from arm_rl.core import trajectory_file
 from arm_rl.core.config import SftConfig, TrainConfig
 from arm_rl.core.config_file import load
@@ -31,13 +30,6 @@ pytestmark = [pytest.mark.ray, pytest.mark.timeout(900)]
 MAX_LOGPROB_GAP = 1e-5  # between engine and learner, float32: the same tokens, the same images, the same weights
 
 
-@pytest.fixture(scope="module", autouse=True)
-def local_cluster():
-    """One Ray for all stages, as in the demo."""
-    with cluster():
-        yield
-
-
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory) -> Path:
     """A run folder with data."""
@@ -48,7 +40,7 @@ def folder(tmp_path_factory) -> Path:
 
 
 @pytest.fixture(scope="module")
-def cold_start(folder, judge_folder, template) -> Path:
+def cold_start(local_ray, folder, judge_folder, template) -> Path:
     """The export of a cold start on screened demonstrations."""
     config = grpo_config(folder, judge_folder)
     tools = load_tools(config.tools.files)

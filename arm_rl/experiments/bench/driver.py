@@ -180,7 +180,8 @@ async def instant_driver(config: TrainConfig, *, num_samples: int) -> AsyncItera
     learners = InstantLearners()
     try:
         with (
-            tempfile.TemporaryDirectory() as folder,
+            # A finished group may still be on its way into the folder.
+            tempfile.TemporaryDirectory(ignore_cleanup_errors=True) as folder,
             MetricsLog(
                 Path(folder), MetricsConfig(wandb="disabled"), None, 0, console=Console(file=io.StringIO())
             ) as log,

@@ -18,7 +18,7 @@ PLACES = {"place": 2}  # what only the nodes beside the first one have
 
 
 @pytest.fixture
-def nodes():
+def nodes(no_ray):
     """Three nodes on this machine, the driver on the first."""
     cluster = Cluster(initialize_head=True, head_node_args={"num_cpus": 1, "include_dashboard": False})
     ray.init(address=cluster.address, log_to_driver=False, logging_level="ERROR")

@@ -21,7 +21,7 @@ pytestmark = pytest.mark.ray
 
 
 @pytest.fixture(scope="module")
-def nodes() -> Iterator[dict[str, str]]:
+def nodes(no_ray) -> Iterator[dict[str, str]]:
     """Two nodes of four GPUs, one without: their ids."""
     folder = tempfile.mkdtemp(prefix="ray-")
     store = {"object_store_memory": 100 << 20}

@@ -12,7 +12,7 @@ from actors.learner.settings import attention, deepspeed_config
 from arm_rl.core.batching import make_batch
 from arm_rl.core.config import LearnerConfig, ModelConfig
 from arm_rl.core.loss import SftObjective
-from tests.actors.learner.test_learner import Setup, Task, cluster, spec_of, task  # noqa: F401
+from tests.actors.learner.test_learner import Setup, Task, spec_of, task  # noqa: F401
 
 WAYS = {
     "optimizer": {"zero_stage": 2, "offload_optimizer": True},
@@ -39,7 +39,7 @@ def steps(group: LearnerRanks, task: Task, number: int) -> list[tuple[float, flo
 
 
 @pytest.fixture(scope="module")
-def plain(cluster, task) -> list[tuple[float, float]]:
+def plain(local_ray, task) -> list[tuple[float, float]]:
     group = start(task)
     try:
         return steps(group, task, 2)

@@ -8,7 +8,6 @@ import tempfile
 
 import pytest
 
-from actors.cluster.connection import cluster
 from arm_rl.core import session
 from arm_rl.core.config import SessionConfig
 from arm_rl.core.seeding import derive
@@ -21,12 +20,6 @@ from tools import load_tools
 from tools.execution.local import LocalTools
 
 
-@pytest.fixture(scope="module")
-def local_cluster():
-    with cluster():
-        yield
-
-
 def test_ratios_are_taken_repeat_by_repeat():
     result = Result.of(key="k", what="w", goal=0.8, unit="steps/s", ours=[1.0, 3.0, 2.0], other=[2.0, 4.0, 2.0])
     assert (result.ratio, result.ratio_low, result.ratio_high) == (0.75, 0.5, 1.0)
@@ -36,7 +29,7 @@ def test_ratios_are_taken_repeat_by_repeat():
 
 @pytest.mark.ray
 @pytest.mark.parametrize("max_staleness", [0, 1])
-async def test_the_instant_ends_are_driven_as_real_ones(local_cluster, max_staleness):
+async def test_the_instant_ends_are_driven_as_real_ones(local_ray, max_staleness):
     settings = driver.Settings(sessions=(16,), group_size=4, max_staleness=max_staleness)
     async with driver.instant_driver(driver._config(settings, 16), num_samples=16) as driven:
         assert driven.config.run.root.startswith(tempfile.gettempdir()), (
@@ -54,7 +47,7 @@ async def test_the_instant_ends_are_driven_as_real_ones(local_cluster, max_stale
 
 
 @pytest.mark.ray
-def test_a_measurement_of_the_driver(local_cluster):
+def test_a_measurement_of_the_driver(local_ray):
     result = driver.measure(driver.Settings(sessions=(8, 16), group_size=4, trajectories=16, repeats=2))
     assert result.key == "driver_share"
     assert len(result.ours) == len(result.other) == 2

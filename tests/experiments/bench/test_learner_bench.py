@@ -1,11 +1,8 @@
 """The learner's benchmarks at tiny sizes: both sides do the same work, and what is reported is what was measured."""
 
 import dataclasses
-import logging
-from collections.abc import Iterator
 
 import pytest
-import ray
 import torch
 
 from arm_rl.core.batching import make_batch
@@ -16,13 +13,6 @@ from arm_rl.experiments.bench.models import ModelSize, Work
 pytestmark = pytest.mark.ray
 
 SMALL = ModelSize(hidden=64, layers=1, intermediate=64)
-
-
-@pytest.fixture(scope="module")
-def cluster() -> Iterator[None]:
-    ray.init(address="local", num_cpus=2, include_dashboard=False, logging_level=logging.ERROR, log_to_driver=False)
-    yield
-    ray.shutdown()
 
 
 @pytest.fixture(scope="module")
@@ -55,7 +45,7 @@ def test_trajectories_share_what_they_should(folder):
     assert large[0].image_tokens == (1024, 16)
 
 
-def test_the_bare_loop_computes_the_same_loss(folder, cluster):
+def test_the_bare_loop_computes_the_same_loss(folder, local_ray):
     work = Work(num_groups=1, group_size=3)
     samples, images = work.make(folder)
     batch = make_batch(samples, num_ranks=1, micro_batch_tokens=100)
@@ -68,7 +58,7 @@ def test_the_bare_loop_computes_the_same_loss(folder, cluster):
     assert bare.step() == pytest.approx(ours["learner/loss"], rel=1e-4)
 
 
-def test_both_sides_are_measured_in_turn(cluster):
+def test_both_sides_are_measured_in_turn(local_ray):
     settings = dataclasses.replace(
         learner.CASES[1], size=SMALL, work=Work(num_groups=2, group_size=4), repeats=2, steps=1, micro_batch_tokens=300
     )
@@ -79,7 +69,7 @@ def test_both_sides_are_measured_in_turn(cluster):
     assert result.details["seconds"]["train"] > result.details["seconds"]["forward"] > 0
 
 
-def test_two_ranks_are_measured_against_one(cluster):
+def test_two_ranks_are_measured_against_one(local_ray):
     settings = learner.RankSettings(
         size=SMALL, work=Work(num_groups=2, group_size=4), repeats=1, micro_batch_tokens=300, zero_stage=2
     )
