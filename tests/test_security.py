@@ -84,7 +84,6 @@ def test_a_model_is_served_to_this_machine_alone(tmp_path, monkeypatch):
     assert "--host 127.0.0.1 " in (tmp_path / "log").read_text()
 
 
-@pytest.mark.ray
 def test_a_local_cluster_lets_nobody_in_without_its_token(local_ray):
     """Ray listens on all interfaces, and who may talk to it runs code."""
     assert ray._raylet.get_authentication_mode() == ray._raylet.AuthenticationMode.TOKEN

@@ -12,7 +12,7 @@ from actors import supervision
 from actors.supervision import RETRIES, Deaths, cause_of, described, run_again, watch
 from tests.support.dying_actors import Victim
 
-pytestmark = [pytest.mark.ray, pytest.mark.usefixtures("local_ray")]
+pytestmark = pytest.mark.usefixtures("local_ray")
 
 
 def start(*arguments, **options):

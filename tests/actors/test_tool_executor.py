@@ -17,8 +17,6 @@ from arm_rl.core.types import ToolCall
 from tests.support.scripted import ANSWER, ZOOM, Scripted, make_sample, noise
 from tests.support.scripted import call as call_turn
 
-pytestmark = pytest.mark.ray
-
 SCENE = Image.from_pil(noise(64, 48))
 
 

@@ -14,7 +14,7 @@ from arm_rl.experiments.chaos import KINDS, chaos
 from arm_rl.run.metrics_log import read_lines
 from arm_rl.training.grpo import train_grpo
 
-pytestmark = [pytest.mark.ray, pytest.mark.chaos, pytest.mark.timeout(900)]
+pytestmark = [pytest.mark.slow, pytest.mark.timeout(900)]
 
 NUM_STEPS = 12
 

@@ -10,7 +10,7 @@ from arm_rl.experiments.findings.runs import QUICK, Findings
 from arm_rl.run.metrics_log import read_lines
 from jobs.findings import write
 
-pytestmark = [pytest.mark.ray, pytest.mark.timeout(900)]
+pytestmark = [pytest.mark.slow, pytest.mark.timeout(900)]
 
 DESIGNS = ("adaptive_staged", "accuracy")
 

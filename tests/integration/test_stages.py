@@ -25,7 +25,7 @@ from arm_rl.training.sft import train_sft
 from tools import load_tools
 from tools.execution.local import LocalTools
 
-pytestmark = [pytest.mark.ray, pytest.mark.timeout(900)]
+pytestmark = pytest.mark.timeout(900)
 
 MAX_LOGPROB_GAP = 1e-5  # between engine and learner, float32: the same tokens, the same images, the same weights
 

@@ -1,6 +1,5 @@
 """Groups that a checkpoint keeps: all that a learner needs comes back."""
 
-import pytest
 import ray
 
 from actors.archive import Archive
@@ -8,8 +7,6 @@ from actors.rollout.pool import RolloutPool
 from arm_rl.core.config import DataConfig, TrainConfig
 from arm_rl.training.groups import Group, GroupRunner
 from tests.support.trajectories import looked, make_sample
-
-pytestmark = pytest.mark.ray
 
 
 async def test_groups_come_back_with_their_images(local_ray, tmp_path):

@@ -12,7 +12,7 @@ from actors.supervision import ActorsLost, Deaths, watch
 from tests.support.dying_actors import Puppet, Victim
 from tests.support.trajectories import make_sample
 
-pytestmark = pytest.mark.ray
+pytestmark = pytest.mark.slow
 
 PLACES = {"place": 2}  # what only the nodes beside the first one have
 

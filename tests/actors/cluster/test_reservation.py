@@ -17,7 +17,7 @@ from actors.cluster.placement import PlacementError
 from actors.cluster.reservation import actor_name, reserved
 from arm_rl.core.config import PlacementConfig, RolloutConfig
 
-pytestmark = pytest.mark.ray
+pytestmark = pytest.mark.slow
 
 
 @pytest.fixture(scope="module")

@@ -229,9 +229,6 @@ def plain_model(weights: Mapping[str, Tensor], task: Task) -> Any:
         return AutoModelForImageTextToText.from_pretrained(folder, dtype=torch.float32)
 
 
-pytestmark = pytest.mark.ray
-
-
 def test_three_steps_are_those_of_the_plain_loop(trained, expected, task):
     """Losses and gradient norms to 1e-5 and 1e-4 of their size; weights to 1e-5, where each step moved them by up to 1e-3."""
     run, clear = expected

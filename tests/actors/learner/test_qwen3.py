@@ -78,7 +78,6 @@ def task(judge: Judge) -> Task:
     return Task(judge.folder, ids, {image.key: image for image in images}, samples)
 
 
-@pytest.mark.ray
 @pytest.mark.parametrize("setup", [Setup(2, 3, 120)], ids=str)
 def test_learners_train_all_of_it_and_publish_what_they_trained(setup, task, local_ray, tmp_path) -> None:
     """The loss that a group reports at its last step is that of the weights it had published, in Hugging Face's model."""

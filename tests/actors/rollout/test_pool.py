@@ -15,7 +15,7 @@ from actors.weights.files import Published, WeightFile
 from tests.support.dying_actors import Puppet
 from tests.support.trajectories import make_sample
 
-pytestmark = [pytest.mark.ray, pytest.mark.usefixtures("local_ray")]
+pytestmark = pytest.mark.usefixtures("local_ray")
 
 SAMPLE = make_sample()
 

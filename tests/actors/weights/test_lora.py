@@ -107,7 +107,6 @@ def adapted(request, local_ray, task, tmp_path_factory) -> Iterator[Adapted]:
     made.group.close()
 
 
-@pytest.mark.ray
 def test_adapters_are_trained_published_exported_and_resumed(adapted, task, tmp_path):
     assert adapted.losses[1] < adapted.losses[0]
     published = adapted.published()

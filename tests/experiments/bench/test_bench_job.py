@@ -15,8 +15,7 @@ def result(key: str) -> Result:
     return Result.of(key=key, what="w", goal=1.0, unit="steps/s", ours=[2.0, 3.0], other=[2.0, 2.0])
 
 
-@pytest.mark.ray
-def test_one_benchmark_keeps_its_numbers(tmp_path, monkeypatch, capsys):
+def test_one_benchmark_keeps_its_numbers(local_ray, tmp_path, monkeypatch, capsys):
     asked = []
 
     def benchmark(options):
@@ -43,6 +42,7 @@ def test_a_summary_is_made_of_what_was_measured_before(tmp_path):
     assert (tmp_path / "plot.svg").read_text().count("<rect") == 1 + len(bench.BENCHMARKS)
 
 
+@pytest.mark.slow
 def test_a_benchmark_that_fails_is_named(tmp_path, monkeypatch):
     monkeypatch.setattr(
         bench, "BENCHMARKS", {"vs_nobody": bench.vs_trl}

@@ -27,7 +27,7 @@ def test_ratios_are_taken_repeat_by_repeat():
     assert dataclasses.replace(result, less_is_better=True).met
 
 
-@pytest.mark.ray
+@pytest.mark.slow
 @pytest.mark.parametrize("max_staleness", [0, 1])
 async def test_the_instant_ends_are_driven_as_real_ones(local_ray, max_staleness):
     settings = driver.Settings(sessions=(16,), group_size=4, max_staleness=max_staleness)
@@ -46,7 +46,7 @@ async def test_the_instant_ends_are_driven_as_real_ones(local_ray, max_staleness
             assert metrics["learner/loss"] == 0
 
 
-@pytest.mark.ray
+@pytest.mark.slow
 def test_a_measurement_of_the_driver(local_ray):
     result = driver.measure(driver.Settings(sessions=(8, 16), group_size=4, trajectories=16, repeats=2))
     assert result.key == "driver_share"

@@ -10,8 +10,6 @@ from arm_rl.core.loss import GrpoObjective
 from arm_rl.experiments.bench import learner, models
 from arm_rl.experiments.bench.models import ModelSize, Work
 
-pytestmark = pytest.mark.ray
-
 SMALL = ModelSize(hidden=64, layers=1, intermediate=64)
 
 
@@ -45,6 +43,7 @@ def test_trajectories_share_what_they_should(folder):
     assert large[0].image_tokens == (1024, 16)
 
 
+@pytest.mark.slow
 def test_the_bare_loop_computes_the_same_loss(folder, local_ray):
     work = Work(num_groups=1, group_size=3)
     samples, images = work.make(folder)
@@ -58,6 +57,7 @@ def test_the_bare_loop_computes_the_same_loss(folder, local_ray):
     assert bare.step() == pytest.approx(ours["learner/loss"], rel=1e-4)
 
 
+@pytest.mark.slow
 def test_both_sides_are_measured_in_turn(local_ray):
     settings = dataclasses.replace(
         learner.CASES[1], size=SMALL, work=Work(num_groups=2, group_size=4), repeats=2, steps=1, micro_batch_tokens=300
@@ -69,6 +69,7 @@ def test_both_sides_are_measured_in_turn(local_ray):
     assert result.details["seconds"]["train"] > result.details["seconds"]["forward"] > 0
 
 
+@pytest.mark.slow
 def test_two_ranks_are_measured_against_one(local_ray):
     settings = learner.RankSettings(
         size=SMALL, work=Work(num_groups=2, group_size=4), repeats=1, micro_batch_tokens=300, zero_stage=2
