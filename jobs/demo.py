@@ -145,9 +145,8 @@ class Demo:
         shutil.copytree(self.folder / "stage2" / "export", export, dirs_exist_ok=True)
         config = self._config(f"model.path={export}")
         tools, template = _tools_and_template(config)
-        samples = {
-            sample.track: sample for sample in reversed(read_samples(config.data.held_out, list(tools)))
-        }  # the first of each
+        # the first of each
+        samples = {sample.track: sample for sample in reversed(read_samples(config.data.held_out, list(tools)))}
         with (
             ModelServer(
                 export, self.folder / "server.log", use_gpu=False, max_model_len=config.rollout.max_model_len

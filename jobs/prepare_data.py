@@ -34,9 +34,8 @@ def main(argv: Sequence[str] | None = None) -> int:
         add(commands)
     argv = sys.argv[1:] if argv is None else list(argv)
     command = commands.choices.get(argv[0]) if argv else None
-    arguments = (
-        parser.parse_args(argv) if command is None else command.parse_intermixed_args(argv[1:])
-    )  # options between key=value too
+    # options between key=value too
+    arguments = parser.parse_args(argv) if command is None else command.parse_intermixed_args(argv[1:])
     return guarded(lambda: arguments.run(arguments))
 
 

@@ -37,9 +37,8 @@ class Placement:
     rollouts: tuple[int, ...]  # bundle of each engine
     learner_resources: Resources  # of one rank: num_cpus, num_gpus
     rollout_resources: Resources  # of one engine
-    cpu_nodes: tuple[
-        str, ...
-    ] = ()  # ids of nodes for tool executors and scorers, which need no bundle; none: wherever Ray puts them
+    # ids of nodes for tool executors and scorers, which need no bundle; none: wherever Ray puts them
+    cpu_nodes: tuple[str, ...] = ()
 
     def arranged(self, node_ids: Sequence[str]) -> "Placement":
         """The same with ranks of one node together, in neighbouring numbers, on as few nodes as there may be.
@@ -110,9 +109,8 @@ def _require_room(placement: Placement, nodes: Sequence[Node]) -> None:
     if len(wanted) < 2:
         return
     (first, num_first), (second, num_second) = wanted
-    most_beside = [0.0] + [
-        -math.inf
-    ] * num_second  # of the first shape, beside so many of the second: -inf where those alone do not fit
+    # of the first shape, beside so many of the second: -inf where those alone do not fit
+    most_beside = [0.0] + [-math.inf] * num_second
     for node in nodes:
         here = [
             _holds(node.resources, first, [second] * number) for number in range(_holds(node.resources, second) + 1)

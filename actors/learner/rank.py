@@ -128,9 +128,8 @@ class Learner:
                 collate(samples, share_prompts=batch.share_prompts), batch, found, objective
             )
             with span("backward"):
-                self._engine.backward(
-                    value * self._num_ranks
-                )  # DeepSpeed takes the mean over ranks: this makes it the sum
+                # DeepSpeed takes the mean over ranks: this makes it the sum
+                self._engine.backward(value * self._num_ranks)
             sums = {name: sums.get(name, 0.0) + part[name] for name in part}
         with span("wait"):  # for the device, and for the other ranks
             self._require_good(sums, batch.num_loss_tokens, objective)
@@ -183,9 +182,8 @@ class Learner:
             fixed_length=objective.fixed_length,
         )
         proximal = None
-        if (
-            grpo is not None and grpo.importance_cap is not None
-        ):  # the step's only update starts from the very weights that it scores
+        # the step's only update starts from the very weights that it scores
+        if grpo is not None and grpo.importance_cap is not None:
             proximal = micro_batch.proximal_logprobs if micro_batch.proximal_logprobs is not None else logprobs.detach()
         targets = TokenTargets(
             mask=micro_batch.loss_mask,

@@ -377,9 +377,8 @@ class Engine:
             raise EngineMismatch(f"{len(logprobs)} log-probabilities for {len(ids)} sampled ids")
         if sampled.finish_reason not in get_args(FinishReason):
             raise RuntimeError(f"vLLM ended a request with {sampled.finish_reason!r}")
-        ended = sampled.finish_reason == "stop" and not isinstance(
-            sampled.stop_reason, str
-        )  # by an end token, not by the stop text
+        # by an end token, not by the stop text
+        ended = sampled.finish_reason == "stop" and not isinstance(sampled.stop_reason, str)
         return Completion(
             token_ids=ids,
             logprobs=logprobs,

@@ -14,9 +14,8 @@ def engine_environment(use_gpu: bool, transfer: Transfer = "file") -> dict[str, 
     """Environment variables of a process with an engine in it; to be set before vLLM is imported there."""
     common = {"VLLM_NO_USAGE_STATS": "1", "TOKENIZERS_PARALLELISM": "false"}
     if transfer == "ipc":
-        common["VLLM_ALLOW_INSECURE_SERIALIZATION"] = (
-            "1"  # for handles of GPU memory, from this process to vLLM's own on this machine
-        )
+        # for handles of GPU memory, from this process to vLLM's own on this machine
+        common["VLLM_ALLOW_INSECURE_SERIALIZATION"] = "1"
     if use_gpu:
         return common | {"VLLM_LOGGING_LEVEL": "WARNING"}
     return common | {

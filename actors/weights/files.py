@@ -19,11 +19,8 @@ from actors.weights.shared_file import WeightBuffer, header_of
 from arm_rl.core.config import Transfer
 
 SHARED_MEMORY = Path("/dev/shm")
-BACKENDS: dict[Transfer, str] = {
-    "file": "weights_file",
-    "nccl": "weights_nccl",
-    "ipc": "weights_ipc",
-}  # names in vLLM's registry
+# names in vLLM's registry
+BACKENDS: dict[Transfer, str] = {"file": "weights_file", "nccl": "weights_nccl", "ipc": "weights_ipc"}
 WORKER_EXTENSION = "actors.rollout.vllm_worker.WorkerExtension"
 OWNER_PID = "owner_pid"  # key, in vLLM's additional configuration, of the process without which vLLM's must not live
 

@@ -59,9 +59,8 @@ class WeightBuffer:
         self.path = path
         self.num_bytes = num_bytes
         self._file = path.open("w+b")
-        os.posix_fallocate(
-            self._file.fileno(), 0, num_bytes
-        )  # an error where there is no room; a write into the map would kill
+        # an error where there is no room; a write into the map would kill
+        os.posix_fallocate(self._file.fileno(), 0, num_bytes)
         self._bytes = torch.frombuffer(mmap.mmap(self._file.fileno(), num_bytes), dtype=torch.uint8)
 
     def rename(self, path: Path) -> Self:

@@ -42,9 +42,8 @@ def make_batch(
     ranks: list[list[MicroSamples]] = [[] for _ in range(num_ranks)]
     for turn, start in enumerate(range(0, len(pieces), num_ranks)):
         row = pieces[start : start + num_ranks]
-        for rank, piece in enumerate(
-            row if turn % 2 == 0 else reversed(row)
-        ):  # back and forth: no rank gets all the costlier ones
+        # back and forth: no rank gets all the costlier ones
+        for rank, piece in enumerate(row if turn % 2 == 0 else reversed(row)):
             ranks[rank].append(tuple(piece.samples))
     return Batch(
         micro_batches=tuple(map(tuple, ranks)),
@@ -159,9 +158,8 @@ def _bundles(samples: Sequence[TrainingSample]) -> list[list[TrainingSample]]:
 def _cut(bundle: Sequence[TrainingSample], prompt: int, budget: int) -> list[_Piece]:
     """Pieces of one bundle within the budget, as even as can be."""
     whole = _Piece(bundle, [prompt] * len(bundle))
-    least = (
-        sum(len(sample.token_ids) - sample.num_prompt_tokens for sample in bundle) // budget
-    )  # fewer pieces cannot hold them
+    # fewer pieces cannot hold them
+    least = sum(len(sample.token_ids) - sample.num_prompt_tokens for sample in bundle) // budget
     for num_pieces in range(max(least, 1), len(bundle)):
         pieces = whole.parts(num_pieces)
         if all(piece.cost <= budget for piece in pieces):
@@ -218,9 +216,8 @@ class MicroBatch:
     prompt_mask: Tensor  # bool [G, P], False where padded
     prompt_of: Tensor  # int64 [B], or [0] where G is 0
     image_keys: tuple[str, ...] = ()  # the distinct images
-    prompt_shown: tuple[
-        int, ...
-    ] = ()  # for each run of image pads of the prompts, in order: the place of its image in image_keys
+    # for each run of image pads of the prompts, in order: the place of its image in image_keys
+    prompt_shown: tuple[int, ...] = ()
     shown: tuple[int, ...] = ()  # the same for the rows
 
     def to(self, device: torch.device | str) -> Self:

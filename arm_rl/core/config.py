@@ -34,12 +34,10 @@ class RunConfig:
     root: str = "runs"  # folder of all runs
     seed: int = 0  # seed of data order, sampling and initialisation
     max_broken_sessions: float = 0.1  # the run ends when more than this share of a step's sessions is broken (0..1)
-    stall_seconds: float = (
-        600.0  # an engine, tool executor or scorer that gives no sign of life for so long is started anew
-    )
-    max_restarts: int = (
-        3  # times that the learners are started anew from the last checkpoint without getting further than before
-    )
+    # an engine, tool executor or scorer that gives no sign of life for so long is started anew
+    stall_seconds: float = 600.0
+    # times that the learners are started anew from the last checkpoint without getting further than before
+    max_restarts: int = 3
 
     def __post_init__(self) -> None:
         fits = (
@@ -72,9 +70,8 @@ class ModelConfig:
     dtype: Literal["float32", "bfloat16"] = "bfloat16"  # of weights and activations, in engine and learner
     min_pixels: int | None = None  # smallest view of an image, in pixels; by default the processor's own
     max_pixels: int | None = None  # largest view of an image, in pixels; by default the processor's own
-    attention: str | None = (
-        None  # in the learner: sdpa, flash_attention_2, ...; by default flash where it is installed and can run
-    )
+    # in the learner: sdpa, flash_attention_2, ...; by default flash where it is installed and can run
+    attention: str | None = None
 
     def __post_init__(self) -> None:
         low, high = self.min_pixels, self.max_pixels
@@ -89,7 +86,8 @@ class ModelConfig:
 @dataclass(frozen=True, kw_only=True)
 class TemplateConfig:
     system_prompt: str = "configs/prompts/judge.txt"  # file with the system prompt
-    question: str = "configs/prompts/question.jinja"  # file that words a question and its answers, where the judge is asked as a product
+    # file that words a question and its answers, where the judge is asked as a product
+    question: str = "configs/prompts/question.jinja"
     tool_format: str = "hermes"  # how tools are shown and calls are written
 
 
@@ -97,15 +95,12 @@ class TemplateConfig:
 class DataConfig:
     train: tuple[str, ...] = ()  # parquet files, or folders of them
     held_out: tuple[str, ...] = ()  # parquet files for evaluation, or folders of them
-    weights: dict[str, float] = field(
-        default_factory=dict
-    )  # of each track: its share of an epoch; by default as many as there are
-    broken_rows: Literal["stop", "skip"] = (
-        "stop"  # a row that cannot be used ends the run before it starts, or is left out and counted
-    )
-    image_root: str | None = (
-        None  # folder that image files of rows may not leave, links followed; by default that of the row's file
-    )
+    # of each track: its share of an epoch; by default as many as there are
+    weights: dict[str, float] = field(default_factory=dict)
+    # a row that cannot be used ends the run before it starts, or is left out and counted
+    broken_rows: Literal["stop", "skip"] = "stop"
+    # folder that image files of rows may not leave, links followed; by default that of the row's file
+    image_root: str | None = None
 
     def __post_init__(self) -> None:
         for key in ("train", "held_out"):
@@ -129,9 +124,8 @@ class SessionConfig:
     max_prompt_tokens: int = 65000  # samples with a longer prompt are left out and counted
     max_response_tokens: int = 8192  # tokens of a session after the prompt, observations counted
     max_tool_response_chars: int = 4096  # longer observations lose their middle
-    last_turn_notice: str = (
-        "No more tool calls are allowed. Give the answer now."  # added to the observation before the last turn
-    )
+    # added to the observation before the last turn
+    last_turn_notice: str = "No more tool calls are allowed. Give the answer now."
 
     def __post_init__(self) -> None:
         _require(self.max_turns >= 1, "session.max_turns", f"at least 1, not {self.max_turns}")
@@ -223,25 +217,21 @@ class AlgorithmConfig:
     refill_flat: bool = False  # draw other samples in their place, until a step is full (DAPO's dynamic sampling)
     mask_overlong: bool = False  # leave out trajectories that ran out of tokens
     max_empty_steps: int = 10  # tries before a step in which every group was dropped ends the run
-    loss_aggregation: Literal["token_mean", "sequence_mean", "fixed_length"] = (
-        "token_mean"  # how token losses are averaged
-    )
+    # how token losses are averaged
+    loss_aggregation: Literal["token_mean", "sequence_mean", "fixed_length"] = "token_mean"
     fixed_length: int = 8192  # divisor of a sequence's loss under fixed_length
     clip_low: float = 0.2  # ratio is clipped at 1 - clip_low
     clip_high: float = 0.2  # ratio is clipped at 1 + clip_high
     ratio: Literal["token", "sequence"] = "token"  # of each token (PPO), or one for a whole trajectory (GSPO)
-    proximal: Literal["behaviour", "recomputed"] = (
-        "behaviour"  # ratio against the engine, or against the weights at the step's start
-    )
-    importance_cap: float = (
-        2.0  # with recomputed proximal log-probabilities: cap of the weights that correct for the engine
-    )
+    # ratio against the engine, or against the weights at the step's start
+    proximal: Literal["behaviour", "recomputed"] = "behaviour"
+    # with recomputed proximal log-probabilities: cap of the weights that correct for the engine
+    importance_cap: float = 2.0
     kl_coefficient: float = 0.0  # of the penalty towards the reference policy; 0 loads no reference
     kl_kind: Literal["k1", "k2", "k3"] = "k3"  # estimator of the KL divergence
     entropy_coefficient: float = 0.0  # of the entropy bonus
-    max_mismatch: float = (
-        2.0  # the run ends where engine and learner differ by more, in the mean over a batch's log-probabilities
-    )
+    # the run ends where engine and learner differ by more, in the mean over a batch's log-probabilities
+    max_mismatch: float = 2.0
 
     def __post_init__(self) -> None:
         _require(self.samples_per_step >= 1, "algorithm.samples_per_step", "at least 1")
@@ -293,9 +283,8 @@ class LearnerConfig:
     offload_optimizer: bool = False  # optimizer states in the host's memory
     offload_parameters: bool = False  # and the weights that are not in use (ZeRO 3)
     num_threads: int = 1  # CPU threads of a rank where there is no GPU
-    micro_batch_tokens: int = (
-        16384  # tokens of one forward pass at most, padding and images counted; a longer trajectory is alone
-    )
+    # tokens of one forward pass at most, padding and images counted; a longer trajectory is alone
+    micro_batch_tokens: int = 16384
     learning_rate: float = 2e-6  # at its peak
     schedule: Literal["constant", "cosine", "linear"] = "constant"  # after the warm-up
     warmup_ratio: float = 0.0  # share of the run's optimizer steps
@@ -306,19 +295,11 @@ class LearnerConfig:
     freeze_projector: bool = True  # nor the layer that projects its features
     lora_rank: int = 0  # of low-rank adapters, which are trained in place of the weights; 0: the weights themselves
     lora_alpha: int = 32  # adapters count lora_alpha / lora_rank
-    lora_targets: tuple[str, ...] = (
-        "q_proj",
-        "k_proj",
-        "v_proj",
-        "o_proj",
-        "gate_proj",
-        "up_proj",
-        "down_proj",
-    )  # their matrices
+    # their matrices
+    lora_targets: tuple[str, ...] = ("q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj")
     gradient_checkpointing: bool = False  # recompute activations in the backward pass
-    collective_timeout_seconds: float = (
-        1800.0  # a collective that takes longer takes the learners back to the last checkpoint
-    )
+    # a collective that takes longer takes the learners back to the last checkpoint
+    collective_timeout_seconds: float = 1800.0
     call_timeout_seconds: float = 7200.0  # so does a step, a checkpoint or an export that takes longer: a rank hangs
 
     def __post_init__(self) -> None:
@@ -379,15 +360,13 @@ class LearnerConfig:
 
 @dataclass(frozen=True, kw_only=True)
 class PlacementConfig:
-    kind: Literal["apart", "shared"] = (
-        "apart"  # learners and engines on GPUs of their own, or taking turns on the same ones
-    )
+    # learners and engines on GPUs of their own, or taking turns on the same ones
+    kind: Literal["apart", "shared"] = "apart"
     use_gpu: bool = True  # false: everything on CPU
     gpus_per_node: int = 8  # GPUs of one machine
     may_grow: bool = False  # the cluster gets more nodes (an autoscaler): what does not fit on it now is waited for
-    weight_transfer: Literal["auto", "file", "nccl", "ipc"] = (
-        "auto"  # new weights through shared memory, or from GPU to GPU
-    )
+    # new weights through shared memory, or from GPU to GPU
+    weight_transfer: Literal["auto", "file", "nccl", "ipc"] = "auto"
 
     def __post_init__(self) -> None:
         _require(self.gpus_per_node >= 1, "placement.gpus_per_node", f"at least 1, not {self.gpus_per_node}")
@@ -417,10 +396,10 @@ class EvaluationConfig:
     num_samples: int | None = None  # by default all
     temperature: float = 1.0  # of the sampling
     without_tools: bool = False  # evaluate with tools forbidden as well
-    prefill_without_tools: str = (
-        ""  # the beginning of each first turn there: a judge that always calls may else say nothing of use
-    )
-    prefill: str = ""  # evaluate as well with this as the beginning of each first turn: that of a call shows what forced use brings
+    # the beginning of each first turn there: a judge that always calls may else say nothing of use
+    prefill_without_tools: str = ""
+    # evaluate as well with this as the beginning of each first turn: that of a call shows what forced use brings
+    prefill: str = ""
 
     def __post_init__(self) -> None:
         _require(self.every >= 0, "evaluation.every", f"not negative, not {self.every}")
@@ -438,18 +417,15 @@ class EvaluationConfig:
 
 @dataclass(frozen=True, kw_only=True)
 class MetricsConfig:
-    wandb: Literal["auto", "online", "offline", "disabled"] = (
-        "auto"  # Weights & Biases; auto: online where a key for it is found
-    )
+    # Weights & Biases; auto: online where a key for it is found
+    wandb: Literal["auto", "online", "offline", "disabled"] = "auto"
     wandb_project: str = "arm_rl"  # its project
-    wandb_artifacts: Literal["none", "checkpoint", "export"] = (
-        "none"  # what it keeps: every checkpoint, or the model at the end
-    )
+    # what it keeps: every checkpoint, or the model at the end
+    wandb_artifacts: Literal["none", "checkpoint", "export"] = "none"
     tensorboard: bool = False  # event files for TensorBoard as well
     trajectories_every: int = 10  # steps between writes of a step's trajectories; 0 for none
-    timeline: bool = (
-        True  # write timeline.json: who did what when, for Perfetto and for `python -m jobs.report RUN --time`
-    )
+    # write timeline.json: who did what when, for Perfetto and for `python -m jobs.report RUN --time`
+    timeline: bool = True
 
     def __post_init__(self) -> None:
         if self.tensorboard:

@@ -77,13 +77,11 @@ def build(cls: type[ConfigT], values: DictConfig | dict[str, Any], source: str =
     merged: DictConfig = OmegaConf.structured(cls)
     for node in (merged, *(merged._get_node(name) for name in merged)):
         if isinstance(node, DictConfig):
-            OmegaConf.set_readonly(
-                node, False
-            )  # frozen dataclasses make read-only nodes, which nothing could be merged into
+            # frozen dataclasses make read-only nodes, which nothing could be merged into
+            OmegaConf.set_readonly(node, False)
     plain = OmegaConf.to_container(values) if isinstance(values, DictConfig) else values
-    for key, value in _leaves(
-        cls, typing.cast(dict[str, Any], plain), source
-    ):  # one by one, so that every error has its key
+    # one by one, so that every error has its key
+    for key, value in _leaves(cls, typing.cast(dict[str, Any], plain), source):
         if _ENVIRONMENT.search(str(value)):
             raise ConfigError(
                 f"{key}: {value!r} cannot be used: environment variables decide nothing here, and the run folder, which keeps the resolved "

@@ -169,9 +169,8 @@ _TURN = _struct(
 _SAMPLE = _struct(
     id=_TEXT,
     track=_TEXT,
-    messages=pa.list_(
-        _struct(role=_TEXT, parts=pa.list_(_struct(text=_TEXT, image=_TEXT)))
-    ),  # a part has one of the two
+    # a part has one of the two
+    messages=pa.list_(_struct(role=_TEXT, parts=pa.list_(_struct(text=_TEXT, image=_TEXT)))),
     images=pa.list_(_struct(path=_TEXT, row=pa.int64(), index=pa.int64())),
     texts=_NAMES,
     label=_TEXT,

@@ -42,9 +42,8 @@ VICTIMS = {
     "learner": "ray::Learner",
 }
 KINDS = (*VICTIMS, "driver")
-BACK_AS = {
-    "engine": "rollout"
-}  # what the log says is back, where it is not the kind itself: an engine takes its rollout actor along
+# what the log says is back, where it is not the kind itself: an engine takes its rollout actor along
+BACK_AS = {"engine": "rollout"}
 POLL_SECONDS = 0.2
 GRACE_SECONDS = 300.0  # until a kind of process must be there (again)
 WORKER_SECONDS = 20.0  # until a tool worker may be: it comes back with the next call that needs it
@@ -106,9 +105,8 @@ class Victim:
         if kind == "driver":
             self._process.wait()
             limit = time.monotonic() + GRACE_SECONDS
-            while left := [
-                one for one in others if processes.read(one) is not None
-            ]:  # Ray ends with it, and they with Ray
+            # Ray ends with it, and they with Ray
+            while left := [one for one in others if processes.read(one) is not None]:
                 if time.monotonic() > limit:
                     raise ChaosError(f"processes {left} outlive the driver")
                 time.sleep(POLL_SECONDS)

@@ -21,9 +21,8 @@ class JudgeSetup:
     template: TemplateConfig = field(default_factory=TemplateConfig)
     limits: SessionConfig = field(default_factory=SessionConfig)
     max_model_len: int | None = None  # tokens of a session at most; by default the model's own limit
-    model: ModelConfig | None = (
-        None  # as it was trained, for the sizes of its views; its path is that of the model it began with
-    )
+    # as it was trained, for the sizes of its views; its path is that of the model it began with
+    model: ModelConfig | None = None
 
     @classmethod
     def of(cls, config: TrainConfig | SftConfig) -> "JudgeSetup":

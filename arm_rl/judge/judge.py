@@ -176,9 +176,8 @@ class Judge:
                     "max_tokens": setup.limits.max_response_tokens,
                     "timeout_seconds": TURN_SECONDS,
                 }
-                asking["num_retries"] = (
-                    3  # the server closes a connection that was idle for a while just as it is used again
-                )
+                # the server closes a connection that was idle for a while just as it is used again
+                asking["num_retries"] = 3
                 with server:
                     async with _at_server(server.base_url, SERVED_NAME, written, **asking, with_logprobs=True) as asked:
                         yield asked

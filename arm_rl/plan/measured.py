@@ -30,9 +30,8 @@ class Parts:
     publishes: tuple[float, ...]
     updates: tuple[float, ...]
     kept: tuple[float, ...]  # of each step: share of its groups that were not flat
-    steps: tuple[
-        float, ...
-    ]  # what the run itself took for each step: not an input, but what a simulation is compared with
+    # what the run itself took for each step: not an input, but what a simulation is compared with
+    steps: tuple[float, ...]
 
     @classmethod
     def of(cls, folder: Path) -> "Parts":

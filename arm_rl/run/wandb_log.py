@@ -24,11 +24,8 @@ from arm_rl.run.metrics import ZOOM_TOOL, zoomed_box
 
 logger = logging.getLogger(__name__)
 
-BEST = {
-    "evaluation/accuracy": "max",
-    "rollout/accuracy": "last,mean",
-    "reward/mean": "last,mean",
-}  # in the list of runs; others: last
+# in the list of runs; others: last
+BEST = {"evaluation/accuracy": "max", "rollout/accuracy": "last,mean", "reward/mean": "last,mean"}
 COLUMNS = (
     "step",
     "track",
@@ -72,9 +69,8 @@ class WandbPage:
         kept_id = own / f"{stage.replace('/', '-') or 'run'}.id"
         if not kept_id.exists():
             kept_id.write_text(secrets.token_hex(4))
-        os.environ["WANDB_DATA_DIR"] = str(
-            own.resolve()
-        )  # the table's images lie with the run; wandb has no setting for it
+        # the table's images lie with the run; wandb has no setting for it
+        os.environ["WANDB_DATA_DIR"] = str(own.resolve())
         self._run = _start(
             _mode(config),
             project=config.wandb_project,

@@ -205,9 +205,8 @@ class Driver:
             return await self._learn_from(groups)
         except BadBatch as error:
             if self._journal is not None:
-                self._journal.forget(
-                    number_of(group.scored[0].trajectory.group_id) for group in groups
-                )  # or they would come again
+                # or they would come again
+                self._journal.forget(number_of(group.scored[0].trajectory.group_id) for group in groups)
             path = (
                 self.config.run.folder
                 / "failed_batch"

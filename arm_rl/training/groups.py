@@ -82,9 +82,8 @@ class GroupRunner:
         self.rollouts = rollouts
         self._beside = {"scorer": scorers, "tools": executors, "archive": [] if archive is None else [archive]}
         self._scorers = itertools.cycle(scorers)
-        self._deaths = {
-            kind: Deaths(kind, limit=sys.maxsize) for kind in self._beside
-        }  # a call that finds none alive says so itself
+        # a call that finds none alive says so itself
+        self._deaths = {kind: Deaths(kind, limit=sys.maxsize) for kind in self._beside}
         watched = [(actor, self._deaths[kind]) for kind, actors in self._beside.items() for actor in actors]
         self._watching = [
             asyncio.create_task(watch(actor, deaths, config.run.stall_seconds)) for actor, deaths in watched

@@ -50,10 +50,8 @@ def settings(folder: Path, model: Path, name: str, *more: str) -> list[str]:
             "metrics.wandb=disabled",
         ),
         *("metrics.timeline=false", "metrics.trajectories_every=1", "checkpoint.every=2", "learner.learning_rate=1e-3"),
-        *(
-            "algorithm.entropy_coefficient=0.1",
-            *more,
-        ),  # rewards are all equal: this moves the weights, by what was sampled
+        # rewards are all equal: this moves the weights, by what was sampled
+        *("algorithm.entropy_coefficient=0.1", *more),
     ]
 
 

@@ -168,9 +168,8 @@ def test_stage_2_goes_on_where_it_was(folder, cold_start):
     run = config(2).run.folder
     done = steps(run)
     assert [line["step"] for line in done] == [1, 2]
-    assert all(
-        line["learner/logprob_gap"] < MAX_LOGPROB_GAP for line in done
-    )  # after loading, and after a weight update
+    # after loading, and after a weight update
+    assert all(line["learner/logprob_gap"] < MAX_LOGPROB_GAP for line in done)
     assert all(line["learner/ratio"] == pytest.approx(1, abs=1e-5) for line in done)
     assert [int(path.name) for path in sorted((run / "checkpoints").iterdir())] == [1, 2]
     first, second = (trajectory_file.read(run / "trajectories" / f"stage2-{step:06d}.parquet") for step in (1, 2))

@@ -28,9 +28,8 @@ CASES = [
     ("bfloat16", 2),
     ("bfloat16", 3),
 ]
-ENGINES: list[
-    deepspeed.DeepSpeedEngine
-] = []  # kept, so that nothing of an earlier case goes while a later one is measured
+# kept, so that nothing of an earlier case goes while a later one is measured
+ENGINES: list[deepspeed.DeepSpeedEngine] = []
 
 
 def tensors() -> Iterator[Tensor]:

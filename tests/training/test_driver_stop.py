@@ -31,10 +31,8 @@ SAMPLES = [make_sample(id=f"s{number}") for number in range(12)]
 class Side:
     """Engines and learners that do nothing, and say when they are at something."""
 
-    holds: tuple[str, int] = (
-        "",
-        0,
-    )  # the so-manieth thing of this kind begins, and waits until it is cancelled, or for `go`
+    # the so-manieth thing of this kind begins, and waits until it is cancelled, or for `go`
+    holds: tuple[str, int] = ("", 0)
     held: asyncio.Event = field(default_factory=asyncio.Event)
     go: asyncio.Event = field(default_factory=asyncio.Event)
     version: int = 0

@@ -120,9 +120,8 @@ def _checked_server(mcp: Any, where: str) -> McpServer:
         raise UserError(f"{where}: unknown key {unknown[0]!r}; known beside {keys[0]}: {', '.join(keys[1:])}")
     variables = _checked_variables(mcp.get(keys[1]), f"{where}.{keys[1]}")
     if keys[0] == "url":
-        if not re.fullmatch(
-            r"https?://[^\s/?#@]+(?:/[^\s?#]*)?", str(mcp["url"])
-        ):  # no user, password or query: secrets would hide there
+        # no user, password or query: secrets would hide there
+        if not re.fullmatch(r"https?://[^\s/?#@]+(?:/[^\s?#]*)?", str(mcp["url"])):
             raise UserError(
                 f"{where}.url: an address such as https://host/mcp is needed, without user, password and query"
             )

@@ -107,16 +107,13 @@ def program(machine: str | None = None) -> bytes:
             code += _when(EQUAL, number, EPERM)
     for numbers in REFUSED.values():
         code += _when(EQUAL, numbers[column], EPERM)
-    code += _when(
-        EQUAL, CLONE3[column], ENOSYS
-    )  # its flags lie in memory, where a filter cannot look; the C library falls back on clone
+    # its flags lie in memory, where a filter cannot look; the C library falls back on clone
+    code += _when(EQUAL, CLONE3[column], ENOSYS)
     code += _argument(CLONE[column], FIRST, [*_when(ANY_BIT, NEW_NAMESPACES, EPERM)])
-    code += _argument(
-        PRLIMIT[column], FIRST, [_op(EQUAL, 0, 1, 0), _op(RETURN, ERRNO | EPERM)]
-    )  # only one's own limits
-    code += _argument(
-        SETPRIORITY[column], SECOND, [_op(EQUAL, 0, 1, 0), _op(RETURN, ERRNO | EPERM)]
-    )  # and only one's own priority
+    # only one's own limits
+    code += _argument(PRLIMIT[column], FIRST, [_op(EQUAL, 0, 1, 0), _op(RETURN, ERRNO | EPERM)])
+    # and only one's own priority
+    code += _argument(SETPRIORITY[column], SECOND, [_op(EQUAL, 0, 1, 0), _op(RETURN, ERRNO | EPERM)])
     code += _argument(IOCTL[column], SECOND, [*_when(EQUAL, TIOCSTI, EPERM), *_when(EQUAL, TIOCLINUX, EPERM)])
     for call in (SOCKET, SOCKETPAIR):  # vsock, for one, is bound to no network namespace
         code += _argument(call[column], FIRST, [_op(EQUAL, AF_UNIX, 1, 0), _op(RETURN, ERRNO | EAFNOSUPPORT)])

@@ -97,9 +97,8 @@ class WebSearchTool(Tool):
         self._seconds_apart = 1 / calls_per_second if calls_per_second else 0.0
         self._cache = SearchCache(cache, cache_days * 86400) if cache else None
         self._client: httpx.AsyncClient | None = None  # these three live on the tools' event loop
-        self._running: dict[
-            str, asyncio.Task[list[Found]]
-        ] = {}  # one request for the sessions that ask the same at the same time
+        # one request for the sessions that ask the same at the same time
+        self._running: dict[str, asyncio.Task[list[Found]]] = {}
         self._next_slot = 0.0
 
     def run(self, arguments: Arguments, context: ToolContext) -> ToolResult:
@@ -146,9 +145,8 @@ class WebSearchTool(Tool):
                 try:
                     return await self._ask(query)
                 except SearchError as error:
-                    backoff = (
-                        FIRST_WAIT_SECONDS * 2**retry * random.uniform(0.5, 1)
-                    )  # spread: others wait for the same engine
+                    # spread: others wait for the same engine
+                    backoff = FIRST_WAIT_SECONDS * 2**retry * random.uniform(0.5, 1)
                     wait = min(max(backoff, error.wait_seconds), LONGEST_WAIT_SECONDS)
                     left = deadline - asyncio.get_running_loop().time()
                     if not error.again or retry == self.retries or wait >= left:
@@ -252,9 +250,8 @@ def _as_text(found: list[Found]) -> str:
 
 def _key(variable: str) -> str:
     key = os.environ.get(variable, "").strip()
-    if (
-        not key or not key.isascii() or not key.isprintable()
-    ):  # a header with anything else is refused by an error that shows it
+    # a header with anything else is refused by an error that shows it
+    if not key or not key.isascii() or not key.isprintable():
         raise SearchError("the search engine has no key on this machine")
     return key
 

@@ -47,13 +47,8 @@ GOAL = 0.5
 FLAT = 0.8  # the slowest size over the fastest, at least
 PAD = 5  # id of an image token
 VOCABULARY = 400
-PROMPT, CALL, OBSERVATION, ANSWER, IMAGE = (
-    34,
-    14,
-    26,
-    6,
-    16,
-)  # tokens of the demo's sessions; an image's are in prompt and observation
+# tokens of the demo's sessions; an image's are in prompt and observation
+PROMPT, CALL, OBSERVATION, ANSWER, IMAGE = 34, 14, 26, 6, 16
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -124,9 +119,8 @@ async def _measure_size(settings: Settings, sessions: int, bare: ActorHandle) ->
         "ratio": statistics.median(ratios),
         "ratio_low": min(ratios),
         "ratio_high": max(ratios),
-        "seconds": {
-            name: statistics.median(times[name] for times in phases) for name in phases[0]
-        },  # of a step, by phase
+        # of a step, by phase
+        "seconds": {name: statistics.median(times[name] for times in phases) for name in phases[0]},
     }
 
 

@@ -142,9 +142,10 @@ def measure(settings: Settings) -> Result:
             "are ready, ours come through Ray as samples; images are cut into patches beforehand on both sides",
         ],
         details={
+            # of a step
             "seconds": {
                 kind: statistics.median(one.get(kind, 0.0) for one in phases) / settings.steps for kind in phases[0]
-            },  # of a step
+            },
             "seconds_to_prepare_an_image": preparing / len(images),
         },
     )
@@ -298,9 +299,8 @@ class BareLoop:
         total = 0.0
         for tensors in self._micro_batches:
             logits = self._model(**tensors.inputs).logits  # [B, T, V]
-            logprobs = (
-                logits[:, :-1].log_softmax(dim=-1).gather(-1, tensors.inputs["input_ids"][:, 1:, None])[..., 0]
-            )  # [B, T - 1]
+            # [B, T - 1]
+            logprobs = logits[:, :-1].log_softmax(dim=-1).gather(-1, tensors.inputs["input_ids"][:, 1:, None])[..., 0]
             ratio = torch.exp(torch.where(tensors.loss_mask, logprobs - tensors.logprobs, 0.0))
             clipped = ratio.clamp(1 - OBJECTIVE.clip_low, 1 + OBJECTIVE.clip_high)
             surrogate = torch.minimum(ratio * tensors.advantages, clipped * tensors.advantages)
@@ -314,9 +314,8 @@ class BareLoop:
 
     def _tensors(self, samples: Sequence[TrainingSample], images: Mapping[str, Image]) -> _Tensors:
         batch = collate(samples)
-        prepared = self._preparer.prepare(
-            [key for sample in samples for key in sample.image_keys], images
-        )  # a copy for each place
+        # a copy for each place
+        prepared = self._preparer.prepare([key for sample in samples for key in sample.image_keys], images)
         kinds = (batch.token_ids == self._model.config.image_token_id).int()
         inputs = {"input_ids": batch.token_ids, "mm_token_type_ids": kinds, "use_cache": False}
         if not batch.attention_mask.all():

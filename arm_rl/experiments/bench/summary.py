@@ -13,11 +13,8 @@ from rich.table import Table
 
 from arm_rl.experiments.bench.result import Result
 
-_ROW, _LEFT, _WIDTH = (
-    34,
-    190,
-    420,
-)  # pixels of the plot: a row's height, where bars begin, how long a bar of twice the goal is
+# pixels of the plot: a row's height, where bars begin, how long a bar of twice the goal is
+_ROW, _LEFT, _WIDTH = 34, 190, 420
 
 
 def write(folder: Path, results: Sequence[Result]) -> Path:

@@ -171,9 +171,8 @@ class OurSide:
     async def steps(self, way: Way, number: int) -> tuple[float, list[dict[str, float]]]:
         """Does so many steps after the way's warm-up; seconds, and each step's metrics. Nothing runs on when it is done."""
         config, learners = self.configs[way.name], self.learners[way.num_threads]
-        shutil.rmtree(
-            config.run.folder, ignore_errors=True
-        )  # or the groups that the last repeat has finished were read, not run
+        # or the groups that the last repeat has finished were read, not run
+        shutil.rmtree(config.run.folder, ignore_errors=True)
         await self._serve_first_version(config, learners)
         log = MetricsLog(self.folder, config.metrics, config, number, console=Console(quiet=True))
         driver = Driver(

@@ -181,10 +181,8 @@ def make_trainer(work: Work, folder: Path) -> Trainer:
         max_pixels=sizes.size["longest_edge"],
     )
     samples = Samples(work, view)
-    prompt = [
-        {"role": "system", "content": work.system_prompt},
-        {"role": "user", "content": ""},
-    ]  # reset() adds what the user says
+    # reset() adds what the user says
+    prompt = [{"role": "system", "content": work.system_prompt}, {"role": "user", "content": ""}]
     dataset = Dataset.from_dict(
         {"prompt": [prompt] * len(samples.samples), "number": list(range(len(samples.samples)))}
     )

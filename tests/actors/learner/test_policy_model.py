@@ -83,9 +83,10 @@ def plain_scores(
             "image_grid_thw": torch.cat([image.grids for image in prepared]),
         }
     kinds = (tokens == ids.image_pad).int()
+    # [T, V]
     logits = plain(input_ids=tokens, attention_mask=torch.ones_like(tokens), mm_token_type_ids=kinds, **inputs).logits[
         0
-    ]  # [T, V]
+    ]
     logprobs, entropies = torch.zeros(len(sample.token_ids)), torch.zeros(len(sample.token_ids))
     for position, token in enumerate(sample.token_ids):
         if sample.loss_mask[position]:

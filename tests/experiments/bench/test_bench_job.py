@@ -44,9 +44,8 @@ def test_a_summary_is_made_of_what_was_measured_before(tmp_path):
 
 
 def test_a_benchmark_that_fails_is_named(tmp_path, monkeypatch):
-    monkeypatch.setattr(
-        bench, "BENCHMARKS", {"vs_nobody": bench.vs_trl}
-    )  # the process that is started knows no such key
+    # the process that is started knows no such key
+    monkeypatch.setattr(bench, "BENCHMARKS", {"vs_nobody": bench.vs_trl})
     with pytest.raises(UserError, match="vs_nobody"):
         bench.every(argparse.Namespace(out=tmp_path, resume=False, quick=True))
     assert not (tmp_path / "summary.json").exists()
