@@ -14,9 +14,9 @@ from ray.exceptions import ObjectStoreFullError, OutOfDiskError, RayError
 
 from actors.cluster.connection import cluster
 from actors.supervision import cause_of, described
-from arm_rl.core.config import SftConfig, TrainConfig
 from arm_rl.core.config_file import describe, load
 from arm_rl.core.errors import UserError
+from arm_rl.core.stage_config import SftConfig, TrainConfig
 from arm_rl.data import parquet_rows
 from arm_rl.training.graceful_stop import StoppedOnRequest
 

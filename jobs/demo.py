@@ -23,8 +23,8 @@ from rich.console import Console
 from actors.cluster.connection import cluster
 from actors.rollout.model_server import ModelServer
 from arm_rl.core import session
-from arm_rl.core.config import SftConfig, TrainConfig
 from arm_rl.core.config_file import load
+from arm_rl.core.stage_config import SftConfig, TrainConfig
 from arm_rl.core.template import Template
 from arm_rl.core.types import Message, Sample
 from arm_rl.data.demonstrations import write_demonstrations

@@ -22,8 +22,8 @@ from arm_rl.benchmarks.results import FILE, Key, read_results
 from arm_rl.benchmarks.runner import NO_TOOLS, TOOLS, ItemQuestion, ask_all, finished, read_questions
 from arm_rl.benchmarks.summary import compare, summarize
 from arm_rl.benchmarks.tables import comparison_table, summary_tables
-from arm_rl.core.config import TrainConfig
 from arm_rl.core.config_file import load
+from arm_rl.core.stage_config import TrainConfig
 from arm_rl.judge.backends import Server, engine_backend, server_backend, server_template
 from arm_rl.training.evaluation import evaluate_model
 from arm_rl.training.inputs import read_template

@@ -11,8 +11,8 @@ from rich.console import Console
 from rich.progress import Progress
 from rich.table import Table
 
-from arm_rl.core.config import SftConfig, TrainConfig
 from arm_rl.core.config_file import load_saved
+from arm_rl.core.stage_config import SftConfig, TrainConfig
 from arm_rl.plan import memory
 from arm_rl.plan.fit import GpuMemory, memory_of
 from arm_rl.plan.hardware import GIB, GPUS, Cluster

@@ -2,7 +2,7 @@
 
 import sys
 
-from arm_rl.core.config import SftConfig
+from arm_rl.core.stage_config import SftConfig
 from arm_rl.training.sft import train_sft
 from jobs.command_line import run_job
 

@@ -2,7 +2,7 @@
 
 import sys
 
-from arm_rl.core.config import TrainConfig
+from arm_rl.core.stage_config import TrainConfig
 from arm_rl.training.grpo import train_grpo
 from jobs.command_line import run_job
 

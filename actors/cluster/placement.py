@@ -5,7 +5,7 @@ from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 
-from arm_rl.core.config import PlacementConfig, RolloutConfig
+from arm_rl.core.compute_config import PlacementConfig, RolloutConfig
 from arm_rl.core.errors import UserError
 
 Resources = Mapping[str, float]  # by Ray's names: CPU, GPU, memory (bytes)

@@ -16,7 +16,8 @@ from actors.learner.image_inputs import ImageInputs
 from actors.learner.vision_tower import speed_up
 from actors.weights import lora
 from arm_rl.core.batching import MicroBatch
-from arm_rl.core.config import LearnerConfig, ModelConfig
+from arm_rl.core.compute_config import LearnerConfig
+from arm_rl.core.config import ModelConfig
 
 _MAX_LOGITS = 1 << 27  # logits held at a time: half a GiB in float32
 _MAX_FEATURE_BYTES = 1 << 29  # of image features kept

@@ -29,7 +29,7 @@ from actors.weights import gather, lora
 from actors.weights.files import Published, WeightWriter, read_bytes, remove_versions
 from arm_rl.core import tracing
 from arm_rl.core.batching import MicroBatch, collate
-from arm_rl.core.config import Transfer
+from arm_rl.core.compute_config import Transfer
 from arm_rl.core.errors import MismatchError, NonFiniteError
 from arm_rl.core.images import Image
 from arm_rl.core.loss import GrpoObjective, Objective, TokenScores, TokenTargets, loss, token_weights

@@ -18,7 +18,7 @@ from actors.learner.rank import Learner, RankBatch
 from actors.learner.settings import LearnerSpec, learner_environment
 from actors.supervision import StageLost, cause_of, described, went_with_its_node
 from actors.weights.files import Published
-from arm_rl.core.config import Transfer
+from arm_rl.core.compute_config import Transfer
 from arm_rl.core.loss import Objective, means
 from arm_rl.core.types import Batch
 

@@ -5,7 +5,8 @@ from typing import Any
 
 from transformers.utils import is_flash_attn_2_available
 
-from arm_rl.core.config import LearnerConfig, ModelConfig, Transfer
+from arm_rl.core.compute_config import LearnerConfig, Transfer
+from arm_rl.core.config import ModelConfig
 from arm_rl.core.resize import ViewSize
 
 

@@ -16,7 +16,8 @@ from actors.supervision import SupervisedActor
 from actors.tool_executor import ToolPool, ToolTraits
 from actors.weights.files import WeightFile, place, remove_versions, weights_folder
 from arm_rl.core import session, tracing
-from arm_rl.core.config import ModelConfig, RolloutConfig, SessionConfig, TemplateConfig, Transfer
+from arm_rl.core.compute_config import RolloutConfig, Transfer
+from arm_rl.core.config import ModelConfig, SessionConfig, TemplateConfig
 from arm_rl.core.images import Image
 from arm_rl.core.seeding import derive
 from arm_rl.core.session import Completion, PolicyRequest, Start

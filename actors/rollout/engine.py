@@ -22,7 +22,8 @@ from PIL import Image as PILImage
 from transformers import AutoConfig
 
 from actors.rollout.engine_settings import engine_arguments
-from arm_rl.core.config import ModelConfig, RolloutConfig, Transfer
+from arm_rl.core.compute_config import RolloutConfig, Transfer
+from arm_rl.core.config import ModelConfig
 from arm_rl.core.errors import EngineDied
 from arm_rl.core.images import Image
 from arm_rl.core.resize import ViewSize

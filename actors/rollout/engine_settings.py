@@ -4,7 +4,8 @@ import os
 from typing import Any
 
 from actors.weights.files import BACKENDS, OWNER_PID, WORKER_EXTENSION
-from arm_rl.core.config import ModelConfig, RolloutConfig, Transfer
+from arm_rl.core.compute_config import RolloutConfig, Transfer
+from arm_rl.core.config import ModelConfig
 from arm_rl.core.resize import ViewSize
 
 CPU_BLOCK_SIZE = 32  # best for short prompts; on CPU the key-value cache's blocks are multiples of it

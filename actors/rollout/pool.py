@@ -18,7 +18,7 @@ from actors.rollout.actor import RolloutActor, RolloutSpec
 from actors.rollout.engine_settings import engine_environment
 from actors.supervision import ActorsLost, Deaths, StageLost, described, end_of, forget
 from actors.weights.files import Published, WeightFile
-from arm_rl.core.config import Transfer
+from arm_rl.core.compute_config import Transfer
 from arm_rl.core.errors import EngineDied
 from arm_rl.core.types import Sample, Trajectory
 

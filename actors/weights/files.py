@@ -16,7 +16,7 @@ from typing import Any
 from torch import Tensor
 
 from actors.weights.shared_file import WeightBuffer, header_of
-from arm_rl.core.config import Transfer
+from arm_rl.core.compute_config import Transfer
 
 SHARED_MEMORY = Path("/dev/shm")
 # names in vLLM's registry

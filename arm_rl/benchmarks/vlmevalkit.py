@@ -14,9 +14,10 @@ from typing import Any
 
 from arm_rl.benchmarks.prompts import ANSWER_SYSTEM
 from arm_rl.benchmarks.verdicts import answer_text
-from arm_rl.core.config import ConfigError, TrainConfig
+from arm_rl.core.config import ConfigError
 from arm_rl.core.config_file import load
 from arm_rl.core.errors import UserError
+from arm_rl.core.stage_config import TrainConfig
 from arm_rl.core.types import ImagePart, ImageRef, Message, Sample, ScoredTrajectory
 from arm_rl.judge.backends import Backend, JudgedSession, Server, server_backend, server_template
 from arm_rl.judge.background_loop import LoopThread

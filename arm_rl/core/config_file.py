@@ -17,7 +17,8 @@ from typing import Any, TypeVar
 from omegaconf import MISSING, DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
-from arm_rl.core.config import ConfigError, SftConfig, TrainConfig
+from arm_rl.core.config import ConfigError
+from arm_rl.core.stage_config import SftConfig, TrainConfig
 
 _ENVIRONMENT = re.compile(r"\$\{\s*oc\.env\s*:")  # OmegaConf's way to a variable
 
@@ -143,8 +144,9 @@ def _keys(cls: type, prefix: str = "") -> list[tuple[str, str, str]]:
 
 
 def _field_comments(cls: type) -> dict[str, str]:
-
-    return dict(re.findall(r"^    (\w+): .*?  # (.*)$", inspect.getsource(cls), flags=re.MULTILINE))
+    """Return each key's comment: the lines above the key, or the end of its line."""
+    found = re.findall(r"^((?:    # .*\n)*)    (\w+): .*?(?:  # (.*))?$", inspect.getsource(cls), flags=re.MULTILINE)
+    return {name: behind or " ".join(above.replace("# ", "").split()) for above, name, behind in found}
 
 
 def _suggestion(cls: type, name: str, prefix: str) -> str:

@@ -11,7 +11,7 @@ from typing import Literal
 import torch
 from torch import Tensor
 
-from arm_rl.core.config import AlgorithmConfig
+from arm_rl.core.stage_config import AlgorithmConfig
 
 Aggregation = Literal["token_mean", "sequence_mean", "fixed_length"]
 KlKind = Literal["k1", "k2", "k3"]

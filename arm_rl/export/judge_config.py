@@ -4,8 +4,9 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
-from arm_rl.core.config import ModelConfig, SessionConfig, SftConfig, TemplateConfig, TrainConfig
+from arm_rl.core.config import ModelConfig, SessionConfig, TemplateConfig
 from arm_rl.core.config_file import load_saved
+from arm_rl.core.stage_config import SftConfig, TrainConfig
 from arm_rl.core.template import Template
 from tools import load_tools
 from tools.base import Tool

@@ -6,8 +6,8 @@ from typing import Any
 
 from omegaconf import OmegaConf
 
-from arm_rl.core.config import SftConfig, TrainConfig
 from arm_rl.core.config_file import save
+from arm_rl.core.stage_config import SftConfig, TrainConfig
 from arm_rl.export.judge_config import FILE
 from arm_rl.run.metrics_log import read_lines
 

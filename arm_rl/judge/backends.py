@@ -9,10 +9,10 @@ from typing import Generic, Protocol, TypeVar
 
 from actors.cluster.reservation import reserved
 from arm_rl.core import session, trajectory_file
-from arm_rl.core.config import TrainConfig
 from arm_rl.core.images import Image
 from arm_rl.core.seeding import derive
 from arm_rl.core.session import Policy, Session, Tools
+from arm_rl.core.stage_config import TrainConfig
 from arm_rl.core.template import Template
 from arm_rl.core.types import Sample, ScoredTrajectory, Trajectory
 from arm_rl.judge.remote_policy import ServerPolicy

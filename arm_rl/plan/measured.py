@@ -10,7 +10,7 @@ from pathlib import Path
 
 import numpy as np
 
-from arm_rl.core.config import TrainConfig
+from arm_rl.core.stage_config import TrainConfig
 from arm_rl.core.types import Batch, Sample, Trajectory
 from arm_rl.plan.simulation import Version, spread_rewards, trajectory, turn
 from arm_rl.run.timeline import Event, read

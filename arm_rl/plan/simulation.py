@@ -24,7 +24,8 @@ from actors.learner.ranks import LearnerRanks
 from actors.rollout.pool import RolloutPool
 from actors.scorer import Score
 from actors.weights.files import Published, WeightFile
-from arm_rl.core.config import MetricsConfig, TrainConfig
+from arm_rl.core.config import MetricsConfig
+from arm_rl.core.stage_config import TrainConfig
 from arm_rl.core.types import Batch, ImageInfo, Message, Sample, Trajectory, Turn
 from arm_rl.data.samples import Cursor
 from arm_rl.plan import clock

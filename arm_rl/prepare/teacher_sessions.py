@@ -13,9 +13,9 @@ from typing import Any
 
 from actors.scorer import score
 from arm_rl.core import trajectory_file
-from arm_rl.core.config import TrainConfig
 from arm_rl.core.parsing import ToolFormat
 from arm_rl.core.session import Session, observation
+from arm_rl.core.stage_config import TrainConfig
 from arm_rl.core.types import Message, Sample, ScoredTrajectory, Trajectory
 from arm_rl.judge.backends import Backend, JudgedSession
 from arm_rl.prepare.screening import refusal

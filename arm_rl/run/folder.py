@@ -6,8 +6,9 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
-from arm_rl.core.config import ConfigError, SftConfig, TrainConfig
+from arm_rl.core.config import ConfigError
 from arm_rl.core.config_file import read_saved, save
+from arm_rl.core.stage_config import SftConfig, TrainConfig
 from arm_rl.run import checkpoint
 
 # What may differ when a run is started again: how long it goes on, on which machines, in how much memory and what is written, not what is

@@ -14,7 +14,7 @@ from dataclasses import dataclass
 from typing import Any, Protocol
 
 from arm_rl.core.advantage import is_flat
-from arm_rl.core.config import TrainConfig
+from arm_rl.core.stage_config import TrainConfig
 from arm_rl.core.types import Sample
 from arm_rl.data.parquet_rows import DataError
 from arm_rl.data.samples import Cursor

@@ -21,10 +21,10 @@ from actors.supervision import cause_of
 from arm_rl.core import trajectory_file
 from arm_rl.core.advantage import group_advantages
 from arm_rl.core.batching import make_batch
-from arm_rl.core.config import TrainConfig
 from arm_rl.core.errors import BadBatch
 from arm_rl.core.loss import GrpoObjective
 from arm_rl.core.seeding import derive
+from arm_rl.core.stage_config import TrainConfig
 from arm_rl.core.tracing import recorded, span
 from arm_rl.core.training_sample import training_sample
 from arm_rl.core.types import Batch, Sample, TrainingSample

@@ -6,7 +6,8 @@ from contextlib import nullcontext
 from dataclasses import replace
 
 from actors.cluster.reservation import reserved
-from arm_rl.core.config import ConfigError, EvaluationConfig, TrainConfig
+from arm_rl.core.config import ConfigError, EvaluationConfig
+from arm_rl.core.stage_config import TrainConfig
 from arm_rl.core.types import Sample
 from arm_rl.run.folder import open_run
 from arm_rl.run.metrics import evaluation_metrics

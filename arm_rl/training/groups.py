@@ -21,8 +21,9 @@ from actors.scorer import Score, Scorer
 from actors.supervision import Deaths, described, run_again, watch, went_with_its_node
 from actors.tool_executor import ToolExecutor
 from arm_rl.core import trajectory_file
-from arm_rl.core.config import TrainConfig, Transfer
+from arm_rl.core.compute_config import Transfer
 from arm_rl.core.errors import UserError
+from arm_rl.core.stage_config import TrainConfig
 from arm_rl.core.template import Template
 from arm_rl.core.tracing import span
 from arm_rl.core.types import Sample, ScoredTrajectory, Turn

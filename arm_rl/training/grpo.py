@@ -5,7 +5,7 @@ import math
 
 from actors.cluster.connection import require_shared
 from actors.cluster.reservation import reserved
-from arm_rl.core.config import TrainConfig
+from arm_rl.core.stage_config import TrainConfig
 from arm_rl.data.samples import Cursor
 from arm_rl.export.model_card import write_card
 from arm_rl.run.folder import exporting, finished, open_run

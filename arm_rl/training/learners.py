@@ -9,8 +9,8 @@ from actors.cluster.reservation import Reservation
 from actors.learner.rank import LearnerSpec
 from actors.learner.ranks import LearnerRanks
 from actors.weights.files import weights_folder
-from arm_rl.core.config import SftConfig, TrainConfig
 from arm_rl.core.seeding import derive
+from arm_rl.core.stage_config import SftConfig, TrainConfig
 from arm_rl.core.template import Template
 
 

@@ -10,9 +10,9 @@ from actors.cluster.connection import require_shared
 from actors.cluster.reservation import reserved
 from actors.gauges import Gauges
 from arm_rl.core.batching import make_batch
-from arm_rl.core.config import SftConfig
 from arm_rl.core.images import Image
 from arm_rl.core.loss import SftObjective
+from arm_rl.core.stage_config import SftConfig
 from arm_rl.core.template import Template
 from arm_rl.core.training_sample import training_sample
 from arm_rl.core.types import Batch

@@ -10,8 +10,8 @@ from typing import Any, get_args
 
 from actors.cluster.connection import cluster
 from actors.cluster.reservation import reserved
-from arm_rl.core.config import TrainConfig
 from arm_rl.core.config_file import load
+from arm_rl.core.stage_config import TrainConfig
 from arm_rl.core.template import Template
 from arm_rl.core.types import Sample
 from arm_rl.prepare.difficulty import NeverRight, SampleRollouts, judge_all, judged_before, report, write_kept

@@ -10,9 +10,9 @@ from pathlib import Path
 from typing import Any
 
 from actors.cluster.connection import cluster
-from arm_rl.core.config import TrainConfig
 from arm_rl.core.config_file import load
 from arm_rl.core.parsing import TOOL_FORMATS
+from arm_rl.core.stage_config import TrainConfig
 from arm_rl.core.template import Template
 from arm_rl.core.types import Sample
 from arm_rl.data.demonstrations import write_demonstrations

@@ -4,8 +4,9 @@ import sys
 
 import pytest
 
-from arm_rl.core.config import ConfigError, TrainConfig
+from arm_rl.core.config import ConfigError
 from arm_rl.core.config_file import load
+from arm_rl.core.stage_config import TrainConfig
 from jobs import train
 from jobs.command_line import run_job
 

@@ -7,8 +7,8 @@ import pytest
 from safetensors.torch import load_file
 
 from actors.cluster.connection import cluster
-from arm_rl.core.config import TrainConfig
 from arm_rl.core.config_file import load
+from arm_rl.core.stage_config import TrainConfig
 from arm_rl.core.trajectory_file import read
 from arm_rl.demo import dataset
 from arm_rl.experiments.chaos import KINDS, chaos

@@ -9,8 +9,8 @@ import pytest
 
 from actors.cluster.connection import cluster
 from arm_rl.core import trajectory_file
-from arm_rl.core.config import SftConfig, TrainConfig
 from arm_rl.core.config_file import load
+from arm_rl.core.stage_config import SftConfig, TrainConfig
 from arm_rl.core.template import Template
 from arm_rl.data.demonstrations import write_demonstrations
 from arm_rl.data.samples import read_samples

@@ -18,7 +18,7 @@ from transformers import AutoModelForImageTextToText
 
 from actors.learner.policy_model import TokenScorer
 from actors.learner.vision_tower import speed_up
-from arm_rl.core.config import LearnerConfig, RolloutConfig
+from arm_rl.core.compute_config import LearnerConfig, RolloutConfig
 from arm_rl.plan import memory, shapes
 from arm_rl.plan.hardware import GIB, GPUS
 from arm_rl.plan.memory import activations, block_bytes, model_states

@@ -9,15 +9,9 @@ from statistics import mean
 
 import pytest
 
-from arm_rl.core.config import (
-    AlgorithmConfig,
-    DataConfig,
-    MetricsConfig,
-    PlacementConfig,
-    RolloutConfig,
-    RunConfig,
-    TrainConfig,
-)
+from arm_rl.core.compute_config import PlacementConfig, RolloutConfig
+from arm_rl.core.config import DataConfig, MetricsConfig, RunConfig
+from arm_rl.core.stage_config import AlgorithmConfig, TrainConfig
 from arm_rl.core.tracing import Recorder, span, take
 from arm_rl.plan import clock
 from arm_rl.plan.measured import MeasuredLearning, MeasuredRollouts, Parts, _groups

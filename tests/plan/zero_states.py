@@ -16,7 +16,7 @@ from torch import Tensor, nn
 
 from actors.learner.rank import _do_not_compile_collectives
 from actors.learner.settings import deepspeed_config
-from arm_rl.core.config import LearnerConfig
+from arm_rl.core.compute_config import LearnerConfig
 
 WIDTH, LAYERS = 128, 32
 CASES = [

@@ -6,7 +6,8 @@ from dataclasses import dataclass, field
 
 import pytest
 
-from arm_rl.core.config import AlgorithmConfig, DataConfig, TrainConfig
+from arm_rl.core.config import DataConfig
+from arm_rl.core.stage_config import AlgorithmConfig, TrainConfig
 from arm_rl.data.parquet_rows import DataError
 from arm_rl.data.samples import Cursor
 from arm_rl.training.collector import Collector

@@ -5,16 +5,10 @@ from pathlib import Path
 import pytest
 
 from arm_rl.core import trajectory_file
-from arm_rl.core.config import (
-    AlgorithmConfig,
-    DataConfig,
-    LearnerConfig,
-    ModelConfig,
-    PlacementConfig,
-    RunConfig,
-    TrainConfig,
-)
+from arm_rl.core.compute_config import LearnerConfig, PlacementConfig
+from arm_rl.core.config import DataConfig, ModelConfig, RunConfig
 from arm_rl.core.errors import MismatchError, NonFiniteError
+from arm_rl.core.stage_config import AlgorithmConfig, TrainConfig
 from arm_rl.data.samples import Cursor
 from arm_rl.training.driver import Driver
 from arm_rl.training.groups import Group, RunStopped

@@ -6,16 +6,9 @@ from types import SimpleNamespace
 
 import pytest
 
-from arm_rl.core.config import (
-    AlgorithmConfig,
-    CheckpointConfig,
-    DataConfig,
-    EvaluationConfig,
-    ModelConfig,
-    PlacementConfig,
-    RunConfig,
-    TrainConfig,
-)
+from arm_rl.core.compute_config import PlacementConfig
+from arm_rl.core.config import CheckpointConfig, DataConfig, EvaluationConfig, ModelConfig, RunConfig
+from arm_rl.core.stage_config import AlgorithmConfig, TrainConfig
 from arm_rl.data.samples import Cursor
 from arm_rl.run import checkpoint
 from arm_rl.training import driver

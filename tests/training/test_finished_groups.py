@@ -4,7 +4,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from arm_rl.core import trajectory_file
-from arm_rl.core.config import AlgorithmConfig, DataConfig, TrainConfig
+from arm_rl.core.config import DataConfig
+from arm_rl.core.stage_config import AlgorithmConfig, TrainConfig
 from arm_rl.data.samples import Cursor
 from arm_rl.training.collector import Collector
 from arm_rl.training.finished_groups import Journal

@@ -6,7 +6,8 @@ import ray
 from actors.archive import Archive
 from actors.cluster.connection import cluster
 from actors.rollout.pool import RolloutPool
-from arm_rl.core.config import DataConfig, TrainConfig
+from arm_rl.core.config import DataConfig
+from arm_rl.core.stage_config import TrainConfig
 from arm_rl.training.groups import Group, GroupRunner
 from tests.support.trajectories import looked, make_sample
 

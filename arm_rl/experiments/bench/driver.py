@@ -32,9 +32,11 @@ from actors.rollout.pool import RolloutPool
 from actors.scorer import Scorer
 from actors.supervision import SupervisedActor
 from actors.weights.files import Published, WeightFile
-from arm_rl.core.config import LearnerConfig, MetricsConfig, TrainConfig
+from arm_rl.core.compute_config import LearnerConfig
+from arm_rl.core.config import MetricsConfig
 from arm_rl.core.config_file import load
 from arm_rl.core.images import Image
+from arm_rl.core.stage_config import TrainConfig
 from arm_rl.core.types import ImageInfo, ImagePart, ImageRef, Message, Sample, ToolCall, ToolEvent, Trajectory, Turn
 from arm_rl.data.samples import Cursor
 from arm_rl.experiments.bench.result import Result

@@ -24,7 +24,8 @@ from actors.learner.image_inputs import ImagePreparer
 from actors.learner.ranks import LearnerRanks
 from actors.learner.settings import LearnerSpec, learner_environment
 from arm_rl.core.batching import collate, make_batch
-from arm_rl.core.config import LearnerConfig, ModelConfig
+from arm_rl.core.compute_config import LearnerConfig
+from arm_rl.core.config import ModelConfig
 from arm_rl.core.images import Image
 from arm_rl.core.loss import GrpoObjective
 from arm_rl.core.types import Batch, TrainingSample

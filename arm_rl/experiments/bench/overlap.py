@@ -19,8 +19,9 @@ from tempfile import TemporaryDirectory
 from rich.console import Console
 
 from actors.cluster.reservation import reserved
-from arm_rl.core.config import MetricsConfig, TrainConfig
+from arm_rl.core.config import MetricsConfig
 from arm_rl.core.config_file import load
+from arm_rl.core.stage_config import TrainConfig
 from arm_rl.core.types import Sample
 from arm_rl.data.samples import Cursor
 from arm_rl.demo import dataset

@@ -20,10 +20,10 @@ from typing import Any, Literal
 from actors.cluster.reservation import reserved
 from actors.rollout.actor import RolloutActor
 from actors.rollout.engine import _collapse
-from arm_rl.core.config import TrainConfig
 from arm_rl.core.config_file import load
 from arm_rl.core.images import Image
 from arm_rl.core.seeding import derive
+from arm_rl.core.stage_config import TrainConfig
 from arm_rl.core.types import Sample, Trajectory
 from arm_rl.demo import dataset
 from arm_rl.experiments.bench import usage

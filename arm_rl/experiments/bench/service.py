@@ -21,9 +21,9 @@ from typing import Any
 
 import httpx
 
-from arm_rl.core.config import TrainConfig
 from arm_rl.core.config_file import load
 from arm_rl.core.images import Image
+from arm_rl.core.stage_config import TrainConfig
 from arm_rl.core.types import Sample
 from arm_rl.demo import dataset
 from arm_rl.experiments.bench.result import Result

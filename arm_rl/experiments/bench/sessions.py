@@ -13,9 +13,10 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from arm_rl.core import session
-from arm_rl.core.config import SessionConfig, SftConfig, TrainConfig
+from arm_rl.core.config import SessionConfig
 from arm_rl.core.config_file import load
 from arm_rl.core.session import Completion, Policy, PolicyRequest
+from arm_rl.core.stage_config import SftConfig, TrainConfig
 from arm_rl.core.template import Template
 from arm_rl.core.types import Sample
 from arm_rl.data.demonstrations import write_demonstrations

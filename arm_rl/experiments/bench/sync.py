@@ -21,7 +21,8 @@ from actors.rollout.actor import RolloutSpec
 from actors.rollout.pool import RolloutPool
 from actors.tool_executor import ToolTraits
 from actors.weights.files import weights_folder
-from arm_rl.core.config import LearnerConfig, ModelConfig, PlacementConfig, RolloutConfig, SessionConfig, TemplateConfig
+from arm_rl.core.compute_config import LearnerConfig, PlacementConfig, RolloutConfig
+from arm_rl.core.config import ModelConfig, SessionConfig, TemplateConfig
 from arm_rl.core.tracing import SpanBatch
 from arm_rl.experiments.bench import models
 from arm_rl.experiments.bench.models import ModelSize, Work

@@ -21,8 +21,8 @@ from rich.console import Console
 
 from actors.cluster.reservation import reserved
 from actors.learner.ranks import LearnerRanks
-from arm_rl.core.config import TrainConfig
 from arm_rl.core.config_file import load
+from arm_rl.core.stage_config import TrainConfig
 from arm_rl.data.samples import Cursor
 from arm_rl.experiments.bench import sessions, trl_environment
 from arm_rl.experiments.bench.result import Result

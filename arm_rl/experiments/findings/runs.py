@@ -17,8 +17,9 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from actors.cluster.reservation import reserved
-from arm_rl.core.config import ConfigError, SftConfig, TrainConfig
+from arm_rl.core.config import ConfigError
 from arm_rl.core.config_file import load
+from arm_rl.core.stage_config import SftConfig, TrainConfig
 from arm_rl.core.template import Template
 from arm_rl.data.demonstrations import write_demonstrations
 from arm_rl.data.samples import read_samples

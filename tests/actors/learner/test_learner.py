@@ -27,7 +27,8 @@ from actors.learner.ranks import LearnerLost, LearnerRanks
 from actors.learner.settings import LearnerSpec, deepspeed_config, learner_environment
 from actors.learner.state import LearnerStateError
 from arm_rl.core.batching import make_batch
-from arm_rl.core.config import LearnerConfig, ModelConfig
+from arm_rl.core.compute_config import LearnerConfig
+from arm_rl.core.config import ModelConfig
 from arm_rl.core.errors import MismatchError, NonFiniteError
 from arm_rl.core.images import Image
 from arm_rl.core.loss import GrpoObjective, SftObjective

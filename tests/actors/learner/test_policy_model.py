@@ -12,7 +12,8 @@ from actors.learner import policy_model
 from actors.learner.image_inputs import ImagePreparer
 from actors.learner.policy_model import PolicyModel
 from arm_rl.core.batching import collate
-from arm_rl.core.config import LearnerConfig, ModelConfig
+from arm_rl.core.compute_config import LearnerConfig
+from arm_rl.core.config import ModelConfig
 from arm_rl.core.images import Image
 from arm_rl.core.types import TrainingSample
 from tests.support import random_samples, tiny, tiny_qwen3

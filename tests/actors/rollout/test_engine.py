@@ -24,7 +24,8 @@ from actors.rollout.engine import Engine, EngineClosed, EngineMismatch
 from actors.rollout.engine_settings import engine_environment
 from actors.weights.files import WeightFile, WeightWriter, write_weights
 from actors.weights.lora import publishable
-from arm_rl.core.config import ModelConfig, RolloutConfig
+from arm_rl.core.compute_config import RolloutConfig
+from arm_rl.core.config import ModelConfig
 from arm_rl.core.errors import EngineDied
 from arm_rl.core.images import Image
 from arm_rl.core.resize import ViewSize

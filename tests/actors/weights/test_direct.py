@@ -22,7 +22,9 @@ from actors.rollout.engine import Engine
 from actors.rollout.pool import RolloutPool
 from actors.supervision import StageLost
 from actors.weights import gather
-from arm_rl.core.config import ConfigError, DataConfig, LearnerConfig, ModelConfig, PlacementConfig, TrainConfig
+from arm_rl.core.compute_config import LearnerConfig, PlacementConfig
+from arm_rl.core.config import ConfigError, DataConfig, ModelConfig
+from arm_rl.core.stage_config import TrainConfig
 from tests.actors.rollout.test_engine import ROLLOUT, VIEW, Judge, check_three_turns, environment  # noqa: F401
 from tests.support import tiny, tiny_qwen3
 from tests.support.dying_actors import Puppet, TransferringRank
