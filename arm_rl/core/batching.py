@@ -2,7 +2,7 @@
 
 import dataclasses
 import itertools
-from collections.abc import Hashable, Iterable, Sequence
+from collections.abc import Hashable, Sequence
 from dataclasses import dataclass
 from typing import Self
 
@@ -15,9 +15,7 @@ from arm_rl.core.types import Batch, TrainingSample
 MicroSamples = tuple[TrainingSample, ...]
 
 
-def make_batch(
-    samples: Sequence[TrainingSample], *, num_ranks: int, micro_batch_tokens: int, policy_versions: Iterable[int] = ()
-) -> Batch:
+def make_batch(samples: Sequence[TrainingSample], *, num_ranks: int, micro_batch_tokens: int) -> Batch:
     """Cuts the samples of one optimizer step for the ranks.
 
     Samples that share a prompt stay together as far as the budget allows, and beside samples of like length: little is computed
@@ -50,7 +48,6 @@ def make_batch(
         num_loss_tokens=sum(sample.num_loss_tokens for sample in kept),
         num_samples=len(kept),
         share_prompts=can_share and any(len(piece.prompts) < len(piece.samples) for piece in pieces),
-        policy_versions=tuple(sorted(set(policy_versions))),
     )
 
 

@@ -162,6 +162,7 @@ class ScoredTrajectory:
 class TrainingSample:
     """What the learner sees of one trajectory. The four sequences have one length, T."""
 
+    key: str = ""  # tells the trajectory from all others of a step; needed where samples are scored
     token_ids: tuple[int, ...]  # the whole conversation, images expanded
     loss_mask: tuple[bool, ...]  # True where the policy sampled the token
     logprobs: tuple[float, ...]  # of the behaviour policy; 0 where the mask is False
@@ -202,4 +203,3 @@ class Batch:
     num_loss_tokens: int  # over all ranks: the loss is normalised by it
     num_samples: int  # over all ranks
     share_prompts: bool = False  # prompts are computed once for all samples of a micro-batch that share them
-    policy_versions: tuple[int, ...] = ()  # versions that sampled the tokens, sorted

@@ -16,7 +16,9 @@ from arm_rl.core.stage_config import TrainConfig
 from arm_rl.core.template import Template
 from arm_rl.core.types import Sample, ScoredTrajectory, Trajectory
 from arm_rl.judge.remote_policy import ServerPolicy
-from arm_rl.training.groups import Group, GroupRunner, group_runner
+from arm_rl.training.group import Group
+from arm_rl.training.group_runner import GroupRunner
+from arm_rl.training.startup import group_runner
 from tools import load_tools
 from tools.execution.local import LocalTools
 
@@ -57,7 +59,7 @@ class EngineBackend:
 
     async def ask(self, sample: Sample, group_id: str) -> JudgedSession[Group]:
         """See `Backend`."""
-        group = await self._runner.group(sample, group_id, size=1, temperature=self._temperature)
+        group = await self._runner.run_group(sample, group_id, size=1, temperature=self._temperature)
         return JudgedSession(sample=sample, trajectory=group.scored[0].trajectory, kept=group)
 
     async def record(

@@ -14,7 +14,7 @@ from arm_rl.core.stage_config import TrainConfig
 from arm_rl.core.types import Batch, Sample, Trajectory
 from arm_rl.plan.simulation import Version, spread_rewards, trajectory, turn
 from arm_rl.run.timeline import Event, read
-from arm_rl.training.groups import number_of
+from arm_rl.training.group import number_of
 
 _SECOND = 1e6  # of a timeline's microseconds
 _NEAR = 8  # groups before and after, that a group is drawn from

@@ -23,7 +23,7 @@ from rich.console import Console
 from actors.learner.ranks import LearnerRanks
 from actors.rollout.pool import RolloutPool
 from actors.scorer import Score
-from actors.weights.files import Published, WeightFile
+from actors.weights.files import PublishedWeights, WeightFile
 from arm_rl.core.config import MetricsConfig
 from arm_rl.core.stage_config import TrainConfig
 from arm_rl.core.types import Batch, ImageInfo, Message, Sample, Trajectory, Turn
@@ -31,7 +31,8 @@ from arm_rl.data.samples import Cursor
 from arm_rl.plan import clock
 from arm_rl.run.metrics_log import MetricsLog
 from arm_rl.training.driver import Driver
-from arm_rl.training.groups import Group, GroupRunner
+from arm_rl.training.group import Group
+from arm_rl.training.group_runner import GroupRunner
 
 PAD = -1  # stands for an image token of a simulated trajectory
 _SAMPLES = 4096  # of the simulated data
@@ -145,7 +146,7 @@ def _engine(number: int, rollouts: Rollouts) -> Any:
     async def start() -> str:
         return f"node of {number}"
 
-    async def update(weights: WeightFile, data: Any) -> None:
+    async def load_weights(weights: WeightFile, data: Any) -> None:
         await rollouts.update(number)
         version.number = weights.version
 
@@ -156,7 +157,7 @@ def _engine(number: int, rollouts: Rollouts) -> Any:
         await rollouts.sleep(number)
 
     return _handle(
-        run_group=SimpleNamespace(remote=run_group), start=start, update_weights=update, sleep=rest, wake=rest
+        run_group=SimpleNamespace(remote=run_group), start=start, load_weights=load_weights, sleep=rest, wake=rest
     )
 
 
@@ -191,9 +192,9 @@ def _remote(method: Any) -> Any:
 class _Runner(GroupRunner):
     """Keeps no finished groups on disk: there is nothing to go on from."""
 
-    async def keep(self, path: Path, groups: Sequence[Group], step: int) -> None: ...
+    async def save_groups(self, path: Path, groups: Sequence[Group], step: int) -> None: ...
 
-    async def kept(self, path: Path, samples: Mapping[str, Sample]) -> dict[int, Group]:
+    async def load_groups(self, path: Path, samples: Mapping[str, Sample]) -> dict[int, Group]:
         return {}
 
 
@@ -207,13 +208,13 @@ class _Learners(LearnerRanks):
         clock.loop().spend(self._learning.train(batch))
         return {"learner/loss": 0.0}
 
-    def score(self, batch: Batch, images: Any, temperature: float) -> Batch:
+    def score(self, batch: Batch, images: Any, temperature: float) -> dict[str, tuple[float, ...]]:
         clock.loop().spend(self._learning.score(batch))
-        return batch
+        return {}
 
-    def publish(self, folder: Path, version: int, node_ids: Sequence[str] = ()) -> Published:
+    def publish(self, folder: Path, version: int, node_ids: Sequence[str] = ()) -> PublishedWeights:
         clock.loop().spend(self._learning.publish())
-        return Published(file=WeightFile(path=folder / "none", version=version, num_bytes=0), node_id="", data=None)
+        return PublishedWeights(file=WeightFile(path=folder / "none", version=version), node_id="", data=None)
 
     def free_cache(self) -> None:
         """Takes no time."""

@@ -19,7 +19,8 @@ import pyarrow.parquet as pq
 from arm_rl.core.types import Sample
 from arm_rl.data.samples import sample_id
 from arm_rl.prepare.resumable_jsonl import JsonLines
-from arm_rl.training.groups import GroupRunner, RunStopped
+from arm_rl.training.group import RunStopped
+from arm_rl.training.group_runner import GroupRunner
 
 NeverRight = Literal["keep", "drop"]
 _AT_A_TIME = 2  # more groups than fill the engines: they are of different length
@@ -76,7 +77,9 @@ async def judge_all(
     async def work(waiting: Iterator[Sample]) -> None:
         nonlocal num_broken
         for sample in waiting:
-            group = await runner.group(sample, f"difficulty/{sample.id}", size=num_rollouts, temperature=temperature)
+            group = await runner.run_group(
+                sample, f"difficulty/{sample.id}", size=num_rollouts, temperature=temperature
+            )
             error = next((one.error for one in group.scored if one.error is not None), None)
             if error is None:
                 num_right = sum(one.correct for one in group.scored)

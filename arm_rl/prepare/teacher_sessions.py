@@ -19,7 +19,7 @@ from arm_rl.core.stage_config import TrainConfig
 from arm_rl.core.types import Message, Sample, ScoredTrajectory, Trajectory
 from arm_rl.judge.backends import Backend, JudgedSession
 from arm_rl.prepare.screening import refusal
-from arm_rl.training.groups import RunStopped
+from arm_rl.training.group import RunStopped
 
 logger = logging.getLogger(__name__)
 

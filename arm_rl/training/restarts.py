@@ -7,7 +7,7 @@ from dataclasses import dataclass, replace
 
 from actors.supervision import BACK, StageLost, described, went_with_its_node
 from arm_rl.core.compute_config import PlacementConfig
-from arm_rl.training.groups import RunStopped
+from arm_rl.training.group import RunStopped
 
 logger = logging.getLogger(__name__)
 

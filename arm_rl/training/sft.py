@@ -26,8 +26,8 @@ from arm_rl.run.folder import exporting, finished, open_run
 from arm_rl.run.metrics_log import MetricsLog
 from arm_rl.training.graceful_stop import StopRequest, stopped_by_signal
 from arm_rl.training.inputs import read_template
-from arm_rl.training.learners import learner_group
 from arm_rl.training.restarts import StageProgress, with_restarts
+from arm_rl.training.startup import learner_ranks
 
 
 async def train_sft(config: SftConfig) -> None:
@@ -66,7 +66,7 @@ async def _run(
     gauges = Gauges(config.run.name)
     async with (
         reserved(config.run.name, progress.placement(config.placement), config.learner.num_ranks, None) as reservation,
-        learner_group(config, template, reservation, num_steps=num_steps) as starting,
+        learner_ranks(config, template, reservation, num_steps=num_steps) as starting,
     ):
         learners = await starting
         found = checkpoint.latest(folder / "checkpoints")

@@ -17,8 +17,8 @@ from arm_rl.core.types import Sample
 from arm_rl.prepare.difficulty import NeverRight, SampleRollouts, judge_all, judged_before, report, write_kept
 from arm_rl.prepare.resumable_jsonl import JsonLines
 from arm_rl.run.folder import open_run
-from arm_rl.training.groups import group_runner
 from arm_rl.training.inputs import read_inputs
+from arm_rl.training.startup import group_runner
 from jobs.prepare.commands import Commands, progress
 
 JUDGED, REPORT = "difficulty.jsonl", "report.json"

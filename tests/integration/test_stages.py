@@ -8,6 +8,7 @@ from pathlib import Path
 import pytest
 
 from actors.cluster.connection import cluster
+from actors.weights.sync import published_folder
 from arm_rl.core import trajectory_file
 from arm_rl.core.config_file import load
 from arm_rl.core.stage_config import SftConfig, TrainConfig
@@ -21,7 +22,6 @@ from arm_rl.run import timeline
 from arm_rl.run.metrics_log import read_lines
 from arm_rl.run.step_times import step_times
 from arm_rl.training.grpo import train_grpo
-from arm_rl.training.learners import published_folder
 from arm_rl.training.sft import train_sft
 from tools import load_tools
 from tools.execution.local import LocalTools

@@ -31,7 +31,7 @@ from actors.learner.ranks import LearnerRanks
 from actors.rollout.pool import RolloutPool
 from actors.scorer import Scorer
 from actors.supervision import SupervisedActor
-from actors.weights.files import Published, WeightFile
+from actors.weights.files import PublishedWeights, WeightFile
 from arm_rl.core.compute_config import LearnerConfig
 from arm_rl.core.config import MetricsConfig
 from arm_rl.core.config_file import load
@@ -42,7 +42,7 @@ from arm_rl.data.samples import Cursor
 from arm_rl.experiments.bench.result import Result
 from arm_rl.run.metrics_log import MetricsLog
 from arm_rl.training.driver import Driver
-from arm_rl.training.groups import GroupRunner
+from arm_rl.training.group_runner import GroupRunner
 
 CONFIG = "configs/demo.yaml"
 GOAL = 0.5
@@ -244,7 +244,7 @@ class InstantEngine(SupervisedActor):
         images = {shown.key: Image(b"pixels", shown.key) for one in trajectories for shown in one.images}
         return trajectories, images
 
-    async def update_weights(self, weights: WeightFile, data: bytes | None) -> None:
+    async def load_weights(self, weights: WeightFile, data: bytes | None) -> None:
         """From now on the turns bear this version."""
         self._turns = _turns(weights.version)
 
@@ -256,12 +256,10 @@ class InstantRank:
         """No step."""
         return {"loss": 0.0, "grad_norm": 0.0, "learning_rate": 0.0}
 
-    def publish(self, folder: Path, version: int, node_ids: Sequence[str] = ()) -> Published:
+    def publish(self, folder: Path, version: int, node_ids: Sequence[str] = ()) -> PublishedWeights:
         """A version without a file."""
         node_id = str(ray.get_runtime_context().get_node_id())
-        return Published(
-            file=WeightFile(path=folder / "none", version=version, num_bytes=0), node_id=node_id, data=None
-        )
+        return PublishedWeights(file=WeightFile(path=folder / "none", version=version), node_id=node_id, data=None)
 
 
 class InstantLearners(LearnerRanks):

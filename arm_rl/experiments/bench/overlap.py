@@ -30,9 +30,10 @@ from arm_rl.experiments.bench.result import Result
 from arm_rl.run.metrics_log import MetricsLog
 from arm_rl.training.collector import Collector
 from arm_rl.training.driver import Driver
-from arm_rl.training.groups import Group, group_runner
+from arm_rl.training.group import Group
 from arm_rl.training.inputs import read_inputs
-from arm_rl.training.learners import learner_group
+from arm_rl.training.select import Selection
+from arm_rl.training.startup import group_runner, learner_ranks
 
 CONFIG = "configs/demo.yaml"
 GOAL = 0.8
@@ -87,8 +88,11 @@ async def _measure(config: TrainConfig, settings: Settings) -> Result:
     used: dict[str, dict[str, float]] = {}
     async with _driver(config, settings) as driver:
         groups = await _rollouts(driver, 1)
-        groups = groups[: config.algorithm.samples_per_step]
-        await driver._learn(groups)
+        selections = [
+            Selection(number=number, group=group, is_too_old=False, fates=tuple("trained" for _ in group.scored))
+            for number, group in enumerate(groups[: config.algorithm.samples_per_step])
+        ]
+        await driver.learn(selections)
         for _ in range(settings.repeats):
             async with _asynchronous(driver):
                 before, started = usage.cpu_seconds(), time.perf_counter()
@@ -104,7 +108,7 @@ async def _measure(config: TrainConfig, settings: Settings) -> Result:
             used["rollouts"] = _each(usage.since(before), steps + 1 + config.algorithm.max_staleness)
             before, started = usage.cpu_seconds(), time.perf_counter()
             for _ in range(steps):
-                await driver._learn(groups)
+                await driver.learn(selections)
             learner.append((time.perf_counter() - started) / steps)
             used["learner"] = _each(usage.since(before), steps)
     return Result.of(
@@ -150,7 +154,7 @@ async def _asynchronous(driver: Driver) -> AsyncIterator[None]:
 
 async def _rollouts(driver: Driver, steps: int) -> list[Group]:
     """The groups of so many steps."""
-    return await driver.runner.run(
+    return await driver.runner.run_all(
         driver.collector._cursor.take(steps * driver.config.algorithm.samples_per_step),
         f"alone-{driver.steps_done}",
         size=driver.config.algorithm.group_size,
@@ -167,7 +171,7 @@ async def _timed_rollouts(driver: Driver, steps: int) -> float:
 
     async def one(number: int, sample: Sample) -> None:
         async with slots:
-            await runner.group(
+            await runner.run_group(
                 sample,
                 f"alone-{number}/{sample.id}",
                 size=algorithm.group_size,
@@ -193,7 +197,7 @@ async def _driver(config: TrainConfig, settings: Settings) -> AsyncIterator[Driv
     total = (settings.repeats + 1) * (2 * settings.steps + 2 + config.algorithm.max_staleness)
     async with (
         reserved(config.run.name, config.placement, config.learner.num_ranks, config.rollout) as reservation,
-        learner_group(config, inputs.template, reservation, num_steps=total) as starting,
+        learner_ranks(config, inputs.template, reservation, num_steps=total) as starting,
         group_runner(config, inputs.template, reservation) as runner,
     ):
         learners = await starting

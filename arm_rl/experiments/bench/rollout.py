@@ -28,8 +28,10 @@ from arm_rl.core.types import Sample, Trajectory
 from arm_rl.demo import dataset
 from arm_rl.experiments.bench import usage
 from arm_rl.experiments.bench.result import Result
-from arm_rl.training.groups import Group, GroupRunner, group_runner
+from arm_rl.training.group import Group
+from arm_rl.training.group_runner import GroupRunner
 from arm_rl.training.inputs import read_inputs
+from arm_rl.training.startup import group_runner
 
 CONFIG = "configs/demo.yaml"
 GOAL = 0.85
@@ -137,7 +139,9 @@ async def _measure(config: TrainConfig, settings: Settings) -> Result:
 
 
 async def _groups(runner: GroupRunner, config: TrainConfig, samples: Sequence[Sample]) -> list[Group]:
-    return await runner.run(samples, GROUP_ID, size=config.algorithm.group_size, temperature=config.rollout.temperature)
+    return await runner.run_all(
+        samples, GROUP_ID, size=config.algorithm.group_size, temperature=config.rollout.temperature
+    )
 
 
 @asynccontextmanager
@@ -147,7 +151,7 @@ async def started(config: TrainConfig) -> AsyncIterator[tuple[GroupRunner, Any]]
         reserved(config.run.name, config.placement, 0, config.rollout) as reservation,
         group_runner(config, read_inputs(config).template, reservation, MeasuredRollout) as runner,
     ):
-        yield runner, runner.rollouts._places[0].present
+        yield runner, runner.rollouts._slots[0].present
 
 
 class MeasuredRollout(RolloutActor):
@@ -167,14 +171,14 @@ class MeasuredRollout(RolloutActor):
 
     async def clear(self) -> None:
         """Empties all caches, as an update of the weights does."""
-        llm = self._engine._open()
+        llm = self._engine.vllm.llm
         await llm.pause_generation(mode="keep", clear_cache=True)
         await llm.resume_generation()
 
     async def bare(self, way: Way, temperature: float) -> tuple[float, int]:
         """Asks the engine for all sessions at once, each turn after turn: seconds, and tokens sampled."""
         ask = self._ask_vllm if way == "vllm" else self._ask_adapter
-        slots = asyncio.Semaphore(self._slots._value)
+        slots = asyncio.Semaphore(self._session_limit._value)
         numbers = itertools.count()
 
         async def one(session: Sequence[Request]) -> int:
@@ -191,9 +195,11 @@ class MeasuredRollout(RolloutActor):
             prompt["multi_modal_data"] = {"image": [self._pictures[key] for key in request.images]}
             prompt["multi_modal_uuids"] = {"image": list(request.images)}
         stop = self._template.tool_format.call_end
-        params = self._engine._sampling(request.max_tokens, temperature, request.seed, stop, request.forbidden_ids)
+        params = self._engine.sampling_params(
+            request.max_tokens, temperature, request.seed, stop, request.forbidden_ids
+        )
         num_tokens = 0
-        async for output in self._engine._open().generate(prompt, params, name):
+        async for output in self._engine.vllm.llm.generate(prompt, params, name):
             num_tokens = len(output.outputs[0].token_ids)
         return num_tokens
 

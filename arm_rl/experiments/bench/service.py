@@ -95,7 +95,9 @@ async def _measure(config: TrainConfig, settings: Settings, url: str) -> Result:
         started(config) as (runner, actor),
         httpx.AsyncClient(base_url=url, timeout=600, limits=httpx.Limits(max_connections=None)) as client,
     ):
-        groups = await runner.run(samples, "service", size=1, temperature=0.0)  # shows what the engine will be asked
+        groups = await runner.run_all(
+            samples, "service", size=1, temperature=0.0
+        )  # shows what the engine will be asked
         images: dict[str, Image] = {}
         for found in await asyncio.gather(*(group.images for group in groups)):
             images |= found

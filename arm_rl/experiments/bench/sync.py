@@ -63,8 +63,9 @@ async def _measure(settings: Settings, folder: Path, num_parameters: int) -> Res
                 started = time.perf_counter()
                 written = await asyncio.to_thread(learners.publish, published, version, rollouts.node_ids)
                 done = time.perf_counter()
-                await rollouts.update_weights(written)
+                await rollouts.serve(written)
                 served = time.perf_counter()
+                num_bytes = written.file.path.stat().st_size
                 seconds = copy.seconds()
                 if version > 3:  # the first one is loaded in another way, and the files' memory is made
                     ours.append(served - started)
@@ -83,16 +84,16 @@ async def _measure(settings: Settings, folder: Path, num_parameters: int) -> Res
         other=other,
         less_is_better=True,
         notes=[
-            f"{num_parameters:,} parameters, float32, {written.file.num_bytes / 1e6:.0f} MB; 1 rank, {settings.num_engines} engine(s)",
+            f"{num_parameters:,} parameters, float32, {num_bytes / 1e6:.0f} MB; 1 rank, {settings.num_engines} engine(s)",
             "the copy is one thread's, between buffers that are there; on top of copying, an engine packs all matrices for its kernels, "
             "with as many threads as there are cores, up to four",
             "the first update, which goes through vLLM's own loading, is left out; no request runs meanwhile",
         ],
         details={
-            "num_bytes": written.file.num_bytes,
+            "num_bytes": num_bytes,
             "seconds_to_publish": statistics.median(publishing),
             "seconds": {kind: statistics.median(one.get(kind, 0.0) for one in phases) for kind in phases[0]},
-            "copy_gb_per_second": written.file.num_bytes / statistics.median(other) / 1e9,
+            "copy_gb_per_second": num_bytes / statistics.median(other) / 1e9,
             "ratio_to_copying_with_two_threads": statistics.median(
                 one / two for one, two in zip(ours, two_threads, strict=True)
             ),

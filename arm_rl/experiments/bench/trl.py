@@ -21,6 +21,7 @@ from rich.console import Console
 
 from actors.cluster.reservation import reserved
 from actors.learner.ranks import LearnerRanks
+from actors.weights.sync import WeightSync
 from arm_rl.core.config_file import load
 from arm_rl.core.stage_config import TrainConfig
 from arm_rl.data.samples import Cursor
@@ -31,9 +32,9 @@ from arm_rl.experiments.bench.trl_process import TrlProcess
 from arm_rl.experiments.bench.trl_work import Work
 from arm_rl.run.metrics_log import MetricsLog
 from arm_rl.training.driver import Driver
-from arm_rl.training.groups import GroupRunner, group_runner
+from arm_rl.training.group_runner import GroupRunner
 from arm_rl.training.inputs import Inputs, read_inputs
-from arm_rl.training.learners import learner_group, published_folder
+from arm_rl.training.startup import group_runner, learner_ranks
 
 logger = logging.getLogger(__name__)
 
@@ -202,10 +203,7 @@ class OurSide:
 
     async def _serve_first_version(self, config: TrainConfig, learners: LearnerRanks) -> None:
         """Each way's versions begin at 0 again."""
-        rollouts = self.runner.rollouts
-        await rollouts.update_weights(
-            await asyncio.to_thread(learners.publish, published_folder(config), 0, rollouts.node_ids)
-        )
+        await WeightSync(learners, self.runner.rollouts, config).sync(0)
 
 
 @contextlib.asynccontextmanager
@@ -224,7 +222,7 @@ async def our_side(settings: Settings, work: Work, ways: Sequence[Way]) -> Async
                 reserved(config.run.name, config.placement, config.learner.num_ranks, None)
             )
             starting[way.num_threads] = await stack.enter_async_context(
-                learner_group(config, inputs.template, reservation, num_steps=1)
+                learner_ranks(config, inputs.template, reservation, num_steps=1)
             )
         reservation = await stack.enter_async_context(reserved(first.run.name, first.placement, 0, first.rollout))
         runner = await stack.enter_async_context(group_runner(first, inputs.template, reservation))

@@ -33,10 +33,10 @@ from arm_rl.experiments.findings.designs import DESIGNS
 from arm_rl.prepare.screening import screened_sessions
 from arm_rl.run.folder import finished
 from arm_rl.training.evaluation import evaluate_model
-from arm_rl.training.groups import serving
 from arm_rl.training.grpo import train_grpo
 from arm_rl.training.inputs import read_inputs
 from arm_rl.training.sft import train_sft
+from arm_rl.training.startup import rollout_service
 from tools import load_tools
 from tools.execution.local import LocalTools
 
@@ -192,7 +192,7 @@ class Findings:
             return
         async with (
             reserved(f"findings-{seed}", cold.placement, 0, cold.rollout) as reservation,
-            serving(cold, read_inputs(cold).template, reservation) as engines,
+            rollout_service(cold, read_inputs(cold).template, reservation) as engines,
         ):
             if not judged:
                 self.say(f"seed {seed}: the cold start, judging")

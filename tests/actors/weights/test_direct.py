@@ -126,6 +126,7 @@ class Handle:
 
 @pytest.mark.asyncio(loop_scope="module")
 async def test_the_engine_is_the_learners_model_after_each_transfer(engine: Engine, judge: Judge, direct: Any) -> None:
+    from tests.support import gloo_transfer  # noqa: F401 (puts gloo in NCCL's place here; the worker has done so)
 
     policy = PolicyModel.load(ModelConfig(path=str(judge.folder), dtype="float32"))
     engines = direct.EngineClients(
