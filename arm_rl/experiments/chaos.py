@@ -23,6 +23,7 @@ from typing import Any
 
 from actors.supervision import BACK
 from arm_rl.core import trajectory_file
+from arm_rl.core.atomic_file import replace_text
 from arm_rl.core.errors import UserError
 from arm_rl.experiments import processes
 from arm_rl.run import checkpoint
@@ -199,9 +200,8 @@ def chaos(
 
 
 def write(summary: Summary, path: Path) -> None:
-    """Writes `summary.json`."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    path.write_text(json.dumps(vars(summary), indent=2))
+    """Write `summary.json`."""
+    replace_text(path, json.dumps(vars(summary), indent=2))
 
 
 def _judge(summary: Summary, run: Path, mark: float) -> None:

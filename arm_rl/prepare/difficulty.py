@@ -16,6 +16,7 @@ from typing import Any, Literal
 import pyarrow as pa
 import pyarrow.parquet as pq
 
+from arm_rl.core.atomic_file import replacing
 from arm_rl.core.types import Sample
 from arm_rl.data.samples import sample_id
 from arm_rl.prepare.resumable_jsonl import JsonLines
@@ -112,9 +113,12 @@ def write_kept(path: Path, judged: Mapping[str, SampleRollouts], never_right: Ne
     """
     kept = {id for id, one in judged.items() if one.verdict(never_right) is None}
     out = path.with_name(f"{path.stem}-filtered.parquet")
-    unfinished = out.with_name(out.name + ".tmp")
     number = num_kept = 0
-    with pq.ParquetFile(path) as file, pq.ParquetWriter(unfinished, file.schema_arrow) as writer:
+    with (
+        pq.ParquetFile(path) as file,
+        replacing(out) as temporary,
+        pq.ParquetWriter(temporary, file.schema_arrow) as writer,
+    ):
         for group in range(file.num_row_groups):
             table = file.read_row_group(group)
             infos = (
@@ -125,7 +129,6 @@ def write_kept(path: Path, judged: Mapping[str, SampleRollouts], never_right: Ne
             num_kept += sum(mask)
             if any(mask):
                 writer.write_table(table.filter(pa.array(mask)))
-    unfinished.replace(out)
     return out, num_kept
 
 

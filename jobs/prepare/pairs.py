@@ -7,6 +7,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+from arm_rl.core.atomic_file import replace_text
 from arm_rl.core.config_file import describe, load
 from arm_rl.core.question_template import read_phrase
 from arm_rl.judge.backends import Server
@@ -55,7 +56,7 @@ def _pairs(arguments: argparse.Namespace) -> str:
     outcomes, num_asked = asyncio.run(_written(questions, server, config, arguments.out))
     made = write_files(outcomes, config, phrase, arguments.out)
     found = report(outcomes, made, config, num_asked)
-    (arguments.out / REPORT).write_text(json.dumps(found, indent=2, ensure_ascii=False), encoding="utf-8")
+    replace_text(arguments.out / REPORT, json.dumps(found, indent=2, ensure_ascii=False))
     return "\n".join([*told(found), f"done: {', '.join(found['files'])} and {REPORT} are in {arguments.out}"])
 
 
