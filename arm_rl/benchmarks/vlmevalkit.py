@@ -17,10 +17,10 @@ from arm_rl.benchmarks.verdicts import answer_text
 from arm_rl.core.config import ConfigError
 from arm_rl.core.config_file import load
 from arm_rl.core.errors import UserError
+from arm_rl.core.loop_thread import LoopThread
 from arm_rl.core.stage_config import TrainConfig
 from arm_rl.core.types import ImagePart, ImageRef, Message, Sample, ScoredTrajectory
 from arm_rl.judge.backends import Backend, JudgedSession, Server, server_backend, server_template
-from arm_rl.judge.background_loop import LoopThread
 
 FAILED = "Failed to obtain answer via API."  # how the kit knows an answer that it may ask for again
 SESSIONS_PER_FILE = 32
