@@ -12,11 +12,11 @@ from actors.cluster.connection import cluster
 from actors.cluster.reservation import reserved
 from arm_rl.core.atomic_file import replace_text
 from arm_rl.core.config_file import load
+from arm_rl.core.json_lines import JsonLines
 from arm_rl.core.stage_config import TrainConfig
 from arm_rl.core.template import Template
 from arm_rl.core.types import Sample
 from arm_rl.prepare.difficulty import NeverRight, SampleRollouts, judge_all, judged_before, report, write_kept
-from arm_rl.prepare.resumable_jsonl import JsonLines
 from arm_rl.run.folder import open_run
 from arm_rl.training.groups import group_runner
 from arm_rl.training.inputs import read_inputs

@@ -9,6 +9,7 @@ from typing import Any
 
 from arm_rl.core.atomic_file import replace_text
 from arm_rl.core.config_file import describe, load
+from arm_rl.core.json_lines import JsonLines
 from arm_rl.core.question_template import read_phrase
 from arm_rl.judge.backends import Server
 from arm_rl.judge.chat_client import ChatServer
@@ -17,7 +18,6 @@ from arm_rl.prepare.pairs.config import PairsConfig
 from arm_rl.prepare.pairs.replies import Replies
 from arm_rl.prepare.pairs.writer import FlawWriter, WritingOutcome
 from arm_rl.prepare.questions import Question
-from arm_rl.prepare.resumable_jsonl import JsonLines
 from jobs.prepare.commands import Commands, progress
 from jobs.server_options import add_server_options, read_server
 
