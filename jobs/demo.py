@@ -23,6 +23,7 @@ from rich.console import Console
 from actors.cluster.connection import cluster
 from actors.rollout.model_server import ModelServer
 from arm_rl.core import session
+from arm_rl.core.atomic_file import replace_text
 from arm_rl.core.config_file import load
 from arm_rl.core.stage_config import SftConfig, TrainConfig
 from arm_rl.core.template import Template
@@ -83,7 +84,7 @@ class Demo:
             with self.console.status(title) if name in SILENT else contextlib.nullcontext():
                 phase()
             done[name] = round(time.monotonic() - started, 1)
-            self._seconds_file.write_text(json.dumps(done))
+            replace_text(self._seconds_file, json.dumps(done))
         self._summarize(done)
 
     def _make_data(self) -> None:
@@ -164,7 +165,7 @@ class Demo:
             texts = [
                 _transcript(samples[track.name], asyncio.run(judge(samples[track.name]))) for track in self.spec.tracks
             ]
-        (self.folder / "transcript.txt").write_text("\n\n".join(texts))
+        replace_text(self.folder / "transcript.txt", "\n\n".join(texts))
         self.console.print("\n\n".join(texts), markup=False)
 
     def _config(self, *overrides: str) -> TrainConfig:
@@ -191,7 +192,7 @@ class Demo:
     def _summarize(self, seconds: dict[str, float]) -> None:
         """Gathers the stages' metrics and trajectories, writes summary.json and the report, and shows the table."""
         metrics_files = [self.folder / stage / "metrics.jsonl" for stage in ("sft", "stage1", "stage2")]
-        (self.folder / "metrics.jsonl").write_text("".join(file.read_text() for file in metrics_files))
+        replace_text(self.folder / "metrics.jsonl", "".join(file.read_text() for file in metrics_files))
         for stage in ("base", "stage1", "stage2"):
             shutil.copytree(self.folder / stage / "trajectories", self.folder / "trajectories", dirs_exist_ok=True)
         stages = {
@@ -203,9 +204,8 @@ class Demo:
         summary = {
             name: {key: value for key, value in metrics.items() if is_shown(key)} for name, metrics in stages.items()
         }
-        (self.folder / "summary.json").write_text(
-            json.dumps({**summary, "seconds": seconds, "seed": self.seed}, indent=2)
-        )
+        shown = {**summary, "seconds": seconds, "seed": self.seed}
+        replace_text(self.folder / "summary.json", json.dumps(shown, indent=2))
         report = write_report(self.folder)
         for table in tables(summary, [track.name for track in self.spec.tracks]):
             Console().print(table)

@@ -22,6 +22,7 @@ from arm_rl.benchmarks.results import FILE, Key, read_results
 from arm_rl.benchmarks.runner import NO_TOOLS, TOOLS, ItemQuestion, ask_all, finished, read_questions
 from arm_rl.benchmarks.summary import compare, summarize
 from arm_rl.benchmarks.tables import comparison_table, summary_tables
+from arm_rl.core.atomic_file import replace_text
 from arm_rl.core.config_file import load
 from arm_rl.core.stage_config import TrainConfig
 from arm_rl.judge.backends import Server, engine_backend, server_backend, server_template
@@ -146,12 +147,12 @@ async def _ask(
                         ready, questions, folder, max_broken=config.run.max_broken_sessions, on_done=bar.step
                     )
     summaries = _summaries(questions, known)
-    (folder / "summary.json").write_text(json.dumps(summaries, indent=2))
+    replace_text(folder / "summary.json", json.dumps(summaries, indent=2))
     console = Console(width=140)
     console.print(*summary_tables(summaries), sep="\n")
     if arguments.ways == "both":
         compared = _ways_compared(questions, known)
-        (folder / TOOLS_COMPARED).write_text(json.dumps(compared, indent=2))
+        replace_text(folder / TOOLS_COMPARED, json.dumps(compared, indent=2))
         console.print(comparison_table(compared, NO_TOOLS, TOOLS))
     missing = len(questions) - len(known)
     told = f"{missing} of {len(questions)} sessions broke: the same command asks them again\n" if missing else ""
@@ -209,8 +210,7 @@ def _check_same_model(folder: Path, config: TrainConfig, server: Server | None) 
                 raise CommandError(
                     f"{folder} holds verdicts with {name} {before.get(name)!r}, not {value!r}: choose another --out"
                 )
-    folder.mkdir(parents=True, exist_ok=True)
-    file.write_text(json.dumps(asdict(now), indent=2))
+    replace_text(file, json.dumps(asdict(now), indent=2))
 
 
 class _Bar:
@@ -297,7 +297,7 @@ def _compared(before: Path, after: Path) -> str:
         )
     compared = {name: compare(BENCHMARKS[name.partition(",")[0]], found[0][name], found[1][name]) for name in common}
     file = after / f"compared-with-{before.resolve().name}.json"
-    file.write_text(json.dumps(compared, indent=2))
+    replace_text(file, json.dumps(compared, indent=2))
     Console(width=160).print(comparison_table(compared, str(before), str(after)))
     return f"done: the numbers are in {file}"
 

@@ -12,6 +12,7 @@ from pathlib import Path
 from rich.console import Console
 
 from actors.cluster.connection import cluster
+from arm_rl.core.atomic_file import replace_text
 from arm_rl.core.errors import UserError
 from arm_rl.experiments.findings import results
 from arm_rl.experiments.findings.designs import DESIGNS
@@ -25,10 +26,10 @@ from jobs.command_line import guarded
 def write(root: Path) -> Path:
     """Writes `summary.json`, `table.md` and `plot.svg` of the runs that are finished; gives the summary's path."""
     found = results.read(root)
-    (root / "table.md").write_text(markdown(found))
-    (root / "plot.svg").write_text(plot(found))
+    replace_text(root / "table.md", markdown(found))
+    replace_text(root / "plot.svg", plot(found))
     path = root / "summary.json"
-    path.write_text(json.dumps(results.summary(found), indent=2, allow_nan=False))
+    replace_text(path, json.dumps(results.summary(found), indent=2, allow_nan=False))
     return path
 
 

@@ -17,6 +17,7 @@ from typing import Any, TypeVar
 from omegaconf import MISSING, DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
+from arm_rl.core.atomic_file import replace_text
 from arm_rl.core.config import ConfigError
 from arm_rl.core.stage_config import SftConfig, TrainConfig
 
@@ -121,8 +122,8 @@ def _first_line(error: Exception) -> str:
 
 
 def save(config: TrainConfig | SftConfig, path: str | os.PathLike) -> None:
-    """Writes the resolved configuration as YAML."""
-    Path(path).write_text(OmegaConf.to_yaml(OmegaConf.create(dataclasses.asdict(config))))
+    """Write the resolved configuration as YAML."""
+    replace_text(Path(path), OmegaConf.to_yaml(OmegaConf.create(dataclasses.asdict(config))))
 
 
 def describe(cls: type) -> str:

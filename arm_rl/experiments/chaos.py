@@ -23,6 +23,7 @@ from typing import Any
 
 from actors.supervision import BACK
 from arm_rl.core import trajectory_file
+from arm_rl.core.atomic_file import replace_text
 from arm_rl.core.errors import UserError
 from arm_rl.experiments import processes
 from arm_rl.run import checkpoint
@@ -96,7 +97,7 @@ class Victim:
         """Those of a kind that live."""
         if kind == "driver":
             return {self._process.pid} if self.status is None else set()
-        return {process.number for process in processes.below(self._process.pid) if VICTIMS[kind] in process.command}
+        return {process.pid for process in processes.below(self._process.pid) if VICTIMS[kind] in process.command}
 
     def kill(self, kind: str, process: int, how: signal.Signals = signal.SIGKILL) -> None:
         """Kills it, or stops it so that it hangs; with the driver all others go, and the run is started again."""
@@ -106,7 +107,7 @@ class Victim:
             self._process.wait()
             limit = time.monotonic() + GRACE_SECONDS
             # Ray ends with it, and they with Ray
-            while left := [one for one in others if processes.read(one) is not None]:
+            while left := [one for one in others if processes.is_alive(one)]:
                 if time.monotonic() > limit:
                     raise ChaosError(f"processes {left} outlive the driver")
                 time.sleep(POLL_SECONDS)
@@ -114,7 +115,7 @@ class Victim:
 
     def end(self) -> None:
         """Ends what is left of it."""
-        left = [process.number for process in processes.below(self._process.pid)]
+        left = [process.pid for process in processes.below(self._process.pid)]
         for process in (self._process.pid, *left):
             try:
                 os.kill(process, signal.SIGKILL)
@@ -199,9 +200,8 @@ def chaos(
 
 
 def write(summary: Summary, path: Path) -> None:
-    """Writes `summary.json`."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    path.write_text(json.dumps(vars(summary), indent=2))
+    """Write `summary.json`."""
+    replace_text(path, json.dumps(vars(summary), indent=2))
 
 
 def _judge(summary: Summary, run: Path, mark: float) -> None:

@@ -6,6 +6,7 @@ from typing import Any
 
 from omegaconf import OmegaConf
 
+from arm_rl.core.atomic_file import replace_text
 from arm_rl.core.config_file import save
 from arm_rl.core.stage_config import SftConfig, TrainConfig
 from arm_rl.export.judge_config import FILE
@@ -100,7 +101,7 @@ def write_card(config: TrainConfig | SftConfig, run: Path, folder: Path, step: i
         data="\n".join(f"- {use}: {', '.join(files)}" for use, files in _data(config).items() if files),
         config=(folder / FILE).read_text(),
     )
-    (folder / "README.md").write_text(card)
+    replace_text(folder / "README.md", card)
 
 
 def _data(config: TrainConfig | SftConfig) -> dict[str, tuple[str, ...]]:

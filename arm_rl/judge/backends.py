@@ -5,7 +5,7 @@ from collections.abc import AsyncIterator, Sequence
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Generic, Protocol, TypeVar
+from typing import Any, Generic, Protocol, TypeVar
 
 from actors.cluster.reservation import reserved
 from arm_rl.core import session, trajectory_file
@@ -48,6 +48,43 @@ class Backend(Protocol[KeptT]):
     ) -> None:
         """Writes sessions to a file of the run's `trajectories`."""
         ...
+
+
+class SessionFiles:
+    """A backend's sessions on their way to files: `per_file` sessions of one stage each, numbered by stage."""
+
+    def __init__(self, backend: Backend[Any], earlier: Path | None = None, per_file: int = 64) -> None:
+        """Prepare.
+
+        Args:
+            backend: Writes the files.
+            earlier: Folder with the files of earlier runs, which stay; by default there are none.
+            per_file: Sessions of a file.
+        """
+        self._backend, self._earlier, self._per_file = backend, earlier, per_file
+        self._unwritten: dict[str, list[tuple[JudgedSession[Any], ScoredTrajectory]]] = {}  # by stage
+        self._steps: dict[str, int] = {}  # the next file's number, by stage
+
+    async def add(self, stage: str, asked: JudgedSession[Any], scored: ScoredTrajectory) -> None:
+        """Take a session, and write a file if the session completes one."""
+        unwritten = self._unwritten.setdefault(stage, [])
+        unwritten.append((asked, scored))
+        if len(unwritten) == self._per_file:
+            await self._write(stage)
+
+    async def flush(self) -> None:
+        """Write the sessions that are in no file yet."""
+        for stage in list(self._unwritten):
+            await self._write(stage)
+
+    async def _write(self, stage: str) -> None:
+        if stage not in self._steps:
+            earlier = () if self._earlier is None else self._earlier.glob(f"{stage}-*.parquet")
+            numbers = [int(path.stem.rpartition("-")[2]) for path in earlier]
+            self._steps[stage] = max(numbers, default=-1) + 1
+        step = self._steps[stage]
+        self._steps[stage] += 1
+        await self._backend.record(stage, step, self._unwritten.pop(stage))
 
 
 class EngineBackend:

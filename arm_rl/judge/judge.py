@@ -26,13 +26,13 @@ from arm_rl.core import session
 from arm_rl.core.config import SessionConfig, TemplateConfig
 from arm_rl.core.errors import UserError
 from arm_rl.core.images import Image
+from arm_rl.core.loop_thread import LoopThread
 from arm_rl.core.question_template import Phrase, read_phrase
 from arm_rl.core.seeding import derive
 from arm_rl.core.session import Memory, Policy, Start, Tools
 from arm_rl.core.template import Template
 from arm_rl.core.types import ImagePart, Message, Sample
 from arm_rl.export.judge_config import JudgeSetup
-from arm_rl.judge.background_loop import LoopThread
 from arm_rl.judge.remote_policy import ServerPolicy
 from arm_rl.judge.verdict import Opinion, Ranking, Verdict
 from tools.execution.local import LocalTools

@@ -6,9 +6,8 @@ What training keeps of a row is what a row group's mask keeps: files are read an
 their size nor Ray Data comes into it.
 """
 
-import asyncio
 from collections import Counter, defaultdict
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, Literal
@@ -16,9 +15,11 @@ from typing import Any, Literal
 import pyarrow as pa
 import pyarrow.parquet as pq
 
+from arm_rl.core.atomic_file import replacing
+from arm_rl.core.concurrency import for_each
+from arm_rl.core.json_lines import JsonLines
 from arm_rl.core.types import Sample
 from arm_rl.data.samples import sample_id
-from arm_rl.prepare.resumable_jsonl import JsonLines
 from arm_rl.training.group import RunStopped
 from arm_rl.training.group_runner import GroupRunner
 
@@ -74,36 +75,26 @@ async def judge_all(
     judged: dict[str, SampleRollouts] = {}
     may_break, num_broken = int(max_broken * len(samples)), 0
 
-    async def work(waiting: Iterator[Sample]) -> None:
+    async def roll_out(sample: Sample) -> None:
         nonlocal num_broken
-        for sample in waiting:
-            group = await runner.run_group(
-                sample, f"difficulty/{sample.id}", size=num_rollouts, temperature=temperature
+        group = await runner.run_group(sample, f"difficulty/{sample.id}", size=num_rollouts, temperature=temperature)
+        error = next((one.error for one in group.scored if one.error is not None), None)
+        if error is None:
+            num_right = sum(one.correct for one in group.scored)
+            judged[sample.id] = SampleRollouts(
+                id=sample.id, track=sample.track, num_right=num_right, num_rollouts=num_rollouts
             )
-            error = next((one.error for one in group.scored if one.error is not None), None)
-            if error is None:
-                num_right = sum(one.correct for one in group.scored)
-                judged[sample.id] = SampleRollouts(
-                    id=sample.id, track=sample.track, num_right=num_right, num_rollouts=num_rollouts
+            lines.add(asdict(judged[sample.id]))
+        else:
+            num_broken += 1
+            if num_broken > may_break:
+                raise RunStopped(
+                    f"sessions of {num_broken} samples broke, more than run.max_broken_sessions allows; what was judged is kept, and "
+                    f"the same command goes on from there. The last one:\n{error}"
                 )
-                lines.add(asdict(judged[sample.id]))
-            else:
-                num_broken += 1
-                if num_broken > may_break:
-                    raise RunStopped(
-                        f"sessions of {num_broken} samples broke, more than run.max_broken_sessions allows; what was judged is kept, and "
-                        f"the same command goes on from there. The last one:\n{error}"
-                    )
-            on_done()
+        on_done()
 
-    waiting = iter(samples)
-    places = max(1, _AT_A_TIME * sessions_at_a_time // num_rollouts)
-    try:
-        async with asyncio.TaskGroup() as group:
-            for _ in range(min(places, len(samples))):
-                group.create_task(work(waiting))
-    except* RunStopped as stopped:
-        raise stopped.exceptions[0] from None
+    await for_each(samples, roll_out, at_a_time=max(1, _AT_A_TIME * sessions_at_a_time // num_rollouts))
     return judged
 
 
@@ -115,9 +106,12 @@ def write_kept(path: Path, judged: Mapping[str, SampleRollouts], never_right: Ne
     """
     kept = {id for id, one in judged.items() if one.verdict(never_right) is None}
     out = path.with_name(f"{path.stem}-filtered.parquet")
-    unfinished = out.with_name(out.name + ".tmp")
     number = num_kept = 0
-    with pq.ParquetFile(path) as file, pq.ParquetWriter(unfinished, file.schema_arrow) as writer:
+    with (
+        pq.ParquetFile(path) as file,
+        replacing(out) as temporary,
+        pq.ParquetWriter(temporary, file.schema_arrow) as writer,
+    ):
         for group in range(file.num_row_groups):
             table = file.read_row_group(group)
             infos = (
@@ -128,7 +122,6 @@ def write_kept(path: Path, judged: Mapping[str, SampleRollouts], never_right: Ne
             num_kept += sum(mask)
             if any(mask):
                 writer.write_table(table.filter(pa.array(mask)))
-    unfinished.replace(out)
     return out, num_kept
 
 

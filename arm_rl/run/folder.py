@@ -6,6 +6,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
+from arm_rl.core.atomic_file import replace_text
 from arm_rl.core.config import ConfigError
 from arm_rl.core.config_file import read_saved, save
 from arm_rl.core.stage_config import SftConfig, TrainConfig
@@ -79,7 +80,7 @@ def exporting(folder: Path, step: int) -> Iterator[Path]:
     """The folder to export a run's model into, after that step. What an error leaves half-done does not count as exported."""
     (folder / _EXPORTED).unlink(missing_ok=True)
     yield folder / "export"
-    (folder / _EXPORTED).write_text(json.dumps({"step": step}))
+    replace_text(folder / _EXPORTED, json.dumps({"step": step}))
 
 
 def _difference(old: object, new: object, key: str = "") -> str | None:

@@ -17,6 +17,7 @@ from PIL import Image as PILImage
 from wandb.sdk.lib import wbauth
 
 from arm_rl.core import trajectory_file
+from arm_rl.core.atomic_file import replace_text
 from arm_rl.core.config import MetricsConfig
 from arm_rl.core.images import Image
 from arm_rl.core.types import ImageInfo, ImagePart, Sample, ScoredTrajectory, Trajectory
@@ -68,7 +69,7 @@ class WandbPage:
         own.mkdir(exist_ok=True)
         kept_id = own / f"{stage.replace('/', '-') or 'run'}.id"
         if not kept_id.exists():
-            kept_id.write_text(secrets.token_hex(4))
+            replace_text(kept_id, secrets.token_hex(4))
         # the table's images lie with the run; wandb has no setting for it
         os.environ["WANDB_DATA_DIR"] = str(own.resolve())
         self._run = _start(

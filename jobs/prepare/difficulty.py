@@ -10,12 +10,13 @@ from typing import Any, get_args
 
 from actors.cluster.connection import cluster
 from actors.cluster.reservation import reserved
+from arm_rl.core.atomic_file import replace_text
 from arm_rl.core.config_file import load
+from arm_rl.core.json_lines import JsonLines
 from arm_rl.core.stage_config import TrainConfig
 from arm_rl.core.template import Template
 from arm_rl.core.types import Sample
 from arm_rl.prepare.difficulty import NeverRight, SampleRollouts, judge_all, judged_before, report, write_kept
-from arm_rl.prepare.resumable_jsonl import JsonLines
 from arm_rl.run.folder import open_run
 from arm_rl.training.inputs import read_inputs
 from arm_rl.training.startup import group_runner
@@ -71,7 +72,7 @@ def leave_out(config: TrainConfig, num_rollouts: int, never_right: NeverRight) -
                 judged |= asyncio.run(_judged(config, inputs.template, pending, lines, num_rollouts))
     kept = [write_kept(Path(file), judged, never_right) for file in config.data.train]
     found = report(inputs.samples, judged, num_rollouts, never_right)
-    (folder / REPORT).write_text(json.dumps(found, indent=2))
+    replace_text(folder / REPORT, json.dumps(found, indent=2))
     files = ", ".join(f"{path} ({num_rows} rows)" for path, num_rows in kept)
     return [*told(found), f"done: {files}; {REPORT} and {JUDGED} are in {folder}"]
 

@@ -7,7 +7,9 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+from arm_rl.core.atomic_file import replace_text
 from arm_rl.core.config_file import describe, load
+from arm_rl.core.json_lines import JsonLines
 from arm_rl.core.question_template import read_phrase
 from arm_rl.judge.backends import Server
 from arm_rl.judge.chat_client import ChatServer
@@ -16,7 +18,6 @@ from arm_rl.prepare.pairs.config import PairsConfig
 from arm_rl.prepare.pairs.replies import Replies
 from arm_rl.prepare.pairs.writer import FlawWriter, WritingOutcome
 from arm_rl.prepare.questions import Question
-from arm_rl.prepare.resumable_jsonl import JsonLines
 from jobs.prepare.commands import Commands, progress
 from jobs.server_options import add_server_options, read_server
 
@@ -55,7 +56,7 @@ def _pairs(arguments: argparse.Namespace) -> str:
     outcomes, num_asked = asyncio.run(_written(questions, server, config, arguments.out))
     made = write_files(outcomes, config, phrase, arguments.out)
     found = report(outcomes, made, config, num_asked)
-    (arguments.out / REPORT).write_text(json.dumps(found, indent=2, ensure_ascii=False), encoding="utf-8")
+    replace_text(arguments.out / REPORT, json.dumps(found, indent=2, ensure_ascii=False))
     return "\n".join([*told(found), f"done: {', '.join(found['files'])} and {REPORT} are in {arguments.out}"])
 
 

@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from actors.cluster.connection import cluster
+from arm_rl.core.atomic_file import replace_text
 from arm_rl.core.config_file import load
 from arm_rl.core.parsing import TOOL_FORMATS
 from arm_rl.core.stage_config import TrainConfig
@@ -65,7 +66,7 @@ def _trajectories(arguments: argparse.Namespace) -> str:
     found = [one for one in recorded(folder) if one.group_id in sessions]
     chosen = best(found, samples)
     shown = report(samples, found, chosen, arguments.best_of)
-    (folder / REPORT).write_text(json.dumps(shown, indent=2))
+    replace_text(folder / REPORT, json.dumps(shown, indent=2))
     if not chosen:
         raise CommandError("\n".join(["no session can be learned from:", *told(shown)]))
     out = arguments.out or folder / FILE

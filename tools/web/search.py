@@ -18,7 +18,7 @@ from pydantic import Field
 from arm_rl.core.errors import UserError
 from arm_rl.core.session import ToolResult
 from tools.base import ArgumentError, Execution, Tool, ToolContext
-from tools.execution.background_loop import wait_for
+from tools.execution.tool_loop import tool_loop
 from tools.web.cache import SearchCache
 from tools.web.engines import ENGINES, Found, clean
 
@@ -110,7 +110,7 @@ class WebSearchTool(Tool):
         found = self._cache.get(key) if self._cache else None
         if found is None:
             try:
-                found = wait_for(self._shared(query))
+                found = tool_loop().wait(self._shared(query))
             except TimeoutError:
                 return ToolResult(
                     status="timeout",
@@ -126,7 +126,7 @@ class WebSearchTool(Tool):
     def close(self) -> None:
         """Closes the connections."""
         if self._client is not None:
-            wait_for(self._client.aclose())
+            tool_loop().wait(self._client.aclose())
             self._client = None
 
     async def _shared(self, query: str) -> list[Found]:

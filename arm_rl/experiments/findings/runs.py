@@ -17,6 +17,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from actors.cluster.reservation import reserved
+from arm_rl.core.atomic_file import replace_text, replacing
 from arm_rl.core.config import ConfigError
 from arm_rl.core.config_file import load
 from arm_rl.core.stage_config import SftConfig, TrainConfig
@@ -107,8 +108,7 @@ class Findings:
         file = self.root / "setting.json"
         written = json.dumps(used, indent=2)
         if not file.exists():
-            self.root.mkdir(parents=True, exist_ok=True)
-            file.write_text(written)
+            replace_text(file, written)
         before, now = json.loads(file.read_text()), json.loads(written)
         differs = [key for key in now if before.get(key) != now[key]]
         if differs:
@@ -125,10 +125,7 @@ class Findings:
             path = self.data / f"{split}.parquet"
             if not path.is_file():
                 self.say(f"{number} samples: {split}")
-                partial = dataset.write(
-                    path.with_suffix(".partial"), seed=0, split=split, num_samples=number, tracks=setting.MIXED
-                )
-                partial.rename(path)
+                dataset.write(path, seed=0, split=split, num_samples=number, tracks=setting.MIXED)
 
     def _make_base(self) -> None:
         """The first demo's base model, and from it the one of the mixed task."""
@@ -142,18 +139,17 @@ class Findings:
         for folder, (title, tracks, steps, start) in plans.items():
             if not folder.is_dir():
                 self.say(title)
-                partial = folder.with_suffix(".partial")
-                make_base(
-                    partial,
-                    config.template,
-                    schemas,
-                    tracks=tracks,
-                    plan=steps,
-                    seed=0,
-                    share=self.size.pretraining,
-                    start=start,
-                )
-                partial.rename(folder)
+                with replacing(folder) as temporary:
+                    make_base(
+                        temporary,
+                        config.template,
+                        schemas,
+                        tracks=tracks,
+                        plan=steps,
+                        seed=0,
+                        share=self.size.pretraining,
+                        start=start,
+                    )
 
     def _cold_start(self, seed: int) -> None:
         folder = self.root / str(seed)

@@ -13,6 +13,7 @@ from collections.abc import AsyncIterator, Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+import psutil
 import pytest
 import pytest_asyncio
 import torch
@@ -31,6 +32,7 @@ from arm_rl.core.errors import EngineDied
 from arm_rl.core.images import Image
 from arm_rl.core.resize import ViewSize
 from arm_rl.core.session import Completion
+from arm_rl.experiments.processes import is_alive
 from tests.support import tiny
 
 pytestmark = pytest.mark.asyncio(loop_scope="module")  # one engine for all tests, and an engine lives in one event loop
@@ -456,7 +458,7 @@ async def test_incomplete_weights_close_the_engine_and_leave_no_process(
     with pytest.raises(EngineClosed):
         await engine.generate(judge.ids("Go"), [], max_tokens=5, temperature=1.0, seed=1)
     await engine.close()  # once more does no harm
-    assert not Path(f"/proc/{process[0]}").exists()
+    assert not psutil.pid_exists(process[0])
 
 
 async def test_an_engine_without_memory_does_not_start_and_says_so(judge: Judge, environment: None) -> None:
@@ -521,19 +523,11 @@ async def test_no_process_outlives_an_owner_that_is_killed(judge: Judge, environ
     assert len(process) == 1
     owner.send_signal(signal.SIGKILL)
     owner.wait()
-    while lives(process[0]):  # the test's own time limit is the patience
+    while is_alive(process[0]):  # the test's own time limit is the patience
         await asyncio.sleep(0.05)
 
 
 def children(name: str, parent: int | None = None) -> list[int]:
-    """Ids of the child processes with this in their command line."""
-    found = subprocess.run(
-        ["ps", "-o", "pid=,args=", "--ppid", str(parent or os.getpid())], capture_output=True, text=True
-    ).stdout
-    return [int(line.split()[0]) for line in found.splitlines() if name in line]
-
-
-def lives(process: int) -> bool:
-    """False for a process that has ended, even if nobody has asked for its exit code."""
-    state = subprocess.run(["ps", "-o", "stat=", "-p", str(process)], capture_output=True, text=True).stdout
-    return bool(state.strip()) and not state.startswith("Z")
+    """Return the ids of the child processes with this in their command line."""
+    found = [child.as_dict(["pid", "cmdline"]) for child in psutil.Process(parent).children()]
+    return [child["pid"] for child in found if name in " ".join(child["cmdline"] or ())]
