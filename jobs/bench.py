@@ -1,4 +1,4 @@
-"""Benchmarks: `python -m jobs.bench all`, or one by its key. Each measures what it compares side by side, in turn, in one run."""
+"""Run all benchmarks, or one by its key. Each measures both sides of its comparison in turn, in one run."""
 
 import argparse
 import asyncio
@@ -6,7 +6,7 @@ import json
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Protocol, Self, TypeVar
@@ -194,9 +194,9 @@ def tools(arguments: argparse.Namespace) -> str:
     return f"done: the numbers are in {path}"
 
 
-def main() -> int:
+def main(argv: Sequence[str] | None = None, *, program: str = "python -m jobs.bench") -> int:
     """Runs the benchmark that the command line names."""
-    parser = argparse.ArgumentParser(prog="python -m jobs.bench", description=__doc__)
+    parser = argparse.ArgumentParser(prog=program, description=__doc__)
     parser.add_argument("--out", type=Path, default=Path("runs/bench"), help="folder of the results")
     commands = parser.add_subparsers(required=True, dest="key")
     command = commands.add_parser("all", help=every.__doc__, description=every.__doc__)
@@ -216,7 +216,7 @@ def main() -> int:
         "--arguments", default="{}", help='JSON: arguments by tool, as in \'{"count_words": {"response": "text_0"}}\''
     )
     command.set_defaults(run=tools)
-    arguments = parser.parse_args()
+    arguments = parser.parse_args(argv)
     again = "--resume measures only what is missing" if arguments.key == "all" else ""
     return guarded(lambda: arguments.run(arguments), again=again)
 

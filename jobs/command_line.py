@@ -6,7 +6,7 @@ import errno
 import logging
 import os
 import sys
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Sequence
 from typing import TypeVar
 
 import transformers
@@ -30,30 +30,33 @@ FROM_CHECKPOINT = "started again with the same command, the run goes on from its
 
 
 def run_job(
-    name: str,
+    program: str,
     description: str,
     cls: type[ConfigT],
     job: Callable[[ConfigT], Awaitable[str]],
     *,
+    argv: Sequence[str] | None = None,
     again: str = FROM_CHECKPOINT,
 ) -> int:
     """Parses the command line, runs the job on a cluster and prints its last line.
 
     Args:
+        program: name of the program in its help and its usage errors.
+        argv: arguments of the command line; by default those of the process.
         again: as for `guarded`.
 
     Returns:
         The exit status.
     """
     parser = argparse.ArgumentParser(
-        prog=f"python -m jobs.{name}",
+        prog=program,
         description=description,
         epilog=f"keys:\n{describe(cls)}",
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     parser.add_argument("config", help="YAML file")
     parser.add_argument("overrides", nargs="*", metavar="key=value", help="a key of the configuration, and its value")
-    arguments = parser.parse_args()
+    arguments = parser.parse_args(argv)
 
     def start() -> str:
         config = load(cls, arguments.config, arguments.overrides)

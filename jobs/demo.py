@@ -14,7 +14,7 @@ import json
 import shutil
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from functools import partial
 from pathlib import Path
 
@@ -248,10 +248,10 @@ def _line(message: Message) -> str:
     return f"{message.role:>10}: {text}"
 
 
-def main() -> int:
+def main(argv: Sequence[str] | None = None, *, program: str = "python -m jobs.demo") -> int:
     """Runs the demo."""
     parser = argparse.ArgumentParser(
-        prog="python -m jobs.demo", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+        prog=program, description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     parser.add_argument(
         "--tools", action="store_true", help="three tracks at once, each with a tool of its own to choose"
@@ -261,7 +261,7 @@ def main() -> int:
     parser.add_argument(
         "--short", action="store_true", help="a few steps of everything: shows that it runs, learns nothing"
     )
-    arguments = parser.parse_args()
+    arguments = parser.parse_args(argv)
     spec = THREE_TRACKS if arguments.tools else DIGITS
     folder = arguments.out or Path("runs", spec.name + ("-short" if arguments.short else ""))
 

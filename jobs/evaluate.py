@@ -35,16 +35,15 @@ TOOLS_COMPARED = "tools-compared.json"
 WAYS = {"tools": (TOOLS,), "no-tools": (NO_TOOLS,), "both": (TOOLS, NO_TOOLS)}
 
 
-def main(argv: Sequence[str] | None = None) -> int:
+def main(argv: Sequence[str] | None = None, *, program: str = "python -m jobs.evaluate") -> int:
     """Runs what is asked for; the exit status."""
     argv = sys.argv[1:] if argv is None else list(argv)
     if argv[:1] == ["compare"]:
-        return _compare(argv[1:])
+        return _compare(argv[1:], f"{program} compare")
     if argv and argv[0].endswith((".yaml", ".yml")):
-        return run_job(
-            "evaluate", "Judges the held-out samples of a configuration once each.", TrainConfig, _held_out, again=""
-        )
-    arguments = _parser().parse_intermixed_args(argv)
+        description = "Judges the held-out samples of a configuration once each."
+        return run_job(program, description, TrainConfig, _held_out, argv=argv, again="")
+    arguments = _parser(program).parse_intermixed_args(argv)
     return guarded(lambda: _evaluate(arguments), again="the same command goes on with what has no verdict yet")
 
 
@@ -55,9 +54,9 @@ async def _held_out(config: TrainConfig) -> str:
     return f"{shown}\ndone: evaluation.json and the trajectories are in {config.run.folder}"
 
 
-def _parser() -> argparse.ArgumentParser:
+def _parser(program: str) -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(
-        prog="python -m jobs.evaluate",
+        prog=program,
         description="Asks a model the items of published benchmarks. Started again with the same --out, it goes on where it stopped.",
         epilog=f"benchmarks: {', '.join(BENCHMARKS)}.\n`compare RUN_A RUN_B` compares two runs; `CONFIG.yaml key=value` judges "
         "the held-out samples of a configuration.",
@@ -271,10 +270,8 @@ def _short(model: str) -> str:
     return re.sub(r"[^\w.-]+", "-", path.parent.name if path.name == "export" and path.parent.name else path.name)
 
 
-def _compare(argv: Sequence[str]) -> int:
-    parser = argparse.ArgumentParser(
-        prog="python -m jobs.evaluate compare", description="Two runs on the rows that both have."
-    )
+def _compare(argv: Sequence[str], program: str) -> int:
+    parser = argparse.ArgumentParser(prog=program, description="Two runs on the rows that both have.")
     parser.add_argument("before", type=Path, metavar="RUN_A")
     parser.add_argument("after", type=Path, metavar="RUN_B")
     arguments = parser.parse_args(argv)

@@ -7,6 +7,7 @@ stopped at any time, and a folder is for one process at a time.
 import argparse
 import json
 import sys
+from collections.abc import Sequence
 from pathlib import Path
 
 from rich.console import Console
@@ -33,10 +34,10 @@ def write(root: Path) -> Path:
     return path
 
 
-def main() -> int:
+def main(argv: Sequence[str] | None = None, *, program: str = "python -m jobs.findings") -> int:
     """Runs what is left and writes the summary."""
     parser = argparse.ArgumentParser(
-        prog="python -m jobs.findings", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+        prog=program, description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     parser.add_argument("--out", type=Path, help="folder of all runs; by default runs/findings, or runs/findings-quick")
     parser.add_argument(
@@ -58,7 +59,7 @@ def main() -> int:
         "--quick", action="store_true", help="a few steps of everything: shows that it runs, learns nothing"
     )
     parser.add_argument("--summary", action="store_true", help="train nothing, only write the summary of what is there")
-    arguments = parser.parse_args()
+    arguments = parser.parse_args(argv)
     suffix = "-quick" if arguments.quick else "-validation" if arguments.validation else ""
     root: Path = arguments.out or Path(f"runs/findings{suffix}")
     console = Console(highlight=False, soft_wrap=True)

@@ -223,10 +223,10 @@ def _as_json(
     }
 
 
-def main() -> int:
+def main(argv: Sequence[str] | None = None, *, program: str = "python -m jobs.plan") -> int:
     """Plans from the command line."""
     parser = argparse.ArgumentParser(
-        prog="python -m jobs.plan",
+        prog=program,
         description="What a run needs of its GPUs, and how long its steps take. It needs none itself.",
     )
     parser.add_argument("config", help="YAML file of jobs.train or jobs.sft")
@@ -255,7 +255,7 @@ def main() -> int:
     )
     parser.add_argument("--no-search", action="store_true", help="leave out the nearby settings")
     parser.add_argument("--json", action="store_true", help="print everything as JSON")
-    arguments = parser.parse_args()
+    arguments = parser.parse_args(argv)
 
     def start() -> str:
         config: TrainConfig | SftConfig = load_saved(arguments.config, arguments.overrides)

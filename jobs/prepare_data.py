@@ -1,4 +1,4 @@
-"""Prepares what training reads: `python -m jobs.prepare_data COMMAND …`; its commands, each from a module of its own."""
+"""Prepare training data from raw questions. Each command is a module of `jobs.prepare`."""
 
 import argparse
 import sys
@@ -26,9 +26,9 @@ COMMANDS: tuple[Callable[[Commands], None], ...] = (
 )
 
 
-def main(argv: Sequence[str] | None = None) -> int:
+def main(argv: Sequence[str] | None = None, *, program: str = "python -m jobs.prepare_data") -> int:
     """Runs the command that is asked for and prints its last line."""
-    parser = argparse.ArgumentParser(prog="python -m jobs.prepare_data", description=__doc__)
+    parser = argparse.ArgumentParser(prog=program, description=__doc__)
     commands = parser.add_subparsers(dest="command", required=True, metavar="COMMAND")
     for add in COMMANDS:
         add(commands)

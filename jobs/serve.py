@@ -1,4 +1,4 @@
-"""Serves a judge: `python -m jobs.serve FOLDER`. Requests go through the whole loop, tools included; --model-only serves the bare model."""
+"""Serve a judge over HTTP. Requests run the complete session loop, tools included; --model-only serves the bare model."""
 
 import argparse
 import contextlib
@@ -6,7 +6,7 @@ import signal
 import sys
 import tempfile
 import threading
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -71,9 +71,9 @@ def service(
         serve.shutdown()
 
 
-def main() -> int:
+def main(argv: Sequence[str] | None = None, *, program: str = "python -m jobs.serve") -> int:
     """Serves until Ctrl-C, or until it is told to end."""
-    parser = argparse.ArgumentParser(prog="python -m jobs.serve", description=__doc__)
+    parser = argparse.ArgumentParser(prog=program, description=__doc__)
     add_judge_options(parser)
     parser.add_argument(
         "--both-orders", action="store_true", help="judge pairs in both orders, so that places cancel out"
@@ -90,7 +90,7 @@ def main() -> int:
     parser.add_argument(
         "--model-only", action="store_true", help="only vLLM's OpenAI-compatible server, without sessions and tools"
     )
-    arguments = parser.parse_args()
+    arguments = parser.parse_args(argv)
     return guarded(lambda: _serve_model(arguments) if arguments.model_only else _serve_judge(arguments))
 
 
