@@ -1,7 +1,7 @@
 """A run without a GPU: the real driver, collector, groups and rollout routing, on a simulated clock, between actors that only take time.
 
-    Driver -> Collector -> GroupRunner -> RolloutPool -> simulated engines   (sessions: measured, or drawn from a workload)
-           -> make_batch -> simulated learners                                (seconds of a batch: measured, or from the roofline)
+    Driver -> Collector -> GroupRunner -> RolloutPool -> simulated engines   (sessions drawn from a workload)
+           -> make_batch -> simulated learners                                (seconds of a batch from the roofline)
 
 Nothing of the policy is written a second time: how groups are started, taken, dropped and redrawn, which engine runs them, how a batch is
 cut for the ranks and when weights travel is the code that trains. What is simulated is how long each part takes.
