@@ -7,7 +7,7 @@ import logging
 import os
 import sys
 from collections.abc import Awaitable, Callable
-from typing import TypeVar
+from typing import TypeAlias, TypeVar
 
 import transformers
 from ray.exceptions import ObjectStoreFullError, OutOfDiskError, RayError
@@ -21,6 +21,7 @@ from arm_rl.data import parquet_rows
 from arm_rl.training.graceful_stop import StoppedOnRequest
 
 ConfigT = TypeVar("ConfigT", TrainConfig, SftConfig)
+Commands: TypeAlias = "argparse._SubParsersAction[argparse.ArgumentParser]"  # of `prepare_data`
 
 logger = logging.getLogger(__name__)
 

@@ -34,6 +34,7 @@ from arm_rl.demo.base import make_base
 from arm_rl.demo.demos import DIGITS, THREE_TRACKS, DemoSize, DemoSpec, write_tool_file
 from arm_rl.demo.tables import is_shown, tables
 from arm_rl.judge.remote_policy import ServerPolicy
+from arm_rl.prepare.difficulty import filter_by_difficulty
 from arm_rl.prepare.screening import screened_sessions
 from arm_rl.report import write_report
 from arm_rl.run.metrics_log import read_lines
@@ -41,7 +42,6 @@ from arm_rl.training.evaluation import evaluate_model
 from arm_rl.training.grpo import train_grpo
 from arm_rl.training.sft import train_sft
 from jobs.command_line import FROM_CHECKPOINT, guarded
-from jobs.prepare.difficulty import leave_out
 from rewards.judgment import is_correct
 from tools import load_tools
 from tools.execution.local import LocalTools
@@ -130,8 +130,8 @@ class Demo:
 
     def _leave_out(self) -> None:
         judge, data = f"model.path={self.folder / 'sft' / 'export'}", f"data.train=[{self.data / 'grpo.parquet'}]"
-        *told, _ = leave_out(self._config("run.name=sft", judge, data), ROLLOUTS, "keep")
-        self.console.print("\n".join(told))
+        *lines, _ = filter_by_difficulty(self._config("run.name=sft", judge, data), ROLLOUTS, "keep")
+        self.console.print("\n".join(lines))
 
     def _stage1(self) -> None:
         asyncio.run(train_grpo(self._grpo_config(self.folder / "sft", *self.spec.stage1)))

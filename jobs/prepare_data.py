@@ -4,9 +4,8 @@ import argparse
 import sys
 from collections.abc import Callable, Sequence
 
-from jobs.command_line import guarded
+from jobs.command_line import Commands, guarded
 from jobs.prepare.audit import audit
-from jobs.prepare.commands import Commands
 from jobs.prepare.difficulty import difficulty
 from jobs.prepare.documents import documents
 from jobs.prepare.formats import convert

@@ -7,21 +7,30 @@ their size nor Ray Data comes into it.
 """
 
 import asyncio
+import json
 from collections import Counter, defaultdict
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any, Literal
 
 import pyarrow as pa
 import pyarrow.parquet as pq
 
+from actors.cluster.connection import cluster
+from actors.cluster.reservation import reserved
+from arm_rl.core.config import TrainConfig
+from arm_rl.core.template import Template
 from arm_rl.core.types import Sample
 from arm_rl.data.samples import sample_id
+from arm_rl.prepare.progress import progress_bar
 from arm_rl.prepare.resumable_jsonl import JsonLines
-from arm_rl.training.groups import GroupRunner, RunStopped
+from arm_rl.run.folder import open_run
+from arm_rl.training.groups import GroupRunner, RunStopped, group_runner
+from arm_rl.training.inputs import read_inputs
 
 NeverRight = Literal["keep", "drop"]
+JUDGED, REPORT = "difficulty.jsonl", "report.json"
 _AT_A_TIME = 2  # more groups than fill the engines: they are of different length
 
 
@@ -41,8 +50,57 @@ class SampleRollouts:
         return "never right" if self.num_right == 0 and never_right == "drop" else None
 
 
-def judged_before(samples: Sequence[Sample], lines: JsonLines, num_rollouts: int) -> dict[str, SampleRollouts]:
-    """Those of the samples that an earlier run judged by as many rollouts, by id."""
+def filter_by_difficulty(config: TrainConfig, num_rollouts: int, never_right: NeverRight) -> list[str]:
+    """Write the samples of `config.data.train` from which the configured model can still learn.
+
+    The model judges every sample; verdicts of an earlier run in the same folder are reused.
+
+    Args:
+        config: Configuration of a GRPO stage; the run's name gets the suffix "-difficulty".
+        num_rollouts: Number of rollouts of each sample.
+        never_right: Whether to keep samples that no rollout gets right.
+
+    Returns:
+        A summary, one string a line; the last line names the files that were written.
+    """
+    config = replace(config, run=replace(config.run, name=f"{config.run.name}-difficulty"))
+    inputs = read_inputs(replace(config, data=replace(config.data, held_out=())))
+    folder = open_run(config)
+    with JsonLines(folder / JUDGED) as lines:
+        judged = known_rollouts(inputs.samples, lines, num_rollouts)
+        pending = [sample for sample in inputs.samples if sample.id not in judged]
+        if pending:
+            with cluster():
+                judged |= asyncio.run(_judge_on_cluster(config, inputs.template, pending, lines, num_rollouts))
+    written = [write_filtered(Path(file), judged, never_right) for file in config.data.train]
+    summary = report(inputs.samples, judged, num_rollouts, never_right)
+    (folder / REPORT).write_text(json.dumps(summary, indent=2))
+    files = ", ".join(f"{path} ({num_rows} rows)" for path, num_rows in written)
+    return [*_summary_lines(summary), f"done: {files}; {REPORT} and {JUDGED} are in {folder}"]
+
+
+async def _judge_on_cluster(
+    config: TrainConfig, template: Template, samples: Sequence[Sample], lines: JsonLines, num_rollouts: int
+) -> dict[str, SampleRollouts]:
+    async with (
+        reserved(config.run.name, config.placement, 0, config.rollout) as reservation,
+        group_runner(config, template, reservation) as runner,
+    ):
+        with progress_bar("judging", len(samples), "samples") as step:
+            return await judge_all(
+                runner,
+                samples,
+                lines,
+                num_rollouts=num_rollouts,
+                temperature=config.rollout.temperature,
+                sessions_at_a_time=config.rollout.num_actors * config.rollout.max_concurrent_sessions,
+                max_broken=config.run.max_broken_sessions,
+                on_done=step,
+            )
+
+
+def known_rollouts(samples: Sequence[Sample], lines: JsonLines, num_rollouts: int) -> dict[str, SampleRollouts]:
+    """Return the rollouts, by sample id, of the samples that an earlier run judged with as many rollouts."""
     known = {one.id: one for one in (SampleRollouts(**values) for values in lines.found)}
     return {one.id: known[one.id] for one in samples if one.id in known and known[one.id].num_rollouts == num_rollouts}
 
@@ -104,8 +162,8 @@ async def judge_all(
     return judged
 
 
-def write_kept(path: Path, judged: Mapping[str, SampleRollouts], never_right: NeverRight) -> tuple[Path, int]:
-    """Writes the rows of a file that are kept, in their order, beside it, where the paths of its images lead to the same files.
+def write_filtered(path: Path, judged: Mapping[str, SampleRollouts], never_right: NeverRight) -> tuple[Path, int]:
+    """Write the kept rows of a file, in order, to a new file in the same folder, so that relative image paths hold.
 
     Returns:
         The file, `NAME-filtered.parquet`, and its number of rows.
@@ -147,3 +205,12 @@ def report(
             track: [counts[right] for right in range(num_rollouts + 1)] for track, counts in sorted(tracks.items())
         },
     }
+
+
+def _summary_lines(summary: Mapping[str, Any]) -> list[str]:
+    lines = [f"{summary['kept']} of {summary['samples']} samples kept"]
+    lines += [f"  left out: {reason}: {number}" for reason, number in summary["left_out"].items()]
+    for track, counts in summary["histogram"].items():
+        histogram = ", ".join(f"{right}: {number}" for right, number in enumerate(counts))
+        lines.append(f"{track}: samples by right rollouts of {summary['rollouts']}: {histogram}")
+    return lines

@@ -16,7 +16,8 @@ from arm_rl.data.parquet_rows import files_of
 from arm_rl.prepare.audit.checks import Finding, check
 from arm_rl.prepare.audit.contents import FileContents, read
 from arm_rl.prepare.formats import FORMATS
-from jobs.prepare.commands import Commands, progress
+from arm_rl.prepare.progress import progress_bar
+from jobs.command_line import Commands
 from tools import load_tools
 
 
@@ -104,7 +105,7 @@ def _audit(arguments: argparse.Namespace) -> str:
 
 def _with_progress(wanted: partial[FileContents]) -> FileContents:
     (path,) = wanted.args
-    with progress(f"reading {path.name}", None, "rows") as step:
+    with progress_bar(f"reading {path.name}", None, "rows") as step:
         return wanted(on_row=step)
 
 
@@ -120,7 +121,7 @@ def _with_ray(wanted: Sequence[partial[FileContents]]) -> list[FileContents]:
         return {"number": row["number"], "found": found}
 
     found: dict[int, FileContents] = {}
-    with cluster(), progress("reading", len(wanted), "files") as step:
+    with cluster(), progress_bar("reading", len(wanted), "files") as step:
         ray.data.DataContext.get_current().enable_progress_bars = False
         files = ray.data.from_items(
             [{"number": number} for number in range(len(wanted))], override_num_blocks=len(wanted)

@@ -9,7 +9,7 @@ from rich.progress import BarColumn, MofNCompleteColumn, TaskID, TextColumn, Tim
 from rich.progress import Progress as Bar
 
 from arm_rl.prepare.document_builder import BuildProgress, BuildSummary, OcrMode, build_index
-from jobs.prepare.commands import Commands
+from jobs.command_line import Commands
 
 
 def documents(commands: Commands) -> None:

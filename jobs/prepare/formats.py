@@ -7,7 +7,8 @@ from arm_rl.data.image_store import FetchLimits, ImageSource
 from arm_rl.data.parquet_rows import BrokenRows
 from arm_rl.prepare.conversion import convert as convert_file
 from arm_rl.prepare.formats import EMBEDDED, FORMATS, format_of
-from jobs.prepare.commands import Commands, progress
+from arm_rl.prepare.progress import progress_bar
+from jobs.command_line import Commands
 from tools import load_tools
 
 
@@ -53,7 +54,7 @@ def _convert(arguments: argparse.Namespace) -> str:
     write_as = arguments.to or format_of(target)
     embedded = EMBEDDED[write_as] if arguments.images is None else arguments.images == "embed"
     limits = FetchLimits(fetch=arguments.fetch, max_bytes=arguments.max_image_mb << 20)
-    with progress(f"reading {source.name}", None, "rows") as step:
+    with progress_bar(f"reading {source.name}", None, "rows") as step:
         number = convert_file(
             source,
             target,

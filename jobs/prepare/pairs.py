@@ -15,9 +15,10 @@ from arm_rl.prepare.pairs.build import read_all, report, write_files
 from arm_rl.prepare.pairs.config import PairsConfig
 from arm_rl.prepare.pairs.replies import Replies
 from arm_rl.prepare.pairs.writer import FlawWriter, WritingOutcome
+from arm_rl.prepare.progress import progress_bar
 from arm_rl.prepare.questions import Question
 from arm_rl.prepare.resumable_jsonl import JsonLines
-from jobs.prepare.commands import Commands, progress
+from jobs.command_line import Commands
 from jobs.server_options import add_server_options, read_server
 
 REPLIES, REPORT = "replies.jsonl", "report.json"
@@ -68,7 +69,7 @@ async def _written(
     try:
         with (
             JsonLines(folder / REPLIES) as lines,
-            progress("writing flawed answers", len(questions), "questions") as step,
+            progress_bar("writing flawed answers", len(questions), "questions") as step,
         ):
             writer = FlawWriter(chat, server.model, config, Replies(lines))
             outcomes = await writer.write_all(questions, concurrency=server.concurrency, on_done=lambda outcome: step())

@@ -10,10 +10,11 @@ from arm_rl.data.image_store import ImageFolder
 from arm_rl.data.parquet_rows import DataError
 from arm_rl.demo import dataset
 from arm_rl.demo.demos import DIGITS, THREE_TRACKS, write_tool_file
+from arm_rl.prepare.progress import progress_bar
 from arm_rl.prepare.questions import Question, write_questions
 from arm_rl.prepare.sources import SOURCES
 from arm_rl.prepare.sources.skipped import SkippedRow
-from jobs.prepare.commands import Commands, progress
+from jobs.command_line import Commands
 
 
 def questions(commands: Commands) -> None:
@@ -38,7 +39,7 @@ def _questions(arguments: argparse.Namespace) -> str:
 
     def kept() -> Iterator[Question]:
         number = 0
-        with progress("reading questions", None, "rows") as step:
+        with progress_bar("reading questions", None, "rows") as step:
             for found in itertools.chain.from_iterable(
                 SOURCES[arguments.source](path, folder) for path in arguments.files
             ):

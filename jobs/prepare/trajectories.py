@@ -18,10 +18,11 @@ from arm_rl.core.types import Sample
 from arm_rl.data.demonstrations import write_demonstrations
 from arm_rl.data.samples import read_samples
 from arm_rl.judge.backends import Server, engine_backend, server_backend, server_template
+from arm_rl.prepare.progress import progress_bar
 from arm_rl.prepare.teacher_sessions import best, demonstrations, recorded, report, run_sessions, sessions_of
 from arm_rl.run.folder import open_run
 from arm_rl.training.inputs import read_template
-from jobs.prepare.commands import Commands, progress
+from jobs.command_line import Commands
 from jobs.server_options import CommandError, add_server_options, read_server
 
 FILE, REPORT = "demonstrations.parquet", "report.json"
@@ -83,7 +84,7 @@ async def _run(config: TrainConfig, template: Template, sessions: Mapping[str, S
             engine_backend(config, template) if server is None else server_backend(config, template, server)
         )
         async with backend as ready:
-            with progress("running sessions", len(sessions), "sessions") as step:
+            with progress_bar("running sessions", len(sessions), "sessions") as step:
                 await run_sessions(ready, sessions, config, TOOL_FORMATS[config.template.tool_format], on_done=step)
 
 
