@@ -23,8 +23,8 @@ from arm_rl.experiments.bench import driver, learner, overlap, rollout, service,
 from arm_rl.experiments.bench import tools as bench_tools
 from arm_rl.experiments.bench.result import Result
 from arm_rl.export.judge_config import JudgeSetup
+from arm_rl.judge.deployment import deploy_judge
 from arm_rl.judge.service import ServiceLimits
-from jobs import serve
 from jobs.command_line import guarded
 
 TOOL_FILES = [f"configs/tools/{name}.yaml" for name in ("image_zoom", "text_checks", "python_executor")]
@@ -104,8 +104,10 @@ def served(options: Options) -> Iterable[Result]:
     """Judgments a second of the reward service with 64 clients, over the bare engine sampling the same sessions."""
     settings = options.sized(service.Settings(model=options.judge))
     setup = JudgeSetup.of(settings.config(options.out))
-    takes = ServiceLimits(max_requests=settings.clients)
-    with serve.service(Path(settings.model), setup, takes=takes, port=free_port(), concurrency=settings.clients) as url:
+    limits = ServiceLimits(max_requests=settings.clients)
+    with deploy_judge(
+        Path(settings.model), setup, limits=limits, port=free_port(), concurrency=settings.clients
+    ) as url:
         yield service.measure(settings, url)
 
 

@@ -27,6 +27,7 @@ HOMES = {
     "ray": (
         "actors/",
         "arm_rl/experiments/bench/",
+        "arm_rl/judge/deployment.py",
         "actors/archive.py",
         "arm_rl/training/driver.py",
         "arm_rl/training/groups.py",

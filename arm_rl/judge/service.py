@@ -1,4 +1,4 @@
-"""The judge as an HTTP service: requests in, verdicts out. Knows no Ray: `jobs.serve` puts it on Ray Serve.
+"""The judge as an HTTP service: requests in, verdicts out. Knows no Ray: `deployment` puts it on Ray Serve.
 
 POST /v1/judge    a question and its answers; a single one is checked
 POST /v1/rank     the best of many
