@@ -2,19 +2,15 @@
 
 import argparse
 import asyncio
-import contextlib
 import json
 import re
 import sys
 from collections.abc import Sequence
-from contextlib import AbstractAsyncContextManager
 from pathlib import Path
-from typing import Any
 
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 
-from actors.cluster.connection import cluster
 from arm_rl.benchmarks import BENCHMARKS
 from arm_rl.benchmarks.base import ItemVerdict
 from arm_rl.benchmarks.evaluation import check_same_model, compare_runs, compare_ways, summarize_all
@@ -23,7 +19,7 @@ from arm_rl.benchmarks.runner import NO_TOOLS, TOOLS, ItemQuestion, ask_all, fin
 from arm_rl.benchmarks.tables import comparison_table, summary_tables
 from arm_rl.core.config import TrainConfig
 from arm_rl.core.config_file import load
-from arm_rl.judge.backends import Server, engine_backend, server_backend, server_template
+from arm_rl.judge.backends import Server, open_backend, server_template
 from arm_rl.training.evaluation import evaluate_model
 from arm_rl.training.inputs import read_template
 from jobs.command_line import guarded, run_job
@@ -141,17 +137,11 @@ async def _ask(
     )
     known = finished(questions, folder)
     if len(known) < len(questions):
-        with contextlib.ExitStack() as stack:
-            if server is None:
-                stack.enter_context(cluster())
-            backend: AbstractAsyncContextManager[Any] = (
-                engine_backend(config, template) if server is None else server_backend(config, template, server)
-            )
-            async with backend as ready:
-                with _Bar(questions, known) as bar:
-                    known = await ask_all(
-                        ready, questions, folder, max_broken=config.run.max_broken_sessions, on_done=bar.step
-                    )
+        async with open_backend(config, template, server) as backend:
+            with _Bar(questions, known) as bar:
+                known = await ask_all(
+                    backend, questions, folder, max_broken=config.run.max_broken_sessions, on_done=bar.step
+                )
     summaries = summarize_all(questions, known)
     (folder / "summary.json").write_text(json.dumps(summaries, indent=2))
     console = Console(width=140)

@@ -5,8 +5,9 @@ from collections.abc import AsyncIterator, Sequence
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Generic, Protocol, TypeVar
+from typing import Any, Generic, Protocol, TypeVar
 
+from actors.cluster.connection import cluster
 from actors.cluster.reservation import reserved
 from arm_rl.core import session, trajectory_file
 from arm_rl.core.config import TrainConfig
@@ -153,6 +154,18 @@ async def server_backend(config: TrainConfig, template: Template, server: Server
     finally:
         tools.close()
         await policy.close()
+
+
+@asynccontextmanager
+async def open_backend(config: TrainConfig, template: Template, server: Server | None) -> AsyncIterator[Backend[Any]]:
+    """Connect to a server, or start engines on the Ray cluster if there is no server."""
+    if server is not None:
+        async with server_backend(config, template, server) as backend:
+            yield backend
+    else:
+        with cluster():
+            async with engine_backend(config, template) as engines:
+                yield engines
 
 
 def trajectories_folder(config: TrainConfig) -> Path:

@@ -4,12 +4,10 @@ import argparse
 import asyncio
 import json
 from collections.abc import Mapping
-from contextlib import AbstractAsyncContextManager, ExitStack
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from actors.cluster.connection import cluster
 from arm_rl.core.config import TrainConfig
 from arm_rl.core.config_file import load
 from arm_rl.core.parsing import TOOL_FORMATS
@@ -17,7 +15,7 @@ from arm_rl.core.template import Template
 from arm_rl.core.types import Sample
 from arm_rl.data.demonstrations import write_demonstrations
 from arm_rl.data.samples import read_samples
-from arm_rl.judge.backends import Server, engine_backend, server_backend, server_template
+from arm_rl.judge.backends import Server, open_backend, server_template
 from arm_rl.prepare.progress import progress_bar
 from arm_rl.prepare.teacher_sessions import best, demonstrations, recorded, report, run_sessions, sessions_of
 from arm_rl.run.folder import open_run
@@ -77,15 +75,9 @@ def _trajectories(arguments: argparse.Namespace) -> str:
 
 
 async def _run(config: TrainConfig, template: Template, sessions: Mapping[str, Sample], server: Server | None) -> None:
-    with ExitStack() as stack:
-        if server is None:
-            stack.enter_context(cluster())
-        backend: AbstractAsyncContextManager[Any] = (
-            engine_backend(config, template) if server is None else server_backend(config, template, server)
-        )
-        async with backend as ready:
-            with progress_bar("running sessions", len(sessions), "sessions") as step:
-                await run_sessions(ready, sessions, config, TOOL_FORMATS[config.template.tool_format], on_done=step)
+    async with open_backend(config, template, server) as backend:
+        with progress_bar("running sessions", len(sessions), "sessions") as step:
+            await run_sessions(backend, sessions, config, TOOL_FORMATS[config.template.tool_format], on_done=step)
 
 
 def told(shown: dict[str, Any]) -> list[str]:
