@@ -57,7 +57,7 @@ class ToolExecutor(SupervisedActor):
 
     async def call(self, call: ToolCall, context: ToolContext, named: Sequence[str], *images: Image) -> ToolResult:
         """Runs one call. `images` are those that the arguments name, in the order of `named`; the context comes without them."""
-        return await self._call(call, context.seeing(dict(zip(named, images, strict=True))))
+        return await self._call(call, context.with_images(dict(zip(named, images, strict=True))))
 
     async def call_inline(self, calls: Sequence[InlineCall]) -> list[InlineResult]:
         """Runs calls of inline tools, one after the other."""

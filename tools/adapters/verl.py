@@ -74,7 +74,7 @@ class VerlTool(Tool):
     stateful = True
 
     def __init__(self, cls: Any, config: dict[str, Any], tool_schema: dict[str, Any]) -> None:
-        self.offered_as(tool_schema)
+        self.set_schema(tool_schema)
         self.description = str(tool_schema["function"].get("description", ""))
         self._class, self._config = cls, config
         self.sees_all_images = bool(
@@ -94,7 +94,7 @@ class VerlTool(Tool):
             return
         instance.store.close()
         if instance.id is not None:
-            wait_for(_awaited(self._made.release(instance.id)))
+            wait_for(_await_if_needed(self._made.release(instance.id)))
 
     async def _execute(self, arguments: dict[str, Any], context: ToolContext) -> ToolResult:
         if self._made is None:
@@ -105,9 +105,9 @@ class VerlTool(Tool):
         async with instance.lock:
             instance.store.update(context)
             if instance.id is None:
-                created = await _awaited(self._made.create(**instance.store.arguments(context.session)))
+                created = await _await_if_needed(self._made.create(**instance.store.arguments(context.session)))
                 instance.id = created[0] if isinstance(created, tuple) else created
-            return _as_result(await _awaited(self._made.execute(instance.id, arguments)))
+            return _as_result(await _await_if_needed(self._made.execute(instance.id, arguments)))
 
 
 class _Store:
@@ -157,7 +157,7 @@ class _Store:
             self._folder.cleanup()
 
 
-async def _awaited(value: Any) -> Any:
+async def _await_if_needed(value: Any) -> Any:
     return await value if inspect.isawaitable(value) else value
 
 
@@ -178,10 +178,10 @@ def _as_result(returned: Any) -> ToolResult:
     lines = [str(text)] if text else []
     if videos:
         lines.append("[a video was left out: videos are not shown]")
-    return ToolResult(status="failed" if _says_failed(metrics) else "ok", text="\n".join(lines), images=images)
+    return ToolResult(status="failed" if _reports_failure(metrics) else "ok", text="\n".join(lines), images=images)
 
 
-def _says_failed(metrics: Any) -> bool:
+def _reports_failure(metrics: Any) -> bool:
     if not isinstance(metrics, dict):
         return False
     return metrics.get("success") is False or bool(metrics.get("error")) or metrics.get("status") in FAILED

@@ -33,8 +33,8 @@ class CallLost(RuntimeError):
         self.status = status
 
     @classmethod
-    def late(cls, seconds: float) -> "CallLost":
-        """One that took too long."""
+    def after_timeout(cls, seconds: float) -> "CallLost":
+        """Return the error of a call that took longer than `seconds`."""
         return cls("timeout", f"took longer than {seconds:g} seconds")
 
 
@@ -72,7 +72,7 @@ class ToolWorker:
         self._ask(("release", session), timeout)
 
     @property
-    def alive(self) -> bool:
+    def is_alive(self) -> bool:
         """Whether the process still runs."""
         return self._process.poll() is None
 
@@ -88,7 +88,7 @@ class ToolWorker:
                 self._connection.send(message)
             if not self._connection.poll(timeout):
                 self.kill()
-                raise CallLost.late(timeout)
+                raise CallLost.after_timeout(timeout)
             return self._connection.recv()
         except (EOFError, OSError) as error:
             self.kill()
@@ -118,13 +118,13 @@ def serve(connection: Connection) -> None:
             connection.send(None)
 
 
-def _die_with(parent: int) -> None:
-    """Asks the kernel to end this process when its owner ends, however that happens."""
+def _die_with_parent(parent: int) -> None:
+    """Ask the kernel to kill this process when its parent ends, however that happens."""
     ctypes.CDLL(None).prctl(PR_SET_PDEATHSIG, signal.SIGKILL)
     if os.getppid() != parent:  # it ended before we asked
         os._exit(1)
 
 
 if __name__ == "__main__":
-    _die_with(int(sys.argv[2]))
+    _die_with_parent(int(sys.argv[2]))
     serve(Connection(int(sys.argv[1])))

@@ -53,8 +53,8 @@ class SandboxPool:
             sandbox.close()
             self._refill()  # only now: its start would slow the program down
 
-    def run_kept(self, session: str, code: str, timeout: float) -> tuple[ProgramOutcome, str, bool]:
-        """Runs a program in the session's sandbox.
+    def run_in_session(self, session: str, code: str, timeout: float) -> tuple[ProgramOutcome, str, bool]:
+        """Run a program in the session's sandbox.
 
         Returns:
             What became of it; why the session's earlier variables were lost, empty where they were not; whether they are lost now.
@@ -102,7 +102,7 @@ class SandboxPool:
                     raise RuntimeError("the tool is closed")
                 future = self._ready.popleft() if self._ready else self._maker.submit(Sandbox, self._plan)
             sandbox = future.result()
-            if sandbox.alive():
+            if sandbox.is_alive():
                 return sandbox
             sandbox.close()  # it was ended while it stood ready, by a machine out of memory for one
 
@@ -122,7 +122,7 @@ class SandboxPool:
             kept.lock.acquire()
             with self._lock:
                 if self._kept.get(session) is kept:
-                    if kept.sandbox.alive():
+                    if kept.sandbox.is_alive():
                         return kept
                     self._kept.pop(session)
                     self._lost[session] = "the sandbox ended"
@@ -138,7 +138,7 @@ class SandboxPool:
                     ended.append(sandbox)
                     return
                 while len(self._kept) >= self._max_sessions:
-                    ended.append(self._evicted().sandbox)
+                    ended.append(self._evict().sandbox)
                 self._kept[session] = SessionSandbox(sandbox)
         except SandboxesBusy:
             ended.append(sandbox)
@@ -148,8 +148,8 @@ class SandboxPool:
                 old.close()
             self._refill()
 
-    def _evicted(self) -> SessionSandbox:
-        """Takes out the session that was idle for longest; it will be told."""
+    def _evict(self) -> SessionSandbox:
+        """Remove the session that was idle for longest; its next program reports that."""
         idle = [session for session, kept in self._kept.items() if not kept.lock.locked()]
         if not idle:
             raise SandboxesBusy(f"all {self._max_sessions} sessions that may keep variables are busy; try again")

@@ -26,7 +26,7 @@ from arm_rl.core.errors import UserError
 from tests.tools.python.hostile_programs import PREAMBLE, PROGRAMS
 from tools.base import ToolContext
 from tools.python import sandbox, seccomp
-from tools.python.executor import PythonExecutorTool, printable, shortened
+from tools.python.executor import PythonExecutorTool, escape_control_characters, shorten
 from tools.python.sandbox_command import SandboxError
 
 needs_isolation = pytest.mark.skipif(shutil.which("bwrap") is None, reason="bubblewrap is not installed")
@@ -158,14 +158,14 @@ def test_a_long_output_loses_its_middle(make):
 
 
 def test_shortened_keeps_what_fits():
-    assert shortened("x" * 10, 10) == "x" * 10
-    assert shortened("abcdefghij" * 2, 10) == "abcde\n... 10 characters left out ...\nfghij"
+    assert shorten("x" * 10, 10) == "x" * 10
+    assert shorten("abcdefghij" * 2, 10) == "abcde\n... 10 characters left out ...\nfghij"
 
 
 def test_printable_shows_what_cannot_be_seen():
-    assert printable("a\tb\r\nc\rd") == "a\tb\nc\nd"
-    assert printable("\x1b[2J\x00\x9b\u2028") == "\\u001b[2J\\u0000\\u009b\\u2028"
-    assert printable("\nkept é\n") == "kept é"
+    assert escape_control_characters("a\tb\r\nc\rd") == "a\tb\nc\nd"
+    assert escape_control_characters("\x1b[2J\x00\x9b\u2028") == "\\u001b[2J\\u0000\\u009b\\u2028"
+    assert escape_control_characters("\nkept é\n") == "kept é"
 
 
 @needs_isolation
@@ -420,7 +420,7 @@ def test_an_init_that_does_not_answer_does_not_hang_the_call(make, monkeypatch):
 
 def test_it_refuses_without_bubblewrap(monkeypatch):
     monkeypatch.setattr(shutil, "which", lambda name: None)
-    sandbox._plan.cache_clear()
+    sandbox._find_plan.cache_clear()
     with pytest.raises(SandboxError, match=r"needs bubblewrap.*apt-get install bubblewrap"):
         PythonExecutorTool()
 
@@ -435,30 +435,30 @@ def test_it_refuses_where_bubblewrap_may_not_isolate(monkeypatch, tmp_path, scri
     monkeypatch.setattr(shutil, "which", lambda name: str(fake))
     monkeypatch.setattr(sandbox, "START_SECONDS", 0.5)
     monkeypatch.setattr(sandbox, "GRACE_SECONDS", 0.5)
-    sandbox._plan.cache_clear()
+    sandbox._find_plan.cache_clear()
     with pytest.raises(SandboxError, match=r"cannot be isolated.*sysctl") as refused:
         PythonExecutorTool()
     assert "echo" not in script or "No permissions to create new namespace" in str(refused.value)
-    sandbox._plan.cache_clear()
+    sandbox._find_plan.cache_clear()
 
 
 def test_it_refuses_where_processes_cannot_be_counted(monkeypatch):
     monkeypatch.setattr(sandbox, "_may_take_own_ids", lambda: False)
-    monkeypatch.setattr(sandbox, "_release", lambda: (5, 13))
-    sandbox._plan.cache_clear()
+    monkeypatch.setattr(sandbox, "_kernel_release", lambda: (5, 13))
+    sandbox._find_plan.cache_clear()
     with pytest.raises(SandboxError, match="before Linux 5.14"):
         PythonExecutorTool()
 
 
 def test_an_architecture_whose_calls_are_not_known():
     with pytest.raises(UserError, match="x86_64 and aarch64, not of riscv64"):
-        seccomp.program("riscv64")
+        seccomp.build_filter("riscv64")
 
 
 @pytest.mark.parametrize("machine", seccomp.ARCHITECTURES)
 def test_the_filter_fits_what_the_kernel_takes(machine):
-    assert len(seccomp.program(machine)) % 8 == 0
-    assert len(seccomp.program(machine)) // 8 < 4096
+    assert len(seccomp.build_filter(machine)) % 8 == 0
+    assert len(seccomp.build_filter(machine)) // 8 < 4096
     column = seccomp.ARCHITECTURES[machine][0]
     numbers = [both[column] for both in seccomp.REFUSED.values()]
     assert len(set(numbers)) == len(numbers)
