@@ -13,7 +13,7 @@ import transformers
 from ray.exceptions import ObjectStoreFullError, OutOfDiskError, RayError
 
 from actors.cluster.connection import cluster
-from actors.supervision import cause_of, described
+from actors.supervision import cause_of, describe_error
 from arm_rl.core.config import SftConfig, TrainConfig
 from arm_rl.core.config_file import describe, load
 from arm_rl.core.errors import UserError
@@ -88,7 +88,7 @@ def guarded(start: Callable[[], str], *, again: str = "") -> int:
         full = _is_full(error)
         if not full and not isinstance(error, RayError):
             raise
-        sys.stderr.write("; ".join([f"error: {described(error)}", *([again] if full and again else [])]) + "\n")
+        sys.stderr.write("; ".join([f"error: {describe_error(error)}", *([again] if full and again else [])]) + "\n")
         if not full and not isinstance(cause_of(error), RayError | UserError):
             logger.info("where it was raised:\n%s", error)
         logger.debug("the whole of it", exc_info=error)

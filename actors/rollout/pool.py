@@ -16,7 +16,7 @@ from ray.exceptions import RayActorError, RayError
 from actors.cluster.reservation import Reservation
 from actors.rollout.actor import RolloutActor, RolloutSpec
 from actors.rollout.engine_settings import engine_environment
-from actors.supervision import ActorsLost, Deaths, StageLost, described, end_of, forget
+from actors.supervision import ActorsLost, Deaths, StageLost, describe_error, discard_answers, wait_for_end
 from actors.weights.files import Published, WeightFile
 from arm_rl.core.config import Transfer
 from arm_rl.core.errors import EngineDied
@@ -115,12 +115,12 @@ class _Place:
 
     async def close(self) -> None:
         """Ends the actor, its engine and its processes."""
-        forget(self._coming)
+        discard_answers(self._coming)
         actor = self._leave()
         if actor is not None:
             closing = asyncio.ensure_future(actor.close.remote())
             await asyncio.wait([closing], timeout=SECONDS_TO_CLOSE)  # one that has died is closed
-            forget(closing)
+            discard_answers(closing)
             ray.kill(actor)
 
     def _leave(self) -> ActorHandle | None:
@@ -148,7 +148,7 @@ class _Place:
         return actor
 
     async def _watched(self, actor: ActorHandle) -> None:
-        self.lost(actor, await end_of(actor, self._stall_seconds))
+        self.lost(actor, await wait_for_end(actor, self._stall_seconds))
 
     async def _placed(self, actor: ActorHandle) -> None:
         """Waits until its process runs.
@@ -165,13 +165,15 @@ class _Place:
                 )
             await process
         finally:
-            forget(process)
+            discard_answers(process)
 
     async def _replaced(self, dead: ActorHandle, error: RayError | BaseException) -> ActorHandle:
         died = time.monotonic()
         ray.kill(dead)  # where only its engine died, or something hangs
         if self._transfer != "file":
-            raise StageLost(f"an engine was lost, and with it the group through which weights come: {described(error)}")
+            raise StageLost(
+                f"an engine was lost, and with it the group through which weights come: {describe_error(error)}"
+            )
         while True:
             self._deaths.add(error)
             try:
@@ -179,7 +181,7 @@ class _Place:
             except RayError as another:
                 error = another
                 continue
-            self._deaths.back(time.monotonic() - died)
+            self._deaths.record_recovery(time.monotonic() - died)
             return actor
 
     async def _load(self, actor: ActorHandle, published: Published) -> None:
@@ -258,7 +260,7 @@ class RolloutPool:
                     sample, group_id=group_id, size=size, temperature=temperature, seed=seed
                 )
                 ran = RolloutResult(trajectories=await reference, reference=reference, images=images)
-                self.deaths.progress()
+                self.deaths.reset()
                 return ran
             except LOST as lost:
                 place.lost(actor, lost)
@@ -268,7 +270,7 @@ class RolloutPool:
                 place.num_groups -= 1
         assert error is not None
         raise ActorsLost(
-            f"{described(error)}: sample {sample.id!r} was run {MAX_RUNS} times, and each time its rollout actor died"
+            f"{describe_error(error)}: sample {sample.id!r} was run {MAX_RUNS} times, and each time its rollout actor died"
         )
 
     @property

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any, Generic, Protocol, TypeVar
 
 from actors.cluster.connection import cluster
-from actors.cluster.reservation import reserved
+from actors.cluster.reservation import reserve
 from arm_rl.core import session, trajectory_file
 from arm_rl.core.config import TrainConfig
 from arm_rl.core.images import Image
@@ -107,7 +107,7 @@ class ServerBackend:
 async def engine_backend(config: TrainConfig, template: Template) -> AsyncIterator[EngineBackend]:
     """Starts engines, and ends them whatever happens."""
     async with (
-        reserved(config.run.name, config.placement, 0, config.rollout) as reservation,
+        reserve(config.run.name, config.placement, 0, config.rollout) as reservation,
         group_runner(config, template, reservation) as runner,
     ):
         yield EngineBackend(runner, config)

@@ -18,7 +18,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from actors.cluster.connection import cluster
-from actors.cluster.reservation import reserved
+from actors.cluster.reservation import reserve
 from arm_rl.core.config import TrainConfig
 from arm_rl.core.template import Template
 from arm_rl.core.types import Sample
@@ -83,7 +83,7 @@ async def _judge_on_cluster(
     config: TrainConfig, template: Template, samples: Sequence[Sample], lines: JsonLines, num_rollouts: int
 ) -> dict[str, SampleRollouts]:
     async with (
-        reserved(config.run.name, config.placement, 0, config.rollout) as reservation,
+        reserve(config.run.name, config.placement, 0, config.rollout) as reservation,
         group_runner(config, template, reservation) as runner,
     ):
         with progress_bar("judging", len(samples), "samples") as step:

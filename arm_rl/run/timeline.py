@@ -18,7 +18,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, get_args
 
-from actors.supervision import described
+from actors.supervision import describe_error
 from arm_rl.core import tracing
 from arm_rl.core.tracing import Span, SpanBatch, Track
 
@@ -97,7 +97,7 @@ class Timeline:
         try:
             recorded = await source
         except Exception as error:  # a tool executor or a scorer may die and come back: the run goes on, and its errors are told elsewhere
-            logger.warning("no spans of %s: %s", name, described(error))
+            logger.warning("no spans of %s: %s", name, describe_error(error))
             return
         self.write(name, recorded)
 

@@ -18,7 +18,7 @@ from actors.cluster.reservation import Reservation
 from actors.rollout.actor import RolloutActor, RolloutSpec
 from actors.rollout.pool import RolloutPool
 from actors.scorer import Score, Scorer
-from actors.supervision import Deaths, described, run_again, watch, went_with_its_node
+from actors.supervision import Deaths, call_with_retries, describe_error, is_lost_with_node, watch
 from actors.tool_executor import ToolExecutor
 from arm_rl.core import trajectory_file
 from arm_rl.core.config import TrainConfig, Transfer
@@ -111,7 +111,7 @@ class GroupRunner:
         samples = {group.sample.id: group.sample for group in groups}
         images = [group.images for group in groups]
         (archive,) = self._beside["archive"]
-        await run_again(archive, lambda: archive.write.remote(path, scored, samples, stage, step, *images))
+        await call_with_retries(archive, lambda: archive.write.remote(path, scored, samples, stage, step, *images))
 
     async def keep(self, path: Path, groups: Sequence[Group], step: int) -> None:
         """Writes groups whole, and waits for it; `kept` reads them."""
@@ -128,7 +128,7 @@ class GroupRunner:
             scored, images = archive.read.remote(path)
             return await scored, images
 
-        scored, images = await run_again(archive, read)
+        scored, images = await call_with_retries(archive, read)
         groups: defaultdict[str, list[ScoredTrajectory]] = defaultdict(list)
         for one in scored:
             groups[one.trajectory.group_id].append(one)
@@ -143,10 +143,11 @@ class GroupRunner:
         """Waits until all trajectories are on disk."""
         for written in await asyncio.gather(*self._writing, return_exceptions=True):
             if isinstance(written, BaseException):
-                if not went_with_its_node(written):
+                if not is_lost_with_node(written):
                     raise written
                 logger.warning(
-                    "trajectories of a step are not on disk: their images went with a node (%s)", described(written)
+                    "trajectories of a step are not on disk: their images went with a node (%s)",
+                    describe_error(written),
                 )
         self._writing.clear()
 
@@ -157,8 +158,10 @@ class GroupRunner:
                 sample, group_id=group_id, size=size, temperature=temperature, seed=self._run.seed
             )
             scorer = next(self._scorers)
-            scores: list[Score] = await run_again(scorer, lambda: scorer.score.remote(sample, ran.reference))
-        scored = tuple(score.of(trajectory) for score, trajectory in zip(scores, ran.trajectories, strict=True))
+            scores: list[Score] = await call_with_retries(scorer, lambda: scorer.score.remote(sample, ran.reference))
+        scored = tuple(
+            score.to_scored_trajectory(trajectory) for score, trajectory in zip(scores, ran.trajectories, strict=True)
+        )
         return Group(sample=sample, scored=scored, images=ran.images)
 
     def spans(self) -> dict[str, ray.ObjectRef]:

@@ -4,7 +4,7 @@ import asyncio
 import math
 
 from actors.cluster.connection import require_shared
-from actors.cluster.reservation import reserved
+from actors.cluster.reservation import reserve
 from arm_rl.core.config import TrainConfig
 from arm_rl.data.samples import Cursor
 from arm_rl.export.model_card import write_card
@@ -54,7 +54,7 @@ async def _run(
     """Starts everything, goes on from the last checkpoint, and ends everything."""
     folder, rollout = config.run.folder, None if engines else config.rollout
     async with (
-        reserved(
+        reserve(
             config.run.name, progress.placement(config.placement), config.learner.num_ranks, rollout
         ) as reservation,
         learner_group(

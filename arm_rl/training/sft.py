@@ -7,7 +7,7 @@ from collections.abc import Mapping
 import ray
 
 from actors.cluster.connection import require_shared
-from actors.cluster.reservation import reserved
+from actors.cluster.reservation import reserve
 from actors.gauges import Gauges
 from arm_rl.core.batching import make_batch
 from arm_rl.core.config import SftConfig
@@ -65,7 +65,7 @@ async def _run(
     folder, num_steps = config.run.folder, batches.num_steps
     gauges = Gauges(config.run.name)
     async with (
-        reserved(config.run.name, progress.placement(config.placement), config.learner.num_ranks, None) as reservation,
+        reserve(config.run.name, progress.placement(config.placement), config.learner.num_ranks, None) as reservation,
         learner_group(config, template, reservation, num_steps=num_steps) as starting,
     ):
         learners = await starting

@@ -175,7 +175,7 @@ async def test_a_lost_executor_fails_every_inline_call(start):
     executor = pool._homes[session.session]
     ray.kill(executor, no_restart=True)
     with pytest.raises(RayActorError):
-        await executor.lives.remote()  # Ray kills in its own time
+        await executor.wait_until_death.remote()  # Ray kills in its own time
     results = await asyncio.gather(*(pool(call("inline"), memory()) for _ in range(5)))
     assert [(result.status, result.text) for result in results] == [("failed", "Error: inline crashed")] * 5
 
@@ -214,7 +214,7 @@ async def test_two_thousand_sessions_leave_nothing_behind(start):
 
     for start_number in range(0, 2000, 100):
         await asyncio.gather(*(one(start_number + number) for number in range(100)))
-    assert (pool._homes, pool._stored, pool._lives, pool._waiting) == ({}, {}, {}, {})
+    assert (pool._homes, pool._stored, pool._instances, pool._waiting) == ({}, {}, {}, {})
     last = [memory() for _ in range(2)]  # one for each executor
     for name in ("keeping", "keeping_apart"):
         kept = [(await pool(call(name), session)).text.split() for session in last]

@@ -18,7 +18,7 @@ from tempfile import TemporaryDirectory
 
 from rich.console import Console
 
-from actors.cluster.reservation import reserved
+from actors.cluster.reservation import reserve
 from arm_rl.core.config import MetricsConfig, TrainConfig
 from arm_rl.core.config_file import load
 from arm_rl.core.types import Sample
@@ -191,7 +191,7 @@ async def _driver(config: TrainConfig, settings: Settings) -> AsyncIterator[Driv
     inputs = read_inputs(config)
     total = (settings.repeats + 1) * (2 * settings.steps + 2 + config.algorithm.max_staleness)
     async with (
-        reserved(config.run.name, config.placement, config.learner.num_ranks, config.rollout) as reservation,
+        reserve(config.run.name, config.placement, config.learner.num_ranks, config.rollout) as reservation,
         learner_group(config, inputs.template, reservation, num_steps=total) as starting,
         group_runner(config, inputs.template, reservation) as runner,
     ):

@@ -17,7 +17,7 @@ from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any, Literal
 
-from actors.cluster.reservation import reserved
+from actors.cluster.reservation import reserve
 from actors.rollout.actor import RolloutActor
 from actors.rollout.engine import _collapse
 from arm_rl.core.config import TrainConfig
@@ -144,7 +144,7 @@ async def _groups(runner: GroupRunner, config: TrainConfig, samples: Sequence[Sa
 async def started(config: TrainConfig) -> AsyncIterator[tuple[GroupRunner, Any]]:
     """A rollout actor on an engine of its own, and its handle."""
     async with (
-        reserved(config.run.name, config.placement, 0, config.rollout) as reservation,
+        reserve(config.run.name, config.placement, 0, config.rollout) as reservation,
         group_runner(config, read_inputs(config).template, reservation, MeasuredRollout) as runner,
     ):
         yield runner, runner.rollouts._places[0].present

@@ -14,7 +14,7 @@ from pathlib import Path
 import ray
 import torch
 
-from actors.cluster.reservation import reserved
+from actors.cluster.reservation import reserve
 from actors.learner.ranks import LearnerRanks
 from actors.learner.settings import LearnerSpec
 from actors.rollout.actor import RolloutSpec
@@ -125,7 +125,7 @@ async def _actors(settings: Settings, folder: Path) -> AsyncIterator[tuple[Learn
     model = ModelConfig(path=str(folder), dtype="float32")
     rollout = RolloutConfig(num_actors=settings.num_engines, max_model_len=256, max_num_seqs=16, max_images=2)
     learner = LearnerConfig(num_ranks=1, zero_stage=0, learning_rate=0.0, freeze_vision=False, freeze_projector=False)
-    async with reserved("sync", PlacementConfig(use_gpu=False), 1, rollout) as reservation:
+    async with reserve("sync", PlacementConfig(use_gpu=False), 1, rollout) as reservation:
         spec = LearnerSpec(
             model=model, config=learner, view=Work(num_groups=1, group_size=1).view, num_steps=1, use_gpu=False
         )

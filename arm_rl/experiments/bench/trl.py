@@ -19,7 +19,7 @@ from typing import Any
 
 from rich.console import Console
 
-from actors.cluster.reservation import reserved
+from actors.cluster.reservation import reserve
 from actors.learner.ranks import LearnerRanks
 from arm_rl.core.config import TrainConfig
 from arm_rl.core.config_file import load
@@ -222,12 +222,12 @@ async def our_side(settings: Settings, work: Work, ways: Sequence[Way]) -> Async
                 continue
             config = configs[way.name]
             reservation = await stack.enter_async_context(
-                reserved(config.run.name, config.placement, config.learner.num_ranks, None)
+                reserve(config.run.name, config.placement, config.learner.num_ranks, None)
             )
             starting[way.num_threads] = await stack.enter_async_context(
                 learner_group(config, inputs.template, reservation, num_steps=1)
             )
-        reservation = await stack.enter_async_context(reserved(first.run.name, first.placement, 0, first.rollout))
+        reservation = await stack.enter_async_context(reserve(first.run.name, first.placement, 0, first.rollout))
         runner = await stack.enter_async_context(group_runner(first, inputs.template, reservation))
         learners = {threads: await task for threads, task in starting.items()}
         yield OurSide(inputs=inputs, runner=runner, learners=learners, configs=configs, folder=settings.folder / "ours")

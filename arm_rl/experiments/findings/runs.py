@@ -16,7 +16,7 @@ from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from actors.cluster.reservation import reserved
+from actors.cluster.reservation import reserve
 from arm_rl.core.config import ConfigError, SftConfig, TrainConfig
 from arm_rl.core.config_file import load
 from arm_rl.core.template import Template
@@ -190,7 +190,7 @@ class Findings:
         if judged and not left:
             return
         async with (
-            reserved(f"findings-{seed}", cold.placement, 0, cold.rollout) as reservation,
+            reserve(f"findings-{seed}", cold.placement, 0, cold.rollout) as reservation,
             serving(cold, read_inputs(cold).template, reservation) as engines,
         ):
             if not judged:
