@@ -399,7 +399,7 @@ class _Views:
     async def get(self, image: Image) -> PILImage.Image:
         """Decodes and shrinks in a thread, so that a large image does not hold up the event loop."""
         if image.key not in self._views:
-            view = await asyncio.to_thread(self._view.view, image)
+            view = await asyncio.to_thread(self._view.resize, image)
             if image.key not in self._views:
                 self._views[image.key] = view
                 self._num_bytes += _num_bytes(view)

@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 from arm_rl.benchmarks.files import ImageStore
-from arm_rl.core.seeding import derive
+from arm_rl.core.seeding import derive_seed
 from arm_rl.core.types import Sample
 from tools.text.checks import CHECKS
 
@@ -48,7 +48,7 @@ class ReadOptions:
     def orders(self, key: str, num_answers: int, *, shuffle: bool) -> list[tuple[int, ...]]:
         """The orders in which answers are shown: one, or both of a pair; shuffled where the file always has the better one first."""
         order = sorted(
-            range(num_answers), key=lambda number: derive(self.seed, "order", key, number) if shuffle else number
+            range(num_answers), key=lambda number: derive_seed(self.seed, "order", key, number) if shuffle else number
         )
         orders = [tuple(order)]
         return [*orders, tuple(reversed(order))] if self.both_orders and num_answers == 2 else orders

@@ -13,7 +13,7 @@ from arm_rl.benchmarks.files import BenchmarkError, ImageStore
 from arm_rl.benchmarks.results import Key, ResultsError, ResultsWriter, read_results
 from arm_rl.benchmarks.verdicts import read_verdict
 from arm_rl.core.errors import UserError
-from arm_rl.core.seeding import derive
+from arm_rl.core.seeding import derive_seed
 from arm_rl.core.types import Sample, ScoredTrajectory
 from arm_rl.judge.backends import Backend, JudgedSession
 
@@ -96,7 +96,7 @@ def _limited(items: Sequence[Item], limit: int | None, seed: int) -> list[Item]:
         rows.setdefault(item.cluster, set()).add(item.row)
     chosen: set[str] = set()
     number = 0
-    for cluster in sorted(rows, key=lambda cluster: derive(seed, "limit", cluster)):
+    for cluster in sorted(rows, key=lambda cluster: derive_seed(seed, "limit", cluster)):
         if number >= limit:
             break
         chosen.add(cluster)

@@ -9,7 +9,7 @@ from dataclasses import dataclass, field
 
 import numpy as np
 
-from arm_rl.core.seeding import derive
+from arm_rl.core.seeding import derive_seed
 from arm_rl.data.parquet_rows import DataError
 
 
@@ -70,7 +70,7 @@ class Order:
         return self._last[1]
 
     def _shuffled(self, epoch: int, number: int, *track: str) -> np.ndarray:
-        return np.random.default_rng(derive(self.seed, self.purpose, epoch, *track)).permutation(number)
+        return np.random.default_rng(derive_seed(self.seed, self.purpose, epoch, *track)).permutation(number)
 
     def _mixed(self, epoch: int) -> np.ndarray:
         names = sorted(self.shares)

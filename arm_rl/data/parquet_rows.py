@@ -11,7 +11,7 @@ import pyarrow.parquet as pq
 
 from arm_rl.core.config import DataConfig
 from arm_rl.core.errors import UserError
-from arm_rl.core.parquet import open_file, rows_at_a_time, slow_groups
+from arm_rl.core.parquet import large_row_group_bytes, open_file, rows_per_read
 
 logger = logging.getLogger(__name__)
 
@@ -122,7 +122,7 @@ def read_rows(
         columns = [name for name in (*required, *optional) if name in names]
         if not file.metadata.num_rows:
             raise DataError(f"{path}: there are no rows")
-        if large := slow_groups(file):
+        if large := large_row_group_bytes(file):
             logger.info(
                 "%s: row groups of up to %d MB: every sample is slow to read; `prepare_data convert` writes small ones",
                 path,
@@ -138,7 +138,7 @@ def read_rows(
 def _rows_of_group(
     path: str, file: pq.ParquetFile, group: int, columns: list[str], first: int, end: int, broken: BrokenRows
 ) -> Iterator[tuple[int, dict[str, Any]]]:
-    batches = file.iter_batches(rows_at_a_time(file, group), row_groups=[group], columns=columns)
+    batches = file.iter_batches(rows_per_read(file, group), row_groups=[group], columns=columns)
     while first < end:
         try:
             batch = next(batches)

@@ -214,7 +214,9 @@ def _judge(summary: Summary, run: Path, mark: float) -> None:
     found = sum(row[name] for row in table.values() for name in (*FATES, "pending"))
     used = sum(row[name] for row in table.values() for name in FATES if name != "too_old")  # what a step was given
     written = Counter(
-        (row["group_id"], row["index"]) for path in _trajectory_files(run) for row in trajectory_file.read_light(path)
+        (row["group_id"], row["index"])
+        for path in _trajectory_files(run)
+        for row in trajectory_file.read_summaries(path)
     )
     summary.lost = max(drawn - found, 0) + max(used - len(written), 0)
     summary.trained_twice = max(found - drawn, 0) + written.total() - len(written) + max(len(written) - used, 0)

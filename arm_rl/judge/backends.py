@@ -12,7 +12,7 @@ from actors.cluster.reservation import reserve
 from arm_rl.core import session, trajectory_file
 from arm_rl.core.config import TrainConfig
 from arm_rl.core.images import Image
-from arm_rl.core.seeding import derive
+from arm_rl.core.seeding import derive_seed
 from arm_rl.core.session import Policy, Session, Tools
 from arm_rl.core.template import Template
 from arm_rl.core.types import Sample, ScoredTrajectory, Trajectory
@@ -79,7 +79,7 @@ class ServerBackend:
 
     async def ask(self, sample: Sample, group_id: str) -> JudgedSession[Session]:
         """See `Backend`."""
-        seed = derive(self._config.run.seed, group_id, 0)
+        seed = derive_seed(self._config.run.seed, group_id, 0)
         ran = await session.run(
             sample,
             self._policy,

@@ -27,7 +27,7 @@ from arm_rl.core.config import SessionConfig, TemplateConfig
 from arm_rl.core.errors import UserError
 from arm_rl.core.images import Image
 from arm_rl.core.question_template import Phrase, read_phrase
-from arm_rl.core.seeding import derive
+from arm_rl.core.seeding import derive_seed
 from arm_rl.core.session import Memory, Policy, Start, Tools
 from arm_rl.core.template import Template
 from arm_rl.core.types import ImagePart, Message, Sample
@@ -309,14 +309,14 @@ class Judge:
             label="",
             tools=tuple(self._template.schemas),
         )
-        memory = Memory.holding({part.name: image for part, image in zip(shown, images, strict=True)}, answers)
+        memory = Memory.from_images({part.name: image for part, image in zip(shown, images, strict=True)}, answers)
         start = Start(
             memory=memory,
             messages=self._template.conversation(sample),
             prompt_ids=self._template.prompt_ids(sample, memory.images),
         )
         async with self._slots:
-            seed = derive(self._seed, question, *answers, number)
+            seed = derive_seed(self._seed, question, *answers, number)
             judged = await session.run(
                 sample, self._policy, self._tools, self._limits, template=self._template, seed=seed, start=lambda: start
             )

@@ -7,7 +7,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from arm_rl.core.images import Image
-from arm_rl.core.parsing import whole_characters
+from arm_rl.core.parsing import replace_surrogates
 from arm_rl.core.session import Completion, PolicyRequest
 from arm_rl.core.template import Template
 from arm_rl.core.types import ImagePart, Message
@@ -78,7 +78,7 @@ class ServerPolicy:
         except (ValueError, KeyError, IndexError, TypeError, AttributeError) as error:
             raise ServerError(f"{self._server.url}: not a chat completion ({error!r}): {choice!r:.2000}") from error
         return Completion(
-            token_ids=ids, logprobs=logprobs, text=whole_characters(text), finish_reason="length" if cut else "stop"
+            token_ids=ids, logprobs=logprobs, text=replace_surrogates(text), finish_reason="length" if cut else "stop"
         )
 
     async def close(self) -> None:
@@ -106,7 +106,7 @@ class ServerPolicy:
             content = [
                 {"type": "image_url", "image_url": {"url": self._data_url(images[part.name])}}
                 if isinstance(part, ImagePart)
-                else {"type": "text", "text": self._template.harmless(part)}
+                else {"type": "text", "text": self._template.break_control_tokens(part)}
                 for part in message.parts
             ]
             extra = {"tool_call_id": f"call_{number}"} if message.role == "tool" else {}
@@ -115,9 +115,11 @@ class ServerPolicy:
 
     def _data_url(self, image: Image) -> str:
         view = self._template.view
-        size = view.of(*image.size)
-        stays = view.of(*size) == size  # where a view's bounds are narrow, the server would make another one of it
-        sent = Image.from_pil(view.view(image) if stays else image.pil())
+        size = view.resized_size(*image.size)
+        stays = (
+            view.resized_size(*size) == size
+        )  # where a view's bounds are narrow, the server would make another one of it
+        sent = Image.from_pil(view.resize(image) if stays else image.pil())
         return "data:image/png;base64," + base64.b64encode(sent.data).decode()
 
 

@@ -43,7 +43,7 @@ def recorded(folder: Path) -> list[SessionSummary]:
     """The sessions of a run, by file and row; those that broke are left out, to be run again."""
     found = []
     for path in sorted((folder / "trajectories").glob(f"{STAGE}-*.parquet")):
-        for row, light in enumerate(trajectory_file.read_light(path)):
+        for row, light in enumerate(trajectory_file.read_summaries(path)):
             if light["end"] == "aborted":
                 continue
             statuses = [event["status"] for turn in light["turns"] for event in turn["tool_events"]]

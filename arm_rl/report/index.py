@@ -162,11 +162,11 @@ class Index:
             ) from error
 
     def _read(self, path: Path) -> LogFile:
-        stage, step = trajectory_file.stage_and_step(path)
+        stage, step = trajectory_file.read_stage_and_step(path)
         columns = {name: array("i") for name in COLUMNS}
         rewards, groups = array("d"), Names()
         seconds: Counter[tuple[str, str]] = Counter()
-        for row in trajectory_file.read_light(path):
+        for row in trajectory_file.read_summaries(path):
             events = [event for turn in row["turns"] for event in turn["tool_events"]]
             calls = tuple((_tool_name(event["call"]), event["status"]) for event in events)
             for call, event in zip(calls, events, strict=True):

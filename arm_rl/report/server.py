@@ -64,7 +64,11 @@ class Report:
         text = dict(query)["text"]
         files = list(self._index.files)
         return json.dumps(
-            [selection.row_name(file, row) for file in files for row in trajectory_file.find_text(file.path, text)]
+            [
+                selection.row_name(file, row)
+                for file in files
+                for row in trajectory_file.find_rows_with_text(file.path, text)
+            ]
         )
 
     def _file(self, name: str) -> LogFile:

@@ -116,8 +116,8 @@ class WandbPage:
 
     def _log_table(self, path: Path) -> None:
         table = wandb.Table(columns=list(COLUMNS))
-        _, step = trajectory_file.stage_and_step(path)
-        total = trajectory_file.num_rows(path)
+        _, step = trajectory_file.read_stage_and_step(path)
+        total = trajectory_file.count_rows(path)
         for scored, sample in trajectory_file.read_rows(path, range(0, total, max(1, -(-total // ROWS)))):
             images = trajectory_file.read_images(path, [info.key for info in scored.trajectory.images])
             table.add_data(*_row(step, scored, sample, images))

@@ -13,7 +13,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, Protocol
 
-from arm_rl.core.advantage import is_flat
+from arm_rl.core.advantage import is_zero_variance
 from arm_rl.core.config import TrainConfig
 from arm_rl.core.types import Sample
 from arm_rl.data.parquet_rows import DataError
@@ -198,7 +198,7 @@ class Collector:
         self._running.append(_RunningGroup(number, sample, group))
 
     def _dropped(self, group: Group) -> bool:
-        return self._algorithm.drop_flat_groups and is_flat(group.rewards)
+        return self._algorithm.drop_flat_groups and is_zero_variance(group.rewards)
 
     async def _finished(self, number: int) -> list[_RunningGroup]:
         """Some groups that are done, at most `number` of them; on-policy, all of them or none."""

@@ -24,7 +24,7 @@ from arm_rl.core.batching import make_batch
 from arm_rl.core.config import TrainConfig
 from arm_rl.core.errors import BadBatch
 from arm_rl.core.loss import GrpoObjective
-from arm_rl.core.seeding import derive
+from arm_rl.core.seeding import derive_seed
 from arm_rl.core.tracing import recorded, span
 from arm_rl.core.training_sample import training_sample
 from arm_rl.core.types import Batch, Sample, TrainingSample
@@ -252,7 +252,8 @@ class Driver:
         per_batch = algorithm.mini_batch_samples or algorithm.samples_per_step
         for epoch in range(algorithm.epochs_per_step):
             order = sorted(
-                range(len(samples)), key=lambda number: derive(self.config.run.seed, self.steps_done, epoch, number)
+                range(len(samples)),
+                key=lambda number: derive_seed(self.config.run.seed, self.steps_done, epoch, number),
             )
             for start in range(0, len(order), per_batch):
                 yield self._batch(

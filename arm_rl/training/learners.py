@@ -10,7 +10,7 @@ from actors.learner.rank import LearnerSpec
 from actors.learner.ranks import LearnerRanks
 from actors.weights.files import weights_folder
 from arm_rl.core.config import SftConfig, TrainConfig
-from arm_rl.core.seeding import derive
+from arm_rl.core.seeding import derive_seed
 from arm_rl.core.template import Template
 
 
@@ -48,4 +48,4 @@ async def learner_group(
 
 def published_folder(config: TrainConfig | SftConfig) -> Path:
     """Where this run's weights lie for its engines; the same whenever the run is started again."""
-    return weights_folder(f"{config.run.name}-{derive(config.run.folder.resolve())}")
+    return weights_folder(f"{config.run.name}-{derive_seed(config.run.folder.resolve())}")

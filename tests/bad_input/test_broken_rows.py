@@ -177,7 +177,7 @@ UNUSUAL = {
 def test_an_unusual_image_is_taken_and_shown(tmp_path, template, data):
     (sample,) = read_samples(write(tmp_path / "d.parquet", [row("0", data)]), ["zoom"])
     image = images.load(sample.images[0])
-    assert template.view.view(image).size == template.view.of(*image.size)
+    assert template.view.resize(image).size == template.view.resized_size(*image.size)
 
 
 PATHS = {

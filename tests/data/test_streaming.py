@@ -16,7 +16,7 @@ from arm_rl.core.config import ConfigError, DataConfig, SftConfig, TrainConfig
 from arm_rl.core.config_file import load, load_saved, save
 from arm_rl.core.images import Image
 from arm_rl.core.parquet import RowReader
-from arm_rl.core.seeding import derive
+from arm_rl.core.seeding import derive_seed
 from arm_rl.data.demonstrations import read_demonstrations
 from arm_rl.data.epoch_order import Order
 from arm_rl.data.parquet_rows import DataError
@@ -94,7 +94,9 @@ def test_data_larger_than_the_memory_is_read(tmp_path, row_group_size, num_taken
     told = json.loads(done.stdout)
     assert ("every sample is slow to read" in done.stderr) == (row_group_size > 1000)
     expected = [
-        number for epoch in range(2) for number in np.random.default_rng(derive(0, "epoch", epoch)).permutation(600)
+        number
+        for epoch in range(2)
+        for number in np.random.default_rng(derive_seed(0, "epoch", epoch)).permutation(600)
     ]
     assert told["ids"] == [str(number) for number in expected[:num_taken]]
     assert told["texts"] > 20 * len(text)
@@ -119,7 +121,7 @@ def three_tracks(tmp_path):
 def test_without_weights_every_sample_is_dealt_once_an_epoch(three_tracks):
     epochs = order_of(three_tracks, {})
     assert all(sorted(epoch, key=int) == [str(number) for number in range(60)] for epoch in epochs)
-    expected = np.random.default_rng(derive(7, "epoch", 1)).permutation(60)
+    expected = np.random.default_rng(derive_seed(7, "epoch", 1)).permutation(60)
     assert epochs[1] == [three_tracks[int(place)].id for place in expected], (
         "the order that runs had before there were weights"
     )
@@ -260,7 +262,7 @@ def test_demonstrations_are_read_when_their_step_comes(tmp_path, template):
     made = batches(path, template)
     assert made.num_steps == 6
     for epoch in range(2):
-        expected = np.random.default_rng(derive(0, "sft", epoch)).permutation(10).tolist()
+        expected = np.random.default_rng(derive_seed(0, "sft", epoch)).permutation(10).tolist()
         for step in range(3):
             batch, images = batches(path, template).read(3 * epoch + step)
             assert made.read(3 * epoch + step)[0] == batch

@@ -6,7 +6,7 @@ import pytest
 
 from arm_rl.core import images, session
 from arm_rl.core.config import SessionConfig
-from arm_rl.core.parsing import parse_judgment, turn_is_well_formed
+from arm_rl.core.parsing import is_well_formed_turn, parse_judgment
 from arm_rl.data.preferences import ROW_GROUP
 from arm_rl.data.samples import read_samples
 from arm_rl.demo import dataset, phrases, scenes
@@ -86,7 +86,7 @@ def test_scripts_repeat_and_are_well_formed(tracks, template):
     for task, track in drawn:
         script = teacher.script(task, track, tools=True)
         assert script == teacher.script(task, track, tools=True)
-        assert all(turn_is_well_formed(turn, template.tool_format) for turn in script)
+        assert all(is_well_formed_turn(turn, template.tool_format) for turn in script)
         assert parse_judgment(script[-1]) in ("1", "2")
         calls = [template.tool_format.parse(turn) for turn in script]
         assert [call is not None for call in calls] == [True] * (len(script) - 1) + [False]

@@ -23,7 +23,7 @@ from actors.rollout.engine import _collapse
 from arm_rl.core.config import TrainConfig
 from arm_rl.core.config_file import load
 from arm_rl.core.images import Image
-from arm_rl.core.seeding import derive
+from arm_rl.core.seeding import derive_seed
 from arm_rl.core.types import Sample, Trajectory
 from arm_rl.demo import dataset
 from arm_rl.experiments.bench import usage
@@ -163,7 +163,7 @@ class MeasuredRollout(RolloutActor):
         ]
         shown = {key for session in self._sessions for request in session for key in request.images}
         self._shown = {key: images[key] for key in shown}
-        self._pictures = {key: self._template.view.view(image) for key, image in self._shown.items()}
+        self._pictures = {key: self._template.view.resize(image) for key, image in self._shown.items()}
 
     async def clear(self) -> None:
         """Empties all caches, as an update of the weights does."""
@@ -222,7 +222,7 @@ def requests(
         forbidden: ids that are not sampled where no call is possible.
     """
     context = trajectory.prompt_ids
-    own_seed = derive(seed, trajectory.group_id, trajectory.index)
+    own_seed = derive_seed(seed, trajectory.group_id, trajectory.index)
     for number, turn in enumerate(trajectory.turns):
         num_images = _collapse(context, pad)[1]
         yield Request(

@@ -8,7 +8,7 @@ from typing import Any
 
 from arm_rl.core.errors import UserError
 from arm_rl.core.question_template import Phrase
-from arm_rl.core.seeding import derive
+from arm_rl.core.seeding import derive_seed
 from arm_rl.data.image_store import ImageFolder
 from arm_rl.data.preferences import Preference, write_preferences
 from arm_rl.prepare.pairs.audit import CUES, Audit, balance
@@ -113,7 +113,7 @@ def report(
 def _split(question: Question, config: PairsConfig) -> str:
     """Questions about the same material are in the same split."""
     material = question.document or "/".join(map(str, question.images)) or question.question
-    return "held_out" if derive(config.seed, "split", material) / 2**31 < config.held_out else "train"
+    return "held_out" if derive_seed(config.seed, "split", material) / 2**31 < config.held_out else "train"
 
 
 def _arranged(kind: str, config: PairsConfig) -> Callable[[Sequence[AnsweredQuestion]], list[Choice]]:

@@ -5,7 +5,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from arm_rl.core.question_template import Phrase
-from arm_rl.core.seeding import derive
+from arm_rl.core.seeding import derive_seed
 from arm_rl.data.preferences import Preference
 from arm_rl.prepare.questions import Question
 
@@ -45,16 +45,16 @@ def arrange(kind: str, answered: Sequence[AnsweredQuestion], *, seed: int, num_a
         tracks[one.question.track].append(one.question.id)
     places: dict[str, int] = {}
     for track, ids in tracks.items():
-        start = derive(seed, kind, track)  # what is left over goes anywhere
+        start = derive_seed(seed, kind, track)  # what is left over goes anywhere
         places |= {
             id: (start + rank) % number
-            for rank, id in enumerate(sorted(ids, key=lambda id: derive(seed, kind, "place", id)))
+            for rank, id in enumerate(sorted(ids, key=lambda id: derive_seed(seed, kind, "place", id)))
         }
     return [_choice(one, kind, places[one.question.id], number, seed) for one in answered]
 
 
 def _choice(one: AnsweredQuestion, kind: str, place: int, number: int, seed: int) -> Choice:
-    order = sorted(range(number - 1), key=lambda index: derive(seed, kind, "order", one.question.id, index))
+    order = sorted(range(number - 1), key=lambda index: derive_seed(seed, kind, "order", one.question.id, index))
     answers = [one.flawed[index] for index in order]
     answers.insert(place, one.question.answer)
     return Choice(question=one.question, answers=tuple(answers), label=str(place + 1))

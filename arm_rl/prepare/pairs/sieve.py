@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from rapidfuzz import fuzz
 
 from arm_rl.core.errors import UserError
-from arm_rl.core.parsing import whole_characters
+from arm_rl.core.parsing import replace_surrogates
 from arm_rl.prepare.pairs.config import PairsConfig
 from arm_rl.prepare.questions import Constraint, Question
 from tools.base import ToolContext
@@ -24,7 +24,7 @@ class ConstraintError(UserError):
 def written_answer(text: str) -> str | None:
     """The answer in a reply, the last one where there are several; None where there is none."""
     found = _ANSWER.findall(text)
-    return whole_characters(found[-1].strip()) or None if found else None
+    return replace_surrogates(found[-1].strip()) or None if found else None
 
 
 def similarity(first: str, second: str) -> float:

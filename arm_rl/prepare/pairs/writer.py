@@ -12,7 +12,7 @@ import httpx
 
 from arm_rl.core.errors import UserError
 from arm_rl.core.images import Image, ImageError
-from arm_rl.core.seeding import derive
+from arm_rl.core.seeding import derive_seed
 from arm_rl.judge.chat_client import ChatServer, ServerError
 from arm_rl.prepare.pairs.choices import AnsweredQuestion, asked
 from arm_rl.prepare.pairs.config import PairsConfig
@@ -140,10 +140,10 @@ class FlawWriter:
         config = self._config
         draw = number + attempt * config.num_flawed
         if question.constraints:
-            start = derive(config.seed, "constraint", question.id)
+            start = derive_seed(config.seed, "constraint", question.id)
             broken = question.constraints[(start + draw) % len(question.constraints)]
             return "constraint", config.constraint_flaw.replace("$constraint", broken.instruction), broken
-        names = sorted(config.flaws, key=lambda name: derive(config.seed, "flaw", question.id, name))
+        names = sorted(config.flaws, key=lambda name: derive_seed(config.seed, "flaw", question.id, name))
         name = names[draw % len(names)]
         return name, config.flaws[name], None
 
@@ -169,7 +169,7 @@ class FlawWriter:
             *[{"type": "image_url", "image_url": {"url": _data_url(image)}} for image in shown],
             {"type": "text", "text": text},
         ]
-        seed = derive(self._config.seed, "reply", question.id, number, attempt)
+        seed = derive_seed(self._config.seed, "reply", question.id, number, attempt)
         self.num_asked += 1
         choice = await self._server.complete(
             {**settings, "messages": [{"role": "user", "content": content}], "seed": seed}
