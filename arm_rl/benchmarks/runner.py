@@ -150,10 +150,10 @@ async def ask_all(
     asker = _Asker(backend, folder, int(max_broken * len(pending)), on_done)
     with ResultsWriter(folder) as writer:
         try:
-            async with asyncio.TaskGroup() as group:
+            async with asyncio.TaskGroup() as tasks:
                 waiting = iter(pending)
                 for _ in range(min(backend.concurrency, len(pending))):
-                    group.create_task(asker.work(waiting, writer))
+                    tasks.create_task(asker.work(waiting, writer))
         except* EvaluationStopped as stopped:
             raise stopped.exceptions[0] from None
         finally:

@@ -46,7 +46,7 @@ class ImageSource:
         if isinstance(entry, bytes):
             data = entry
         elif isinstance(entry, str) and entry.startswith("data:"):
-            data = _of_data_url(entry)
+            data = _decode_data_url(entry)
         elif isinstance(entry, str) and entry.startswith(("http://", "https://")):
             data = self._fetch(entry)
         else:
@@ -84,7 +84,7 @@ class ImageSource:
         return bytes(data)
 
 
-def _of_data_url(url: str) -> bytes:
+def _decode_data_url(url: str) -> bytes:
     head, _, body = url.partition(",")
     try:
         if not head.endswith(";base64"):

@@ -46,8 +46,8 @@ class BrokenRows:
         """Of the first ones."""
         return list(self._reasons)
 
-    def leave_out(self, error: UserError, number: int = 1) -> None:
-        """Counts a row, or `number` of them that share a reason; raises `error` where none may be left out."""
+    def skip_row(self, error: UserError, number: int = 1) -> None:
+        """Count a row, or `number` rows with the same error; raise the error if broken rows may not be skipped."""
         if isinstance(error, TooLong):
             self.num_too_long += number
             self._first_too_long = self._first_too_long or str(error)
@@ -144,13 +144,13 @@ def _rows_of_group(
             batch = next(batches)
         except (OSError, pa.ArrowException, StopIteration) as error:  # what follows in this group is lost
             reason = str(error) or "the row group ends too early"
-            broken.leave_out(DataError(f"{path}: rows {first} to {end - 1} cannot be read: {reason}"), end - first)
+            broken.skip_row(DataError(f"{path}: rows {first} to {end - 1} cannot be read: {reason}"), end - first)
             return
         for number in range(len(batch)):
             try:
                 (row,) = batch.slice(number, 1).to_pylist()
             except UnicodeDecodeError as error:
-                broken.leave_out(DataError(f"{path}: row {first + number}: a text is not UTF-8: {error}"))
+                broken.skip_row(DataError(f"{path}: row {first + number}: a text is not UTF-8: {error}"))
                 continue
             yield first + number, row
         first += len(batch)

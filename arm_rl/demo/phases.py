@@ -32,7 +32,7 @@ from arm_rl.demo.demos import DemoSize, DemoSpec, write_tool_file
 from arm_rl.demo.tables import is_shown, tables
 from arm_rl.judge.remote_policy import ServerPolicy
 from arm_rl.prepare.difficulty import filter_by_difficulty
-from arm_rl.prepare.screening import screened_sessions
+from arm_rl.prepare.screening import run_screened_sessions
 from arm_rl.report import write_report
 from arm_rl.run.metrics_log import read_lines
 from arm_rl.training.evaluation import evaluate_model
@@ -114,7 +114,7 @@ class Demo:
         teacher = dataclasses.replace(self.spec.teacher, seed=self.seed, tracks=self.spec.tracks)
         samples = read_samples(config.data.train, list(tools))
         with contextlib.closing(LocalTools(tools)) as local:
-            sessions = screened_sessions(
+            sessions = run_screened_sessions(
                 samples, lambda sample: teacher.policy(sample, template), local, config.session, template
             )
             write_demonstrations(

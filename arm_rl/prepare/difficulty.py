@@ -43,8 +43,8 @@ class SampleRollouts:
     num_right: int
     num_rollouts: int
 
-    def verdict(self, never_right: NeverRight) -> str | None:
-        """Why the sample is left out; None where it is kept."""
+    def drop_reason(self, never_right: NeverRight) -> str | None:
+        """Return why the sample is dropped; None if it is kept."""
         if self.num_right == self.num_rollouts:
             return "right in all rollouts"
         return "never right" if self.num_right == 0 and never_right == "drop" else None
@@ -101,7 +101,7 @@ async def _judge_on_cluster(
 
 def known_rollouts(samples: Sequence[Sample], lines: JsonLines, num_rollouts: int) -> dict[str, SampleRollouts]:
     """Return the rollouts, by sample id, of the samples that an earlier run judged with as many rollouts."""
-    known = {one.id: one for one in (SampleRollouts(**values) for values in lines.found)}
+    known = {one.id: one for one in (SampleRollouts(**values) for values in lines.entries)}
     return {one.id: known[one.id] for one in samples if one.id in known and known[one.id].num_rollouts == num_rollouts}
 
 
@@ -154,9 +154,9 @@ async def judge_all(
     waiting = iter(samples)
     places = max(1, _AT_A_TIME * sessions_at_a_time // num_rollouts)
     try:
-        async with asyncio.TaskGroup() as group:
+        async with asyncio.TaskGroup() as tasks:
             for _ in range(min(places, len(samples))):
-                group.create_task(work(waiting))
+                tasks.create_task(work(waiting))
     except* RunStopped as stopped:
         raise stopped.exceptions[0] from None
     return judged
@@ -168,7 +168,7 @@ def write_filtered(path: Path, judged: Mapping[str, SampleRollouts], never_right
     Returns:
         The file, `NAME-filtered.parquet`, and its number of rows.
     """
-    kept = {id for id, one in judged.items() if one.verdict(never_right) is None}
+    kept = {id for id, one in judged.items() if one.drop_reason(never_right) is None}
     out = path.with_name(f"{path.stem}-filtered.parquet")
     unfinished = out.with_name(out.name + ".tmp")
     number = num_kept = 0
@@ -191,7 +191,7 @@ def report(
     samples: Sequence[Sample], judged: Mapping[str, SampleRollouts], num_rollouts: int, never_right: NeverRight
 ) -> dict[str, Any]:
     """What was kept and why the rest was not, for JSON."""
-    verdicts = Counter(one.verdict(never_right) or "kept" for one in judged.values())
+    verdicts = Counter(one.drop_reason(never_right) or "kept" for one in judged.values())
     broken = len(samples) - len(judged)
     tracks: defaultdict[str, Counter[int]] = defaultdict(Counter)
     for one in judged.values():

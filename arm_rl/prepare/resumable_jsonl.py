@@ -22,7 +22,7 @@ class JsonLines:
             LinesError: another line is broken.
         """
         path.parent.mkdir(parents=True, exist_ok=True)
-        self.found: list[dict[str, Any]] = []
+        self.entries: list[dict[str, Any]] = []
         whole = 0
         with path.open("a+b") as file:
             file.seek(0)
@@ -31,7 +31,7 @@ class JsonLines:
                     break
                 whole += len(line)
                 try:
-                    self.found.append(dict(json.loads(line)))
+                    self.entries.append(dict(json.loads(line)))
                 except (ValueError, TypeError) as error:
                     raise LinesError(
                         f"{path}: line {number}: not a JSON object ({error}): remove it, and it is made again"

@@ -150,7 +150,7 @@ class Collector:
         Raises:
             DataError: the data is not what it was.
         """
-        samples = {one["number"]: self._cursor.dealt(one["number"]) for one in state["pending"]}
+        samples = {one["number"]: self._cursor.sample_at(one["number"]) for one in state["pending"]}
         for one in state["pending"]:
             found = samples[one["number"]].id
             if found != one["sample"]:

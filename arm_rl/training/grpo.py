@@ -68,7 +68,7 @@ async def _run(
                 config,
                 runner=runner,
                 learners=learners,
-                cursor=Cursor.mixed(inputs.samples, config.run.seed, config.data.weights),
+                cursor=Cursor.from_weights(inputs.samples, config.run.seed, config.data.weights),
                 held_out=inputs.held_out,
                 image_pad_id=inputs.template.image_pad_id,
                 num_steps=num_steps,

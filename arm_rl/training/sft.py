@@ -102,7 +102,7 @@ class Batches:
 
     def __init__(self, config: SftConfig, template: Template, demonstrations: LazyRows[Demonstration]) -> None:
         self._config, self._pad_id, self._demonstrations = config, template.image_pad_id, demonstrations
-        self._order = Order.mixed(
+        self._order = Order.from_weights(
             config.run.seed, demonstrations.track_names, demonstrations.tracks, config.data.weights, purpose="sft"
         )
         self._steps_per_epoch = math.ceil(len(demonstrations) / config.batch_size)
@@ -114,7 +114,7 @@ class Batches:
         size, learner = self._config.batch_size, self._config.learner
         chosen = [
             self._demonstrations[int(place)]
-            for place in self._order.of_epoch(epoch)[number * size : (number + 1) * size]
+            for place in self._order.sample_numbers(epoch)[number * size : (number + 1) * size]
         ]
         samples = [
             training_sample(one.trajectory, 1.0, image_pad_id=self._pad_id, share_prompt=False) for one in chosen

@@ -53,9 +53,9 @@ def _pairs(arguments: argparse.Namespace) -> str:
     phrase = read_phrase(config.question)
     questions = read_all([Path(one) for one in arguments.questions if one not in overrides])
     server, _ = read_server(arguments.server, arguments)
-    outcomes, num_asked = asyncio.run(_written(questions, server, config, arguments.out))
+    outcomes, num_requests = asyncio.run(_written(questions, server, config, arguments.out))
     made = write_files(outcomes, config, phrase, arguments.out)
-    found = report(outcomes, made, config, num_asked)
+    found = report(outcomes, made, config, num_requests)
     (arguments.out / REPORT).write_text(json.dumps(found, indent=2, ensure_ascii=False), encoding="utf-8")
     return "\n".join([*told(found), f"done: {', '.join(found['files'])} and {REPORT} are in {arguments.out}"])
 
@@ -73,7 +73,7 @@ async def _written(
         ):
             writer = FlawWriter(chat, server.model, config, Replies(lines))
             outcomes = await writer.write_all(questions, concurrency=server.concurrency, on_done=lambda outcome: step())
-        return outcomes, writer.num_asked
+        return outcomes, writer.num_requests
     finally:
         await chat.close()
 

@@ -17,7 +17,14 @@ from arm_rl.data.demonstrations import write_demonstrations
 from arm_rl.data.samples import read_samples
 from arm_rl.judge.backends import Server, open_backend, server_template
 from arm_rl.prepare.progress import progress_bar
-from arm_rl.prepare.teacher_sessions import best, demonstrations, recorded, report, run_sessions, sessions_of
+from arm_rl.prepare.teacher_sessions import (
+    choose_best,
+    load_sessions,
+    plan_sessions,
+    read_recorded,
+    report,
+    run_sessions,
+)
 from arm_rl.run.folder import open_run
 from arm_rl.training.inputs import read_template
 from jobs.command_line import Commands
@@ -56,19 +63,19 @@ def _trajectories(arguments: argparse.Namespace) -> str:
     template = read_template(config) if server is None else server_template(config)
     samples = read_samples(config.data.train, list(template.schemas), config.data)
     folder = open_run(config)
-    sessions = sessions_of(samples, arguments.best_of)
-    known = {one.group_id for one in recorded(folder)}
+    sessions = plan_sessions(samples, arguments.best_of)
+    known = {one.group_id for one in read_recorded(folder)}
     pending = {group_id: sample for group_id, sample in sessions.items() if group_id not in known}
     if pending:
         asyncio.run(_run(config, template, pending, server))
-    found = [one for one in recorded(folder) if one.group_id in sessions]
-    chosen = best(found, samples)
+    found = [one for one in read_recorded(folder) if one.group_id in sessions]
+    chosen = choose_best(found, samples)
     shown = report(samples, found, chosen, arguments.best_of)
     (folder / REPORT).write_text(json.dumps(shown, indent=2))
     if not chosen:
         raise CommandError("\n".join(["no session can be learned from:", *told(shown)]))
     out = arguments.out or folder / FILE
-    written = write_demonstrations(out, demonstrations(chosen, config.session.last_turn_notice))
+    written = write_demonstrations(out, load_sessions(chosen, config.session.last_turn_notice))
     return "\n".join(
         [*told(shown), f"done: {written} demonstrations are in {out}; {REPORT} and the trajectories are in {folder}"]
     )

@@ -104,7 +104,7 @@ def test_data_larger_than_the_memory_is_read(tmp_path, row_group_size, num_taken
 
 
 def order_of(samples, weights, epochs=3):
-    cursor = Cursor.mixed(samples, 7, weights)
+    cursor = Cursor.from_weights(samples, 7, weights)
     return [[sample.id for sample in cursor.take(len(samples))] for _ in range(epochs)]
 
 
@@ -151,7 +151,7 @@ def test_a_weight_of_0_leaves_a_track_out(three_tracks):
 @pytest.mark.parametrize("weights", [{"many": 1}, {"many": 1, "some": 1, "few": 1, "none": 1}])
 def test_weights_must_name_the_tracks_of_the_data(three_tracks, weights):
     with pytest.raises(DataError, match=r"data.weights: a weight for each track of the data \(few, many, some\)"):
-        Cursor.mixed(three_tracks, 0, weights)
+        Cursor.from_weights(three_tracks, 0, weights)
 
 
 @pytest.mark.parametrize("weights", [{"a": -1.0, "b": 2.0}, {"a": 0.0}, {"a": float("inf")}])
@@ -168,15 +168,15 @@ def test_weights_that_cannot_be_are_refused(weights):
 def test_a_mixture_goes_on_at_any_sample(sizes, weights, stop):
     tracks = [code for code, size in enumerate(sizes) for _ in range(size)]
     names = [f"track{code}" for code in range(len(sizes))]
-    mixed = Order.mixed(3, names, tracks, dict(zip(names, weights, strict=False)))
+    mixed = Order.from_weights(3, names, tracks, dict(zip(names, weights, strict=False)))
     samples = [f"s{number}" for number in range(len(tracks))]
     first, whole = Cursor(samples, 3, mixed), Cursor(samples, 3, mixed)
     expected = whole.take(stop + 30)
     assert first.take(stop) == expected[:stop]
-    second = Cursor(samples, 3, Order.mixed(3, names, tracks, dict(zip(names, weights, strict=False))))
+    second = Cursor(samples, 3, Order.from_weights(3, names, tracks, dict(zip(names, weights, strict=False))))
     second.restore(json.loads(json.dumps(first.state())))
     assert second.take(30) == expected[stop:]
-    assert [second.dealt(number) for number in range(stop + 30)] == expected
+    assert [second.sample_at(number) for number in range(stop + 30)] == expected
 
 
 @pytest.mark.parametrize("max_bytes", [1, 3_000, 1 << 20], ids=["nothing kept", "a little kept", "all kept"])

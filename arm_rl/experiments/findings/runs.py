@@ -29,7 +29,7 @@ from arm_rl.demo.scenes import Split
 from arm_rl.demo.tracks import TILES
 from arm_rl.experiments.findings import setting
 from arm_rl.experiments.findings.designs import DESIGNS
-from arm_rl.prepare.screening import screened_sessions
+from arm_rl.prepare.screening import run_screened_sessions
 from arm_rl.run.folder import finished
 from arm_rl.training.evaluation import evaluate_model
 from arm_rl.training.groups import serving
@@ -173,7 +173,7 @@ class Findings:
         teacher = dataclasses.replace(setting.TEACHER, seed=seed)
         samples = read_samples(config.data.train, list(tools))
         with contextlib.closing(LocalTools(tools)) as local:
-            sessions = screened_sessions(
+            sessions = run_screened_sessions(
                 samples, lambda sample: teacher.policy(sample, template), local, config.session, template
             )
             return list(itertools.islice(sessions, self.size.demonstrations))
