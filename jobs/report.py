@@ -11,7 +11,7 @@ from rich.table import Table
 
 from arm_rl.core.errors import UserError
 from arm_rl.report import MAX_MB, server, tokens, write_report
-from arm_rl.report.times import of_runs, timelines
+from arm_rl.report.times import find_timelines, read_times
 from arm_rl.run import checkpoint, timeline
 from arm_rl.run.step_times import StepTimes, TimeRow
 from arm_rl.training.ledger import MEANINGS, Ledger
@@ -28,12 +28,12 @@ def show_times(folder: Path, console: Console) -> str:
     Raises:
         NothingToReport: there is no timeline, or no finished step in one.
     """
-    runs = timelines(folder)
+    runs = find_timelines(folder)
     if not runs:
         raise NothingToReport(
             f"{folder}: no {timeline.FILE}: runs write it as they go, but with metrics.timeline=false"
         )
-    tables = [_table(str(run), times) for run, times in of_runs(runs).items()]
+    tables = [_table(str(run), times) for run, times in read_times(runs).items()]
     if not tables:
         raise NothingToReport(f"{runs[-1] / timeline.FILE}: no step was finished")
     console.print(*tables, sep="\n")
@@ -44,7 +44,7 @@ def show_ledgers(folder: Path, console: Console) -> None:
     """Prints what became of every trajectory, as of the newest checkpoint of the run, or of each stage in its folder."""
     for run in (folder, *sorted(path for path in folder.iterdir() if path.is_dir())):
         written = checkpoint.steps(run / "checkpoints")
-        collector = checkpoint.state_of(run / "checkpoints", written[-1]).get("collector") if written else None
+        collector = checkpoint.read_state(run / "checkpoints", written[-1]).get("collector") if written else None
         if collector is not None:  # a cold start has demonstrations and no ledger
             console.print(
                 _ledger_table(f"{run}: trajectories at step {written[-1]}", Ledger.of(collector["ledger"]).table())
@@ -117,7 +117,7 @@ def main() -> int:
             raise NothingToReport(f"{arguments.run}: there is no such folder")
         if arguments.time:
             return show_times(arguments.run, Console(width=120, soft_wrap=True))
-        tokenizer = tokens.find(arguments.run, arguments.tokenizer)
+        tokenizer = tokens.find_tokenizer(arguments.run, arguments.tokenizer)
         if arguments.serve:
             return serve(server.Report(arguments.run, tokenizer), arguments.port, arguments.run)
         show_ledgers(arguments.run, Console(width=120, soft_wrap=True))

@@ -21,7 +21,7 @@ from arm_rl.core.session import Session
 from arm_rl.core.template import Template, TemplateError
 from arm_rl.core.types import ImageInfo, ImagePart, Message, Sample, Trajectory, Turn
 from arm_rl.data.lazy_rows import LazyRows
-from arm_rl.data.parquet_rows import BrokenRows, DataError, TooLong, files_of, read_rows
+from arm_rl.data.parquet_rows import BrokenRows, DataError, TooLong, expand_folders, read_rows
 from arm_rl.data.samples import parse_messages, read_images
 
 _NEEDED = ("messages", "images", "tools")
@@ -101,7 +101,7 @@ def read_demonstrations(
         DataError: a file or a row that cannot be used.
     """
     config = config or DataConfig()
-    broken, files = broken or BrokenRows.of(config), files_of(files)
+    broken, files = broken or BrokenRows.of(config), expand_folders(files)
     root = None if config.image_root is None else Path(config.image_root)
 
     def decode(path: str, number: int, row: dict[str, Any]) -> Demonstration:

@@ -87,8 +87,8 @@ class BrokenRows:
         return {"data/skipped_rows": float(self.number), "data/too_long_rows": float(self.num_too_long)}
 
 
-def files_of(names: Sequence[str]) -> list[str]:
-    """The files that are meant: a folder stands for the parquet files in it, in the order of their names.
+def expand_folders(names: Sequence[str]) -> list[str]:
+    """Return the files, with each folder replaced by the parquet files in it, in the order of their names.
 
     Raises:
         DataError: a folder has none.

@@ -23,7 +23,7 @@ from arm_rl.core.images import Image, ImageError
 from arm_rl.core.types import ImagePart, ImageRef, Message, Role, Sample
 from arm_rl.data.epoch_order import Order
 from arm_rl.data.lazy_rows import LazyRows
-from arm_rl.data.parquet_rows import BrokenRows, DataError, TooLong, files_of, read_rows
+from arm_rl.data.parquet_rows import BrokenRows, DataError, TooLong, expand_folders, read_rows
 
 REQUIRED = ("data_source", "prompt", "reward_model")
 OPTIONAL = ("images", "extra_info")
@@ -56,7 +56,7 @@ def read_samples(
         DataError: a file or a row that cannot be used.
     """
     config = config or DataConfig()
-    broken, files = broken or BrokenRows.of(config), files_of(files)
+    broken, files = broken or BrokenRows.of(config), expand_folders(files)
     reading = _RowContext(tuple(all_tools), None if config.image_root is None else Path(config.image_root))
     samples = LazyRows(files, (*REQUIRED, "extra_info"), reading.reread, large_columns=("images",))
     ids = array("Q")

@@ -17,7 +17,7 @@ import pyarrow as pa
 from arm_rl.core import trajectory_file
 from arm_rl.core.errors import UserError
 from arm_rl.report.embedding import dump
-from arm_rl.report.run_data import EVALUATION, files_of
+from arm_rl.report.run_data import EVALUATION, find_files
 
 CORRECT, FORMAT_OK = 1, 2  # bits of a row's flags
 COLUMNS = (
@@ -112,8 +112,8 @@ class Index:
             UserError: a file is broken.
         """
         known = {(file.path, file.path.stat().st_mtime_ns): file for file in self.files if file.path.exists()}
-        found = {path.stem: path for path in files_of(self.folder, "trajectories/*.parquet")}  # the demo keeps copies
-        files = [known.get((path, path.stat().st_mtime_ns)) or self._checked(path) for path in found.values()]
+        found = {path.stem: path for path in find_files(self.folder, "trajectories/*.parquet")}  # the demo keeps copies
+        files = [known.get((path, path.stat().st_mtime_ns)) or self._load_file(path) for path in found.values()]
         order = {stage: number for number, stage in enumerate(stages)}
         self.files[:] = sorted(
             files, key=lambda file: (order.get(file.model, len(order)), file.step, file.is_evaluation)
@@ -153,7 +153,7 @@ class Index:
         ]
         return dump({"files": about, "names": tables, "columns": columns | {"reward": rewards}})
 
-    def _checked(self, path: Path) -> LogFile:
+    def _load_file(self, path: Path) -> LogFile:
         try:
             return self._read(path)
         except (OSError, pa.ArrowException, KeyError) as error:

@@ -139,7 +139,7 @@ class Driver:
         every = self.config.metrics.trajectories_every
         groups = collected.groups
         if every and self.steps_done % every == 0:
-            self.log.trajectories(self.runner.record(self.config.run.name, self.steps_done + 1, groups))
+            self.log.log_trajectories(self.runner.record(self.config.run.name, self.steps_done + 1, groups))
         return {
             **rollout_metrics(
                 [one for group in groups for one in group.scored], {group.sample.id: group.sample for group in groups}
@@ -157,12 +157,14 @@ class Driver:
         finished = self.collector.finished()
         written = self._journal.numbers() if self._journal is not None else set()  # of which the checkpoint will know
         state = {"step": self.steps_done, "collector": self.collector.state(), "owes_evaluation": self._owes_evaluation}
-        with checkpoint.writing(self._checkpoints, self.steps_done, state, self.config.checkpoint.keep) as target:
+        with checkpoint.write_checkpoint(
+            self._checkpoints, self.steps_done, state, self.config.checkpoint.keep
+        ) as target:
             await asyncio.to_thread(self.learners.save, target)
             await self.runner.keep(target / _FINISHED, list(finished.values()), self.steps_done)
         if self._journal is not None:
             self._journal.forget(written)
-        self.log.artifact("checkpoint", self._checkpoints / str(self.steps_done))
+        self.log.log_artifact("checkpoint", self._checkpoints / str(self.steps_done))
 
     async def resume(self, *, serves_other: bool = False) -> None:
         """Goes on from the run folder's newest checkpoint, if there is one, and serves its weights.

@@ -8,7 +8,7 @@ from actors.cluster.reservation import reserve
 from arm_rl.core.config import TrainConfig
 from arm_rl.data.samples import Cursor
 from arm_rl.export.model_card import write_card
-from arm_rl.run.folder import exporting, finished, open_run
+from arm_rl.run.folder import export_folder, is_finished, open_run
 from arm_rl.run.metrics_log import MetricsLog
 from arm_rl.run.timeline import Timeline
 from arm_rl.training.driver import Driver
@@ -34,7 +34,7 @@ async def train_grpo(config: TrainConfig, engines: RolloutService | None = None)
     num_steps = config.num_steps or config.num_epochs * math.ceil(
         len(inputs.samples) / config.algorithm.samples_per_step
     )
-    if finished(open_run(config), num_steps):
+    if is_finished(open_run(config), num_steps):
         return
     await require_shared(config.run.folder)
     with stopped_by_signal() as stop:
@@ -82,7 +82,7 @@ async def _run(
                 await driver.run()
             finally:
                 await driver.close()
-            with exporting(folder, num_steps) as target:
+            with export_folder(folder, num_steps) as target:
                 await asyncio.to_thread(learners.export, target)
                 write_card(config, folder, target, num_steps)
-            log.artifact("export", folder / "export")
+            log.log_artifact("export", folder / "export")

@@ -22,7 +22,7 @@ from arm_rl.data.lazy_rows import LazyRows
 from arm_rl.data.parquet_rows import BrokenRows
 from arm_rl.export.model_card import write_card
 from arm_rl.run import checkpoint
-from arm_rl.run.folder import exporting, finished, open_run
+from arm_rl.run.folder import export_folder, is_finished, open_run
 from arm_rl.run.metrics_log import MetricsLog
 from arm_rl.training.graceful_stop import StopRequest, stopped_by_signal
 from arm_rl.training.inputs import read_template
@@ -44,7 +44,7 @@ async def train_sft(config: SftConfig) -> None:
         config.data.train, template, config.data, max_tokens=config.max_tokens, broken=broken
     )
     batches = Batches(config, template, demonstrations)
-    if finished(open_run(config), batches.num_steps):
+    if is_finished(open_run(config), batches.num_steps):
         return
     await require_shared(config.run.folder)
     with stopped_by_signal() as stop:
@@ -86,15 +86,17 @@ async def _run(
                 last, every = step + 1 == num_steps, config.checkpoint.every
                 if last or stop.asked or (every and (step + 1) % every == 0):
                     state = {"step": step + 1}
-                    with checkpoint.writing(folder / "checkpoints", step + 1, state, config.checkpoint.keep) as target:
+                    with checkpoint.write_checkpoint(
+                        folder / "checkpoints", step + 1, state, config.checkpoint.keep
+                    ) as target:
                         await asyncio.to_thread(learners.save, target)
-                    log.artifact("checkpoint", folder / "checkpoints" / str(step + 1))
+                    log.log_artifact("checkpoint", folder / "checkpoints" / str(step + 1))
                 if not last:
                     stop.check()
-            with exporting(folder, num_steps) as target:
+            with export_folder(folder, num_steps) as target:
                 await asyncio.to_thread(learners.export, target)
                 write_card(config, folder, target, num_steps)
-            log.artifact("export", folder / "export")
+            log.log_artifact("export", folder / "export")
 
 
 class Batches:

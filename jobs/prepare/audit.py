@@ -12,7 +12,7 @@ from actors.cluster.connection import cluster
 from arm_rl.core.config import ModelConfig, TemplateConfig
 from arm_rl.core.errors import UserError
 from arm_rl.core.template import Template
-from arm_rl.data.parquet_rows import files_of
+from arm_rl.data.parquet_rows import expand_folders
 from arm_rl.prepare.audit.checks import Finding, check
 from arm_rl.prepare.audit.contents import FileContents, read
 from arm_rl.prepare.formats import FORMATS
@@ -82,7 +82,7 @@ def _audit(arguments: argparse.Namespace) -> str:
         template = Template.load(
             ModelConfig(path=arguments.model), TemplateConfig(system_prompt=arguments.system_prompt), schemas
         )
-    training, held_out = files_of(arguments.files), files_of(arguments.held_out)
+    training, held_out = expand_folders(arguments.files), expand_folders(arguments.held_out)
     how = {"read_as": arguments.read_as, "image_root": arguments.image_root, "schemas": schemas, "template": template}
     wanted = [partial(read, Path(file), held_out=file in held_out, **how) for file in [*training, *held_out]]
     contents = _with_ray(wanted) if arguments.ray else [_with_progress(one) for one in wanted]

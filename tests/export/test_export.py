@@ -80,7 +80,7 @@ def run(judge_folder, template, tmp_path_factory) -> Path:
         '{"step": 7, "stage": "stage2", "evaluation/accuracy": 0.875, "evaluation/tool_calls": 1.25}\n'
     )
     names = [name for name, _ in policy.named_parameters()]
-    with checkpoint.writing(folder / "checkpoints", 7, {"step": 7}, keep=1) as target:
+    with checkpoint.write_checkpoint(folder / "checkpoints", 7, {"step": 7}, keep=1) as target:
         for rank in range(2):  # as two ranks write it
             mine = {f"{name}.weight_fp32": policy.get_parameter(name).detach().contiguous() for name in names[rank::2]}
             save_file(mine, target / f"learner-{rank}.safetensors")

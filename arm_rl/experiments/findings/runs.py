@@ -30,7 +30,7 @@ from arm_rl.demo.tracks import TILES
 from arm_rl.experiments.findings import setting
 from arm_rl.experiments.findings.designs import DESIGNS
 from arm_rl.prepare.screening import run_screened_sessions
-from arm_rl.run.folder import finished
+from arm_rl.run.folder import is_finished
 from arm_rl.training.evaluation import evaluate_model
 from arm_rl.training.groups import serving
 from arm_rl.training.grpo import train_grpo
@@ -185,7 +185,7 @@ class Findings:
         judged = (cold.run.folder / "evaluation.json").is_file()
         stages = dict(self._stages(folder, common, designs))
         left = {
-            name: config for name, config in stages.items() if not finished(config.run.folder, config.num_steps or 0)
+            name: config for name, config in stages.items() if not is_finished(config.run.folder, config.num_steps or 0)
         }
         if judged and not left:
             return
