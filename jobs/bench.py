@@ -103,7 +103,7 @@ def ranks(options: Options) -> Iterable[Result]:
 def served(options: Options) -> Iterable[Result]:
     """Judgments a second of the reward service with 64 clients, over the bare engine sampling the same sessions."""
     settings = options.sized(service.Settings(model=options.judge))
-    setup = JudgeSetup.of(settings.config(options.out))
+    setup = JudgeSetup.from_config(settings.config(options.out))
     limits = ServiceLimits(max_requests=settings.clients)
     with deploy_judge(
         Path(settings.model), setup, limits=limits, port=free_port(), concurrency=settings.clients

@@ -87,7 +87,7 @@ def _said(verdict: Verdict) -> str:
 def shown_judge(arguments: argparse.Namespace, console: Console) -> Iterator[Judge]:
     """The judge that the command line names, each turn shown."""
     setup = judge_setup(arguments)
-    loaded, template = setup.spoken_to(arguments.folder)
+    loaded, template = setup.load_tools_and_template(arguments.folder)
     with contextlib.ExitStack() as stack:
         url, name = arguments.url, arguments.name
         if url is None:

@@ -15,7 +15,7 @@ from arm_rl.benchmarks import BENCHMARKS
 from arm_rl.benchmarks.base import ItemVerdict
 from arm_rl.benchmarks.evaluation import check_same_model, compare_runs, compare_ways, summarize_all
 from arm_rl.benchmarks.results import FILE, Key
-from arm_rl.benchmarks.runner import NO_TOOLS, TOOLS, ItemQuestion, ask_all, finished, read_questions
+from arm_rl.benchmarks.runner import NO_TOOLS, TOOLS, ItemQuestion, ask_all, read_finished, read_questions
 from arm_rl.benchmarks.tables import comparison_table, summary_tables
 from arm_rl.core.config import TrainConfig
 from arm_rl.core.config_file import load
@@ -135,7 +135,7 @@ async def _ask(
         limit=arguments.limit,
         seed=config.run.seed,
     )
-    known = finished(questions, folder)
+    known = read_finished(questions, folder)
     if len(known) < len(questions):
         async with open_backend(config, template, server) as backend:
             with _Bar(questions, known) as bar:

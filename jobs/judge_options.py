@@ -20,4 +20,4 @@ def add_judge_options(parser: argparse.ArgumentParser) -> None:
 def judge_setup(arguments: argparse.Namespace) -> JudgeSetup:
     """As the judge was trained, but for what the command line says."""
     tools = None if arguments.tools is None else tuple(arguments.tools)
-    return JudgeSetup.read(arguments.folder, arguments.config).but(tools=tools)
+    return JudgeSetup.read(arguments.folder, arguments.config).with_changes(tools=tools)

@@ -53,8 +53,8 @@ class ReadOptions:
         orders = [tuple(order)]
         return [*orders, tuple(reversed(order))] if self.both_orders and num_answers == 2 else orders
 
-    def suited(self, *, image: bool = False, document: bool = False, constraint: bool = False) -> tuple[str, ...]:
-        """The tools that can do something here: image tools need an image, retrieval a document, text checks a constraint."""
+    def usable_tools(self, *, image: bool = False, document: bool = False, constraint: bool = False) -> tuple[str, ...]:
+        """Return the usable tools: image tools need an image, retrieval a document, text checks a constraint."""
         left_out = [
             *(IMAGE_TOOLS if not image and not document else ()),
             *(DOCUMENT_TOOLS if not document else ()),

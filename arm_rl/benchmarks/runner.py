@@ -82,13 +82,13 @@ def read_questions(
         items = BENCHMARKS[name].read(
             path, ReadOptions(images=images, tools=tuple(tools), seed=seed, both_orders=both_orders)
         )
-        chosen = _limited(items, limit, seed)
+        chosen = _limit_items(items, limit, seed)
         questions += [ItemQuestion(benchmark=name, way=way, item=item) for way in ways for item in chosen]
     return questions
 
 
-def _limited(items: Sequence[Item], limit: int | None, seed: int) -> list[Item]:
-    """Whole clusters, until there are as many rows."""
+def _limit_items(items: Sequence[Item], limit: int | None, seed: int) -> list[Item]:
+    """Return the items of random clusters until there are `limit` rows."""
     if limit is None:
         return list(items)
     rows: dict[str, set[str]] = {}
@@ -104,8 +104,8 @@ def _limited(items: Sequence[Item], limit: int | None, seed: int) -> list[Item]:
     return [item for item in items if item.cluster in chosen]
 
 
-def finished(questions: Sequence[ItemQuestion], folder: Path) -> dict[Key, ItemVerdict]:
-    """The verdicts that there are already.
+def read_finished(questions: Sequence[ItemQuestion], folder: Path) -> dict[Key, ItemVerdict]:
+    """Return the verdicts that exist already.
 
     Raises:
         ResultsError: the results are of other questions under the same names.
@@ -143,9 +143,9 @@ async def ask_all(
 
     Raises:
         EvaluationStopped: more sessions broke.
-        ResultsError: as `finished`.
+        ResultsError: as `read_finished`.
     """
-    known = finished(questions, folder)
+    known = read_finished(questions, folder)
     pending = [question for question in questions if question.key not in known]
     asker = _Asker(backend, folder, int(max_broken * len(pending)), on_done)
     with ResultsWriter(folder) as writer:
@@ -186,12 +186,12 @@ class _Asker:
             if asked.trajectory.end == "aborted":
                 self._count_broken(asked.trajectory.error or "")
             else:
-                judged = judge(question, asked)
+                judged = judge_session(question, asked)
                 self.judged[question.key] = judged
                 writer.add(question.benchmark, question.way, judged)
             scored = ScoredTrajectory(
                 trajectory=asked.trajectory,
-                reward=None if judged is None else _reward(judged),
+                reward=None if judged is None else _display_reward(judged),
                 correct=judged is not None and judged.correct,
                 format_ok=judged is not None and judged.verdict is not None,
             )
@@ -226,13 +226,13 @@ class _Asker:
         await self._backend.record(stage, step, self._unwritten.pop(stage))
 
 
-def _reward(judged: ItemVerdict) -> float:
-    """For looking at the trajectory only: right or wrong; of a rating, its height."""
+def _display_reward(judged: ItemVerdict) -> float:
+    """Return a reward for looking at the trajectory only: right or wrong; of a rating, its height."""
     return int(judged.verdict or 0) / 10 if judged.kind == "rating" else float(judged.correct)
 
 
-def judge(question: ItemQuestion, asked: JudgedSession[Any]) -> ItemVerdict:
-    """The verdict of a session that is over."""
+def judge_session(question: ItemQuestion, asked: JudgedSession[Any]) -> ItemVerdict:
+    """Return the verdict of a finished session."""
     item, trajectory = question.item, asked.trajectory
     answered = trajectory.end == "answered" and trajectory.turns
     events = trajectory.tool_events

@@ -74,7 +74,7 @@ class AgentModel:
         with self._lock:
             self._number += 1
             number = self._number
-        asked = self._loop.wait(self._ask(self._sample(message, name, number), name))
+        asked = self._loop.wait(self._ask(self._make_sample(message, name, number), name))
         if asked.trajectory.end == "aborted" or not asked.trajectory.turns:
             return f"{FAILED} {(asked.trajectory.error or 'no turn').strip().splitlines()[-1]}"
         return answer_text(asked.trajectory.turns[-1].text)
@@ -93,7 +93,7 @@ class AgentModel:
         self._closed = True
         atexit.unregister(self.close)
         try:
-            self._loop.wait(self._end())
+            self._loop.wait(self._close_backend())
         finally:
             self._loop.close()
 
@@ -105,7 +105,7 @@ class AgentModel:
     ) -> None:
         self.close()
 
-    def _sample(self, message: Sequence[Part], dataset: str, number: int) -> Sample:
+    def _make_sample(self, message: Sequence[Part], dataset: str, number: int) -> Sample:
         parts: list[str | ImagePart] = []
         images: list[ImageRef] = []
         system = [self._system_prompt] if self._system_prompt is not None else []
@@ -146,7 +146,7 @@ class AgentModel:
         self._steps[dataset] = step + 1
         await self._backend.record(dataset, step, self._unwritten.pop(dataset))
 
-    async def _end(self) -> None:
+    async def _close_backend(self) -> None:
         try:
             for dataset in list(self._unwritten):
                 await self._record(dataset)

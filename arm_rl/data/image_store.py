@@ -105,8 +105,8 @@ class ImageFolder:
     def __init__(self, folder: Path) -> None:
         self.folder = folder
 
-    def keep(self, image: Image) -> Path:
-        """The image's file, written if it is not there yet."""
+    def store_image(self, image: Image) -> Path:
+        """Store an image and return its file."""
         path = self.folder / f"{image.key}{extension(image.data)}"
         if not path.exists():
             self.folder.mkdir(parents=True, exist_ok=True)

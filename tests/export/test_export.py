@@ -189,7 +189,7 @@ def test_penalties_of_the_base_model_do_not_come_along(judge_folder, exported, t
 def by_transformers(exported) -> list[list[int]]:
     """Greedy tokens, with Hugging Face's own processor and chat template."""
     processor, model = AutoProcessor.from_pretrained(exported), AutoModelForImageTextToText.from_pretrained(exported)
-    schemas = list(JudgeSetup.read(exported).spoken_to(exported)[1].schemas.values())
+    schemas = list(JudgeSetup.read(exported).load_tools_and_template(exported)[1].schemas.values())
     said = []
     for one in LESSONS:
         content = [{"type": "image"} for _ in one.images] + [{"type": "text", "text": one.sample.messages[0].parts[-1]}]
@@ -236,7 +236,7 @@ def test_the_server_says_the_same_and_parses_the_call(exported, template, by_tra
             body = {
                 "model": SERVED_NAME,
                 "messages": [{"role": "system", "content": "Judge the answers."}, {"role": "user", "content": content}],
-                "tools": list(setup.spoken_to(exported)[1].schemas.values()),
+                "tools": list(setup.load_tools_and_template(exported)[1].schemas.values()),
                 "temperature": 0,
                 "max_tokens": 48,
                 "return_token_ids": True,

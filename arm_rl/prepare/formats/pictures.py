@@ -32,4 +32,4 @@ class Pictures:
 
     def _store_path(self, image: Image) -> str:
         assert self._folder is not None
-        return os.path.relpath(self._folder.keep(image), self._file.parent)
+        return os.path.relpath(self._folder.store_image(image), self._file.parent)

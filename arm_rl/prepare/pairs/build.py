@@ -132,7 +132,7 @@ def _make_preferences(
 def _store_images(question: Question, folder: Path) -> list[str]:
     """Store a question's images by content and return their paths relative to the folder."""
     kept = ImageFolder(folder / "images")
-    return [str(kept.keep(image).relative_to(folder)) for image in read_images(question)]
+    return [str(kept.store_image(image).relative_to(folder)) for image in read_images(question)]
 
 
 def _count_drop_reasons(

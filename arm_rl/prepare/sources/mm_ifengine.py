@@ -40,7 +40,7 @@ def read(path: Path, images: ImageFolder) -> Iterator[Question | SkippedRow]:
             continue
         entries = row.get("images") or ([row["image"]] if row.get("image") else [])
         try:
-            shown = tuple(images.keep(source.read(entry)) for entry in entries)
+            shown = tuple(images.store_image(source.read(entry)) for entry in entries)
         except ImageError:
             yield SkippedRow("its image cannot be read")
             continue
