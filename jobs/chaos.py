@@ -8,7 +8,7 @@ from pathlib import Path
 from omegaconf import OmegaConf
 
 from arm_rl.core.errors import UserError
-from arm_rl.experiments.chaos import KINDS, VICTIMS, chaos, write
+from arm_rl.experiments.chaos import KINDS, VICTIMS, run_chaos, write_summary
 from jobs.command_line import guarded
 
 HANGING = VICTIMS.keys() - {"tool_worker"}  # of which one hangs; a tool worker's call has a time limit of its own
@@ -81,7 +81,7 @@ def main() -> int:
         ]
         command += ["run.stall_seconds=30", "learner.call_timeout_seconds=120"]
         kills = dict.fromkeys(KINDS, arguments.kills)
-        summary = chaos(
+        summary = run_chaos(
             command,
             run,
             kills=kills,
@@ -90,7 +90,7 @@ def main() -> int:
             mark=arguments.mark,
             hangs=HANGING,
         )
-        write(summary, arguments.out / "summary.json")
+        write_summary(summary, arguments.out / "summary.json")
         return f"done: {summary}"
 
     return guarded(start)

@@ -69,7 +69,7 @@ def main() -> int:
         if not arguments.summary:
             split: JudgedSplit = "validation" if arguments.validation else "test"
             with cluster():
-                Findings(root, QUICK if arguments.quick else FindingsSize(), split=split, say=console.print).run(
+                Findings(root, QUICK if arguments.quick else FindingsSize(), split=split, log=console.print).run(
                     arguments.seeds, arguments.designs
                 )
         elif not root.is_dir():

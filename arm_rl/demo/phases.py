@@ -29,7 +29,7 @@ from arm_rl.data.samples import read_samples
 from arm_rl.demo import dataset
 from arm_rl.demo.base import make_base
 from arm_rl.demo.demos import DemoSize, DemoSpec, write_tool_file
-from arm_rl.demo.tables import is_shown, tables
+from arm_rl.demo.tables import evaluation_tables, is_shown
 from arm_rl.judge.remote_policy import ServerPolicy
 from arm_rl.prepare.difficulty import filter_by_difficulty
 from arm_rl.prepare.screening import run_screened_sessions
@@ -110,7 +110,7 @@ class Demo:
 
     def _demonstrate(self) -> None:
         config = self._config(f"model.path={self.base}")
-        tools, template = _tools_and_template(config)
+        tools, template = _load_tools_and_template(config)
         teacher = dataclasses.replace(self.spec.teacher, seed=self.seed, tracks=self.spec.tracks)
         samples = read_samples(config.data.train, list(tools))
         with contextlib.closing(LocalTools(tools)) as local:
@@ -140,7 +140,7 @@ class Demo:
         export = self.folder / "export"
         shutil.copytree(self.folder / "stage2" / "export", export, dirs_exist_ok=True)
         config = self._config(f"model.path={export}")
-        tools, template = _tools_and_template(config)
+        tools, template = _load_tools_and_template(config)
         samples = {
             sample.track: sample for sample in reversed(read_samples(config.data.held_out, list(tools)))
         }  # the first of each
@@ -205,7 +205,7 @@ class Demo:
             json.dumps({**summary, "seconds": seconds, "seed": self.seed}, indent=2)
         )
         report = write_report(self.folder)
-        for table in tables(summary, [track.name for track in self.spec.tracks]):
+        for table in evaluation_tables(summary, [track.name for track in self.spec.tracks]):
             Console().print(table)
         self.console.print(
             f"{sum(seconds.values()) / 60:.1f} minutes; the exported judge is in {self.folder / 'export'}"
@@ -221,7 +221,7 @@ class Demo:
         return f"about {max(1, round(left / 60))} min left"
 
 
-def _tools_and_template(config: TrainConfig) -> tuple[dict, Template]:
+def _load_tools_and_template(config: TrainConfig) -> tuple[dict, Template]:
     tools = load_tools(config.tools.files)
     return tools, Template.load(config.model, config.template, {name: tool.schema for name, tool in tools.items()})
 

@@ -167,7 +167,7 @@ async def _ask(client: httpx.AsyncClient, bodies: Sequence[dict[str, Any]], num_
 
 def _body(sample: Sample) -> dict[str, Any]:
     """The request for a sample of the demo, which words its own question as the demo's judge is asked through the service."""
-    task, _ = dataset.task_of(sample.id)
+    task, _ = dataset.parse_sample_id(sample.id)
     assert task.image is not None  # all of these are scenes
     return {
         "question": task.question,

@@ -73,10 +73,10 @@ class Findings:
     """All runs below one folder."""
 
     def __init__(
-        self, root: Path, size: FindingsSize, *, split: setting.JudgedSplit, say: Callable[[str], None]
+        self, root: Path, size: FindingsSize, *, split: setting.JudgedSplit, log: Callable[[str], None]
     ) -> None:
-        """`say` is told what begins; `split` is what judges are judged on: `validation` while settings are sought."""
-        self.root, self.size, self.split, self.say = root, size, split, say
+        """`log` gets a line for each part that begins; `split` is what judges are judged on: `validation` while settings are sought."""
+        self.root, self.size, self.split, self.log = root, size, split, log
         self.base, self.data = root / "base_model", root / "data"
 
     def run(self, seeds: Sequence[int], designs: Sequence[str]) -> None:
@@ -85,14 +85,14 @@ class Findings:
         Raises:
             ConfigError: the folder holds runs of another setting.
         """
-        self._hold_setting()
+        self._check_setting()
         self._make_data()
         self._make_base()
         for seed in seeds:
-            self._cold_start(seed)
+            self._train_cold_start(seed)
             asyncio.run(self._train(seed, designs))
         if not (self.root / "base" / "evaluation.json").is_file():
-            self.say("the base model, judging")
+            self.log("the base model, judging")
             asyncio.run(evaluate_model(self.config(self.base, f"run.root={self.root}", "run.name=base", *_WAYS)))
 
     def config(self, model: Path, *overrides: str) -> TrainConfig:
@@ -100,9 +100,9 @@ class Findings:
         files = [f"data.train=[{self.data / 'train.parquet'}]", f"data.held_out=[{self.data / self.split}.parquet]"]
         return load(TrainConfig, setting.CONFIG, [f"model.path={model}", *files, *self.size.overrides, *overrides])
 
-    def _hold_setting(self) -> None:
-        """Runs of different settings cannot be compared, and what is there already is not made again."""
-        used = {**setting.described(), "split": self.split, "size": dataclasses.asdict(self.size)}
+    def _check_setting(self) -> None:
+        """Raise a ConfigError if the folder holds runs of another setting, which cannot be compared."""
+        used = {**setting.setting_values(), "split": self.split, "size": dataclasses.asdict(self.size)}
         file = self.root / "setting.json"
         written = json.dumps(used, indent=2)
         if not file.exists():
@@ -123,7 +123,7 @@ class Findings:
         for split, number in sizes.items():
             path = self.data / f"{split}.parquet"
             if not path.is_file():
-                self.say(f"{number} samples: {split}")
+                self.log(f"{number} samples: {split}")
                 partial = dataset.write(
                     path.with_suffix(".partial"), seed=0, split=split, num_samples=number, tracks=setting.MIXED
                 )
@@ -140,7 +140,7 @@ class Findings:
         }
         for folder, (title, tracks, steps, start) in plans.items():
             if not folder.is_dir():
-                self.say(title)
+                self.log(title)
                 partial = folder.with_suffix(".partial")
                 make_base(
                     partial,
@@ -154,19 +154,19 @@ class Findings:
                 )
                 partial.rename(folder)
 
-    def _cold_start(self, seed: int) -> None:
+    def _train_cold_start(self, seed: int) -> None:
         folder = self.root / str(seed)
         demonstrations = folder / "demonstrations.parquet"
         if not demonstrations.is_file():
-            self.say(f"seed {seed}: demonstrations")
-            write_demonstrations(demonstrations, self._demonstrate(seed))
+            self.log(f"seed {seed}: demonstrations")
+            write_demonstrations(demonstrations, self._run_teacher(seed))
         files = [f"data.train=[{demonstrations}]", f"model.path={self.base}"]
         config = load(SftConfig, setting.SFT_CONFIG, [*files, f"run.root={folder}", f"run.seed={seed}"])
         if not (config.run.folder / "export" / "config.json").is_file():
-            self.say(f"seed {seed}: cold start")
+            self.log(f"seed {seed}: cold start")
             asyncio.run(train_sft(config))
 
-    def _demonstrate(self, seed: int) -> list:
+    def _run_teacher(self, seed: int) -> list:
         config = self.config(self.base)
         tools = load_tools(config.tools.files)
         template = Template.load(config.model, config.template, {name: tool.schema for name, tool in tools.items()})
@@ -183,7 +183,7 @@ class Findings:
         folder, common = self.root / str(seed), (f"run.root={self.root / str(seed)}", f"run.seed={seed}")
         cold = self.config(folder / "sft" / "export", "run.name=cold_start", *common, *_WAYS)
         judged = (cold.run.folder / "evaluation.json").is_file()
-        stages = dict(self._stages(folder, common, designs))
+        stages = dict(self._stage_configs(folder, common, designs))
         left = {
             name: config for name, config in stages.items() if not is_finished(config.run.folder, config.num_steps or 0)
         }
@@ -194,14 +194,16 @@ class Findings:
             serving(cold, read_inputs(cold).template, reservation) as engines,
         ):
             if not judged:
-                self.say(f"seed {seed}: the cold start, judging")
+                self.log(f"seed {seed}: the cold start, judging")
                 await evaluate_model(cold, engines)
             for name, config in left.items():
-                self.say(f"seed {seed}: {name}")
+                self.log(f"seed {seed}: {name}")
                 await train_grpo(config, engines)
 
-    def _stages(self, folder: Path, common: Sequence[str], designs: Sequence[str]) -> Iterator[tuple[str, TrainConfig]]:
-        """Names and configurations, in the order in which they need each other."""
+    def _stage_configs(
+        self, folder: Path, common: Sequence[str], designs: Sequence[str]
+    ) -> Iterator[tuple[str, TrainConfig]]:
+        """Yield names and configurations, in the order in which they need each other."""
         cold_start = folder / "sft" / "export"
         if any(DESIGNS[name].staged for name in designs):
             changed = (
@@ -209,14 +211,20 @@ class Findings:
                 f"learner.learning_rate={setting.STAGE1_LEARNING_RATE}",
                 "evaluation.final=false",
             )
-            yield setting.STAGE1, self._stage(setting.STAGE1, cold_start, self.size.stage1_steps, *common, *changed)
+            yield (
+                setting.STAGE1,
+                self._stage_config(setting.STAGE1, cold_start, self.size.stage1_steps, *common, *changed),
+            )
         for name in designs:
             design = DESIGNS[name]
             start, done = (
                 (folder / setting.STAGE1 / "export", self.size.stage1_steps) if design.staged else (cold_start, 0)
             )
             ways = _WAYS if design.ways else ()
-            yield name, self._stage(name, start, self.size.steps - done, *common, f"reward.name={design.reward}", *ways)
+            yield (
+                name,
+                self._stage_config(name, start, self.size.steps - done, *common, f"reward.name={design.reward}", *ways),
+            )
 
-    def _stage(self, name: str, model: Path, steps: int, *overrides: str) -> TrainConfig:
+    def _stage_config(self, name: str, model: Path, steps: int, *overrides: str) -> TrainConfig:
         return self.config(model, f"run.name={name}", f"num_steps={steps}", *overrides)
