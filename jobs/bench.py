@@ -25,7 +25,7 @@ from arm_rl.experiments.bench.result import Result
 from arm_rl.export.judge_config import JudgeSetup
 from arm_rl.judge.deployment import deploy_judge
 from arm_rl.judge.service import ServiceLimits
-from jobs.command_line import guarded
+from jobs.command_line import run_guarded
 
 TOOL_FILES = [f"configs/tools/{name}.yaml" for name in ("image_zoom", "text_checks", "python_executor")]
 
@@ -219,8 +219,8 @@ def main() -> int:
     )
     command.set_defaults(run=tools)
     arguments = parser.parse_args()
-    again = "--resume measures only what is missing" if arguments.key == "all" else ""
-    return guarded(lambda: arguments.run(arguments), again=again)
+    resume_hint = "--resume measures only what is missing" if arguments.key == "all" else ""
+    return run_guarded(lambda: arguments.run(arguments), resume_hint=resume_hint)
 
 
 if __name__ == "__main__":

@@ -9,7 +9,7 @@ from omegaconf import OmegaConf
 
 from arm_rl.core.errors import UserError
 from arm_rl.experiments.chaos import KINDS, VICTIMS, run_chaos, write_summary
-from jobs.command_line import guarded
+from jobs.command_line import run_guarded
 
 HANGING = VICTIMS.keys() - {"tool_worker"}  # of which one hangs; a tool worker's call has a time limit of its own
 PAUSE_SECONDS = 4.0  # mean between a recovery and the next kill
@@ -19,8 +19,8 @@ class NothingToTrain(UserError):
     """There is no model or no data to start from."""
 
 
-def _tools_apart(source: Path, target: Path) -> Path:
-    """The same tools in worker processes, two each, so that there are some to kill."""
+def _isolate_tools(source: Path, target: Path) -> Path:
+    """Write a tool file with the same tools in two worker processes each, so that there are some to kill."""
     listed = OmegaConf.load(source)
     for entry in listed.tools:
         entry.execution = {"isolation": "process", "concurrency": 2}
@@ -69,7 +69,7 @@ def main() -> int:
             "run.max_restarts=10",
         ]
         command += [
-            f"tools.files=[{_tools_apart(data / 'tools.yaml', arguments.out / 'tools.yaml')}]",
+            f"tools.files=[{_isolate_tools(data / 'tools.yaml', arguments.out / 'tools.yaml')}]",
             f"algorithm.max_staleness={arguments.staleness}",
             "checkpoint.every=2",
         ]
@@ -93,7 +93,7 @@ def main() -> int:
         write_summary(summary, arguments.out / "summary.json")
         return f"done: {summary}"
 
-    return guarded(start)
+    return run_guarded(start)
 
 
 if __name__ == "__main__":

@@ -12,7 +12,7 @@ from pathlib import Path
 from actors.cluster.connection import cluster
 from arm_rl.demo.demos import DIGITS, THREE_TRACKS
 from arm_rl.demo.phases import Demo
-from jobs.command_line import FROM_CHECKPOINT, guarded
+from jobs.command_line import FROM_CHECKPOINT, run_guarded
 
 
 def main() -> int:
@@ -37,7 +37,7 @@ def main() -> int:
             Demo(spec, folder, arguments.seed, spec.short if arguments.short else spec.full).run()
         return ""
 
-    return guarded(start, again=FROM_CHECKPOINT)
+    return run_guarded(start, resume_hint=FROM_CHECKPOINT)
 
 
 if __name__ == "__main__":

@@ -22,7 +22,7 @@ from arm_rl.core.config_file import load
 from arm_rl.judge.backends import Server, open_backend, server_template
 from arm_rl.training.evaluation import evaluate_model
 from arm_rl.training.inputs import read_template
-from jobs.command_line import guarded, run_job
+from jobs.command_line import run_guarded, run_job
 from jobs.server_options import CommandError, add_server_options, read_server
 
 TOOLS_COMPARED = "tools-compared.json"
@@ -40,11 +40,11 @@ def main(argv: Sequence[str] | None = None) -> int:
             "Judges the held-out samples of a configuration once each.",
             TrainConfig,
             _evaluate_held_out,
-            again="",
+            resume_hint="",
         )
-    arguments = _parser().parse_intermixed_args(argv)
-    return guarded(
-        lambda: _evaluate_benchmarks(arguments), again="the same command goes on with what has no verdict yet"
+    arguments = _make_parser().parse_intermixed_args(argv)
+    return run_guarded(
+        lambda: _evaluate_benchmarks(arguments), resume_hint="the same command goes on with what has no verdict yet"
     )
 
 
@@ -55,7 +55,7 @@ async def _evaluate_held_out(config: TrainConfig) -> str:
     return f"{shown}\ndone: evaluation.json and the trajectories are in {config.run.folder}"
 
 
-def _parser() -> argparse.ArgumentParser:
+def _make_parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(
         prog="python -m jobs.evaluate",
         description="Asks a model the items of published benchmarks. Started again with the same --out, it goes on where it stopped.",
@@ -97,7 +97,7 @@ def _evaluate_benchmarks(arguments: argparse.Namespace) -> str:
     out = arguments.out or Path("runs") / f"eval-{_folder_name(server.model if server else path)}"
     folder = [f"run.name={out.name}", f"run.root={out.parent}", f"model.path={path}"]
     config = load(TrainConfig, arguments.config, [*overrides, *folder])
-    return asyncio.run(_ask(config, benches, arguments, server))
+    return asyncio.run(_ask_questions(config, benches, arguments, server))
 
 
 def _split_arguments(written: Sequence[str]) -> tuple[list[tuple[str, Path]], list[str]]:
@@ -120,7 +120,7 @@ def _split_arguments(written: Sequence[str]) -> tuple[list[tuple[str, Path]], li
     return list(benches.items()), overrides
 
 
-async def _ask(
+async def _ask_questions(
     config: TrainConfig, benches: Sequence[tuple[str, Path]], arguments: argparse.Namespace, server: Server | None
 ) -> str:
     folder = config.run.folder
@@ -220,7 +220,7 @@ def _compare_command(argv: Sequence[str]) -> int:
     parser.add_argument("before", type=Path, metavar="RUN_A")
     parser.add_argument("after", type=Path, metavar="RUN_B")
     arguments = parser.parse_args(argv)
-    return guarded(lambda: _compare_folders(arguments.before, arguments.after))
+    return run_guarded(lambda: _compare_folders(arguments.before, arguments.after))
 
 
 def _compare_folders(before: Path, after: Path) -> str:

@@ -19,7 +19,7 @@ from arm_rl.experiments.findings.plot import plot
 from arm_rl.experiments.findings.runs import QUICK, Findings, FindingsSize
 from arm_rl.experiments.findings.setting import JudgedSplit
 from arm_rl.experiments.findings.tables import markdown
-from jobs.command_line import guarded
+from jobs.command_line import run_guarded
 
 
 def write(root: Path) -> Path:
@@ -78,7 +78,7 @@ def main() -> int:
         console.print((root / "table.md").read_text(), markup=False)
         return f"done: {path}, with the tables in table.md and the plot in plot.svg beside it"
 
-    return guarded(start)
+    return run_guarded(start)
 
 
 if __name__ == "__main__":

@@ -15,7 +15,7 @@ from arm_rl.report.times import find_timelines, read_times
 from arm_rl.run import checkpoint, timeline
 from arm_rl.run.step_times import StepTimes, TimeRow
 from arm_rl.training.ledger import MEANINGS, Ledger
-from jobs.command_line import guarded
+from jobs.command_line import run_guarded
 
 
 class NothingToReport(UserError):
@@ -33,7 +33,7 @@ def show_times(folder: Path, console: Console) -> str:
         raise NothingToReport(
             f"{folder}: no {timeline.FILE}: runs write it as they go, but with metrics.timeline=false"
         )
-    tables = [_table(str(run), times) for run, times in read_times(runs).items()]
+    tables = [_times_table(str(run), times) for run, times in read_times(runs).items()]
     if not tables:
         raise NothingToReport(f"{runs[-1] / timeline.FILE}: no step was finished")
     console.print(*tables, sep="\n")
@@ -61,7 +61,7 @@ def _ledger_table(title: str, rows: Mapping[int, Mapping[str, int]]) -> Table:
     return table
 
 
-def _table(title: str, times: StepTimes) -> Table:
+def _times_table(title: str, times: StepTimes) -> Table:
     table = Table(
         "actor", "phase", "seconds a step", "share", "times a step", title=f"{title}: {times.num_steps} steps"
     )
@@ -70,19 +70,19 @@ def _table(title: str, times: StepTimes) -> Table:
     for rows in (times.phases, times.waits):
         before = ""
         for row in rows:
-            table.add_row("" if row.actor == before else row.actor, *_numbers(row))
+            table.add_row("" if row.actor == before else row.actor, *_format_times(row))
             before = row.actor
         table.add_section()
     table.add_row("overlap", "of the shorter of engines' and learners' work", "", f"{times.overlap:.1%}", "")
     return table
 
 
-def _numbers(row: TimeRow) -> tuple[str, ...]:
+def _format_times(row: TimeRow) -> tuple[str, ...]:
     return row.phase, f"{row.seconds:.3f}", f"{row.share:.1%}", f"{row.count:.4g}" if row.count else ""
 
 
-def serve(report: server.Report, port: int, run: Path) -> str:
-    """Answers browsers on this machine until Ctrl-C.
+def serve_report(report: server.Report, port: int, run: Path) -> str:
+    """Answer browsers on this machine until Ctrl-C.
 
     Raises:
         NothingToReport: the port is taken.
@@ -119,11 +119,11 @@ def main() -> int:
             return show_times(arguments.run, Console(width=120, soft_wrap=True))
         tokenizer = tokens.find_tokenizer(arguments.run, arguments.tokenizer)
         if arguments.serve:
-            return serve(server.Report(arguments.run, tokenizer), arguments.port, arguments.run)
+            return serve_report(server.Report(arguments.run, tokenizer), arguments.port, arguments.run)
         show_ledgers(arguments.run, Console(width=120, soft_wrap=True))
         return f"done: the report is {write_report(arguments.run, max_mb=arguments.max_mb, tokenizer=tokenizer)}"
 
-    return guarded(start)
+    return run_guarded(start)
 
 
 if __name__ == "__main__":

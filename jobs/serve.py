@@ -13,8 +13,8 @@ from arm_rl.core.errors import UserError
 from arm_rl.export.model_check import check_files
 from arm_rl.judge.deployment import deploy_judge
 from arm_rl.judge.service import ServiceLimits
-from jobs.command_line import guarded
-from jobs.judge_options import add_judge_options, judge_setup
+from jobs.command_line import run_guarded
+from jobs.judge_options import add_judge_options, read_judge_setup
 
 
 def main() -> int:
@@ -37,12 +37,12 @@ def main() -> int:
         "--model-only", action="store_true", help="only vLLM's OpenAI-compatible server, without sessions and tools"
     )
     arguments = parser.parse_args()
-    return guarded(lambda: _serve_model(arguments) if arguments.model_only else _serve_judge(arguments))
+    return run_guarded(lambda: _serve_model(arguments) if arguments.model_only else _serve_judge(arguments))
 
 
 def _serve_judge(arguments: argparse.Namespace) -> str:
-    setup = judge_setup(arguments)
-    token = _token(arguments.token_file)
+    setup = read_judge_setup(arguments)
+    token = _read_token(arguments.token_file)
     check_files(str(arguments.folder), a_folder=True)
     with (
         cluster(),
@@ -63,7 +63,7 @@ def _serve_judge(arguments: argparse.Namespace) -> str:
     ):
         sys.stdout.write(f"serving the judge at {url} (its requests: /docs); Ctrl-C ends it\n")
         sys.stdout.flush()
-        _wait_for_the_end()
+        _wait_for_signal()
     return "done: the service has ended"
 
 
@@ -74,11 +74,11 @@ def _serve_model(arguments: argparse.Namespace) -> str:
         with ModelServer(arguments.folder, log, use_gpu=arguments.gpu, port=arguments.port) as server:
             sys.stdout.write(f"serving the model 'judge' at {server.base_url}; Ctrl-C ends it\n")
             sys.stdout.flush()
-            _wait_for_the_end()
+            _wait_for_signal()
     return "done: the server has ended"
 
 
-def _token(file: Path | None) -> str | None:
+def _read_token(file: Path | None) -> str | None:
     if file is None:
         return None
     try:
@@ -90,8 +90,8 @@ def _token(file: Path | None) -> str | None:
     return token
 
 
-def _wait_for_the_end() -> None:
-    """Returns at SIGTERM or Ctrl-C."""
+def _wait_for_signal() -> None:
+    """Wait for SIGTERM or Ctrl-C."""
     ended = threading.Event()
     for number in (signal.SIGTERM, signal.SIGINT):
         signal.signal(number, lambda *_: ended.set())

@@ -9,8 +9,8 @@ from arm_rl.prepare.difficulty import NeverRight, filter_by_difficulty
 from jobs.command_line import Commands
 
 
-def difficulty(commands: Commands) -> None:
-    """Adds the command that leaves out what is too easy, or too hard."""
+def add_difficulty_command(commands: Commands) -> None:
+    """Add the command that filters data by difficulty."""
     parser = commands.add_parser(
         "difficulty",
         help="training data without what a model can do already",
@@ -27,9 +27,9 @@ def difficulty(commands: Commands) -> None:
         default="keep",
         help="what becomes of samples that no rollout gets right",
     )
-    parser.set_defaults(run=_difficulty)
+    parser.set_defaults(run=_run_difficulty)
 
 
-def _difficulty(arguments: argparse.Namespace) -> str:
+def _run_difficulty(arguments: argparse.Namespace) -> str:
     config = load(TrainConfig, arguments.config, arguments.overrides)
     return "\n".join(filter_by_difficulty(config, arguments.rollouts, arguments.never_right))

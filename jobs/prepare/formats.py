@@ -12,8 +12,8 @@ from jobs.command_line import Commands
 from tools import load_tools
 
 
-def convert(commands: Commands) -> None:
-    """Adds the command that converts data."""
+def add_convert_command(commands: Commands) -> None:
+    """Add the command that converts data."""
     parser = commands.add_parser(
         "convert",
         help="training data from one format to another",
@@ -46,10 +46,10 @@ def convert(commands: Commands) -> None:
         help="files that list the tools, for formats that hold schemas",
     )
     parser.add_argument("--skip-broken", action="store_true", help="leave out rows that cannot be used, and count them")
-    parser.set_defaults(run=_convert)
+    parser.set_defaults(run=_run_convert)
 
 
-def _convert(arguments: argparse.Namespace) -> str:
+def _run_convert(arguments: argparse.Namespace) -> str:
     source, target = arguments.source, arguments.target
     write_as = arguments.to or format_of(target)
     embedded = EMBEDDED[write_as] if arguments.images is None else arguments.images == "embed"

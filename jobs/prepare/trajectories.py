@@ -33,8 +33,8 @@ from jobs.server_options import CommandError, add_server_options, read_server
 FILE, REPORT = "demonstrations.parquet", "report.json"
 
 
-def trajectories(commands: Commands) -> None:
-    """Adds the command that makes demonstrations."""
+def add_trajectories_command(commands: Commands) -> None:
+    """Add the command that makes demonstrations."""
     parser = commands.add_parser(
         "trajectories",
         help="demonstrations for the cold start, by a stronger model",
@@ -51,10 +51,10 @@ def trajectories(commands: Commands) -> None:
     )
     parser.add_argument("--out", type=Path, metavar="FILE", help=f"(default: {FILE} in the run's folder)")
     add_server_options(parser, where="with --server")
-    parser.set_defaults(run=_trajectories)
+    parser.set_defaults(run=_run_trajectories)
 
 
-def _trajectories(arguments: argparse.Namespace) -> str:
+def _run_trajectories(arguments: argparse.Namespace) -> str:
     config = load(TrainConfig, arguments.config, arguments.overrides)
     config = replace(config, run=replace(config.run, name=f"{config.run.name}-trajectories"))
     if arguments.best_of < 1:
@@ -67,28 +67,33 @@ def _trajectories(arguments: argparse.Namespace) -> str:
     known = {one.group_id for one in read_recorded(folder)}
     pending = {group_id: sample for group_id, sample in sessions.items() if group_id not in known}
     if pending:
-        asyncio.run(_run(config, template, pending, server))
+        asyncio.run(_run_pending(config, template, pending, server))
     found = [one for one in read_recorded(folder) if one.group_id in sessions]
     chosen = choose_best(found, samples)
     shown = report(samples, found, chosen, arguments.best_of)
     (folder / REPORT).write_text(json.dumps(shown, indent=2))
     if not chosen:
-        raise CommandError("\n".join(["no session can be learned from:", *told(shown)]))
+        raise CommandError("\n".join(["no session can be learned from:", *summary_lines(shown)]))
     out = arguments.out or folder / FILE
     written = write_demonstrations(out, load_sessions(chosen, config.session.last_turn_notice))
     return "\n".join(
-        [*told(shown), f"done: {written} demonstrations are in {out}; {REPORT} and the trajectories are in {folder}"]
+        [
+            *summary_lines(shown),
+            f"done: {written} demonstrations are in {out}; {REPORT} and the trajectories are in {folder}",
+        ]
     )
 
 
-async def _run(config: TrainConfig, template: Template, sessions: Mapping[str, Sample], server: Server | None) -> None:
+async def _run_pending(
+    config: TrainConfig, template: Template, sessions: Mapping[str, Sample], server: Server | None
+) -> None:
     async with open_backend(config, template, server) as backend:
         with progress_bar("running sessions", len(sessions), "sessions") as step:
             await run_sessions(backend, sessions, config, TOOL_FORMATS[config.template.tool_format], on_done=step)
 
 
-def told(shown: dict[str, Any]) -> list[str]:
-    """The report in a few lines."""
+def summary_lines(shown: dict[str, Any]) -> list[str]:
+    """Return the report as a few lines."""
     lines = [f"{shown['kept']} of {shown['samples']} samples have a demonstration, out of {shown['sessions']} sessions"]
     return lines + [
         f"  not learned from: {reason}: {number} sessions" for reason, number in shown["refused_sessions"].items()

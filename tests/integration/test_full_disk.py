@@ -100,7 +100,7 @@ import sys
 import numpy
 import ray
 
-from jobs.command_line import guarded
+from jobs.command_line import run_guarded
 
 
 @ray.remote(num_cpus=0)
@@ -116,7 +116,7 @@ def job():
     return f"all of {len(ray.get(kept))}"
 
 
-sys.exit(guarded(job))
+sys.exit(run_guarded(job))
 """
 
 
