@@ -101,9 +101,9 @@ class ToolPool:
     """The `tools` of the sessions of one rollout actor: a session's calls go to one executor, and an image to the object store once."""
 
     def __init__(self, executors: Sequence[ActorHandle], traits: ToolTraits) -> None:
-        self._turns = itertools.cycle(executors)
+        self._next_executors = itertools.cycle(executors)
         self._traits = traits
-        self._homes: dict[str, ActorHandle] = {}  # session -> executor
+        self._executors: dict[str, ActorHandle] = {}  # session -> executor
         self._stored: dict[str, _StoredImage] = {}  # by content key, for as long as a session uses it
         self._instances: dict[
             str, str
@@ -119,7 +119,7 @@ class ToolPool:
         Where that one dies, the call is run again by its successor; but the state that a tool kept for the session is lost, which is said
         once. A call under which executor after executor dies has failed.
         """
-        executor = self._homes.setdefault(memory.session, next(self._turns))
+        executor = self._executors.setdefault(memory.session, next(self._next_executors))
         stateful = call.name in self._traits.stateful
         try:
             with span("tool", name=call.name):
@@ -155,7 +155,7 @@ class ToolPool:
 
     async def release(self, memory: Memory) -> None:
         """Forgets a session that is over, here and, where a tool keeps state, in its executor."""
-        executor = self._homes.pop(memory.session, None)
+        executor = self._executors.pop(memory.session, None)
         if self._instances.pop(memory.session, None) is not None and executor is not None:
             executor.release.remote(memory.session)  # nobody has to wait for it; an executor that died has forgotten
         for image in memory.images.values():

@@ -17,7 +17,7 @@ from pathlib import Path
 from typing import Any
 
 from arm_rl.benchmarks import prompts
-from arm_rl.benchmarks.base import Benchmark, Item, JudgedRow, ReadOptions, by_category, mean
+from arm_rl.benchmarks.base import Benchmark, Item, JudgedRow, ReadOptions, mean, split_by_category
 from arm_rl.benchmarks.files import BenchmarkError, FileRow, ImageStore, read_rows
 from arm_rl.core.types import ImageRef, Sample
 
@@ -141,8 +141,10 @@ def scores(rows: Sequence[JudgedRow]) -> dict[str, float]:
     """Each track, each way to ask, `overall` over all rows and `average` over the tracks."""
     if not rows:
         return {}
-    tracks = {track: mean([row.value for row in members]) for track, members in by_category(rows, "track").items()}
-    ways = {way: mean([row.value for row in members]) for way, members in by_category(rows, "way").items()}
+    tracks = {
+        track: mean([row.value for row in members]) for track, members in split_by_category(rows, "track").items()
+    }
+    ways = {way: mean([row.value for row in members]) for way, members in split_by_category(rows, "way").items()}
     return {**tracks, **ways, "overall": mean([row.value for row in rows]), "average": mean(list(tracks.values()))}
 
 

@@ -145,8 +145,8 @@ def mean(values: Sequence[float]) -> float:
     return sum(values) / len(values)
 
 
-def by_category(rows: Sequence[JudgedRow], name: str) -> dict[str, list[JudgedRow]]:
-    """Rows by a category's value, sorted; those that do not have the category are left out."""
+def split_by_category(rows: Sequence[JudgedRow], name: str) -> dict[str, list[JudgedRow]]:
+    """Return rows by a category's value, sorted, without the rows that lack the category."""
     groups: dict[str, list[JudgedRow]] = defaultdict(list)
     for row in rows:
         if name in row.categories:

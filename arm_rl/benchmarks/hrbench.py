@@ -11,7 +11,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from arm_rl.benchmarks import prompts
-from arm_rl.benchmarks.base import Benchmark, Item, JudgedRow, ReadOptions, by_category, mean
+from arm_rl.benchmarks.base import Benchmark, Item, JudgedRow, ReadOptions, mean, split_by_category
 from arm_rl.benchmarks.files import FileRow, read_rows
 from arm_rl.core.types import Sample
 
@@ -64,11 +64,11 @@ def scores(rows: Sequence[JudgedRow]) -> dict[str, float]:
 
 
 def _category_scores(rows: Sequence[JudgedRow]) -> list[tuple[str, float | None]]:
-    return [(category, _mean_over_cycles(members)) for category, members in by_category(rows, "category").items()]
+    return [(category, _mean_over_cycles(members)) for category, members in split_by_category(rows, "category").items()]
 
 
 def _mean_over_cycles(rows: Sequence[JudgedRow]) -> float | None:
-    cycles = by_category(rows, "cycle")
+    cycles = split_by_category(rows, "cycle")
     return mean([mean([row.value for row in members]) for members in cycles.values()]) if cycles else None
 
 

@@ -20,7 +20,16 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from arm_rl.benchmarks import prompts
-from arm_rl.benchmarks.base import Benchmark, Item, ItemVerdict, JudgedRow, ReadOptions, by_category, mean, mean_correct
+from arm_rl.benchmarks.base import (
+    Benchmark,
+    Item,
+    ItemVerdict,
+    JudgedRow,
+    ReadOptions,
+    mean,
+    mean_correct,
+    split_by_category,
+)
 from arm_rl.benchmarks.files import FileRow, read_rows
 from arm_rl.core.types import Sample
 
@@ -118,7 +127,7 @@ def row_value(judged: Sequence[ItemVerdict]) -> float:
 
 def ties_score(rows: Sequence[JudgedRow]) -> float:
     """The score of the subset Ties; 0 for a part of which there are no rows."""
-    kinds = by_category(rows, "ties")
+    kinds = split_by_category(rows, "ties")
     ref, tied = kinds.get("ref", []), kinds.get("tied", [])
     refs = {row.cluster: Spread.from_ratings(row.judged) for row in ref}
     pairs = [(refs[row.cluster], Spread.from_ratings(row.judged)) for row in tied if row.cluster in refs]
@@ -147,7 +156,7 @@ def scores(rows: Sequence[JudgedRow]) -> dict[str, float]:
     """Each subset, and `score`, their mean."""
     found = {
         subset: ties_score(members) if subset == TIES else mean([row.value for row in members])
-        for subset, members in by_category(rows, "subset").items()
+        for subset, members in split_by_category(rows, "subset").items()
     }
     return {**found, "score": mean(list(found.values()))} if found else {}
 

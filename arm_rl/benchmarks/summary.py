@@ -3,7 +3,7 @@
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from arm_rl.benchmarks.base import Benchmark, ItemVerdict, JudgedRow, by_category, mean
+from arm_rl.benchmarks.base import Benchmark, ItemVerdict, JudgedRow, mean, split_by_category
 from arm_rl.benchmarks.chance import difference_intervals, intervals, mcnemar, subtract_scores, wilson
 
 
@@ -39,7 +39,7 @@ def summarize(benchmark: Benchmark, judged: Sequence[ItemVerdict], num_items: in
                     **_accuracy_interval(members),
                     "calls": _call_metrics([one for row in members for one in row.judged])["calls"],
                 }
-                for value, members in by_category(rows, name).items()
+                for value, members in split_by_category(rows, name).items()
             }
             for name in names
         },

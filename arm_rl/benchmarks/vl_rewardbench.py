@@ -12,7 +12,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from arm_rl.benchmarks import prompts
-from arm_rl.benchmarks.base import Benchmark, Item, JudgedRow, ReadOptions, by_category, mean
+from arm_rl.benchmarks.base import Benchmark, Item, JudgedRow, ReadOptions, mean, split_by_category
 from arm_rl.benchmarks.files import FileRow, ImageStore, read_rows
 from arm_rl.core.types import Sample
 
@@ -90,7 +90,8 @@ def scores(rows: Sequence[JudgedRow]) -> dict[str, float]:
     """`general`, `hallucination`, `reasoning`, `overall`, `macro`."""
     read = [row for row in rows if all(one.verdict is not None for one in row.judged)]
     found = {
-        group: mean([_majority_value(row) for row in members]) for group, members in by_category(read, "group").items()
+        group: mean([_majority_value(row) for row in members])
+        for group, members in split_by_category(read, "group").items()
     }
     if read:
         found |= {"overall": mean([_majority_value(row) for row in read]), "macro": mean(list(found.values()))}

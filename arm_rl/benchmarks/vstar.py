@@ -12,7 +12,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from arm_rl.benchmarks import prompts
-from arm_rl.benchmarks.base import Benchmark, Item, JudgedRow, ReadOptions, by_category, mean
+from arm_rl.benchmarks.base import Benchmark, Item, JudgedRow, ReadOptions, mean, split_by_category
 from arm_rl.benchmarks.files import FileRow, ImageStore, read_rows
 from arm_rl.core.types import Sample
 
@@ -60,7 +60,8 @@ def _make_item(row: FileRow, reading: ReadOptions) -> Item:
 def scores(rows: Sequence[JudgedRow]) -> dict[str, float]:
     """Each category, and `overall`, over all rows."""
     found = {
-        category: mean([row.value for row in members]) for category, members in by_category(rows, "category").items()
+        category: mean([row.value for row in members])
+        for category, members in split_by_category(rows, "category").items()
     }
     return {**found, "overall": mean([row.value for row in rows])} if rows else {}
 

@@ -48,7 +48,7 @@ class RowReader:
 
     def __init__(self, max_bytes: int = 32 << 20) -> None:
         self._max_bytes = max_bytes
-        self._kept: OrderedDict[_Part, pa.Table] = OrderedDict()
+        self._cached: OrderedDict[_Part, pa.Table] = OrderedDict()
         self._passing: _StreamedRowGroup | None = None
         self._open = functools.lru_cache(maxsize=16)(_OpenFile)
         self._lock = threading.Lock()
@@ -71,7 +71,7 @@ class RowReader:
 
     def _slice(self, file: pq.ParquetFile, part: "_Part", index: int) -> pa.Table | pa.RecordBatch:
         """One row of a row group."""
-        if part not in self._kept:
+        if part not in self._cached:
             if _uncompressed_size(file, part) > self._max_bytes // 4:
                 if self._passing is None or self._passing.part != part or self._passing.first > index:
                     self._passing = _StreamedRowGroup(file, part)
@@ -79,11 +79,11 @@ class RowReader:
             table = file.read_row_group(part.group, columns=list(part.columns))
             if len(table) <= index:
                 raise pa.ArrowInvalid(f"row group {part.group} ends too early")
-            self._kept[part] = table
-            while sum(table.nbytes for table in self._kept.values()) > self._max_bytes and len(self._kept) > 1:
-                self._kept.popitem(last=False)
-        self._kept.move_to_end(part)
-        return self._kept[part].slice(index, 1)
+            self._cached[part] = table
+            while sum(table.nbytes for table in self._cached.values()) > self._max_bytes and len(self._cached) > 1:
+                self._cached.popitem(last=False)
+        self._cached.move_to_end(part)
+        return self._cached[part].slice(index, 1)
 
 
 class _OpenFile:

@@ -176,7 +176,7 @@ async def run(
         index=index,
         prompt_ids=loop.prompt_ids,
         turns=tuple(loop.turns),
-        images=tuple(ImageInfo(name=name, key=loop.memory.images[name].key) for name in loop.shown),
+        images=tuple(ImageInfo(name=name, key=loop.memory.images[name].key) for name in loop.image_names),
         end=end,
         error=error,
         seconds=time.perf_counter() - started,
@@ -213,7 +213,7 @@ class _Loop:
         self.memory = Memory()
         self.prompt_ids: tuple[int, ...] = ()
         self.turns: list[Turn] = []
-        self.shown: list[str] = []  # names of the images in the context
+        self.image_names: list[str] = []  # names of the images in the context
         self.messages: list[Message] = []
         self.prompt_length = 0  # messages of the prompt
         self.context: list[int] = []
@@ -229,7 +229,7 @@ class _Loop:
             )
         self.messages = list(start.messages)
         self.prompt_length = len(self.messages)
-        self.shown = [name for message in self.messages for name in message.image_names]
+        self.image_names = [name for message in self.messages for name in message.image_names]
         self.context = list(self.prompt_ids)
         while True:
             allow_call = self._allows_call(len(self.turns))
@@ -245,7 +245,7 @@ class _Loop:
                 return "length"
             self._record(completion, allow_call, event, ids)
             self.messages.append(observation)
-            self.shown += observation.image_names
+            self.image_names += observation.image_names
 
     def _allows_call(self, turn: int) -> bool:
         return bool(self.sample.tools) and turn < self.limits.max_turns - 1
@@ -259,7 +259,7 @@ class _Loop:
             PolicyRequest(
                 prompt_ids=tuple(self.context),
                 messages=tuple(self.messages),
-                images=tuple(self.memory.images[name] for name in self.shown),
+                images=tuple(self.memory.images[name] for name in self.image_names),
                 tools=self.sample.tools,
                 allow_call=allow_call,
                 max_tokens=self._tokens_left,

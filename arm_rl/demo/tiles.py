@@ -103,7 +103,10 @@ class Tiles:
         """Return a look at a cell of an image that does not exist."""
         row, column = divmod(int(rng.integers(scenes.GRID**2)), scenes.GRID)
         return Look(
-            tool=self.tool, arguments=arguments(scenes.cell_box(row, column)), text=_no_image(), thought=phrases.UNCLEAR
+            tool=self.tool,
+            arguments=arguments(scenes.cell_box(row, column)),
+            text=_missing_image_text(),
+            thought=phrases.UNCLEAR,
         )
 
     def prepare(self, folder: Path, seed: int) -> None:
@@ -135,6 +138,6 @@ def arguments(box: scenes.Box, image: str = IMAGE) -> dict[str, object]:
 
 
 @functools.cache
-def _no_image() -> str:
-    """What the tool itself says where the session has no image."""
+def _missing_image_text() -> str:
+    """Return the tool's text for a session without an image."""
     return ImageZoomTool().call(arguments(scenes.cell_box(0, 0)), ToolContext(images={}, texts={}, image_names=())).text

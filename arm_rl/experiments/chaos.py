@@ -255,7 +255,7 @@ class _Recovery:
 
     def __init__(self, victim: Victim, run: Path, kind: str, before: set[int]) -> None:
         self._victim, self._run, self._kind, self._before = victim, run, kind, before
-        self._started, self._step, self._told = (
+        self._started, self._step, self._num_logged = (
             time.monotonic(),
             _last_logged_at(run),
             len(victim.recovery_seconds(kind)),
@@ -276,12 +276,12 @@ class _Recovery:
         if self._kind == "driver":
             came = self._wait_until(lambda: _last_logged_at(self._run) > self._step)
         else:
-            came = self._wait_until(lambda: len(self._victim.recovery_seconds(self._kind)) > self._told)
+            came = self._wait_until(lambda: len(self._victim.recovery_seconds(self._kind)) > self._num_logged)
         if not came and self._victim.status is None:
             raise ChaosError(f"no other {self._kind} in {GRACE_SECONDS:g} seconds: {self._victim.output_tail()}")
         if self._kind == "driver":
             return [time.monotonic() - self._started]
-        return self._victim.recovery_seconds(self._kind)[self._told :]
+        return self._victim.recovery_seconds(self._kind)[self._num_logged :]
 
     def _wait_until(self, done: Callable[[], bool], limit: float = GRACE_SECONDS) -> bool:
         """Whether it was, before the limit and the run's end."""

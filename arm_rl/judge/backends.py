@@ -21,29 +21,29 @@ from arm_rl.training.groups import Group, GroupRunner, group_runner
 from tools import load_tools
 from tools.execution.local import LocalTools
 
-KeptT = TypeVar("KeptT")
+RecordingT = TypeVar("RecordingT")
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
-class JudgedSession(Generic[KeptT]):
+class JudgedSession(Generic[RecordingT]):
     """A sample with the session that it was judged in."""
 
     sample: Sample
     trajectory: Trajectory
-    kept: KeptT  # what the backend needs to record it
+    recording: RecordingT  # what the backend needs to record it
 
 
-class Backend(Protocol[KeptT]):
+class Backend(Protocol[RecordingT]):
     """Runs sessions, and records them."""
 
     concurrency: int  # sessions that are worth running at a time
 
-    async def ask(self, sample: Sample, group_id: str) -> JudgedSession[KeptT]:
+    async def ask(self, sample: Sample, group_id: str) -> JudgedSession[RecordingT]:
         """Runs one session to its end, whatever that is."""
         ...
 
     async def record(
-        self, stage: str, step: int, asked: Sequence[tuple[JudgedSession[KeptT], ScoredTrajectory]]
+        self, stage: str, step: int, asked: Sequence[tuple[JudgedSession[RecordingT], ScoredTrajectory]]
     ) -> None:
         """Writes sessions to a file of the run's `trajectories`."""
         ...
@@ -59,13 +59,13 @@ class EngineBackend:
     async def ask(self, sample: Sample, group_id: str) -> JudgedSession[Group]:
         """See `Backend`."""
         group = await self._runner.group(sample, group_id, size=1, temperature=self._temperature)
-        return JudgedSession(sample=sample, trajectory=group.scored[0].trajectory, kept=group)
+        return JudgedSession(sample=sample, trajectory=group.scored[0].trajectory, recording=group)
 
     async def record(
         self, stage: str, step: int, asked: Sequence[tuple[JudgedSession[Group], ScoredTrajectory]]
     ) -> None:
         """See `Backend`. Written by a task of its own, which is waited for when the backend closes."""
-        self._runner.record(stage, step, [replace(one.kept, scored=(scored,)) for one, scored in asked])
+        self._runner.record(stage, step, [replace(one.recording, scored=(scored,)) for one, scored in asked])
 
 
 class ServerBackend:
@@ -89,13 +89,13 @@ class ServerBackend:
             seed=seed,
             group_id=group_id,
         )
-        return JudgedSession(sample=sample, trajectory=ran.trajectory, kept=ran)
+        return JudgedSession(sample=sample, trajectory=ran.trajectory, recording=ran)
 
     async def record(
         self, stage: str, step: int, asked: Sequence[tuple[JudgedSession[Session], ScoredTrajectory]]
     ) -> None:
         """See `Backend`."""
-        images: dict[str, Image] = {key: image for one, _ in asked for key, image in one.kept.images.items()}
+        images: dict[str, Image] = {key: image for one, _ in asked for key, image in one.recording.images.items()}
         path = trajectories_folder(self._config) / trajectory_file.file_name(stage, step)
         samples = {one.sample.id: one.sample for one, _ in asked}
         await asyncio.to_thread(

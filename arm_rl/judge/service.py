@@ -262,7 +262,7 @@ class _BodyLimit:
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         received = 0
 
-        async def limited() -> Message:
+        async def receive_limited() -> Message:
             nonlocal received
             message = await receive()
             received += len(message.get("body", b""))
@@ -270,7 +270,7 @@ class _BodyLimit:
                 raise HTTPException(413, f"the body has more than {self._max_bytes} bytes")
             return message
 
-        await self._app(scope, limited if scope["type"] == "http" else receive, send)
+        await self._app(scope, receive_limited if scope["type"] == "http" else receive, send)
 
 
 def _read_images(asked: JudgeRequest, limits: ServiceLimits) -> list[Image]:

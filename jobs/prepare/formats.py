@@ -6,7 +6,7 @@ from pathlib import Path
 from arm_rl.data.image_store import FetchLimits, ImageSource
 from arm_rl.data.parquet_rows import BrokenRows
 from arm_rl.prepare.conversion import convert as convert_file
-from arm_rl.prepare.formats import EMBEDDED, FORMATS, format_of
+from arm_rl.prepare.formats import EMBEDDED, FORMATS, guess_format
 from arm_rl.prepare.progress import progress_bar
 from jobs.command_line import Commands
 from tools import load_tools
@@ -51,14 +51,14 @@ def add_convert_command(commands: Commands) -> None:
 
 def _run_convert(arguments: argparse.Namespace) -> str:
     source, target = arguments.source, arguments.target
-    write_as = arguments.to or format_of(target)
+    write_as = arguments.to or guess_format(target)
     embedded = EMBEDDED[write_as] if arguments.images is None else arguments.images == "embed"
     limits = FetchLimits(fetch=arguments.fetch, max_bytes=arguments.max_image_mb << 20)
     with progress_bar(f"reading {source.name}", None, "rows") as step:
         number = convert_file(
             source,
             target,
-            arguments.read_as or format_of(source),
+            arguments.read_as or guess_format(source),
             write_as,
             images=ImageSource(source.parent, arguments.image_root, limits),
             image_folder=None if embedded else target.parent / "images",

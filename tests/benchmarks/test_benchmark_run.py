@@ -38,7 +38,7 @@ class Backend:
             end="aborted" if said is None else "answered",
             error="no luck" if said is None else None,
         )
-        return JudgedSession(sample=sample, trajectory=trajectory, kept=None)
+        return JudgedSession(sample=sample, trajectory=trajectory, recording=None)
 
     async def record(self, stage, step, asked):
         samples = {one.sample.id: one.sample for one, _ in asked}

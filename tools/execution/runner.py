@@ -126,12 +126,12 @@ class _Processes:
         self._workers: list[ToolWorker | None] = [None] * num_workers
         self._busy = [asyncio.Lock() for _ in range(num_workers)]
         self._limit = asyncio.Semaphore(num_workers)
-        self._homes: dict[str, int] = {}  # session -> worker, of tools that keep state
-        self._keepers: dict[str, ToolWorker] = {}  # session -> the process that has its state
+        self._worker_numbers: dict[str, int] = {}  # session -> worker, of tools that keep state
+        self._state_workers: dict[str, ToolWorker] = {}  # session -> the process that has its state
 
     async def run(self, arguments: dict[str, Any], context: ToolContext) -> ToolResult:
         if self._tool.stateful:
-            number = self._homes.setdefault(context.session, self._least_used_worker())
+            number = self._worker_numbers.setdefault(context.session, self._least_used_worker())
             async with self._busy[number]:
                 self._require_state(context.session, number)
                 return await self._call(number, arguments, context)
@@ -146,8 +146,8 @@ class _Processes:
                     return await self._call(number, arguments, context)
 
     async def release(self, session: str) -> None:
-        number = self._homes.pop(session, None)
-        self._keepers.pop(session, None)
+        number = self._worker_numbers.pop(session, None)
+        self._state_workers.pop(session, None)
         if number is None:
             return
         async with self._busy[number]:
@@ -163,8 +163,8 @@ class _Processes:
     def _require_state(self, session: str, number: int) -> None:
         """Says once that the process with the session's state is gone; the next one begins anew."""
         worker = self._running_worker(number)
-        if self._keepers.setdefault(session, worker) is not worker:
-            self._keepers[session] = worker
+        if self._state_workers.setdefault(session, worker) is not worker:
+            self._state_workers[session] = worker
             raise CallLost("failed", "was started anew and has forgotten this session's earlier calls")
 
     def _running_worker(self, number: int) -> ToolWorker:
@@ -182,7 +182,7 @@ class _Processes:
             raise
 
     def _least_used_worker(self) -> int:
-        sessions = Counter(self._homes.values())
+        sessions = Counter(self._worker_numbers.values())
         return min(range(len(self._workers)), key=lambda number: sessions[number])
 
 

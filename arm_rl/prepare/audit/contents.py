@@ -21,7 +21,7 @@ from arm_rl.data.image_store import ImageSource
 from arm_rl.data.parquet_rows import BrokenRows
 from arm_rl.data.samples import parse_messages
 from arm_rl.prepare.audit.calls import find_faults
-from arm_rl.prepare.formats import FORMATS, format_of
+from arm_rl.prepare.formats import FORMATS, guess_format
 from arm_rl.prepare.records import Record
 
 BITS = 256  # of a perceptual hash
@@ -89,7 +89,7 @@ def read(
     """
     broken = BrokenRows(skip=True)
     source = ImageSource(path.parent, image_root)
-    records = enumerate(FORMATS[read_as or format_of(path)].read(path, source.read, broken))
+    records = enumerate(FORMATS[read_as or guess_format(path)].read(path, source.read, broken))
     rows: list[AuditRow] = []
     with ThreadPoolExecutor() as pool:  # decoding and scaling leave Python's lock
         while batch := list(itertools.islice(records, _AT_A_TIME)):

@@ -31,6 +31,6 @@ EMBEDDED = {
 }  # whether a format's images stand in the file itself by default
 
 
-def format_of(path: Path) -> str:
-    """The format that a file's name tells: parquet is verl's, JSON lines are OpenAI's, and JSON is ShareGPT's."""
+def guess_format(path: Path) -> str:
+    """Return the format for a file's ending: .parquet is verl's, .jsonl is OpenAI's, others are ShareGPT's."""
     return {".parquet": "verl", ".jsonl": "openai"}.get(path.suffix, "sharegpt")

@@ -297,7 +297,7 @@ def test_more_busy_sessions_than_places(make):
     run(tool, "1", "a")
     with ThreadPoolExecutor(1) as threads:
         busy = threads.submit(run, tool, "import time\ntime.sleep(600)", "a", timeout=5)
-        while not tool._pool._kept["a"].lock.locked():
+        while not tool._pool._sessions["a"].lock.locked():
             time.sleep(0.01)
         assert run(tool, "1", "b") == ("failed", "Error: all 1 sessions that may keep variables are busy; try again")
         tool.release("a")  # ends it in the middle of its program
@@ -394,7 +394,7 @@ def test_sandboxes_end_with_the_process_that_made_them(how):
 def test_a_sandbox_whose_bubblewrap_is_killed_ends(make):
     tool, mark = marked(make(keep_state=True))
     run(tool, "x = 1", "a")
-    psutil.Process(tool._pool._kept["a"].sandbox.pid).kill()
+    psutil.Process(tool._pool._sessions["a"].sandbox.pid).kill()
     assert gone(mark)
     status, text = run(tool, "x", "a")
     assert text.startswith("Note: the earlier variables are lost: the sandbox ended.\n")
@@ -408,7 +408,7 @@ def test_an_init_that_does_not_answer_does_not_hang_the_call(make, monkeypatch):
     monkeypatch.setattr(sandbox, "GRACE_SECONDS", 0.5)
     tool, mark = marked(make(keep_state=True))
     run(tool, "x = 1", "a")
-    bubblewrap = psutil.Process(tool._pool._kept["a"].sandbox.pid)
+    bubblewrap = psutil.Process(tool._pool._sessions["a"].sandbox.pid)
     bubblewrap.children()[0].suspend()
     assert run(tool, "x", "a", timeout=0.1) == ("failed", "Error: the sandbox ended.\nThe variables are lost.")
     assert gone(mark)
