@@ -27,9 +27,8 @@ logger = logging.getLogger(__name__)
 
 
 # Inline calls and their results travel as plain tuples, which pickle twenty times as fast as the dataclasses: most of their cost.
-InlineCall = tuple[
-    str, dict[str, Any], str, dict[str, str], list[str]
-]  # name, arguments, session, texts, names of images
+# name, arguments, session, texts, names of images
+InlineCall = tuple[str, dict[str, Any], str, dict[str, str], list[str]]
 InlineResult = tuple[ToolStatus, str]
 MAX_BATCH = 32  # inline calls in one remote call: while some are run, others are handed out
 
@@ -105,12 +104,10 @@ class ToolPool:
         self._traits = traits
         self._executors: dict[str, ActorHandle] = {}  # session -> executor
         self._stored: dict[str, _StoredImage] = {}  # by content key, for as long as a session uses it
-        self._instances: dict[
-            str, str
-        ] = {}  # sessions that have called a tool that keeps state -> id of the executor that keeps it
-        self._waiting: dict[
-            tuple[ActorHandle, int], list[tuple[InlineCall, asyncio.Future]]
-        ] = {}  # inline calls, sent together
+        # sessions that have called a tool that keeps state -> the executor's life that keeps it
+        self._instances: dict[str, str] = {}
+        # inline calls, sent together
+        self._waiting: dict[tuple[ActorHandle, int], list[tuple[InlineCall, asyncio.Future]]] = {}
         self._sending: set[asyncio.Task] = set()
 
     async def __call__(self, call: ToolCall, memory: Memory) -> ToolResult:

@@ -3,6 +3,7 @@
 import argparse
 import shutil
 import sys
+from collections.abc import Sequence
 from pathlib import Path
 
 from omegaconf import OmegaConf
@@ -28,9 +29,9 @@ def _isolate_tools(source: Path, target: Path) -> Path:
     return target
 
 
-def main() -> int:
+def main(argv: Sequence[str] | None = None, *, program: str = "python -m jobs.chaos") -> int:
     """Trains the demo's judge from its stage 1 on."""
-    parser = argparse.ArgumentParser(prog="python -m jobs.chaos", description=__doc__)
+    parser = argparse.ArgumentParser(prog=program, description=__doc__)
     parser.add_argument(
         "--demo", type=Path, default=Path("runs/demo"), help="a demo's folder: its data, and the judge after stage 1"
     )
@@ -45,7 +46,7 @@ def main() -> int:
         help="mean reward of the last five steps that counts as learned; it begins at 1.25",
     )
     parser.add_argument("--seed", type=int, default=0, help="of the order and the times of the kills")
-    arguments = parser.parse_args()
+    arguments = parser.parse_args(argv)
 
     def start() -> str:
         data, model = arguments.demo / "data", arguments.demo / "stage1" / "export"

@@ -1,10 +1,10 @@
-"""Shows a judge at work: `python -m jobs.chat FOLDER IMAGE…`. Asks for a question and answers, and shows each turn as it comes."""
+"""Show a judge at work in the terminal: ask for a question and answers, and print each turn as it comes."""
 
 import argparse
 import contextlib
 import sys
 import tempfile
-from collections.abc import AsyncIterator, Callable, Iterator
+from collections.abc import AsyncIterator, Callable, Iterator, Sequence
 from pathlib import Path
 
 from rich.console import Console
@@ -117,14 +117,14 @@ def open_judge(arguments: argparse.Namespace, console: Console) -> Iterator[Judg
         yield stack.enter_context(Judge(policy(), template, shown, limits=setup.limits, phrase=phrase))
 
 
-def main() -> int:
+def main(argv: Sequence[str] | None = None, *, program: str = "python -m jobs.chat") -> int:
     """Asks, judges and shows until there is no more question."""
-    parser = argparse.ArgumentParser(prog="python -m jobs.chat", description=__doc__)
+    parser = argparse.ArgumentParser(prog=program, description=__doc__)
     add_judge_options(parser)
     parser.add_argument("images", type=Path, nargs="*", help="that the questions are about")
     parser.add_argument("--url", help="of an OpenAI-compatible server that offers the model already, with its /v1")
     parser.add_argument("--name", default=SERVED_NAME, help="of the model at that server")
-    arguments = parser.parse_args()
+    arguments = parser.parse_args(argv)
     console = Console(highlight=False)
 
     def start() -> str:

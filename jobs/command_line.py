@@ -6,7 +6,7 @@ import errno
 import logging
 import os
 import sys
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Sequence
 from typing import TypeAlias, TypeVar
 
 import transformers
@@ -14,9 +14,9 @@ from ray.exceptions import ObjectStoreFullError, OutOfDiskError, RayError
 
 from actors.cluster.connection import cluster
 from actors.supervision import cause_of, describe_error
-from arm_rl.core.config import SftConfig, TrainConfig
 from arm_rl.core.config_file import describe, load
 from arm_rl.core.errors import UserError
+from arm_rl.core.stage_config import SftConfig, TrainConfig
 from arm_rl.data import parquet_rows
 from arm_rl.training.graceful_stop import StoppedOnRequest
 
@@ -31,30 +31,33 @@ FROM_CHECKPOINT = "started again with the same command, the run goes on from its
 
 
 def run_job(
-    name: str,
+    program: str,
     description: str,
     cls: type[ConfigT],
     job: Callable[[ConfigT], Awaitable[str]],
     *,
+    argv: Sequence[str] | None = None,
     resume_hint: str = FROM_CHECKPOINT,
 ) -> int:
     """Parses the command line, runs the job on a cluster and prints its last line.
 
     Args:
+        program: name of the program in its help and its usage errors.
+        argv: arguments of the command line; by default those of the process.
         resume_hint: Appended to the message, as for `run_guarded`.
 
     Returns:
         The exit status.
     """
     parser = argparse.ArgumentParser(
-        prog=f"python -m jobs.{name}",
+        prog=program,
         description=description,
         epilog=f"keys:\n{describe(cls)}",
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     parser.add_argument("config", help="YAML file")
     parser.add_argument("overrides", nargs="*", metavar="key=value", help="a key of the configuration, and its value")
-    arguments = parser.parse_args()
+    arguments = parser.parse_args(argv)
 
     def start() -> str:
         config = load(cls, arguments.config, arguments.overrides)

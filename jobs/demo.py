@@ -7,6 +7,7 @@ Started again, it goes on where it was: a phase whose product is there is not do
 
 import argparse
 import sys
+from collections.abc import Sequence
 from pathlib import Path
 
 from actors.cluster.connection import cluster
@@ -15,10 +16,10 @@ from arm_rl.demo.phases import Demo
 from jobs.command_line import FROM_CHECKPOINT, run_guarded
 
 
-def main() -> int:
+def main(argv: Sequence[str] | None = None, *, program: str = "python -m jobs.demo") -> int:
     """Runs the demo."""
     parser = argparse.ArgumentParser(
-        prog="python -m jobs.demo", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+        prog=program, description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     parser.add_argument(
         "--tools", action="store_true", help="three tracks at once, each with a tool of its own to choose"
@@ -28,7 +29,7 @@ def main() -> int:
     parser.add_argument(
         "--short", action="store_true", help="a few steps of everything: shows that it runs, learns nothing"
     )
-    arguments = parser.parse_args()
+    arguments = parser.parse_args(argv)
     spec = THREE_TRACKS if arguments.tools else DIGITS
     folder = arguments.out or Path("runs", spec.name + ("-short" if arguments.short else ""))
 

@@ -17,8 +17,9 @@ from arm_rl.benchmarks.evaluation import check_same_model, compare_runs, compare
 from arm_rl.benchmarks.results import FILE, Key
 from arm_rl.benchmarks.runner import NO_TOOLS, TOOLS, ItemQuestion, ask_all, read_finished, read_questions
 from arm_rl.benchmarks.tables import comparison_table, summary_tables
-from arm_rl.core.config import TrainConfig
+from arm_rl.core.atomic_file import replace_text
 from arm_rl.core.config_file import load
+from arm_rl.core.stage_config import TrainConfig
 from arm_rl.judge.backends import Server, open_backend, server_template
 from arm_rl.training.evaluation import evaluate_model
 from arm_rl.training.inputs import read_template
@@ -29,20 +30,15 @@ TOOLS_COMPARED = "tools-compared.json"
 WAYS = {"tools": (TOOLS,), "no-tools": (NO_TOOLS,), "both": (TOOLS, NO_TOOLS)}
 
 
-def main(argv: Sequence[str] | None = None) -> int:
+def main(argv: Sequence[str] | None = None, *, program: str = "python -m jobs.evaluate") -> int:
     """Runs what is asked for; the exit status."""
     argv = sys.argv[1:] if argv is None else list(argv)
     if argv[:1] == ["compare"]:
-        return _compare_command(argv[1:])
+        return _compare_command(argv[1:], f"{program} compare")
     if argv and argv[0].endswith((".yaml", ".yml")):
-        return run_job(
-            "evaluate",
-            "Judges the held-out samples of a configuration once each.",
-            TrainConfig,
-            _evaluate_held_out,
-            resume_hint="",
-        )
-    arguments = _make_parser().parse_intermixed_args(argv)
+        description = "Judges the held-out samples of a configuration once each."
+        return run_job(program, description, TrainConfig, _evaluate_held_out, argv=argv, resume_hint="")
+    arguments = _make_parser(program).parse_intermixed_args(argv)
     return run_guarded(
         lambda: _evaluate_benchmarks(arguments), resume_hint="the same command goes on with what has no verdict yet"
     )
@@ -55,9 +51,9 @@ async def _evaluate_held_out(config: TrainConfig) -> str:
     return f"{shown}\ndone: evaluation.json and the trajectories are in {config.run.folder}"
 
 
-def _make_parser() -> argparse.ArgumentParser:
+def _make_parser(program: str) -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(
-        prog="python -m jobs.evaluate",
+        prog=program,
         description="Asks a model the items of published benchmarks. Started again with the same --out, it goes on where it stopped.",
         epilog=f"benchmarks: {', '.join(BENCHMARKS)}.\n`compare RUN_A RUN_B` compares two runs; `CONFIG.yaml key=value` judges "
         "the held-out samples of a configuration.",
@@ -143,12 +139,12 @@ async def _ask_questions(
                     backend, questions, folder, max_broken=config.run.max_broken_sessions, on_done=bar.step
                 )
     summaries = summarize_all(questions, known)
-    (folder / "summary.json").write_text(json.dumps(summaries, indent=2))
+    replace_text(folder / "summary.json", json.dumps(summaries, indent=2))
     console = Console(width=140)
     console.print(*summary_tables(summaries), sep="\n")
     if arguments.ways == "both":
         compared = compare_ways(questions, known)
-        (folder / TOOLS_COMPARED).write_text(json.dumps(compared, indent=2))
+        replace_text(folder / TOOLS_COMPARED, json.dumps(compared, indent=2))
         console.print(comparison_table(compared, NO_TOOLS, TOOLS))
     missing = len(questions) - len(known)
     note = f"{missing} of {len(questions)} sessions broke: the same command asks them again\n" if missing else ""
@@ -213,10 +209,8 @@ def _folder_name(model: str) -> str:
     return re.sub(r"[^\w.-]+", "-", path.parent.name if path.name == "export" and path.parent.name else path.name)
 
 
-def _compare_command(argv: Sequence[str]) -> int:
-    parser = argparse.ArgumentParser(
-        prog="python -m jobs.evaluate compare", description="Two runs on the rows that both have."
-    )
+def _compare_command(argv: Sequence[str], program: str) -> int:
+    parser = argparse.ArgumentParser(prog=program, description="Two runs on the rows that both have.")
     parser.add_argument("before", type=Path, metavar="RUN_A")
     parser.add_argument("after", type=Path, metavar="RUN_B")
     arguments = parser.parse_args(argv)
@@ -226,7 +220,7 @@ def _compare_command(argv: Sequence[str]) -> int:
 def _compare_folders(before: Path, after: Path) -> str:
     compared = compare_runs(before, after)
     file = after / f"compared-with-{before.resolve().name}.json"
-    file.write_text(json.dumps(compared, indent=2))
+    replace_text(file, json.dumps(compared, indent=2))
     Console(width=160).print(comparison_table(compared, str(before), str(after)))
     return f"done: the numbers are in {file}"
 

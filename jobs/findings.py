@@ -7,11 +7,13 @@ stopped at any time, and a folder is for one process at a time.
 import argparse
 import json
 import sys
+from collections.abc import Sequence
 from pathlib import Path
 
 from rich.console import Console
 
 from actors.cluster.connection import cluster
+from arm_rl.core.atomic_file import replace_text
 from arm_rl.core.errors import UserError
 from arm_rl.experiments.findings import results
 from arm_rl.experiments.findings.designs import DESIGNS
@@ -25,17 +27,17 @@ from jobs.command_line import run_guarded
 def write(root: Path) -> Path:
     """Writes `summary.json`, `table.md` and `plot.svg` of the runs that are finished; gives the summary's path."""
     found = results.read(root)
-    (root / "table.md").write_text(markdown(found))
-    (root / "plot.svg").write_text(plot(found))
+    replace_text(root / "table.md", markdown(found))
+    replace_text(root / "plot.svg", plot(found))
     path = root / "summary.json"
-    path.write_text(json.dumps(results.summary(found), indent=2, allow_nan=False))
+    replace_text(path, json.dumps(results.summary(found), indent=2, allow_nan=False))
     return path
 
 
-def main() -> int:
+def main(argv: Sequence[str] | None = None, *, program: str = "python -m jobs.findings") -> int:
     """Runs what is left and writes the summary."""
     parser = argparse.ArgumentParser(
-        prog="python -m jobs.findings", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+        prog=program, description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     parser.add_argument("--out", type=Path, help="folder of all runs; by default runs/findings, or runs/findings-quick")
     parser.add_argument(
@@ -57,7 +59,7 @@ def main() -> int:
         "--quick", action="store_true", help="a few steps of everything: shows that it runs, learns nothing"
     )
     parser.add_argument("--summary", action="store_true", help="train nothing, only write the summary of what is there")
-    arguments = parser.parse_args()
+    arguments = parser.parse_args(argv)
     suffix = "-quick" if arguments.quick else "-validation" if arguments.validation else ""
     root: Path = arguments.out or Path(f"runs/findings{suffix}")
     console = Console(highlight=False, soft_wrap=True)

@@ -11,8 +11,8 @@ from rich.console import Console
 from rich.progress import Progress
 from rich.table import Table
 
-from arm_rl.core.config import SftConfig, TrainConfig
 from arm_rl.core.config_file import load_saved
+from arm_rl.core.stage_config import SftConfig, TrainConfig
 from arm_rl.plan import memory
 from arm_rl.plan.fit import GpuMemory, memory_of
 from arm_rl.plan.hardware import GIB, GPUS, Cluster
@@ -230,10 +230,10 @@ def _as_json(
     }
 
 
-def main() -> int:
+def main(argv: Sequence[str] | None = None, *, program: str = "python -m jobs.plan") -> int:
     """Plans from the command line."""
     parser = argparse.ArgumentParser(
-        prog="python -m jobs.plan",
+        prog=program,
         description="What a run needs of its GPUs, and how long its steps take. It needs none itself.",
     )
     parser.add_argument("config", help="YAML file of jobs.train or jobs.sft")
@@ -262,7 +262,7 @@ def main() -> int:
     )
     parser.add_argument("--no-search", action="store_true", help="leave out the nearby settings")
     parser.add_argument("--json", action="store_true", help="print everything as JSON")
-    arguments = parser.parse_args()
+    arguments = parser.parse_args(argv)
 
     def start() -> str:
         config: TrainConfig | SftConfig = load_saved(arguments.config, arguments.overrides)

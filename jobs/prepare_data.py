@@ -1,4 +1,4 @@
-"""Prepares what training reads: `python -m jobs.prepare_data COMMAND …`; its commands, each from a module of its own."""
+"""Prepare training data from raw questions. Each command is a module of `jobs.prepare`."""
 
 import argparse
 import sys
@@ -25,17 +25,16 @@ COMMANDS: tuple[Callable[[Commands], None], ...] = (
 )
 
 
-def main(argv: Sequence[str] | None = None) -> int:
+def main(argv: Sequence[str] | None = None, *, program: str = "python -m jobs.prepare_data") -> int:
     """Runs the command that is asked for and prints its last line."""
-    parser = argparse.ArgumentParser(prog="python -m jobs.prepare_data", description=__doc__)
+    parser = argparse.ArgumentParser(prog=program, description=__doc__)
     commands = parser.add_subparsers(dest="command", required=True, metavar="COMMAND")
     for add in COMMANDS:
         add(commands)
     argv = sys.argv[1:] if argv is None else list(argv)
     command = commands.choices.get(argv[0]) if argv else None
-    arguments = (
-        parser.parse_args(argv) if command is None else command.parse_intermixed_args(argv[1:])
-    )  # options between key=value too
+    # options between key=value too
+    arguments = parser.parse_args(argv) if command is None else command.parse_intermixed_args(argv[1:])
     return run_guarded(lambda: arguments.run(arguments))
 
 

@@ -1,9 +1,11 @@
-"""The report of a run and its ledger: `python -m jobs.report RUN`; with `--serve`, a server that shows all its trajectories; with `--time`,
-only where the time of its steps went."""
+"""Write the report of a run and print its ledger.
+
+With `--serve`, serve all its trajectories to a browser; with `--time`, only print where the time of its steps went.
+"""
 
 import argparse
 import sys
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 from rich.console import Console
@@ -97,9 +99,9 @@ def serve_report(report: server.Report, port: int, run: Path) -> str:
     return "done"
 
 
-def main() -> int:
+def main(argv: Sequence[str] | None = None, *, program: str = "python -m jobs.report") -> int:
     """Writes the report, or prints the table."""
-    parser = argparse.ArgumentParser(prog="python -m jobs.report", description=__doc__)
+    parser = argparse.ArgumentParser(prog=program, description=__doc__)
     parser.add_argument("run", type=Path, help="a run's folder, or one with a folder for each stage")
     parser.add_argument("--time", action="store_true", help="print where the time of a step went, by actor and phase")
     parser.add_argument(
@@ -110,7 +112,7 @@ def main() -> int:
     parser.add_argument(
         "--tokenizer", type=Path, help="folder of the model whose tokens they are, where the run does not lead to it"
     )
-    arguments = parser.parse_args()
+    arguments = parser.parse_args(argv)
 
     def start() -> str:
         if not arguments.run.is_dir():

@@ -1,10 +1,11 @@
-"""Serves a judge: `python -m jobs.serve FOLDER`. Requests go through the whole loop, tools included; --model-only serves the bare model."""
+"""Serve a judge over HTTP. Requests run the complete session loop, tools included; --model-only serves the bare model."""
 
 import argparse
 import signal
 import sys
 import tempfile
 import threading
+from collections.abc import Sequence
 from pathlib import Path
 
 from actors.cluster.connection import cluster
@@ -17,9 +18,9 @@ from jobs.command_line import run_guarded
 from jobs.judge_options import add_judge_options, read_judge_setup
 
 
-def main() -> int:
+def main(argv: Sequence[str] | None = None, *, program: str = "python -m jobs.serve") -> int:
     """Serves until Ctrl-C, or until it is told to end."""
-    parser = argparse.ArgumentParser(prog="python -m jobs.serve", description=__doc__)
+    parser = argparse.ArgumentParser(prog=program, description=__doc__)
     add_judge_options(parser)
     parser.add_argument(
         "--both-orders", action="store_true", help="judge pairs in both orders, so that places cancel out"
@@ -36,7 +37,7 @@ def main() -> int:
     parser.add_argument(
         "--model-only", action="store_true", help="only vLLM's OpenAI-compatible server, without sessions and tools"
     )
-    arguments = parser.parse_args()
+    arguments = parser.parse_args(argv)
     return run_guarded(lambda: _serve_model(arguments) if arguments.model_only else _serve_judge(arguments))
 
 

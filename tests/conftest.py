@@ -31,9 +31,8 @@ def pytest_configure(config: pytest.Config) -> None:
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    items.sort(
-        key=lambda item: item.get_closest_marker("chaos") is None
-    )  # the longest first: at the end one core would wait for it
+    # the longest first: at the end one core would wait for it
+    items.sort(key=lambda item: item.get_closest_marker("chaos") is None)
     if shutil.which("nvidia-smi") is None:
         for item in items:
             if item.get_closest_marker("gpu"):

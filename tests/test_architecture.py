@@ -21,19 +21,15 @@ MAY_IMPORT = {
 
 # Where a library may be imported: files, or folders with all in them.
 HOMES = {
-    "vllm": ("actors/rollout/engine.py", "actors/rollout/vllm_worker.py", "actors/weights/direct.py"),
-    "deepspeed": ("actors/learner/rank.py", "actors/learner/state.py", "actors/weights/gather.py"),
+    "vllm": (
+        "actors/rollout/engine.py",
+        "actors/rollout/vllm_process.py",
+        "actors/rollout/vllm_worker.py",
+        "actors/weights/direct.py",
+    ),
+    "deepspeed": ("actors/learner/", "actors/weights/gather.py"),
     "peft": ("actors/weights/lora.py",),
-    "ray": (
-        "actors/",
-        "arm_rl/experiments/bench/",
-        "arm_rl/judge/deployment.py",
-        "actors/archive.py",
-        "arm_rl/training/driver.py",
-        "arm_rl/training/groups.py",
-        "arm_rl/training/sft.py",
-        "jobs/",
-    ),  # the drivers and what they share
+    "ray": ("actors/", "arm_rl/training/", "arm_rl/experiments/bench/", "arm_rl/judge/deployment.py", "jobs/"),
     "wandb": ("arm_rl/run/wandb_log.py",),
     "tensorboard": ("arm_rl/run/tensorboard_log.py",),
 }

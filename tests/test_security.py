@@ -16,10 +16,11 @@ from actors.rollout import model_server
 from actors.rollout.model_server import ModelServer, ServerFailed
 from actors.scorer import score
 from arm_rl.core import session, trajectory_file
-from arm_rl.core.config import RewardConfig, SessionConfig, TrainConfig
+from arm_rl.core.config import RewardConfig, SessionConfig
 from arm_rl.core.config_file import load
 from arm_rl.core.errors import UserError
 from arm_rl.core.parsing import TOOL_FORMATS
+from arm_rl.core.stage_config import TrainConfig
 from arm_rl.report import write_report
 from arm_rl.run.folder import open_run
 from arm_rl.run.metrics import rollout_metrics

@@ -75,9 +75,8 @@ class Execution:
     """
 
     isolation: Isolation = "process"
-    concurrency: int | None = (
-        None  # calls at a time in one executor; by default 4 worker processes, and tools.concurrency threads
-    )
+    # calls at a time in one executor; by default 4 worker processes, and tools.concurrency threads
+    concurrency: int | None = None
     timeout_seconds: float | None = None  # for one call, without its waiting; by default tools.timeout_seconds
     memory_mb: int | None = 4096  # address space of a worker process; None for no limit
 

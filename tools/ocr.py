@@ -49,7 +49,8 @@ class TextReader:
         if max(pixels.size) > self.max_side:
             pixels = pixels.copy()
             pixels.thumbnail((self.max_side, self.max_side), PILImage.Resampling.LANCZOS)
-        found = self._engine(np.asarray(_pad(pixels))[:, :, ::-1])  # [height, width, 3]; blue first, as OpenCV has it
+        # [height, width, 3]; blue first, as OpenCV has it
+        found = self._engine(np.asarray(_pad(pixels))[:, :, ::-1])
         return "" if found.boxes is None else join_in_reading_order(found.boxes, found.txts)
 
 

@@ -16,7 +16,8 @@ from arm_rl.core.errors import UserError
 _QUIET = {
     "RAY_USAGE_STATS_ENABLED": "0",
     "RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO": "0",
-    "RAY_IGNORE_UNHANDLED_ERRORS": "1",  # else a page for the second result of a call that failed, though the first one told
+    # else a page for the second result of a call that failed, though the first one told
+    "RAY_IGNORE_UNHANDLED_ERRORS": "1",
 }
 
 

@@ -5,7 +5,7 @@ from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 
-from arm_rl.core.config import PlacementConfig, RolloutConfig
+from arm_rl.core.compute_config import PlacementConfig, RolloutConfig
 from arm_rl.core.errors import UserError
 
 Resources = Mapping[str, float]  # by Ray's names: CPU, GPU, memory (bytes)
@@ -37,9 +37,8 @@ class Placement:
     rollouts: tuple[int, ...]  # bundle of each engine
     learner_resources: Resources  # of one rank: num_cpus, num_gpus
     rollout_resources: Resources  # of one engine
-    cpu_nodes: tuple[
-        str, ...
-    ] = ()  # ids of nodes for tool executors and scorers, which need no bundle; none: wherever Ray puts them
+    # ids of nodes for tool executors and scorers, which need no bundle; none: wherever Ray puts them
+    cpu_nodes: tuple[str, ...] = ()
 
     def arrange(self, node_ids: Sequence[str]) -> "Placement":
         """Return the placement with the ranks of a node next to each other, on as few nodes as possible.
@@ -112,9 +111,8 @@ def _require_room(placement: Placement, nodes: Sequence[Node]) -> None:
     if len(wanted) < 2:
         return
     (first, num_first), (second, num_second) = wanted
-    most_beside = [0.0] + [
-        -math.inf
-    ] * num_second  # of the first shape, beside so many of the second: -inf where those alone do not fit
+    # of the first shape, beside so many of the second: -inf where those alone do not fit
+    most_beside = [0.0] + [-math.inf] * num_second
     for node in nodes:
         here = [
             _max_bundles(node.resources, first, [second] * number)

@@ -13,7 +13,7 @@ from ray.util.placement_group import PlacementGroup, placement_group, placement_
 from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy, PlacementGroupSchedulingStrategy
 
 from actors.cluster.placement import Node, Placement, Resources, format_resources, plan, total_resource
-from arm_rl.core.config import PlacementConfig, RolloutConfig
+from arm_rl.core.compute_config import PlacementConfig, RolloutConfig
 
 logger = logging.getLogger(__name__)
 

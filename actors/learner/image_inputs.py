@@ -53,9 +53,8 @@ class ImagePreparer:
         )
 
     def _process(self, views: list[PILImage.Image]) -> ImageInputs:
-        output = self._processor(
-            images=views, do_resize=False, return_tensors="pt"
-        )  # views have the model's size already
+        # views have the model's size already
+        output = self._processor(images=views, do_resize=False, return_tensors="pt")
         return ImageInputs(output["pixel_values"], output["image_grid_thw"])
 
     def _drop_oldest(self) -> None:

@@ -12,13 +12,12 @@ from types import TracebackType
 
 import httpx
 
-from actors import tether
 from actors.rollout.engine_settings import engine_environment
 from arm_rl.core.errors import UserError
+from arm_rl.core.owner import tied_group
 
 SERVED_NAME = "judge"  # under which the model is offered
 GRACE_SECONDS = 10.0  # that the server is given to end by itself
-TETHER = (sys.executable, str(Path(tether.__file__)))
 PROGRAM = (sys.executable, "-m", "vllm.entrypoints.openai.api_server")
 # What a model's generation_config.json says of these would be applied to requests that do not mention them: the policy was not trained so.
 NEUTRAL = {"repetition_penalty": 1.0, "temperature": 1.0, "top_p": 1.0, "top_k": 0}
@@ -70,7 +69,7 @@ class ModelServer:
         Raises:
             ServerFailed: it ended, or did not serve in time.
         """
-        command = [*TETHER, *PROGRAM, "--model", str(self.folder), "--served-model-name", SERVED_NAME]
+        command = [*PROGRAM, "--model", str(self.folder), "--served-model-name", SERVED_NAME]
         command += [
             "--host",
             "127.0.0.1",
@@ -83,7 +82,7 @@ class ModelServer:
         command += ["--override-generation-config", json.dumps(NEUTRAL)]
         with self.log.open("w") as output:
             self._process = subprocess.Popen(
-                [*command, *self._arguments],
+                tied_group([*command, *self._arguments], GRACE_SECONDS),
                 stdin=subprocess.PIPE,  # held as long as this process lives
                 stdout=output,
                 stderr=subprocess.STDOUT,

@@ -11,7 +11,8 @@ from arm_rl.benchmarks.base import ItemVerdict
 from arm_rl.benchmarks.results import FILE, Key, ResultsError, read_results
 from arm_rl.benchmarks.runner import NO_TOOLS, TOOLS, ItemQuestion
 from arm_rl.benchmarks.summary import compare, summarize
-from arm_rl.core.config import TrainConfig
+from arm_rl.core.atomic_file import replace_text
+from arm_rl.core.stage_config import TrainConfig
 from arm_rl.judge.backends import Server
 
 
@@ -50,8 +51,7 @@ def check_same_model(folder: Path, config: TrainConfig, server: Server | None) -
                 raise ResultsError(
                     f"{folder} holds verdicts with {name} {before.get(name)!r}, not {value!r}: choose another --out"
                 )
-    folder.mkdir(parents=True, exist_ok=True)
-    file.write_text(json.dumps(asdict(now), indent=2))
+    replace_text(file, json.dumps(asdict(now), indent=2))
 
 
 def summarize_all(questions: Sequence[ItemQuestion], known: Mapping[Key, ItemVerdict]) -> dict[str, dict[str, Any]]:

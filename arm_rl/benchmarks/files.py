@@ -13,6 +13,7 @@ from typing import Any
 import pyarrow as pa
 import pyarrow.parquet as pq
 
+from arm_rl.core.atomic_file import replacing
 from arm_rl.core.errors import UserError
 from arm_rl.core.images import Image, ImageError
 from arm_rl.core.types import ImageRef
@@ -150,10 +151,8 @@ class ImageStore:
         image = _check_image(row, key, value)
         path = self.folder / image.key
         if not path.exists():
-            self.folder.mkdir(parents=True, exist_ok=True)
-            unfinished = path.with_suffix(".tmp")
-            unfinished.write_bytes(value)
-            unfinished.replace(path)
+            with replacing(path) as temporary:
+                temporary.write_bytes(value)
         return ImageRef(path=str(path))
 
     @staticmethod

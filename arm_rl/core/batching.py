@@ -2,7 +2,7 @@
 
 import dataclasses
 import itertools
-from collections.abc import Hashable, Iterable, Sequence
+from collections.abc import Hashable, Sequence
 from dataclasses import dataclass
 from typing import Self
 
@@ -15,9 +15,7 @@ from arm_rl.core.types import Batch, TrainingSample
 MicroSamples = tuple[TrainingSample, ...]
 
 
-def make_batch(
-    samples: Sequence[TrainingSample], *, num_ranks: int, micro_batch_tokens: int, policy_versions: Iterable[int] = ()
-) -> Batch:
+def make_batch(samples: Sequence[TrainingSample], *, num_ranks: int, micro_batch_tokens: int) -> Batch:
     """Cuts the samples of one optimizer step for the ranks.
 
     Samples that share a prompt stay together as far as the budget allows, and beside samples of like length: little is computed
@@ -46,16 +44,14 @@ def make_batch(
     ranks: list[list[MicroSamples]] = [[] for _ in range(num_ranks)]
     for turn, start in enumerate(range(0, len(pieces), num_ranks)):
         row = pieces[start : start + num_ranks]
-        for rank, piece in enumerate(
-            row if turn % 2 == 0 else reversed(row)
-        ):  # back and forth: no rank gets all the costlier ones
+        # back and forth: no rank gets all the costlier ones
+        for rank, piece in enumerate(row if turn % 2 == 0 else reversed(row)):
             ranks[rank].append(tuple(piece.samples))
     return Batch(
         micro_batches=tuple(map(tuple, ranks)),
         num_loss_tokens=sum(sample.num_loss_tokens for sample in kept),
         num_samples=len(kept),
         share_prompts=can_share and any(len(piece.prompts) < len(piece.samples) for piece in pieces),
-        policy_versions=tuple(sorted(set(policy_versions))),
     )
 
 
@@ -163,9 +159,8 @@ def _bundle_by_prompt(samples: Sequence[TrainingSample]) -> list[list[TrainingSa
 def _cut_bundle(bundle: Sequence[TrainingSample], prompt: int, budget: int) -> list[_Piece]:
     """Cut one bundle into pieces within the budget, as even as possible."""
     whole = _Piece(bundle, [prompt] * len(bundle))
-    least = (
-        sum(len(sample.token_ids) - sample.num_prompt_tokens for sample in bundle) // budget
-    )  # fewer pieces cannot hold them
+    # fewer pieces cannot hold them
+    least = sum(len(sample.token_ids) - sample.num_prompt_tokens for sample in bundle) // budget
     for num_pieces in range(max(least, 1), len(bundle)):
         pieces = whole.split(num_pieces)
         if all(piece.cost <= budget for piece in pieces):
@@ -222,9 +217,8 @@ class MicroBatch:
     prompt_mask: Tensor  # bool [G, P], False where padded
     prompt_of: Tensor  # int64 [B], or [0] where G is 0
     image_keys: tuple[str, ...] = ()  # the distinct images
-    prompt_shown: tuple[
-        int, ...
-    ] = ()  # for each run of image pads of the prompts, in order: the place of its image in image_keys
+    # for each run of image pads of the prompts, in order: the place of its image in image_keys
+    prompt_shown: tuple[int, ...] = ()
     shown: tuple[int, ...] = ()  # the same for the rows
 
     def to(self, device: torch.device | str) -> Self:

@@ -157,12 +157,8 @@ def locate(entry: Any, folder: Path, root: Path | None = None) -> Path | None:
         place = (folder / entry["path"]).resolve()
         inside = place.is_relative_to(root.resolve())
         odd = inside and place.exists() and not place.is_file()
-    except (
-        OSError,
-        ValueError,
-        TypeError,
-        RuntimeError,
-    ) as error:  # a name too long, a null, no text, links in a circle
+    except (OSError, ValueError, TypeError, RuntimeError) as error:
+        # a name too long, a null, no text, links in a circle
         raise ImageError(f"the path {entry['path']!r:.200} cannot be used: {error}") from error
     if odd:  # such as a pipe, which would be waited for
         raise ImageError(f"the path {entry['path']!r} is not a file's")

@@ -23,9 +23,8 @@ def open_file(path: str) -> pq.ParquetFile:
     Raises:
         OSError, pa.ArrowException: it cannot be read.
     """
-    return pq.ParquetFile(
-        path, buffer_size=_READ_BYTES, pre_buffer=False, page_checksum_verification=True
-    )  # not whole row groups at once
+    # not whole row groups at once
+    return pq.ParquetFile(path, buffer_size=_READ_BYTES, pre_buffer=False, page_checksum_verification=True)
 
 
 def large_row_group_bytes(file: pq.ParquetFile) -> int:

@@ -28,9 +28,8 @@ Track = Literal["main", "group", "session", "weights", "call"]  # lanes that bel
 
 F = TypeVar("F", bound=Callable[..., Any])
 
-_WALL_CLOCK = (
-    time.time_ns() - time.perf_counter_ns()
-)  # fixed, so that spans nest exactly even where the wall clock is set meanwhile
+# fixed, so that spans nest exactly even where the wall clock is set meanwhile
+_WALL_CLOCK = time.time_ns() - time.perf_counter_ns()
 
 
 def now() -> int:
@@ -137,9 +136,8 @@ class OpenSpan:
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
     ) -> None:
-        end = (
-            self._recorder._clock() // 1000
-        )  # times are cut, both in the same way: what lies inside another span stays inside
+        # times are cut, both in the same way: what lies inside another span stays inside
+        end = self._recorder._clock() // 1000
         details = self._details if kind is None else {**self._details, "error": kind.__name__}
         holder = self._holder
         self._recorder._leave(

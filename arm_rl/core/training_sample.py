@@ -40,6 +40,7 @@ def training_sample(
             f"{trajectory.group_id}[{trajectory.index}]: {len(trajectory.images)} images for {len(image_tokens)} runs of image pads"
         )
     return TrainingSample(
+        key=f"{trajectory.group_id}[{trajectory.index}]",
         token_ids=tuple(token_ids),
         loss_mask=tuple(loss_mask),
         logprobs=tuple(logprobs),

@@ -17,6 +17,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
+from arm_rl.core.atomic_file import replacing
 from arm_rl.core.images import Image
 from arm_rl.core.types import (
     ImageInfo,
@@ -169,9 +170,8 @@ _TURN = _struct(
 _SAMPLE = _struct(
     id=_TEXT,
     track=_TEXT,
-    messages=pa.list_(
-        _struct(role=_TEXT, parts=pa.list_(_struct(text=_TEXT, image=_TEXT)))
-    ),  # a part has one of the two
+    # a part has one of the two
+    messages=pa.list_(_struct(role=_TEXT, parts=pa.list_(_struct(text=_TEXT, image=_TEXT)))),
     images=pa.list_(_struct(path=_TEXT, row=pa.int64(), index=pa.int64())),
     texts=_NAMES,
     label=_TEXT,
@@ -337,8 +337,5 @@ def _images_path(path: Path) -> Path:
 
 
 def _write_table(path: Path, table: pa.Table, row_group_size: int) -> None:
-    """Writes the whole file or none of it."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    unfinished = path.with_suffix(".tmp")
-    pq.write_table(table, unfinished, compression="zstd", row_group_size=row_group_size)
-    unfinished.replace(path)
+    with replacing(path) as temporary:
+        pq.write_table(table, temporary, compression="zstd", row_group_size=row_group_size)

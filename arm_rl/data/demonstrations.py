@@ -14,6 +14,7 @@ from typing import Any
 import pyarrow as pa
 import pyarrow.parquet as pq
 
+from arm_rl.core.atomic_file import replacing
 from arm_rl.core.config import DataConfig
 from arm_rl.core.errors import UserError
 from arm_rl.core.images import Image
@@ -38,22 +39,19 @@ _SCHEMA = pa.schema(
 
 
 def write_demonstrations(path: Path, demonstrations: Iterable[tuple[Sample, Session]]) -> int:
-    """Writes finished sessions as demonstrations, a row group in memory at a time; the file is there only when it is whole.
+    """Write finished sessions as demonstrations, with one row group in memory at a time.
 
     Returns:
-        Their number.
+        The number of demonstrations.
 
     Raises:
-        DataError: a text that holds `<image>`, which would be read as an image.
+        DataError: If a text contains `<image>`, which would be read as an image.
     """
-    path.parent.mkdir(parents=True, exist_ok=True)
-    unfinished = path.with_name(path.name + ".tmp")
     left, number = iter(demonstrations), 0
-    with pq.ParquetWriter(unfinished, _SCHEMA) as writer:
+    with replacing(path) as temporary, pq.ParquetWriter(temporary, _SCHEMA) as writer:
         while rows := _build_rows(islice(left, _ROW_GROUP)):
             writer.write_table(pa.Table.from_pylist(rows, schema=_SCHEMA), row_group_size=_ROW_GROUP)
             number += len(rows)
-    unfinished.replace(path)
     return number
 
 

@@ -25,9 +25,8 @@ class Order:
     seed: int
     num_samples: int
     purpose: str = "epoch"  # part of the seeds
-    shares: Mapping[str, tuple[np.ndarray, float]] = field(
-        default_factory=dict
-    )  # of each track: its samples, and its share of an epoch
+    # of each track: its samples, and its share of an epoch
+    shares: Mapping[str, tuple[np.ndarray, float]] = field(default_factory=dict)
     _last: tuple[int, np.ndarray] | None = None
 
     @classmethod

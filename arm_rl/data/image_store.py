@@ -11,6 +11,7 @@ import httpx
 from PIL import Image as PILImage
 
 from arm_rl.core import images
+from arm_rl.core.atomic_file import replacing
 from arm_rl.core.images import Image, ImageError
 
 _EXTENSIONS = {"PNG": ".png", "JPEG": ".jpg", "WEBP": ".webp", "GIF": ".gif", "BMP": ".bmp", "TIFF": ".tif"}
@@ -109,8 +110,6 @@ class ImageFolder:
         """Store an image and return its file."""
         path = self.folder / f"{image.key}{extension(image.data)}"
         if not path.exists():
-            self.folder.mkdir(parents=True, exist_ok=True)
-            unfinished = path.with_suffix(".tmp")
-            unfinished.write_bytes(image.data)
-            unfinished.replace(path)
+            with replacing(path) as temporary:
+                temporary.write_bytes(image.data)
         return path

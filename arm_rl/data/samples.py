@@ -30,9 +30,8 @@ OPTIONAL = ("images", "extra_info")
 ROLES: tuple[Role, ...] = ("system", "user", "assistant", "tool")
 _PLACEHOLDER = re.compile("(<image>)")
 
-Check = Callable[
-    [Sample, Mapping[str, Image]], None
-]  # of a sample with its images by name; raises a UserError that says why not
+# of a sample with its images by name; raises a UserError that says why not
+Check = Callable[[Sample, Mapping[str, Image]], None]
 
 
 def read_samples(

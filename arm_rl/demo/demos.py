@@ -7,8 +7,8 @@ from typing import Any
 
 from omegaconf import OmegaConf
 
-from arm_rl.core.config import TrainConfig
 from arm_rl.core.config_file import load
+from arm_rl.core.stage_config import TrainConfig
 from arm_rl.demo.pretrain import Phase, PretrainPlan
 from arm_rl.demo.tasks import Track
 from arm_rl.demo.teacher import ScriptedTeacher

@@ -19,7 +19,8 @@ from arm_rl.demo.tasks import Look, Task, Track
 from arm_rl.demo.tracks import TILES, misfits
 
 MIX = (0.3, 0.3, 0.1, 0.08, 0.06, 0.06, 0.1)  # shares of the kinds of joint lessons
-SLIP = 0.15  # of the pointing lessons point elsewhere: a base that is too sure loses the skill when the cold start contradicts it
+# of the pointing lessons point elsewhere: a base that is too sure loses the skill when the cold start contradicts it
+SLIP = 0.15
 STRAY = 0.5  # of the lessons that point or look in vain call another track's tool, where there are several tracks
 CHOICE_WEIGHT = 4.0  # of a choice that the thought decides: one token of a whole lesson
 MAX_CALLS = 2  # session.max_turns of the demos, less the answer

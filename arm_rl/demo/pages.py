@@ -12,10 +12,8 @@ from arm_rl.demo import phrases, scenes
 from arm_rl.demo.tasks import Look
 
 NUM_PAGES = 8  # of each document
-DOCUMENTS = {
-    "train": tuple(range(1, 17)),
-    "held_out": tuple(range(17, 25)),
-}  # by number: no page of the one is in the other
+# by number: no page of the one is in the other
+DOCUMENTS = {"train": tuple(range(1, 17)), "held_out": tuple(range(17, 25))}
 ALL_DOCUMENTS = DOCUMENTS["train"] + DOCUMENTS["held_out"]
 
 Place = tuple[int, int]  # number of a document, and of a page in it, from 1
@@ -134,9 +132,8 @@ class Pages:
 
     def prepare(self, folder: Path, seed: int) -> None:
         """Writes the documents' pages and their index."""
-        from arm_rl.prepare.document_builder import (
-            build_index,
-        )  # brings a data base along, which the other tracks do without
+        # brings a data base along, which the other tracks do without
+        from arm_rl.prepare.document_builder import build_index
 
         write_documents(folder / "documents", seed)
         build_index(sorted((folder / "documents").iterdir()), folder / "index", ocr="never")

@@ -20,8 +20,9 @@ from rich.console import Console
 
 from actors.rollout.model_server import ModelServer
 from arm_rl.core import session
-from arm_rl.core.config import SftConfig, TrainConfig
+from arm_rl.core.atomic_file import replace_text
 from arm_rl.core.config_file import load
+from arm_rl.core.stage_config import SftConfig, TrainConfig
 from arm_rl.core.template import Template
 from arm_rl.core.types import Message, Sample
 from arm_rl.data.demonstrations import write_demonstrations
@@ -79,7 +80,7 @@ class Demo:
             with self.console.status(title) if name in SILENT else contextlib.nullcontext():
                 phase()
             done[name] = round(time.monotonic() - started, 1)
-            self._seconds_file.write_text(json.dumps(done))
+            replace_text(self._seconds_file, json.dumps(done))
         self._summarize(done)
 
     def _make_data(self) -> None:
@@ -141,9 +142,8 @@ class Demo:
         shutil.copytree(self.folder / "stage2" / "export", export, dirs_exist_ok=True)
         config = self._config(f"model.path={export}")
         tools, template = _load_tools_and_template(config)
-        samples = {
-            sample.track: sample for sample in reversed(read_samples(config.data.held_out, list(tools)))
-        }  # the first of each
+        # the first of each
+        samples = {sample.track: sample for sample in reversed(read_samples(config.data.held_out, list(tools)))}
         with (
             ModelServer(
                 export, self.folder / "server.log", use_gpu=False, max_model_len=config.rollout.max_model_len
@@ -162,7 +162,7 @@ class Demo:
                 _format_transcript(samples[track.name], asyncio.run(judge(samples[track.name])))
                 for track in self.spec.tracks
             ]
-        (self.folder / "transcript.txt").write_text("\n\n".join(texts))
+        replace_text(self.folder / "transcript.txt", "\n\n".join(texts))
         self.console.print("\n\n".join(texts), markup=False)
 
     def _config(self, *overrides: str) -> TrainConfig:
@@ -189,7 +189,7 @@ class Demo:
     def _summarize(self, seconds: dict[str, float]) -> None:
         """Gathers the stages' metrics and trajectories, writes summary.json and the report, and shows the table."""
         metrics_files = [self.folder / stage / "metrics.jsonl" for stage in ("sft", "stage1", "stage2")]
-        (self.folder / "metrics.jsonl").write_text("".join(file.read_text() for file in metrics_files))
+        replace_text(self.folder / "metrics.jsonl", "".join(file.read_text() for file in metrics_files))
         for stage in ("base", "stage1", "stage2"):
             shutil.copytree(self.folder / stage / "trajectories", self.folder / "trajectories", dirs_exist_ok=True)
         stages = {
@@ -201,9 +201,8 @@ class Demo:
         summary = {
             name: {key: value for key, value in metrics.items() if is_shown(key)} for name, metrics in stages.items()
         }
-        (self.folder / "summary.json").write_text(
-            json.dumps({**summary, "seconds": seconds, "seed": self.seed}, indent=2)
-        )
+        shown = {**summary, "seconds": seconds, "seed": self.seed}
+        replace_text(self.folder / "summary.json", json.dumps(shown, indent=2))
         report = write_report(self.folder)
         for table in evaluation_tables(summary, [track.name for track in self.spec.tracks]):
             Console().print(table)

@@ -83,9 +83,8 @@ def encode(tower: Qwen2_5_VisionTransformerPretrainedModel, pixel_patches: Tenso
     The same as the tower's own forward pass, but one call of attention for all images, and the two frames of a still image as one.
     """
     num_images = pixel_patches.shape[0]
-    filters = tower.patch_embed.proj.weight.sum(dim=2).flatten(
-        1
-    )  # (width, 3 * PATCH * PATCH): both frames see the same pixels
+    # (width, 3 * PATCH * PATCH): both frames see the same pixels
+    filters = tower.patch_embed.proj.weight.sum(dim=2).flatten(1)
     hidden = functional.linear(pixel_patches.flatten(0, 1), filters)  # (N * NUM_PATCHES, width)
     cos, sin = tower.rotary_pos_emb(hidden, _positions())
     for block in tower.blocks:

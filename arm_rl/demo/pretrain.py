@@ -55,9 +55,8 @@ class Probe(nn.Module):
     def __init__(self, plain: bool = False) -> None:
         """With `plain`, image tokens should tell plain digits as well."""
         super().__init__()
-        self.cell = nn.Linear(
-            small_judge.HIDDEN, len(COLOR_NAMES) + 1 + 2 * scenes.GRID
-        )  # of an image token: colour or none, row, column
+        # of an image token: colour or none, row, column
+        self.cell = nn.Linear(small_judge.HIDDEN, len(COLOR_NAMES) + 1 + 2 * scenes.GRID)
         self.digit = nn.Linear(small_judge.HIDDEN, len(scenes.CLASSES))  # of a crop
         self.where = nn.Linear(small_judge.HIDDEN, scenes.GRID**2 + 1)  # of a question: the cell of its tile, or none
         # Of an image token, and of a question: a plain digit, or none.

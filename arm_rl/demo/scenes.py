@@ -191,9 +191,8 @@ def tile_pixels(color: str, image: int, plain: bool = False) -> np.ndarray:
             INK - np.array(COLORS[color])
         )
         return pixels.round().astype(np.uint8)
-    ink = (
-        np.kron(_enlarged_digits()[0][image], np.array([[1, -1], [-1, 1]])) * DEPTH
-    )  # (2 POINTS, 2 POINTS), zero mean in each point
+    # (2 POINTS, 2 POINTS), zero mean in each point
+    ink = np.kron(_enlarged_digits()[0][image], np.array([[1, -1], [-1, 1]])) * DEPTH
     edge = (side - ink.shape[0]) // 2
     pixels[edge : edge + ink.shape[0], edge : edge + ink.shape[1]] += ink[..., None]
     return pixels.round().astype(np.uint8)

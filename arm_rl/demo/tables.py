@@ -7,10 +7,8 @@ from rich.table import Table
 from arm_rl.run.metrics import NO_TOOL, OTHER_TOOL
 
 COLUMNS = ("accuracy", "tool_calls", "tool_rate", "box_hit", "accuracy_without_tools", "num_samples")
-ACCURACY, FIRST_TOOL = (
-    "accuracy/",
-    "first_tool/",
-)  # begin the metrics of each track: accuracy/TRACK, first_tool/NAME/TRACK
+# begin the metrics of each track: accuracy/TRACK, first_tool/NAME/TRACK
+ACCURACY, FIRST_TOOL = "accuracy/", "first_tool/"
 
 
 def is_shown(key: str) -> bool:

@@ -27,9 +27,8 @@ class ScriptedTeacher:
     call_share: float = 0.3  # sessions with a call
     stray_share: float = 0.5  # of the calls: another track's tool
     right_place_share: float = 1 / 2  # of the calls of the right tool: as asked
-    near_place_share: float = (
-        1 / 4
-    )  # of the calls of the right tool: a place that resembles it; the rest goes anywhere else
+    # of the calls of the right tool: a place that resembles it; the rest goes anywhere else
+    near_place_share: float = 1 / 4
     repeat_share: float = 0.0  # of the sessions with a call: a second one, in the same way
 
     def script(self, task: Task, track: Track, *, tools: bool) -> tuple[str, ...]:

@@ -23,6 +23,7 @@ from typing import Any
 
 from actors.supervision import BACK
 from arm_rl.core import trajectory_file
+from arm_rl.core.atomic_file import replace_text
 from arm_rl.core.errors import UserError
 from arm_rl.experiments import processes
 from arm_rl.run import checkpoint
@@ -42,9 +43,8 @@ VICTIMS = {
     "learner": "ray::Learner",
 }
 KINDS = (*VICTIMS, "driver")
-BACK_AS = {
-    "engine": "rollout"
-}  # what the log says is back, where it is not the kind itself: an engine takes its rollout actor along
+# what the log says is back, where it is not the kind itself: an engine takes its rollout actor along
+BACK_AS = {"engine": "rollout"}
 POLL_SECONDS = 0.2
 GRACE_SECONDS = 300.0  # until a kind of process must be there (again)
 WORKER_SECONDS = 20.0  # until a tool worker may be: it comes back with the next call that needs it
@@ -97,7 +97,7 @@ class Victim:
         """Those of a kind that live."""
         if kind == "driver":
             return {self._process.pid} if self.status is None else set()
-        return {process.number for process in processes.below(self._process.pid) if VICTIMS[kind] in process.command}
+        return {process.pid for process in processes.below(self._process.pid) if VICTIMS[kind] in process.command}
 
     def kill(self, kind: str, process: int, how: signal.Signals = signal.SIGKILL) -> None:
         """Kills it, or stops it so that it hangs; with the driver all others go, and the run is started again."""
@@ -106,9 +106,8 @@ class Victim:
         if kind == "driver":
             self._process.wait()
             limit = time.monotonic() + GRACE_SECONDS
-            while left := [
-                one for one in others if processes.read(one) is not None
-            ]:  # Ray ends with it, and they with Ray
+            # Ray ends with it, and they with Ray
+            while left := [one for one in others if processes.is_alive(one)]:
                 if time.monotonic() > limit:
                     raise ChaosError(f"processes {left} outlive the driver")
                 time.sleep(POLL_SECONDS)
@@ -116,7 +115,7 @@ class Victim:
 
     def kill_all(self) -> None:
         """Kill what is left of the run."""
-        left = [process.number for process in processes.below(self._process.pid)]
+        left = [process.pid for process in processes.below(self._process.pid)]
         for process in (self._process.pid, *left):
             try:
                 os.kill(process, signal.SIGKILL)
@@ -202,8 +201,7 @@ def run_chaos(
 
 def write_summary(summary: Summary, path: Path) -> None:
     """Write `summary.json`."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    path.write_text(json.dumps(vars(summary), indent=2))
+    replace_text(path, json.dumps(vars(summary), indent=2))
 
 
 def _evaluate_run(summary: Summary, run: Path, mark: float) -> None:

@@ -4,8 +4,9 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
-from arm_rl.core.config import ModelConfig, SessionConfig, SftConfig, TemplateConfig, TrainConfig
+from arm_rl.core.config import ModelConfig, SessionConfig, TemplateConfig
 from arm_rl.core.config_file import load_saved
+from arm_rl.core.stage_config import SftConfig, TrainConfig
 from arm_rl.core.template import Template
 from tools import load_tools
 from tools.base import Tool
@@ -21,9 +22,8 @@ class JudgeSetup:
     template: TemplateConfig = field(default_factory=TemplateConfig)
     limits: SessionConfig = field(default_factory=SessionConfig)
     max_model_len: int | None = None  # tokens of a session at most; by default the model's own limit
-    model: ModelConfig | None = (
-        None  # as it was trained, for the sizes of its views; its path is that of the model it began with
-    )
+    # as it was trained, for the sizes of its views; its path is that of the model it began with
+    model: ModelConfig | None = None
 
     @classmethod
     def from_config(cls, config: TrainConfig | SftConfig) -> "JudgeSetup":

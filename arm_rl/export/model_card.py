@@ -6,8 +6,9 @@ from typing import Any
 
 from omegaconf import OmegaConf
 
-from arm_rl.core.config import SftConfig, TrainConfig
+from arm_rl.core.atomic_file import replace_text
 from arm_rl.core.config_file import save
+from arm_rl.core.stage_config import SftConfig, TrainConfig
 from arm_rl.export.judge_config import FILE
 from arm_rl.run.metrics_log import read_lines
 
@@ -100,7 +101,7 @@ def write_card(config: TrainConfig | SftConfig, run: Path, folder: Path, step: i
         data="\n".join(f"- {use}: {', '.join(files)}" for use, files in _data_files(config).items() if files),
         config=(folder / FILE).read_text(),
     )
-    (folder / "README.md").write_text(card)
+    replace_text(folder / "README.md", card)
 
 
 def _data_files(config: TrainConfig | SftConfig) -> dict[str, tuple[str, ...]]:

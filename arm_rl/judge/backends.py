@@ -10,14 +10,16 @@ from typing import Any, Generic, Protocol, TypeVar
 from actors.cluster.connection import cluster
 from actors.cluster.reservation import reserve
 from arm_rl.core import session, trajectory_file
-from arm_rl.core.config import TrainConfig
 from arm_rl.core.images import Image
 from arm_rl.core.seeding import derive_seed
 from arm_rl.core.session import Policy, Session, Tools
+from arm_rl.core.stage_config import TrainConfig
 from arm_rl.core.template import Template
 from arm_rl.core.types import Sample, ScoredTrajectory, Trajectory
 from arm_rl.judge.remote_policy import ServerPolicy
-from arm_rl.training.groups import Group, GroupRunner, group_runner
+from arm_rl.training.group import Group
+from arm_rl.training.group_runner import GroupRunner
+from arm_rl.training.startup import group_runner
 from tools import load_tools
 from tools.execution.local import LocalTools
 
@@ -49,6 +51,43 @@ class Backend(Protocol[RecordingT]):
         ...
 
 
+class SessionFiles:
+    """A backend's sessions on their way to files: `per_file` sessions of one stage each, numbered by stage."""
+
+    def __init__(self, backend: Backend[Any], earlier: Path | None = None, per_file: int = 64) -> None:
+        """Prepare.
+
+        Args:
+            backend: Writes the files.
+            earlier: Folder with the files of earlier runs, which stay; by default there are none.
+            per_file: Sessions of a file.
+        """
+        self._backend, self._earlier, self._per_file = backend, earlier, per_file
+        self._unwritten: dict[str, list[tuple[JudgedSession[Any], ScoredTrajectory]]] = {}  # by stage
+        self._steps: dict[str, int] = {}  # the next file's number, by stage
+
+    async def add(self, stage: str, asked: JudgedSession[Any], scored: ScoredTrajectory) -> None:
+        """Take a session, and write a file if the session completes one."""
+        unwritten = self._unwritten.setdefault(stage, [])
+        unwritten.append((asked, scored))
+        if len(unwritten) == self._per_file:
+            await self._write(stage)
+
+    async def flush(self) -> None:
+        """Write the sessions that are in no file yet."""
+        for stage in list(self._unwritten):
+            await self._write(stage)
+
+    async def _write(self, stage: str) -> None:
+        if stage not in self._steps:
+            earlier = () if self._earlier is None else self._earlier.glob(f"{stage}-*.parquet")
+            numbers = [int(path.stem.rpartition("-")[2]) for path in earlier]
+            self._steps[stage] = max(numbers, default=-1) + 1
+        step = self._steps[stage]
+        self._steps[stage] += 1
+        await self._backend.record(stage, step, self._unwritten.pop(stage))
+
+
 class EngineBackend:
     """Own engines, with executors for the tools."""
 
@@ -58,7 +97,7 @@ class EngineBackend:
 
     async def ask(self, sample: Sample, group_id: str) -> JudgedSession[Group]:
         """See `Backend`."""
-        group = await self._runner.group(sample, group_id, size=1, temperature=self._temperature)
+        group = await self._runner.run_group(sample, group_id, size=1, temperature=self._temperature)
         return JudgedSession(sample=sample, trajectory=group.scored[0].trajectory, recording=group)
 
     async def record(

@@ -26,13 +26,13 @@ from arm_rl.core import session
 from arm_rl.core.config import SessionConfig, TemplateConfig
 from arm_rl.core.errors import UserError
 from arm_rl.core.images import Image
+from arm_rl.core.loop_thread import LoopThread
 from arm_rl.core.question_template import Phrase, read_phrase
 from arm_rl.core.seeding import derive_seed
 from arm_rl.core.session import Memory, Policy, Start, Tools
 from arm_rl.core.template import Template
 from arm_rl.core.types import ImagePart, Message, Sample
 from arm_rl.export.judge_config import JudgeSetup
-from arm_rl.judge.background_loop import LoopThread
 from arm_rl.judge.remote_policy import ServerPolicy
 from arm_rl.judge.verdict import Opinion, Ranking, Verdict
 from tools.execution.local import LocalTools
@@ -176,9 +176,8 @@ class Judge:
                     "max_tokens": setup.limits.max_response_tokens,
                     "timeout_seconds": TURN_SECONDS,
                 }
-                asking["num_retries"] = (
-                    3  # the server closes a connection that was idle for a while just as it is used again
-                )
+                # the server closes a connection that was idle for a while just as it is used again
+                asking["num_retries"] = 3
                 with server:
                     async with _open_server_policy(
                         server.base_url, SERVED_NAME, written, **asking, with_logprobs=True

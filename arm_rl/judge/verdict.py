@@ -19,12 +19,10 @@ _DECISION = re.compile(r"<answer>\s*Overall Judgment:\s*(?:Answer )?")  # what f
 class Opinion:
     """One session's judgment."""
 
-    label: (
-        str | None
-    )  # "1".."N" in the order in which the answers were shown, "true" or "false"; None: no judgment that can be read
-    probability: (
-        float | None
-    )  # of the tokens that decide, under the distribution they were sampled from; None where it is not known
+    # "1".."N" in the order in which the answers were shown, "true" or "false"; None: no judgment that can be read
+    label: str | None
+    # of the tokens that decide, under the distribution they were sampled from; None where it is not known
+    probability: float | None
     session: Session
 
     @classmethod
@@ -52,16 +50,13 @@ class Opinion:
 class Verdict:
     """What the judge decided about one question. Answers count from 1, in the caller's order."""
 
-    choice: (
-        int | bool | None
-    )  # the better answer, or whether the one answer is right; None: no judgment, or a tie of opposed ones
-    confidence: (
-        float | None
-    )  # 0 to 1: the share of the sessions' weight that is behind the choice; None where there is no choice
+    # the better answer, or whether the one answer is right; None: no judgment, or a tie of opposed ones
+    choice: int | bool | None
+    # 0 to 1: the share of the sessions' weight that is behind the choice; None where there is no choice
+    confidence: float | None
     opinions: tuple[Opinion, ...]  # one a session; each names the answers in the order in which it saw them
-    orders: tuple[
-        tuple[int, ...], ...
-    ]  # of each session: the answers' numbers as it saw them; empty for a single answer
+    # of each session: the answers' numbers as it saw them; empty for a single answer
+    orders: tuple[tuple[int, ...], ...]
 
     @classmethod
     def of(cls, opinions: Sequence[Opinion], orders: Sequence[tuple[int, ...]]) -> "Verdict":

@@ -9,8 +9,8 @@ from dataclasses import dataclass, replace
 import numpy as np
 
 from arm_rl.core.batching import cost
-from arm_rl.core.config import SftConfig, TrainConfig
 from arm_rl.core.seeding import derive_seed
+from arm_rl.core.stage_config import SftConfig, TrainConfig
 from arm_rl.core.training_sample import training_sample
 from arm_rl.core.types import Batch, ImageInfo, Sample, TrainingSample, Trajectory
 from arm_rl.plan import memory

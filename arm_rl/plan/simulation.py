@@ -1,7 +1,7 @@
 """A run without a GPU: the real driver, collector, groups and rollout routing, on a simulated clock, between actors that only take time.
 
-    Driver -> Collector -> GroupRunner -> RolloutPool -> simulated engines   (sessions: measured, or drawn from a workload)
-           -> make_batch -> simulated learners                                (seconds of a batch: measured, or from the roofline)
+    Driver -> Collector -> GroupRunner -> RolloutPool -> simulated engines   (sessions drawn from a workload)
+           -> make_batch -> simulated learners                                (seconds of a batch from the roofline)
 
 Nothing of the policy is written a second time: how groups are started, taken, dropped and redrawn, which engine runs them, how a batch is
 cut for the ranks and when weights travel is the code that trains. What is simulated is how long each part takes.
@@ -23,14 +23,16 @@ from rich.console import Console
 from actors.learner.ranks import LearnerRanks
 from actors.rollout.pool import RolloutPool
 from actors.scorer import Score
-from actors.weights.files import Published, WeightFile
-from arm_rl.core.config import MetricsConfig, TrainConfig
+from actors.weights.files import PublishedWeights, WeightFile
+from arm_rl.core.config import MetricsConfig
+from arm_rl.core.stage_config import TrainConfig
 from arm_rl.core.types import Batch, ImageInfo, Message, Sample, Trajectory, Turn
 from arm_rl.data.samples import Cursor
 from arm_rl.plan import clock
 from arm_rl.run.metrics_log import MetricsLog
 from arm_rl.training.driver import Driver
-from arm_rl.training.groups import Group, GroupRunner
+from arm_rl.training.group import Group
+from arm_rl.training.group_runner import GroupRunner
 
 PAD = -1  # stands for an image token of a simulated trajectory
 _SAMPLES = 4096  # of the simulated data
@@ -144,7 +146,7 @@ def _engine(number: int, rollouts: Rollouts) -> Any:
     async def start() -> str:
         return f"node of {number}"
 
-    async def update(weights: WeightFile, data: Any) -> None:
+    async def load_weights(weights: WeightFile, data: Any) -> None:
         await rollouts.update(number)
         version.number = weights.version
 
@@ -155,7 +157,7 @@ def _engine(number: int, rollouts: Rollouts) -> Any:
         await rollouts.sleep(number)
 
     return _handle(
-        run_group=SimpleNamespace(remote=run_group), start=start, update_weights=update, sleep=rest, wake=rest
+        run_group=SimpleNamespace(remote=run_group), start=start, load_weights=load_weights, sleep=rest, wake=rest
     )
 
 
@@ -192,9 +194,9 @@ def _remote(method: Any) -> Any:
 class _Runner(GroupRunner):
     """Keeps no finished groups on disk: there is nothing to go on from."""
 
-    async def keep(self, path: Path, groups: Sequence[Group], step: int) -> None: ...
+    async def save_groups(self, path: Path, groups: Sequence[Group], step: int) -> None: ...
 
-    async def kept(self, path: Path, samples: Mapping[str, Sample]) -> dict[int, Group]:
+    async def load_groups(self, path: Path, samples: Mapping[str, Sample]) -> dict[int, Group]:
         return {}
 
 
@@ -208,13 +210,13 @@ class _Learners(LearnerRanks):
         clock.loop().spend(self._learning.train(batch))
         return {"learner/loss": 0.0}
 
-    def score(self, batch: Batch, images: Any, temperature: float) -> Batch:
+    def score(self, batch: Batch, images: Any, temperature: float) -> dict[str, tuple[float, ...]]:
         clock.loop().spend(self._learning.score(batch))
-        return batch
+        return {}
 
-    def publish(self, folder: Path, version: int, node_ids: Sequence[str] = ()) -> Published:
+    def publish(self, folder: Path, version: int, node_ids: Sequence[str] = ()) -> PublishedWeights:
         clock.loop().spend(self._learning.publish())
-        return Published(file=WeightFile(path=folder / "none", version=version, num_bytes=0), node_id="", data=None)
+        return PublishedWeights(file=WeightFile(path=folder / "none", version=version), node_id="", data=None)
 
     def free_cache(self) -> None:
         """Takes no time."""

@@ -9,7 +9,7 @@ their size nor Ray Data comes into it.
 import asyncio
 import json
 from collections import Counter, defaultdict
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any, Literal
@@ -19,15 +19,19 @@ import pyarrow.parquet as pq
 
 from actors.cluster.connection import cluster
 from actors.cluster.reservation import reserve
-from arm_rl.core.config import TrainConfig
+from arm_rl.core.atomic_file import replace_text, replacing
+from arm_rl.core.concurrency import for_each
+from arm_rl.core.json_lines import JsonLines
+from arm_rl.core.stage_config import TrainConfig
 from arm_rl.core.template import Template
 from arm_rl.core.types import Sample
 from arm_rl.data.samples import sample_id
 from arm_rl.prepare.progress import progress_bar
-from arm_rl.prepare.resumable_jsonl import JsonLines
 from arm_rl.run.folder import open_run
-from arm_rl.training.groups import GroupRunner, RunStopped, group_runner
+from arm_rl.training.group import RunStopped
+from arm_rl.training.group_runner import GroupRunner
 from arm_rl.training.inputs import read_inputs
+from arm_rl.training.startup import group_runner
 
 NeverRight = Literal["keep", "drop"]
 JUDGED, REPORT = "difficulty.jsonl", "report.json"
@@ -74,7 +78,7 @@ def filter_by_difficulty(config: TrainConfig, num_rollouts: int, never_right: Ne
                 judged |= asyncio.run(_judge_on_cluster(config, inputs.template, pending, lines, num_rollouts))
     written = [write_filtered(Path(file), judged, never_right) for file in config.data.train]
     summary = report(inputs.samples, judged, num_rollouts, never_right)
-    (folder / REPORT).write_text(json.dumps(summary, indent=2))
+    replace_text(folder / REPORT, json.dumps(summary, indent=2))
     files = ", ".join(f"{path} ({num_rows} rows)" for path, num_rows in written)
     return [*_summary_lines(summary), f"done: {files}; {REPORT} and {JUDGED} are in {folder}"]
 
@@ -131,34 +135,26 @@ async def judge_all(
     judged: dict[str, SampleRollouts] = {}
     may_break, num_broken = int(max_broken * len(samples)), 0
 
-    async def work(waiting: Iterator[Sample]) -> None:
+    async def roll_out(sample: Sample) -> None:
         nonlocal num_broken
-        for sample in waiting:
-            group = await runner.group(sample, f"difficulty/{sample.id}", size=num_rollouts, temperature=temperature)
-            error = next((one.error for one in group.scored if one.error is not None), None)
-            if error is None:
-                num_right = sum(one.correct for one in group.scored)
-                judged[sample.id] = SampleRollouts(
-                    id=sample.id, track=sample.track, num_right=num_right, num_rollouts=num_rollouts
+        group = await runner.run_group(sample, f"difficulty/{sample.id}", size=num_rollouts, temperature=temperature)
+        error = next((one.error for one in group.scored if one.error is not None), None)
+        if error is None:
+            num_right = sum(one.correct for one in group.scored)
+            judged[sample.id] = SampleRollouts(
+                id=sample.id, track=sample.track, num_right=num_right, num_rollouts=num_rollouts
+            )
+            lines.add(asdict(judged[sample.id]))
+        else:
+            num_broken += 1
+            if num_broken > may_break:
+                raise RunStopped(
+                    f"sessions of {num_broken} samples broke, more than run.max_broken_sessions allows; what was judged is kept, and "
+                    f"the same command goes on from there. The last one:\n{error}"
                 )
-                lines.add(asdict(judged[sample.id]))
-            else:
-                num_broken += 1
-                if num_broken > may_break:
-                    raise RunStopped(
-                        f"sessions of {num_broken} samples broke, more than run.max_broken_sessions allows; what was judged is kept, and "
-                        f"the same command goes on from there. The last one:\n{error}"
-                    )
-            on_done()
+        on_done()
 
-    waiting = iter(samples)
-    places = max(1, _AT_A_TIME * sessions_at_a_time // num_rollouts)
-    try:
-        async with asyncio.TaskGroup() as tasks:
-            for _ in range(min(places, len(samples))):
-                tasks.create_task(work(waiting))
-    except* RunStopped as stopped:
-        raise stopped.exceptions[0] from None
+    await for_each(samples, roll_out, at_a_time=max(1, _AT_A_TIME * sessions_at_a_time // num_rollouts))
     return judged
 
 
@@ -170,9 +166,12 @@ def write_filtered(path: Path, judged: Mapping[str, SampleRollouts], never_right
     """
     kept = {id for id, one in judged.items() if one.drop_reason(never_right) is None}
     out = path.with_name(f"{path.stem}-filtered.parquet")
-    unfinished = out.with_name(out.name + ".tmp")
     number = num_kept = 0
-    with pq.ParquetFile(path) as file, pq.ParquetWriter(unfinished, file.schema_arrow) as writer:
+    with (
+        pq.ParquetFile(path) as file,
+        replacing(out) as temporary,
+        pq.ParquetWriter(temporary, file.schema_arrow) as writer,
+    ):
         for group in range(file.num_row_groups):
             table = file.read_row_group(group)
             infos = (
@@ -183,7 +182,6 @@ def write_filtered(path: Path, judged: Mapping[str, SampleRollouts], never_right
             num_kept += sum(mask)
             if any(mask):
                 writer.write_table(table.filter(pa.array(mask)))
-    unfinished.replace(out)
     return out, num_kept
 
 

@@ -239,9 +239,8 @@ class _IndexWriter:
 
         dimension = 0 if self.embedder is None else self.embedder.encode(["a"]).shape[1]
         for name, schema in (("documents", DOCUMENTS), ("texts", texts_schema(dimension)), ("images", IMAGES)):
-            shutil.rmtree(
-                self.out / f"{name}.lance", ignore_errors=True
-            )  # of a build that was interrupted before the marker stood
+            # of a build that was interrupted before the marker stood
+            shutil.rmtree(self.out / f"{name}.lance", ignore_errors=True)
             table = self.database.create_table(name, schema=schema)
             if name == "texts":  # the terms are split already; English words are also found by their other forms
                 words = FTS(base_tokenizer="whitespace", stem=True, remove_stop_words=False, max_token_length=None)

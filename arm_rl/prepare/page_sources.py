@@ -89,9 +89,8 @@ class _FolderSource:
 
     def __init__(self, path: Path, name: str) -> None:
         self.path, self.name = path, name
-        present = (
-            entry for entry in path.iterdir() if entry.is_file() or not entry.exists()
-        )  # a link that leads nowhere is a page too
+        # a link that leads nowhere is a page too
+        present = (entry for entry in path.iterdir() if entry.is_file() or not entry.exists())
         entries = [entry.name for entry in present if not entry.name.startswith(".")]
         images = [entry for entry in entries if Path(entry).suffix.lower() in IMAGE_SUFFIXES]
         if not images:

@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from arm_rl.core import images
+from arm_rl.core.atomic_file import replacing
 from arm_rl.core.errors import UserError
 from arm_rl.core.images import Image, ImageError
 from arm_rl.core.types import ImageRef
@@ -76,19 +77,16 @@ def read_questions(path: Path) -> Iterator[Question]:
 
 
 def write_questions(path: Path, questions: Iterable[Question]) -> int:
-    """Writes a file; it is there only when it is whole. Images in its folder or below are named relative to it.
+    """Write a file of questions, with images in its folder or below named relative to the folder.
 
     Returns:
         The number of questions.
     """
-    path.parent.mkdir(parents=True, exist_ok=True)
-    unfinished = path.with_name(path.name + ".tmp")
     number = 0
-    with unfinished.open("w", encoding="utf-8") as file:
+    with replacing(path) as temporary, temporary.open("w", encoding="utf-8") as file:
         for question in questions:
             file.write(json.dumps(_to_json(question, path.parent), ensure_ascii=False) + "\n")
             number += 1
-    unfinished.replace(path)
     return number
 
 

@@ -22,9 +22,8 @@ class Record:
     images: tuple[Any, ...] = ()  # in the order of their `<image>`: whatever the reader's `load` gave for them
     tools: tuple[str, ...] | None = None  # names of those offered; None: the row does not say
     schemas: tuple[Mapping[str, Any], ...] | None = None  # of these tools, in OpenAI's form; None: not known
-    others: Mapping[str, Any] = field(
-        default_factory=dict
-    )  # other columns or keys; a null, an empty struct and an absent key are one
+    # other columns or keys; a null, an empty struct and an absent key are one
+    others: Mapping[str, Any] = field(default_factory=dict)
 
     @property
     def is_rl(self) -> bool:

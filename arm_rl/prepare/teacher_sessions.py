@@ -3,7 +3,6 @@
 samples -> sessions -> trajectories/*.parquet -> those that pass -> the best one of each sample -> demonstrations.parquet
 """
 
-import asyncio
 import logging
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -13,18 +12,18 @@ from typing import Any
 
 from actors.scorer import score
 from arm_rl.core import trajectory_file
-from arm_rl.core.config import TrainConfig
+from arm_rl.core.concurrency import for_each
 from arm_rl.core.parsing import ToolFormat
 from arm_rl.core.session import Session, observation
-from arm_rl.core.types import Message, Sample, ScoredTrajectory, Trajectory
-from arm_rl.judge.backends import Backend, JudgedSession
+from arm_rl.core.stage_config import TrainConfig
+from arm_rl.core.types import Message, Sample, Trajectory
+from arm_rl.judge.backends import Backend, SessionFiles, trajectories_folder
 from arm_rl.prepare.screening import refusal_reason
-from arm_rl.training.groups import RunStopped
+from arm_rl.training.group import RunStopped
 
 logger = logging.getLogger(__name__)
 
 STAGE = "cold-start"
-SESSIONS_PER_FILE = 64
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -77,43 +76,27 @@ async def run_sessions(
     Raises:
         RunStopped: more broke than run.max_broken_sessions allows. The others are recorded.
     """
-    folder = config.run.folder / "trajectories"
-    step = max((int(path.stem.rpartition("-")[2]) for path in folder.glob(f"{STAGE}-*.parquet")), default=-1) + 1
-    unwritten: list[tuple[JudgedSession[Any], ScoredTrajectory]] = []
+    files = SessionFiles(backend, trajectories_folder(config))
     may_break, num_broken = int(config.run.max_broken_sessions * len(sessions)), 0
 
-    async def record() -> None:
-        nonlocal step, unwritten
-        ready, unwritten, number = unwritten, [], step
-        step += 1
-        await backend.record(STAGE, number, ready)
-
-    async def work(waiting: Iterator[tuple[str, Sample]]) -> None:
+    async def ask(session: tuple[str, Sample]) -> None:
         nonlocal num_broken
-        for group_id, sample in waiting:
-            asked = await backend.ask(sample, group_id)
-            unwritten.append((asked, score(asked.trajectory, sample, config.reward, tool_format)))
-            if asked.trajectory.error is not None:
-                num_broken += 1
-                if num_broken > may_break:
-                    raise RunStopped(
-                        f"{num_broken} sessions broke, more than run.max_broken_sessions allows; the others are kept, and the same command "
-                        f"goes on from there. The last one:\n{asked.trajectory.error}"
-                    )
-            on_done()
-            if len(unwritten) >= SESSIONS_PER_FILE:
-                await record()
+        group_id, sample = session
+        asked = await backend.ask(sample, group_id)
+        await files.add(STAGE, asked, score(asked.trajectory, sample, config.reward, tool_format))
+        if asked.trajectory.error is not None:
+            num_broken += 1
+            if num_broken > may_break:
+                raise RunStopped(
+                    f"{num_broken} sessions broke, more than run.max_broken_sessions allows; the others are kept, and the same command "
+                    f"goes on from there. The last one:\n{asked.trajectory.error}"
+                )
+        on_done()
 
-    waiting = iter(sessions.items())
     try:
-        async with asyncio.TaskGroup() as tasks:
-            for _ in range(min(backend.concurrency, len(sessions))):
-                tasks.create_task(work(waiting))
-    except* RunStopped as stopped:
-        raise stopped.exceptions[0] from None
+        await for_each(sessions.items(), ask, at_a_time=backend.concurrency)
     finally:
-        if unwritten:
-            await record()
+        await files.flush()
 
 
 def choose_best(found: Sequence[SessionSummary], samples: Sequence[Sample]) -> list[SessionSummary]:

@@ -12,6 +12,7 @@ from pathlib import Path
 
 from tokenizers import Tokenizer
 
+from arm_rl.core.atomic_file import replace_text
 from arm_rl.report import page, run_data, selection, tokens
 from arm_rl.report.contents import ContentReader
 from arm_rl.report.index import Index
@@ -41,7 +42,7 @@ def write_report(folder: Path, *, max_mb: float = MAX_MB, tokenizer: Tokenizer |
     chosen.add(followed)
     selection.fill_selection(chosen, index)
     path = folder / "report.html"
-    path.write_text(page.static_page(run, index, contents, followed, chosen, listed, index_json), encoding="utf-8")
+    replace_text(path, page.static_page(run, index, contents, followed, chosen, listed, index_json))
     return path
 
 

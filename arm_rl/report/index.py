@@ -20,15 +20,8 @@ from arm_rl.report.embedding import dump
 from arm_rl.report.run_data import EVALUATION, find_files
 
 CORRECT, FORMAT_OK = 1, 2  # bits of a row's flags
-COLUMNS = (
-    "sample",
-    "track",
-    "group",
-    "index",
-    "flags",
-    "end",
-    "calls",
-)  # numbers of a row; the reward stands beside them
+# numbers of a row; the reward stands beside them
+COLUMNS = ("sample", "track", "group", "index", "flags", "end", "calls")
 LONGEST_NAME = 60  # characters of a tool's name; a model may write anything there
 
 Calls = tuple[tuple[str, str], ...]  # (tool, status) of a trajectory's calls, in order

@@ -19,9 +19,8 @@ class RunData:
     """A run, as far as it got."""
 
     name: str
-    stages: dict[
-        str, dict[str, float]
-    ]  # of summary.json: numbers of the held-out evaluation after each stage, in order
+    # of summary.json: numbers of the held-out evaluation after each stage, in order
+    stages: dict[str, dict[str, float]]
     seconds: dict[str, float]  # of each phase
     lines: list[dict[str, Any]]  # of metrics.jsonl, stage after stage; one for each step
 

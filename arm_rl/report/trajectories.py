@@ -131,9 +131,8 @@ def _box_of(event: ToolEvent) -> list[float] | None:
         return None
     if not all(isinstance(value, int) or (isinstance(value, float) and math.isfinite(value)) for value in box):
         return None
-    x1, y1, x2, y2 = (
-        float(min(max(value, 0), 1000)) for value in box
-    )  # clamped first: a whole number may be too large for a float
+    # clamped first: a whole number may be too large for a float
+    x1, y1, x2, y2 = (float(min(max(value, 0), 1000)) for value in box)
     return [min(x1, x2), min(y1, y2), max(x1, x2), max(y1, y2)]
 
 

@@ -6,8 +6,10 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
-from arm_rl.core.config import ConfigError, SftConfig, TrainConfig
+from arm_rl.core.atomic_file import replace_text
+from arm_rl.core.config import ConfigError
 from arm_rl.core.config_file import read_saved, save
+from arm_rl.core.stage_config import SftConfig, TrainConfig
 from arm_rl.run import checkpoint
 
 # What may differ when a run is started again: how long it goes on, on which machines, in how much memory and what is written, not what is
@@ -78,7 +80,7 @@ def export_folder(folder: Path, step: int) -> Iterator[Path]:
     """Open the folder to export a run's model into after a step; an error leaves the run not exported."""
     (folder / _EXPORTED).unlink(missing_ok=True)
     yield folder / "export"
-    (folder / _EXPORTED).write_text(json.dumps({"step": step}))
+    replace_text(folder / _EXPORTED, json.dumps({"step": step}))
 
 
 def _find_difference(old: object, new: object, key: str = "") -> str | None:

@@ -13,6 +13,7 @@ from typing import Any, Literal
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn
 
+from arm_rl.core.atomic_file import replace_text
 from arm_rl.core.config import MetricsConfig
 from arm_rl.core.errors import UserError
 from arm_rl.run.tensorboard_log import TensorboardLog
@@ -179,13 +180,11 @@ def read_lines(path: Path) -> list[dict[str, Any]]:
 
 
 def _drop_lines(path: Path, stage: str, first_step: int) -> None:
-    """Leaves out lines of steps that are done again, and half a line."""
+    """Remove the lines of steps that are repeated, and an incomplete last line."""
     if not path.exists():
         return
     kept = [line for line in read_lines(path) if line["stage"] != stage or line["step"] < first_step]
-    written = path.with_suffix(".tmp")
-    written.write_text("".join(json.dumps(line) + "\n" for line in kept))
-    written.replace(path)
+    replace_text(path, "".join(json.dumps(line) + "\n" for line in kept))
 
 
 def _time_left(seconds: deque[float], num_steps: int) -> str:

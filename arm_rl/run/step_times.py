@@ -13,11 +13,8 @@ from arm_rl.run.timeline import ACTORS, Event
 
 Intervals = list[tuple[int, int]]  # sorted and apart, microseconds
 
-SAMPLES, TRAINS, SYNCS = (
-    {"turn"},
-    {"train", "score"},
-    {"update"},
-)  # kinds of spans: an engine's work, a learner's, new weights in an engine
+# kinds of spans: an engine's work, a learner's, new weights in an engine
+SAMPLES, TRAINS, SYNCS = {"turn"}, {"train", "score"}, {"update"}
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -38,7 +35,8 @@ class StepTimes:
     num_steps: int
     phases: list[TimeRow]  # what was recorded, by actor; phases may lie inside one another
     waits: list[TimeRow]  # engines and learners, busy and idle, and what for
-    overlap: float  # of the shorter of both: the share of an engine's or a learner's work during which the other side works too
+    # of the shorter of both: the share of an engine's or a learner's work during which the other side works too
+    overlap: float
 
 
 def step_times(events: Sequence[Event]) -> StepTimes:

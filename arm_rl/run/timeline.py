@@ -96,7 +96,8 @@ class Timeline:
     async def _receive(self, name: str, source: Awaitable[SpanBatch]) -> None:
         try:
             recorded = await source
-        except Exception as error:  # a tool executor or a scorer may die and come back: the run goes on, and its errors are told elsewhere
+        except Exception as error:
+            # a tool executor or a scorer may die and come back: the run goes on, and its errors are told elsewhere
             logger.warning("no spans of %s: %s", name, describe_error(error))
             return
         self.write(name, recorded)

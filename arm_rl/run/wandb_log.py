@@ -17,6 +17,7 @@ from PIL import Image as PILImage
 from wandb.sdk.lib import wbauth
 
 from arm_rl.core import trajectory_file
+from arm_rl.core.atomic_file import replace_text
 from arm_rl.core.config import MetricsConfig
 from arm_rl.core.images import Image
 from arm_rl.core.types import ImageInfo, ImagePart, Sample, ScoredTrajectory, Trajectory
@@ -24,11 +25,8 @@ from arm_rl.run.metrics import ZOOM_TOOL, zoomed_box
 
 logger = logging.getLogger(__name__)
 
-BEST = {
-    "evaluation/accuracy": "max",
-    "rollout/accuracy": "last,mean",
-    "reward/mean": "last,mean",
-}  # in the list of runs; others: last
+# in the list of runs; others: last
+BEST = {"evaluation/accuracy": "max", "rollout/accuracy": "last,mean", "reward/mean": "last,mean"}
 COLUMNS = (
     "step",
     "track",
@@ -71,10 +69,9 @@ class WandbPage:
         own.mkdir(exist_ok=True)
         kept_id = own / f"{stage.replace('/', '-') or 'run'}.id"
         if not kept_id.exists():
-            kept_id.write_text(secrets.token_hex(4))
-        os.environ["WANDB_DATA_DIR"] = str(
-            own.resolve()
-        )  # the table's images lie with the run; wandb has no setting for it
+            replace_text(kept_id, secrets.token_hex(4))
+        # the table's images lie with the run; wandb has no setting for it
+        os.environ["WANDB_DATA_DIR"] = str(own.resolve())
         self._run = _start_run(
             _choose_mode(config),
             project=config.wandb_project,

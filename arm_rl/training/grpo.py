@@ -5,7 +5,7 @@ import math
 
 from actors.cluster.connection import require_shared
 from actors.cluster.reservation import reserve
-from arm_rl.core.config import TrainConfig
+from arm_rl.core.stage_config import TrainConfig
 from arm_rl.data.samples import Cursor
 from arm_rl.export.model_card import write_card
 from arm_rl.run.folder import export_folder, is_finished, open_run
@@ -13,10 +13,9 @@ from arm_rl.run.metrics_log import MetricsLog
 from arm_rl.run.timeline import Timeline
 from arm_rl.training.driver import Driver
 from arm_rl.training.graceful_stop import StopRequest, stopped_by_signal
-from arm_rl.training.groups import RolloutService, group_runner
 from arm_rl.training.inputs import Inputs, read_inputs
-from arm_rl.training.learners import learner_group
 from arm_rl.training.restarts import StageProgress, with_restarts
+from arm_rl.training.startup import RolloutService, group_runner, learner_ranks
 
 
 async def train_grpo(config: TrainConfig, engines: RolloutService | None = None) -> None:
@@ -57,7 +56,7 @@ async def _run(
         reserve(
             config.run.name, progress.placement(config.placement), config.learner.num_ranks, rollout
         ) as reservation,
-        learner_group(
+        learner_ranks(
             config, inputs.template, reservation, num_steps=num_steps * config.algorithm.updates_per_step
         ) as starting,
         group_runner(config, inputs.template, engines or reservation, transfer=config.transfer) as runner,

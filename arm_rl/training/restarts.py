@@ -6,8 +6,8 @@ from collections.abc import Awaitable, Callable
 from dataclasses import dataclass, replace
 
 from actors.supervision import BACK, StageLost, describe_error, is_lost_with_node
-from arm_rl.core.config import PlacementConfig
-from arm_rl.training.groups import RunStopped
+from arm_rl.core.compute_config import PlacementConfig
+from arm_rl.training.group import RunStopped
 
 logger = logging.getLogger(__name__)
 

@@ -10,9 +10,9 @@ from actors.cluster.connection import require_shared
 from actors.cluster.reservation import reserve
 from actors.gauges import Gauges
 from arm_rl.core.batching import make_batch
-from arm_rl.core.config import SftConfig
 from arm_rl.core.images import Image
 from arm_rl.core.loss import SftObjective
+from arm_rl.core.stage_config import SftConfig
 from arm_rl.core.template import Template
 from arm_rl.core.training_sample import training_sample
 from arm_rl.core.types import Batch
@@ -26,8 +26,8 @@ from arm_rl.run.folder import export_folder, is_finished, open_run
 from arm_rl.run.metrics_log import MetricsLog
 from arm_rl.training.graceful_stop import StopRequest, stopped_by_signal
 from arm_rl.training.inputs import read_template
-from arm_rl.training.learners import learner_group
 from arm_rl.training.restarts import StageProgress, with_restarts
+from arm_rl.training.startup import learner_ranks
 
 
 async def train_sft(config: SftConfig) -> None:
@@ -66,7 +66,7 @@ async def _run(
     gauges = Gauges(config.run.name)
     async with (
         reserve(config.run.name, progress.placement(config.placement), config.learner.num_ranks, None) as reservation,
-        learner_group(config, template, reservation, num_steps=num_steps) as starting,
+        learner_ranks(config, template, reservation, num_steps=num_steps) as starting,
     ):
         learners = await starting
         found = checkpoint.latest(folder / "checkpoints")

@@ -3,8 +3,8 @@
 import argparse
 from typing import get_args
 
-from arm_rl.core.config import TrainConfig
 from arm_rl.core.config_file import load
+from arm_rl.core.stage_config import TrainConfig
 from arm_rl.prepare.difficulty import NeverRight, filter_by_difficulty
 from jobs.command_line import Commands
 

@@ -7,7 +7,9 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+from arm_rl.core.atomic_file import replace_text
 from arm_rl.core.config_file import describe, load
+from arm_rl.core.json_lines import JsonLines
 from arm_rl.core.question_template import read_phrase
 from arm_rl.judge.backends import Server
 from arm_rl.judge.chat_client import ChatServer
@@ -17,7 +19,6 @@ from arm_rl.prepare.pairs.replies import Replies
 from arm_rl.prepare.pairs.writer import FlawWriter, WritingOutcome
 from arm_rl.prepare.progress import progress_bar
 from arm_rl.prepare.questions import Question
-from arm_rl.prepare.resumable_jsonl import JsonLines
 from jobs.command_line import Commands
 from jobs.server_options import add_server_options, read_server
 
@@ -56,7 +57,7 @@ def _run_pairs(arguments: argparse.Namespace) -> str:
     outcomes, num_requests = asyncio.run(_write_answers(questions, server, config, arguments.out))
     made = write_files(outcomes, config, phrase, arguments.out)
     found = report(outcomes, made, config, num_requests)
-    (arguments.out / REPORT).write_text(json.dumps(found, indent=2, ensure_ascii=False), encoding="utf-8")
+    replace_text(arguments.out / REPORT, json.dumps(found, indent=2, ensure_ascii=False))
     return "\n".join([*summary_lines(found), f"done: {', '.join(found['files'])} and {REPORT} are in {arguments.out}"])
 
 

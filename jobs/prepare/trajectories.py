@@ -8,9 +8,10 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from arm_rl.core.config import TrainConfig
+from arm_rl.core.atomic_file import replace_text
 from arm_rl.core.config_file import load
 from arm_rl.core.parsing import TOOL_FORMATS
+from arm_rl.core.stage_config import TrainConfig
 from arm_rl.core.template import Template
 from arm_rl.core.types import Sample
 from arm_rl.data.demonstrations import write_demonstrations
@@ -71,7 +72,7 @@ def _run_trajectories(arguments: argparse.Namespace) -> str:
     found = [one for one in read_recorded(folder) if one.group_id in sessions]
     chosen = choose_best(found, samples)
     shown = report(samples, found, chosen, arguments.best_of)
-    (folder / REPORT).write_text(json.dumps(shown, indent=2))
+    replace_text(folder / REPORT, json.dumps(shown, indent=2))
     if not chosen:
         raise CommandError("\n".join(["no session can be learned from:", *summary_lines(shown)]))
     out = arguments.out or folder / FILE

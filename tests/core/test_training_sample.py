@@ -36,6 +36,7 @@ def test_the_turns_are_laid_end_to_end():
         trajectory(turn((4, 5), (-0.5, -0.25), (6, 7, 8)), turn((9,), (-1.5,), call_forbidden=True)), advantage=0.75
     )
     assert laid == TrainingSample(
+        key="g[4]",
         token_ids=(1, 2, 3, 4, 5, 6, 7, 8, 9),
         loss_mask=(False, False, False, True, True, False, False, False, True),
         logprobs=(0, 0, 0, -0.5, -0.25, 0, 0, 0, -1.5),

@@ -12,11 +12,12 @@ import pyarrow.parquet as pq
 import pytest
 from hypothesis import given, settings, strategies
 
-from arm_rl.core.config import ConfigError, DataConfig, SftConfig, TrainConfig
+from arm_rl.core.config import ConfigError, DataConfig
 from arm_rl.core.config_file import load, load_saved, save
 from arm_rl.core.images import Image
 from arm_rl.core.parquet import RowReader
 from arm_rl.core.seeding import derive_seed
+from arm_rl.core.stage_config import SftConfig, TrainConfig
 from arm_rl.data.demonstrations import read_demonstrations
 from arm_rl.data.epoch_order import Order
 from arm_rl.data.parquet_rows import DataError

@@ -116,9 +116,8 @@ def test_shares_are_those_asked_for(template):
             assert phrases.UNCLEAR in script[1]
     assert direct / num_scenes == pytest.approx(0.5, abs=0.05)
     assert right / (num_scenes - direct) == pytest.approx(0.5, abs=0.07)
-    assert other / (num_scenes - direct) == pytest.approx(
-        0.25 + 0.25 * 2 / 15, abs=0.06
-    )  # a random cell may hold another tile
+    # a random cell may hold another tile
+    assert other / (num_scenes - direct) == pytest.approx(0.25 + 0.25 * 2 / 15, abs=0.06)
     assert empty / (num_scenes - direct) == pytest.approx(0.25 * 13 / 15, abs=0.06)
 
 

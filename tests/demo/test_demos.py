@@ -6,8 +6,8 @@ import json
 import pytest
 from rich.console import Console
 
-from arm_rl.core.config import SftConfig, TrainConfig
 from arm_rl.core.config_file import load
+from arm_rl.core.stage_config import SftConfig, TrainConfig
 from arm_rl.demo import demos
 from arm_rl.demo.demos import DIGITS, THREE_TRACKS
 from arm_rl.demo.lessons import MAX_CALLS

@@ -85,9 +85,8 @@ def test_a_probe_reads_crops_and_is_at_chance_on_views():
     assert _nearest_mean(crops, digits, held_crops, held_digits) > 0.9
     assert np.abs(held_views - views.mean(axis=0)).max() <= 2
     rng = np.random.default_rng(0)
-    noisy, held_noisy = (
-        v + rng.normal(0, 2, v.shape) for v in (views, held_views)
-    )  # what a view of a varied scene differs by anyway
+    # what a view of a varied scene differs by anyway
+    noisy, held_noisy = (v + rng.normal(0, 2, v.shape) for v in (views, held_views))
     assert _nearest_mean(noisy, digits, held_noisy, held_digits) < 0.45  # chance is 0.25 of four
 
 

@@ -19,9 +19,11 @@ from actors.learner.policy_model import PolicyModel
 from actors.rollout.engine import Engine
 from actors.rollout.engine_settings import engine_environment
 from actors.rollout.model_server import SERVED_NAME, ModelServer
-from arm_rl.core.config import ModelConfig, RolloutConfig, SftConfig, TrainConfig
+from arm_rl.core.compute_config import RolloutConfig
+from arm_rl.core.config import ModelConfig
 from arm_rl.core.config_file import load, save
 from arm_rl.core.images import Image
+from arm_rl.core.stage_config import SftConfig, TrainConfig
 from arm_rl.core.template import Template
 from arm_rl.core.types import ImagePart, Message, Sample
 from arm_rl.export.judge_config import FILE, JudgeSetup

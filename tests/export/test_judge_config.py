@@ -1,7 +1,8 @@
 """How a judge is asked: as it was trained, where its folder says so."""
 
-from arm_rl.core.config import SessionConfig, SftConfig, TemplateConfig, TrainConfig
+from arm_rl.core.config import SessionConfig, TemplateConfig
 from arm_rl.core.config_file import load, save
+from arm_rl.core.stage_config import SftConfig, TrainConfig
 from arm_rl.export.judge_config import FILE, JudgeSetup
 
 

@@ -7,8 +7,8 @@ import pytest
 from safetensors.torch import load_file
 
 from actors.cluster.connection import cluster
-from arm_rl.core.config import TrainConfig
 from arm_rl.core.config_file import load
+from arm_rl.core.stage_config import TrainConfig
 from arm_rl.core.trajectory_file import read
 from arm_rl.demo import dataset
 from arm_rl.experiments.chaos import KINDS, run_chaos
@@ -50,10 +50,8 @@ def settings(folder: Path, model: Path, name: str, *more: str) -> list[str]:
             "metrics.wandb=disabled",
         ),
         *("metrics.timeline=false", "metrics.trajectories_every=1", "checkpoint.every=2", "learner.learning_rate=1e-3"),
-        *(
-            "algorithm.entropy_coefficient=0.1",
-            *more,
-        ),  # rewards are all equal: this moves the weights, by what was sampled
+        # rewards are all equal: this moves the weights, by what was sampled
+        *("algorithm.entropy_coefficient=0.1", *more),
     ]
 
 

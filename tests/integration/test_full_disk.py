@@ -24,10 +24,8 @@ pytestmark = [
     pytest.mark.skipif(shutil.which("bwrap") is None, reason="bubblewrap is not installed: it makes the small disk"),
 ]
 
-DISK_BYTES, TAKEN_BYTES = (
-    32_000_000,
-    18_000_000,
-)  # a checkpoint has 8.5 million, and a second one is written before the first one goes
+# a checkpoint has 8.5 million, and a second one is written before the first one goes
+DISK_BYTES, TAKEN_BYTES = 32_000_000, 18_000_000
 
 SCRIPT = """
 head -c {taken} /dev/zero > {disk}/taken

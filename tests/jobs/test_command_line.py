@@ -2,9 +2,6 @@
 
 import errno
 import os
-import shutil
-import subprocess
-import sys
 
 import pytest
 from ray.exceptions import ObjectStoreFullError, RayTaskError
@@ -44,21 +41,6 @@ def test_any_other_error_of_the_system_is_a_fault():
 
     with pytest.raises(OSError, match="Bad file descriptor"):
         run_guarded(job)
-
-
-@pytest.mark.skipif(shutil.which("bwrap") is None, reason="bubblewrap is not installed: it makes the small disk")
-def test_weights_that_shared_memory_has_no_room_for_are_an_error_and_no_crash(tmp_path):
-    """A write into a map beyond the room there is would kill the process."""
-    program = (
-        "import sys; from pathlib import Path; from actors.weights.shared_file import WeightBuffer; "
-        "WeightBuffer(Path(sys.argv[1]), 10 << 20)"
-    )
-    sandbox = ["bwrap", "--dev-bind", "/", "/", "--size", "1000000", "--tmpfs", str(tmp_path), "--die-with-parent"]
-    ran = subprocess.run(
-        [*sandbox, sys.executable, "-c", program, str(tmp_path / "weights")], capture_output=True, text=True
-    )
-    assert ran.returncode == 1, "of an exception"
-    assert "No space left on device" in ran.stderr
 
 
 @pytest.mark.parametrize(

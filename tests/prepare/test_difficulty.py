@@ -5,12 +5,12 @@ import json
 import pyarrow.parquet as pq
 import pytest
 
+from arm_rl.core.json_lines import JsonLines, LinesError
 from arm_rl.data.preferences import ROW_GROUP
 from arm_rl.data.samples import read_samples
 from arm_rl.demo import dataset
 from arm_rl.prepare import difficulty
 from arm_rl.prepare.difficulty import SampleRollouts, known_rollouts, report, write_filtered
-from arm_rl.prepare.resumable_jsonl import JsonLines, LinesError
 from jobs import prepare_data
 from tools import load_tools
 

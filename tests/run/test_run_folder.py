@@ -7,8 +7,9 @@ import os
 import pytest
 from omegaconf import OmegaConf
 
-from arm_rl.core.config import ConfigError, SftConfig, TrainConfig
+from arm_rl.core.config import ConfigError
 from arm_rl.core.config_file import build, load
+from arm_rl.core.stage_config import SftConfig, TrainConfig
 from arm_rl.run import checkpoint
 from arm_rl.run.folder import export_folder, is_finished, open_run
 

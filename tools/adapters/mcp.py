@@ -24,7 +24,7 @@ from arm_rl.core.errors import UserError
 from arm_rl.core.session import ToolResult
 from tools.adapters.mcp_connection import START_SECONDS, Connection, McpError, McpServer, list_tools
 from tools.base import Execution, Tool, ToolContext, function_schema, has_external_reference
-from tools.execution.background_loop import wait_for
+from tools.execution.tool_loop import tool_loop
 
 logger = logging.getLogger(__name__)
 
@@ -46,7 +46,7 @@ class McpTool(Tool):
         """Calls the server's tool."""
         timeout = self.execution.timeout_seconds or CALL_SECONDS
         try:
-            return wait_for(_get_connection(self).call(self.tool_name, arguments, timeout))
+            return tool_loop().wait(_get_connection(self).call(self.tool_name, arguments, timeout))
         except TimeoutError:
             return ToolResult(status="timeout", text=f"Error: {self.name} took longer than {timeout:g} seconds")
         except (McpError, CancelledError) as error:
@@ -59,7 +59,7 @@ class McpTool(Tool):
         if connection is not None:
             connection.users.discard(self)
             if not connection.users:
-                wait_for(connection.close())
+                tool_loop().wait(connection.close())
 
 
 def mcp_tools(entry: dict[str, Any], where: str) -> list[Tool]:
@@ -76,7 +76,7 @@ def mcp_tools(entry: dict[str, Any], where: str) -> list[Tool]:
     names = entry.get("tools")
     with tempfile.TemporaryFile("w+", errors="replace") as said:
         try:
-            offered = wait_for(list_tools(server, said))
+            offered = tool_loop().wait(list_tools(server, said))
         except TimeoutError:
             raise UserError(
                 f"{where}.mcp: {server.label} listed no tools within {START_SECONDS:g} seconds{_stderr_tail(said, server)}"
@@ -120,9 +120,8 @@ def _parse_server(mcp: Any, where: str) -> McpServer:
         raise UserError(f"{where}: unknown key {unknown[0]!r}; known beside {keys[0]}: {', '.join(keys[1:])}")
     variables = _parse_variables(mcp.get(keys[1]), f"{where}.{keys[1]}")
     if keys[0] == "url":
-        if not re.fullmatch(
-            r"https?://[^\s/?#@]+(?:/[^\s?#]*)?", str(mcp["url"])
-        ):  # no user, password or query: secrets would hide there
+        # no user, password or query: secrets would hide there
+        if not re.fullmatch(r"https?://[^\s/?#@]+(?:/[^\s?#]*)?", str(mcp["url"])):
             raise UserError(
                 f"{where}.url: an address such as https://host/mcp is needed, without user, password and query"
             )

@@ -10,6 +10,7 @@ from collections.abc import AsyncIterator, Coroutine
 from dataclasses import dataclass
 from typing import IO, Any
 
+from arm_rl.core.owner import tied
 from arm_rl.core.session import ToolResult
 from tools.adapters.mcp_content import as_result
 
@@ -19,18 +20,6 @@ START_SECONDS = 60.0  # for a server to start and list its tools
 PROBE_SECONDS = 5.0  # for a server that let a call run out of time to show that it still answers
 CLOSE_SECONDS = 8.0  # for a server to end when asked to, and by force then
 MAX_PAGES = 100  # of a list of tools
-
-# Runs a server's command so that the kernel ends it with the process that started it, however that ends.
-_LAUNCH = """
-import ctypes, os, signal, sys
-ctypes.CDLL(None).prctl(1, signal.SIGKILL)
-if os.getppid() != int(sys.argv[1]):
-    os._exit(1)
-try:
-    os.execvp(sys.argv[2], sys.argv[2:])
-except OSError as error:
-    sys.exit(f"{sys.argv[2]}: {error.strerror}")
-"""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -72,7 +61,7 @@ async def _connect_client(server: McpServer, errors: IO[str] | None, ended: asyn
             transport = streamable_http_client(server.url, http_client=client)
         else:
             program = sys.executable if server.command[0] == "python" else server.command[0]
-            launch = [sys.executable, "-ISc", _LAUNCH, str(os.getpid()), program, *server.command[1:]]
+            launch = tied([program, *server.command[1:]])
             parameters = StdioServerParameters(command=launch[0], args=launch[1:], env=server.values(), cwd=server.cwd)
             transport = stdio_client(parameters, errlog=errors)  # type: ignore[arg-type]
         yield await stack.enter_async_context(Client(_watch_transport(transport, ended), cache=None))

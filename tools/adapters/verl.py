@@ -25,7 +25,7 @@ from arm_rl.core.errors import UserError
 from arm_rl.core.images import Image
 from arm_rl.core.session import ToolResult
 from tools.base import Execution, Tool, ToolContext
-from tools.execution.background_loop import wait_for
+from tools.execution.tool_loop import tool_loop
 
 METHODS = ("create", "execute", "calc_reward", "release")
 OFFERED = ("image", "images", "texts", "response_store")
@@ -85,7 +85,7 @@ class VerlTool(Tool):
 
     def run(self, arguments: dict[str, Any], context: ToolContext) -> ToolResult:
         """Creates the session's instance where there is none, and executes the call."""
-        return wait_for(self._execute(arguments, context))
+        return tool_loop().wait(self._execute(arguments, context))
 
     def release(self, session: str) -> None:
         """Releases the session's instance."""
@@ -94,7 +94,7 @@ class VerlTool(Tool):
             return
         instance.store.close()
         if instance.id is not None:
-            wait_for(_await_if_needed(self._tool.release(instance.id)))
+            tool_loop().wait(_await_if_needed(self._tool.release(instance.id)))
 
     async def _execute(self, arguments: dict[str, Any], context: ToolContext) -> ToolResult:
         if self._tool is None:

@@ -19,6 +19,7 @@ from typing import Any, Literal
 
 import pyarrow as pa
 
+from arm_rl.core.atomic_file import replace_text
 from arm_rl.core.errors import UserError
 from arm_rl.core.images import Image
 from tools.documents.embedding import TextEmbedder
@@ -61,7 +62,7 @@ class IndexInfo:
 
     def write(self, folder: Path) -> None:
         """Marks the folder."""
-        (folder / MARKER).write_text(json.dumps(asdict(self)) + "\n", encoding="utf-8")
+        replace_text(folder / MARKER, json.dumps(asdict(self)) + "\n")
 
 
 def read_info(folder: Path) -> IndexInfo:

@@ -100,9 +100,8 @@ class DocumentByIndexTool(Tool):
         image_idx: Annotated[int, Field(description="Number of the page; the first is 1.")]
 
     def __init__(self, *, index: str, long_side: int = 1120) -> None:
-        self.long_side = _require_at_least(
-            "long_side", long_side, 0
-        )  # pixels of the page's longer side, at most; 0 shows it as it is stored
+        # pixels of the page's longer side, at most; 0 shows it as it is stored
+        self.long_side = _require_at_least("long_side", long_side, 0)
         self._index = LazyIndex(Path(index))
 
     def run(self, arguments: Arguments, context: ToolContext) -> ToolResult:

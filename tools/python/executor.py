@@ -24,11 +24,8 @@ logger = logging.getLogger(__name__)
 
 USUAL_PACKAGES = ("numpy", "scipy", "sympy", "pandas", "scikit-learn", "pillow")  # offered where they are installed
 MAX_CODE_CHARACTERS = 100_000
-STATUSES: dict[sandbox.End, ToolStatus] = {
-    "ok": "ok",
-    "timeout": "timeout",
-    "cpu": "timeout",
-}  # every other end has failed
+# every other end has failed
+STATUSES: dict[sandbox.End, ToolStatus] = {"ok": "ok", "timeout": "timeout", "cpu": "timeout"}
 _starting = threading.Lock()
 
 

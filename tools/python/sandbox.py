@@ -131,12 +131,10 @@ class Sandbox:
         ended = self._wait_for_end()
         if self._process.returncode is None:
             with contextlib.suppress(ProcessLookupError):
-                os.killpg(
-                    self.pid, signal.SIGKILL
-                )  # whether it ended or not: bubblewrap, killed as it starts, leaves a process behind
-        if (
-            not ended and not self._wait_for_end()
-        ):  # the kernel keeps it, in a call that does not return: nothing more can be done
+                # whether it ended or not: bubblewrap, killed as it starts, leaves a process behind
+                os.killpg(self.pid, signal.SIGKILL)
+        # the kernel keeps it, in a call that does not return: nothing more can be done
+        if not ended and not self._wait_for_end():
             logger.warning("sandbox %d has not ended %g seconds after it was killed", self.pid, GRACE_SECONDS)
         self._process.poll()
         for stream in (self._process.stdout, self._process.stderr):

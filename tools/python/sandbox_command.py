@@ -14,11 +14,8 @@ from arm_rl.core.errors import UserError
 
 PACKAGES = "/packages"
 GUEST = "/sandbox/guest.py"
-OWN_CAPABILITIES = (
-    "CAP_SETUID",
-    "CAP_SETGID",
-    "CAP_SETPCAP",
-)  # with which the guest's init takes its user id; then it gives them up
+# with which the guest's init takes its user id; then it gives them up
+OWN_CAPABILITIES = ("CAP_SETUID", "CAP_SETGID", "CAP_SETPCAP")
 ONE_THREAD = ("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS", "NUMEXPR_NUM_THREADS")
 
 

@@ -42,9 +42,8 @@ def main() -> None:
             prctl(PR_CAPBSET_DROP, capability, 0, 0, 0)
         os.setgroups([])
         os.setresgid(*[settings["uid"]] * 3)
-        os.setresuid(
-            settings["uid"], settings["uid"], 0
-        )  # so that bubblewrap, of user 0 and as powerless, may still end this process
+        # so that bubblewrap, of user 0 and as powerless, may still end this process
+        os.setresuid(settings["uid"], settings["uid"], 0)
         ctypes.CDLL(None).capset(struct.pack("Ii", CAPABILITY_VERSION, 0), bytes(24))
     prctl(PR_SET_PDEATHSIG, signal.SIGKILL)  # a change of user id has cleared it
     prctl(PR_SET_DUMPABLE, 0)  # /proc/1/mem, /proc/1/fd and the like are closed to programs of the same user
@@ -227,9 +226,8 @@ class Usage:
         with open(f"/proc/{pid}/stat", "rb") as file:
             fields = file.read().rpartition(b")")[2].split()  # a process may call itself anything, brackets too
         self.pid, self.state = pid, fields[0]
-        self.cpu_seconds = sum(map(int, fields[11:15])) / os.sysconf(
-            "SC_CLK_TCK"
-        )  # its own and that of children it waited for
+        # its own and that of children it waited for
+        self.cpu_seconds = sum(map(int, fields[11:15])) / os.sysconf("SC_CLK_TCK")
         self.tasks = int(fields[17])
         self.resident = int(fields[21]) * resource.getpagesize()
 
@@ -338,9 +336,8 @@ def _set_limits(settings: dict[str, Any]) -> None:
         resource.RLIMIT_DATA: memory,  # a MemoryError in the program, before the init has to kill it
         resource.RLIMIT_AS: memory + ADDRESS_SPACE,  # page tables of what is mapped and only read count nowhere else
         resource.RLIMIT_FSIZE: settings["tmp_bytes"],
-        resource.RLIMIT_NPROC: settings[
-            "processes"
-        ],  # counted for the sandbox's own user, or in its own user namespace
+        # counted for the sandbox's own user, or in its own user namespace
+        resource.RLIMIT_NPROC: settings["processes"],
         resource.RLIMIT_NOFILE: settings["open_files"],
         resource.RLIMIT_CORE: 0,
         resource.RLIMIT_MEMLOCK: 0,

@@ -29,9 +29,8 @@ class SandboxPool:
 
     def __init__(self, plan: SandboxPlan, *, prestarted: int, max_sessions: int) -> None:
         self._plan, self._prestarted, self._max_sessions = plan, prestarted, max_sessions
-        self._maker = ThreadPoolExecutor(
-            1, thread_name_prefix="sandbox"
-        )  # lives as long as the pool, as the maker of sandboxes must
+        # lives as long as the pool, as the maker of sandboxes must
+        self._maker = ThreadPoolExecutor(1, thread_name_prefix="sandbox")
         self._lock = threading.Lock()
         self._ready: deque[Future[Sandbox]] = deque()
         self._sessions: dict[str, SessionSandbox] = {}

@@ -112,16 +112,15 @@ def build_filter(machine: str | None = None) -> bytes:
             code += _refuse_when(EQUAL, number, EPERM)
     for numbers in REFUSED.values():
         code += _refuse_when(EQUAL, numbers[column], EPERM)
-    code += _refuse_when(
-        EQUAL, CLONE3[column], ENOSYS
-    )  # its flags lie in memory, where a filter cannot look; the C library falls back on clone
+    # its flags lie in memory, where a filter cannot look; the C library falls back on clone
+    code += _refuse_when(EQUAL, CLONE3[column], ENOSYS)
     code += _check_argument(CLONE[column], FIRST, [*_refuse_when(ANY_BIT, NEW_NAMESPACES, EPERM)])
-    code += _check_argument(
-        PRLIMIT[column], FIRST, [_instruction(EQUAL, 0, 1, 0), _instruction(RETURN, ERRNO | EPERM)]
-    )  # only one's own limits
+    # only one's own limits
+    code += _check_argument(PRLIMIT[column], FIRST, [_instruction(EQUAL, 0, 1, 0), _instruction(RETURN, ERRNO | EPERM)])
+    # and only one's own priority
     code += _check_argument(
         SETPRIORITY[column], SECOND, [_instruction(EQUAL, 0, 1, 0), _instruction(RETURN, ERRNO | EPERM)]
-    )  # and only one's own priority
+    )
     code += _check_argument(
         IOCTL[column], SECOND, [*_refuse_when(EQUAL, TIOCSTI, EPERM), *_refuse_when(EQUAL, TIOCLINUX, EPERM)]
     )

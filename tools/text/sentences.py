@@ -224,9 +224,8 @@ def _continues_sentence(before: str, part: str) -> bool:
 
 def _segments(block: str, language: str) -> Iterator[str]:
     """The segmenter's parts, which joined are the block. The work is linear in the block's length."""
-    block = " ".join(
-        block.encode("utf-8", "replace").decode().split()
-    )  # it breaks on lone surrogates and on wide white space
+    # it breaks on lone surrogates and on wide white space
+    block = " ".join(block.encode("utf-8", "replace").decode().split())
     block = block.replace("… ", "... ")  # which it knows as an end, where a capital follows
     start = 0
     unfinished: list[str] = []  # the windows that one part fills
@@ -254,8 +253,7 @@ def _parts(window: str, language: str) -> list[str]:
     try:
         return segment(language, window)
     except BaseException as error:
-        if (
-            type(error).__name__ != "PanicException"
-        ):  # which no module exports, and which is no Exception: it would end the process
+        # which no module exports, and which is no Exception: it would end the process
+        if type(error).__name__ != "PanicException":
             raise
         raise RuntimeError(f"sentencex {error}") from error

@@ -18,7 +18,7 @@ from pydantic import Field
 from arm_rl.core.errors import UserError
 from arm_rl.core.session import ToolResult
 from tools.base import ArgumentError, Execution, Tool, ToolContext
-from tools.execution.background_loop import wait_for
+from tools.execution.tool_loop import tool_loop
 from tools.web.cache import SearchCache
 from tools.web.engines import ENGINES, SearchResult, clean
 
@@ -97,9 +97,8 @@ class WebSearchTool(Tool):
         self._seconds_apart = 1 / calls_per_second if calls_per_second else 0.0
         self._cache = SearchCache(cache, cache_days * 86400) if cache else None
         self._client: httpx.AsyncClient | None = None  # these three live on the tools' event loop
-        self._running: dict[
-            str, asyncio.Task[list[SearchResult]]
-        ] = {}  # one request for the sessions that ask the same at the same time
+        # one request for the sessions that ask the same at the same time
+        self._running: dict[str, asyncio.Task[list[SearchResult]]] = {}
         self._next_slot = 0.0
 
     def run(self, arguments: Arguments, context: ToolContext) -> ToolResult:
@@ -111,7 +110,7 @@ class WebSearchTool(Tool):
         found = self._cache.get(key) if self._cache else None
         if found is None:
             try:
-                found = wait_for(self._search_once(query))
+                found = tool_loop().wait(self._search_once(query))
             except TimeoutError:
                 return ToolResult(
                     status="timeout",
@@ -127,7 +126,7 @@ class WebSearchTool(Tool):
     def close(self) -> None:
         """Closes the connections."""
         if self._client is not None:
-            wait_for(self._client.aclose())
+            tool_loop().wait(self._client.aclose())
             self._client = None
 
     async def _search_once(self, query: str) -> list[SearchResult]:
@@ -146,9 +145,8 @@ class WebSearchTool(Tool):
                 try:
                     return await self._ask(query)
                 except SearchError as error:
-                    backoff = (
-                        FIRST_WAIT_SECONDS * 2**retry * random.uniform(0.5, 1)
-                    )  # spread: others wait for the same engine
+                    # spread: others wait for the same engine
+                    backoff = FIRST_WAIT_SECONDS * 2**retry * random.uniform(0.5, 1)
                     wait = min(max(backoff, error.wait_seconds), LONGEST_WAIT_SECONDS)
                     left = deadline - asyncio.get_running_loop().time()
                     if not error.retryable or retry == self.retries or wait >= left:
@@ -256,9 +254,8 @@ def _as_text(found: list[SearchResult]) -> str:
 
 def _read_key(variable: str) -> str:
     key = os.environ.get(variable, "").strip()
-    if (
-        not key or not key.isascii() or not key.isprintable()
-    ):  # a header with anything else is refused by an error that shows it
+    # a header with anything else is refused by an error that shows it
+    if not key or not key.isascii() or not key.isprintable():
         raise SearchError("the search engine has no key on this machine")
     return key
 

@@ -24,9 +24,8 @@ Values = dict[int, float]  # by seed
 class Results:
     """All runs that are finished."""
 
-    judged: Mapping[
-        str, Mapping[int, Mapping[str, float]]
-    ]  # run -> seed -> metrics of its evaluation on held-out samples
+    # run -> seed -> metrics of its evaluation on held-out samples
+    judged: Mapping[str, Mapping[int, Mapping[str, float]]]
     curves: Mapping[str, Mapping[int, Mapping[str, Sequence[float]]]]  # design -> seed -> metric -> a value a step
 
     def values(self, run: str, metric: str) -> Values:

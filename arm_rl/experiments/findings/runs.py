@@ -17,8 +17,10 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from actors.cluster.reservation import reserve
-from arm_rl.core.config import ConfigError, SftConfig, TrainConfig
+from arm_rl.core.atomic_file import replace_text, replacing
+from arm_rl.core.config import ConfigError
 from arm_rl.core.config_file import load
+from arm_rl.core.stage_config import SftConfig, TrainConfig
 from arm_rl.core.template import Template
 from arm_rl.data.demonstrations import write_demonstrations
 from arm_rl.data.samples import read_samples
@@ -32,10 +34,10 @@ from arm_rl.experiments.findings.designs import DESIGNS
 from arm_rl.prepare.screening import run_screened_sessions
 from arm_rl.run.folder import is_finished
 from arm_rl.training.evaluation import evaluate_model
-from arm_rl.training.groups import serving
 from arm_rl.training.grpo import train_grpo
 from arm_rl.training.inputs import read_inputs
 from arm_rl.training.sft import train_sft
+from arm_rl.training.startup import rollout_service
 from tools import load_tools
 from tools.execution.local import LocalTools
 
@@ -106,8 +108,7 @@ class Findings:
         file = self.root / "setting.json"
         written = json.dumps(used, indent=2)
         if not file.exists():
-            self.root.mkdir(parents=True, exist_ok=True)
-            file.write_text(written)
+            replace_text(file, written)
         before, now = json.loads(file.read_text()), json.loads(written)
         differs = [key for key in now if before.get(key) != now[key]]
         if differs:
@@ -124,10 +125,7 @@ class Findings:
             path = self.data / f"{split}.parquet"
             if not path.is_file():
                 self.log(f"{number} samples: {split}")
-                partial = dataset.write(
-                    path.with_suffix(".partial"), seed=0, split=split, num_samples=number, tracks=setting.MIXED
-                )
-                partial.rename(path)
+                dataset.write(path, seed=0, split=split, num_samples=number, tracks=setting.MIXED)
 
     def _make_base(self) -> None:
         """The first demo's base model, and from it the one of the mixed task."""
@@ -141,18 +139,17 @@ class Findings:
         for folder, (title, tracks, steps, start) in plans.items():
             if not folder.is_dir():
                 self.log(title)
-                partial = folder.with_suffix(".partial")
-                make_base(
-                    partial,
-                    config.template,
-                    schemas,
-                    tracks=tracks,
-                    plan=steps,
-                    seed=0,
-                    share=self.size.pretraining,
-                    start=start,
-                )
-                partial.rename(folder)
+                with replacing(folder) as temporary:
+                    make_base(
+                        temporary,
+                        config.template,
+                        schemas,
+                        tracks=tracks,
+                        plan=steps,
+                        seed=0,
+                        share=self.size.pretraining,
+                        start=start,
+                    )
 
     def _train_cold_start(self, seed: int) -> None:
         folder = self.root / str(seed)
@@ -191,7 +188,7 @@ class Findings:
             return
         async with (
             reserve(f"findings-{seed}", cold.placement, 0, cold.rollout) as reservation,
-            serving(cold, read_inputs(cold).template, reservation) as engines,
+            rollout_service(cold, read_inputs(cold).template, reservation) as engines,
         ):
             if not judged:
                 self.log(f"seed {seed}: the cold start, judging")

@@ -13,9 +13,8 @@ ENGRAVED, PLAIN = (track.name for track in MIXED)
 KINDS = (ENGRAVED, PLAIN)
 
 CONFIG, SFT_CONFIG = "configs/findings.yaml", "configs/findings_sft.yaml"
-JudgedSplit = Literal[
-    "validation", "test"
-]  # settings are sought on the one; the figures come from the other, used once
+# settings are sought on the one; the figures come from the other, used once
+JudgedSplit = Literal["validation", "test"]
 NUM_TRAIN = 4800  # samples, half of each kind
 NUM_JUDGED: dict[JudgedSplit, int] = {"validation": 320, "test": 640}
 NUM_DEMONSTRATIONS = 2880  # that pass the screening: 90 steps

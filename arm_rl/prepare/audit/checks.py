@@ -115,27 +115,15 @@ def _find_leaks(contents: Sequence[FileContents], near: int) -> Iterator[Finding
                 continue
             rows = [row for row in held_out.rows if (second, row.name) not in known]
             pairs = list(_similar_pairs(rows, training.rows, near))
-            where = f"{training.path} and {held_out.path}"
-            copies = [[(first, b), (second, a)] for a, b in pairs if a.text == b.text]
-            if copies:
-                message = f"{where}: the same question on images that look alike"
-                yield Finding(
-                    level="suspicious",
-                    what="near leak",
-                    number=len(copies),
-                    message=message,
-                    examples=_row_names(contents, copies),
-                )
-            others = [[(first, b), (second, a)] for a, b in pairs if a.text != b.text]
-            if others:
-                message = f"{where}: images that look alike, with other questions"
-                yield Finding(
-                    level="suspicious",
-                    what="image leak",
-                    number=len(others),
-                    message=message,
-                    examples=_row_names(contents, others),
-                )
+            for what, is_copy, told in (
+                ("near leak", True, "the same question on images that look alike"),
+                ("image leak", False, "images that look alike, with other questions"),
+            ):
+                found = [[(first, b), (second, a)] for a, b in pairs if (a.text == b.text) == is_copy]
+                if found:
+                    message = f"{training.path} and {held_out.path}: {told}"
+                    examples = _row_names(contents, found)
+                    yield Finding(level="suspicious", what=what, number=len(found), message=message, examples=examples)
 
 
 def _similar_pairs(

@@ -24,11 +24,8 @@ class Format(Protocol):
 
 
 FORMATS: Mapping[str, Format] = {"verl": verl, "sharegpt": sharegpt, "openai": openai}
-EMBEDDED = {
-    "verl": True,
-    "sharegpt": False,
-    "openai": True,
-}  # whether a format's images stand in the file itself by default
+# whether a format's images stand in the file itself by default
+EMBEDDED = {"verl": True, "sharegpt": False, "openai": True}
 
 
 def guess_format(path: Path) -> str:

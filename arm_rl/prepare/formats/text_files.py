@@ -1,8 +1,7 @@
-"""JSON and JSON lines, read object by object and written whole."""
+"""JSON and JSON lines, read object by object."""
 
 import json
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -41,15 +40,6 @@ def read_objects(path: Path, decode: Callable[[dict[str, Any], str], T], broken:
         if isinstance(error, UserError):
             raise
         raise DataError(f"{path}: not a readable JSON file: {error}") from error
-
-
-@contextmanager
-def replacing(path: Path) -> Iterator[Path]:
-    """A file to write to, which takes its place when it is whole."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    unfinished = path.with_name(path.name + ".tmp")
-    yield unfinished
-    unfinished.replace(path)
 
 
 def dump_json(value: Any, where: str) -> str:

@@ -35,9 +35,8 @@ class Audit:
     accuracy: float | None  # of the classifier on rows that it was not fitted on; None: too few rows
     highest: float  # accuracy that may still be chance
     labels: dict[str, int]  # rows of each
-    longest: (
-        float | None
-    )  # share of the rows in which the right answer has the most words, ties shared; of single answers: None
+    # share of the rows in which the right answer has the most words, ties shared; of single answers: None
+    longest: float | None
     margins: dict[str, float]  # by question: how sure the classifier was of what is right
 
     @property
@@ -91,9 +90,8 @@ def balance(
     found = audit(choices)
     if found.at_chance:
         return choices, found
-    while (
-        found.accuracy is not None and found.accuracy > found.chance
-    ):  # what just passes as chance would leave half of it in
+    # what just passes as chance would leave half of it in
+    while found.accuracy is not None and found.accuracy > found.chance:
         if len(answered) - len(left) + step > max_dropped * len(answered):
             break
         easiest = {*sorted(found.margins, key=lambda question: -found.margins[question])[:step]}
@@ -108,10 +106,8 @@ def _classify_margins(choices: Sequence[Choice]) -> list[float]:
     features, right, rows = [], [], []
     for number, choice in enumerate(choices):
         own = np.array([_surface_features(answer) for answer in choice.answers])
-        most, least = (
-            own == own.max(axis=0),
-            own == own.min(axis=0),
-        )  # by however little: differences alone would hide it
+        # by however little: differences alone would hide it
+        most, least = own == own.max(axis=0), own == own.min(axis=0)
         ranks = most / most.sum(axis=0) - least / least.sum(axis=0)
         features.append(np.hstack([own - own.mean(axis=0), ranks, np.eye(len(choice.answers))]))
         right += [str(place) == choice.label for place in range(1, len(choice.answers) + 1)]

@@ -3,7 +3,7 @@
 from dataclasses import asdict, dataclass
 
 from arm_rl.core.errors import UserError
-from arm_rl.prepare.resumable_jsonl import JsonLines
+from arm_rl.core.json_lines import JsonLines
 
 
 class RepliesError(UserError):

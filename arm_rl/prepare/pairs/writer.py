@@ -4,12 +4,13 @@ import asyncio
 import base64
 import hashlib
 from collections import Counter
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 import httpx
 
+from arm_rl.core.concurrency import for_each
 from arm_rl.core.errors import UserError
 from arm_rl.core.images import Image, ImageError
 from arm_rl.core.seeding import derive_seed
@@ -70,24 +71,17 @@ class FlawWriter:
         outcomes: dict[str, WritingOutcome] = {}
         may_fail = int(self._config.max_failed * len(questions))
 
-        async def work(waiting: Iterator[Question]) -> None:
-            for question in waiting:
-                outcome = outcomes[question.id] = await self.write(question)
-                failed = [one for one in outcomes.values() if one.failed] if outcome.failed else []
-                if len(failed) > may_fail:
-                    raise WritingStopped(
-                        f"{self._server.url}: {len(failed)} requests failed, more than max_failed allows; the replies that came are kept, "
-                        f"and the same command goes on from there. The last failure: {outcome.refusals[-1]}"
-                    )
-                on_done(outcome)
+        async def write(question: Question) -> None:
+            outcome = outcomes[question.id] = await self.write(question)
+            failed = [one for one in outcomes.values() if one.failed] if outcome.failed else []
+            if len(failed) > may_fail:
+                raise WritingStopped(
+                    f"{self._server.url}: {len(failed)} requests failed, more than max_failed allows; the replies that came are kept, "
+                    f"and the same command goes on from there. The last failure: {outcome.refusals[-1]}"
+                )
+            on_done(outcome)
 
-        waiting = iter(questions)
-        try:
-            async with asyncio.TaskGroup() as tasks:
-                for _ in range(min(concurrency, len(questions))):
-                    tasks.create_task(work(waiting))
-        except* UserError as stopped:
-            raise stopped.exceptions[0] from None
+        await for_each(questions, write, at_a_time=concurrency)
         return [outcomes[question.id] for question in questions]
 
     async def write(self, question: Question) -> WritingOutcome:

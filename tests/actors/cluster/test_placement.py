@@ -10,7 +10,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from actors.cluster.placement import CPU_SHARE, Node, PlacementError, plan
-from arm_rl.core.config import PlacementConfig, RolloutConfig
+from arm_rl.core.compute_config import PlacementConfig, RolloutConfig
 
 APART = PlacementConfig(kind="apart")
 SHARED = PlacementConfig(kind="shared")

@@ -15,7 +15,7 @@ from actors.cluster import reservation
 from actors.cluster.connection import ClusterError, cluster, require_shared
 from actors.cluster.placement import PlacementError
 from actors.cluster.reservation import actor_name, reserve
-from arm_rl.core.config import PlacementConfig, RolloutConfig
+from arm_rl.core.compute_config import PlacementConfig, RolloutConfig
 
 pytestmark = pytest.mark.ray
 

@@ -4,7 +4,6 @@ import asyncio
 import dataclasses
 import subprocess
 import sys
-import tempfile
 
 import pytest
 
@@ -36,12 +35,10 @@ def test_ratios_are_taken_repeat_by_repeat():
 
 @pytest.mark.ray
 @pytest.mark.parametrize("max_staleness", [0, 1])
-async def test_the_instant_ends_are_driven_as_real_ones(local_cluster, max_staleness):
-    settings = driver.Settings(sessions=(16,), group_size=4, max_staleness=max_staleness)
-    async with driver.instant_driver(driver._config(settings, 16), num_samples=16) as driven:
-        assert driven.config.run.root.startswith(tempfile.gettempdir()), (
-            "no other run reads the groups that it finishes"
-        )
+async def test_the_instant_ends_are_driven_as_real_ones(local_cluster, max_staleness, tmp_path):
+    settings = driver.DriverSettings(sessions=(16,), group_size=4, max_staleness=max_staleness)
+    async with driver.instant_driver(driver._config(settings, 16, tmp_path), num_samples=16) as driven:
+        assert driven.config.run.root == str(tmp_path), "no other run reads the groups that it finishes"
         for step in range(4):
             metrics = await driven.step()
             driven.steps_done += 1
@@ -54,8 +51,9 @@ async def test_the_instant_ends_are_driven_as_real_ones(local_cluster, max_stale
 
 
 @pytest.mark.ray
-def test_a_measurement_of_the_driver(local_cluster):
-    result = driver.measure(driver.Settings(sessions=(8, 16), group_size=4, trajectories=16, repeats=2))
+def test_a_measurement_of_the_driver(local_cluster, tmp_path):
+    settings = driver.DriverSettings(sessions=(8, 16), group_size=4, trajectories=16, repeats=2)
+    result = dataclasses.replace(driver.BENCHMARK, settings=settings).run(tmp_path)
     assert result.key == "driver_share"
     assert len(result.ours) == len(result.other) == 2
     assert 0 < result.ratio_low <= result.ratio <= result.ratio_high

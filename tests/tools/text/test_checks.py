@@ -36,9 +36,8 @@ def between(lower, upper):
     return {"lower_bound": lower, "upper_bound": upper}
 
 
-PARAGRAPHS = (
-    "One here. Two, e.g. this.\n\nOnly one of 3.14.\n\n- item\n- item. Again."  # 2, 1 and 3 sentences; 5, 4 and 3 words
-)
+# 2, 1 and 3 sentences; 5, 4 and 3 words
+PARAGRAPHS = "One here. Two, e.g. this.\n\nOnly one of 3.14.\n\n- item\n- item. Again."
 
 
 @cases(
