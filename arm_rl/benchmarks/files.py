@@ -13,7 +13,7 @@ from typing import Any
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from arm_rl.core.atomic_file import replacing
+from arm_rl.core.atomic_file import replace_file
 from arm_rl.core.errors import UserError
 from arm_rl.core.images import Image, ImageError
 from arm_rl.core.types import ImageRef
@@ -151,7 +151,7 @@ class ImageStore:
         image = _check_image(row, key, value)
         path = self.folder / image.key
         if not path.exists():
-            with replacing(path) as temporary:
+            with replace_file(path) as temporary:
                 temporary.write_bytes(value)
         return ImageRef(path=str(path))
 

@@ -17,7 +17,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
-from arm_rl.core.atomic_file import replacing
+from arm_rl.core.atomic_file import replace_file
 from arm_rl.core.images import Image
 from arm_rl.core.types import (
     ImageInfo,
@@ -337,5 +337,5 @@ def _images_path(path: Path) -> Path:
 
 
 def _write_table(path: Path, table: pa.Table, row_group_size: int) -> None:
-    with replacing(path) as temporary:
+    with replace_file(path) as temporary:
         pq.write_table(table, temporary, compression="zstd", row_group_size=row_group_size)

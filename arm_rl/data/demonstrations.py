@@ -14,7 +14,7 @@ from typing import Any
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from arm_rl.core.atomic_file import replacing
+from arm_rl.core.atomic_file import replace_file
 from arm_rl.core.config import DataConfig
 from arm_rl.core.errors import UserError
 from arm_rl.core.images import Image
@@ -48,7 +48,7 @@ def write_demonstrations(path: Path, demonstrations: Iterable[tuple[Sample, Sess
         DataError: If a text contains `<image>`, which would be read as an image.
     """
     left, number = iter(demonstrations), 0
-    with replacing(path) as temporary, pq.ParquetWriter(temporary, _SCHEMA) as writer:
+    with replace_file(path) as temporary, pq.ParquetWriter(temporary, _SCHEMA) as writer:
         while rows := _build_rows(islice(left, _ROW_GROUP)):
             writer.write_table(pa.Table.from_pylist(rows, schema=_SCHEMA), row_group_size=_ROW_GROUP)
             number += len(rows)

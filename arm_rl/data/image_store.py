@@ -11,7 +11,7 @@ import httpx
 from PIL import Image as PILImage
 
 from arm_rl.core import images
-from arm_rl.core.atomic_file import replacing
+from arm_rl.core.atomic_file import replace_file
 from arm_rl.core.images import Image, ImageError
 
 _EXTENSIONS = {"PNG": ".png", "JPEG": ".jpg", "WEBP": ".webp", "GIF": ".gif", "BMP": ".bmp", "TIFF": ".tif"}
@@ -110,6 +110,6 @@ class ImageFolder:
         """Store an image and return its file."""
         path = self.folder / f"{image.key}{extension(image.data)}"
         if not path.exists():
-            with replacing(path) as temporary:
+            with replace_file(path) as temporary:
                 temporary.write_bytes(image.data)
         return path

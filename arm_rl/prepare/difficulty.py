@@ -19,7 +19,7 @@ import pyarrow.parquet as pq
 
 from actors.cluster.connection import cluster
 from actors.cluster.reservation import reserve
-from arm_rl.core.atomic_file import replace_text, replacing
+from arm_rl.core.atomic_file import replace_file, replace_text
 from arm_rl.core.concurrency import for_each
 from arm_rl.core.json_lines import JsonLines
 from arm_rl.core.stage_config import TrainConfig
@@ -169,7 +169,7 @@ def write_filtered(path: Path, judged: Mapping[str, SampleRollouts], never_right
     number = num_kept = 0
     with (
         pq.ParquetFile(path) as file,
-        replacing(out) as temporary,
+        replace_file(out) as temporary,
         pq.ParquetWriter(temporary, file.schema_arrow) as writer,
     ):
         for group in range(file.num_row_groups):

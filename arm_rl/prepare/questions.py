@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from arm_rl.core import images
-from arm_rl.core.atomic_file import replacing
+from arm_rl.core.atomic_file import replace_file
 from arm_rl.core.errors import UserError
 from arm_rl.core.images import Image, ImageError
 from arm_rl.core.types import ImageRef
@@ -83,7 +83,7 @@ def write_questions(path: Path, questions: Iterable[Question]) -> int:
         The number of questions.
     """
     number = 0
-    with replacing(path) as temporary, temporary.open("w", encoding="utf-8") as file:
+    with replace_file(path) as temporary, temporary.open("w", encoding="utf-8") as file:
         for question in questions:
             file.write(json.dumps(_to_json(question, path.parent), ensure_ascii=False) + "\n")
             number += 1

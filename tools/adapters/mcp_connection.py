@@ -10,7 +10,7 @@ from collections.abc import AsyncIterator, Coroutine
 from dataclasses import dataclass
 from typing import IO, Any
 
-from arm_rl.core.owner import tied
+from arm_rl.core.owner import tie_to_parent
 from arm_rl.core.session import ToolResult
 from tools.adapters.mcp_content import as_result
 
@@ -61,7 +61,7 @@ async def _connect_client(server: McpServer, errors: IO[str] | None, ended: asyn
             transport = streamable_http_client(server.url, http_client=client)
         else:
             program = sys.executable if server.command[0] == "python" else server.command[0]
-            launch = tied([program, *server.command[1:]])
+            launch = tie_to_parent([program, *server.command[1:]])
             parameters = StdioServerParameters(command=launch[0], args=launch[1:], env=server.values(), cwd=server.cwd)
             transport = stdio_client(parameters, errlog=errors)  # type: ignore[arg-type]
         yield await stack.enter_async_context(Client(_watch_transport(transport, ended), cache=None))

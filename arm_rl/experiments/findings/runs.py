@@ -17,7 +17,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from actors.cluster.reservation import reserve
-from arm_rl.core.atomic_file import replace_text, replacing
+from arm_rl.core.atomic_file import replace_file, replace_text
 from arm_rl.core.config import ConfigError
 from arm_rl.core.config_file import load
 from arm_rl.core.stage_config import SftConfig, TrainConfig
@@ -139,7 +139,7 @@ class Findings:
         for folder, (title, tracks, steps, start) in plans.items():
             if not folder.is_dir():
                 self.log(title)
-                with replacing(folder) as temporary:
+                with replace_file(folder) as temporary:
                     make_base(
                         temporary,
                         config.template,

@@ -4,7 +4,7 @@ from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 from typing import Any
 
-from arm_rl.core.atomic_file import replacing
+from arm_rl.core.atomic_file import replace_file
 from arm_rl.data.parquet_rows import BrokenRows, DataError
 from arm_rl.prepare.formats.pictures import Pictures
 from arm_rl.prepare.formats.text_files import (
@@ -86,7 +86,7 @@ def layout(records: Iterable[Record]) -> None:
 def write(path: Path, records: Iterable[Record], pictures: Pictures, schemas: dict[str, Any] | None) -> int:
     """As `Format.write`; `schemas` are those of known tools."""
     number = 0
-    with replacing(path) as temporary, temporary.open("w", encoding="utf-8") as file:
+    with replace_file(path) as temporary, temporary.open("w", encoding="utf-8") as file:
         for record in records:
             file.write(dump_json(_format_record(record, pictures, schemas or {}), f"row {number}") + "\n")
             number += 1

@@ -8,7 +8,7 @@ from typing import Any
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from arm_rl.core.atomic_file import replacing
+from arm_rl.core.atomic_file import replace_file
 from arm_rl.core.errors import UserError
 from arm_rl.core.parquet import open_file
 from arm_rl.data.parquet_rows import BrokenRows, DataError, read_rows
@@ -89,7 +89,7 @@ def write(path: Path, records: Iterable[Record], pictures: Pictures, schema: pa.
     """As `Format.write`: row groups are small, so that training reads single rows."""
     schema = schema.append(pa.field("images", _IMAGES))
     number = size = 0
-    with replacing(path) as temporary, pq.ParquetWriter(temporary, schema, max_rows_per_page=16) as writer:
+    with replace_file(path) as temporary, pq.ParquetWriter(temporary, schema, max_rows_per_page=16) as writer:
         batch: list[dict[str, Any]] = []
         for record in records:
             batch.append({**_format_row(record), "images": [pictures.entry(image) for image in record.images]})
