@@ -5,6 +5,7 @@ import json
 import subprocess
 import sys
 import time
+from collections.abc import Sequence
 from dataclasses import asdict
 from pathlib import Path
 
@@ -16,8 +17,7 @@ from arm_rl.core.config import ToolsConfig
 from arm_rl.core.errors import UserError
 from arm_rl.experiments.bench import driver, learner, overlap, rollout, service, summary, sync, tools, trl
 from arm_rl.experiments.bench.benchmark import SpeedBenchmark
-from jobs import serve
-from jobs.command_line import guarded
+from jobs.command_line import run_guarded
 
 TOOL_FILES = [f"configs/tools/{name}.yaml" for name in ("image_zoom", "text_checks", "python_executor")]
 
@@ -30,7 +30,7 @@ BENCHMARKS: dict[str, tuple[SpeedBenchmark, ...]] = {
     "sync_over_copy": (sync.BENCHMARK,),
     "driver_share": (driver.BENCHMARK,),
     "ranks": learner.TWO_RANKS_OVER_ONE,
-    "service": (service.benchmark(serve.service),),
+    "service": (service.BENCHMARK,),
 }
 
 
@@ -82,9 +82,9 @@ def all_tools(arguments: argparse.Namespace) -> str:
     return f"done: the numbers are in {path}"
 
 
-def main() -> int:
+def main(argv: Sequence[str] | None = None, *, program: str = "python -m jobs.bench") -> int:
     """Run the benchmark that the command line names."""
-    parser = argparse.ArgumentParser(prog="python -m jobs.bench", description=__doc__)
+    parser = argparse.ArgumentParser(prog=program, description=__doc__)
     parser.add_argument("--out", type=Path, default=Path("runs/bench"), help="folder of the results")
     commands = parser.add_subparsers(required=True, dest="key")
     command = commands.add_parser("all", help=every.__doc__, description=every.__doc__)
@@ -105,9 +105,9 @@ def main() -> int:
         "--arguments", default="{}", help='JSON: arguments by tool, as in \'{"count_words": {"response": "text_0"}}\''
     )
     command.set_defaults(run=all_tools)
-    arguments = parser.parse_args()
-    again = "--resume measures only what is missing" if arguments.key == "all" else ""
-    return guarded(lambda: arguments.run(arguments), again=again)
+    arguments = parser.parse_args(argv)
+    resume_hint = "--resume measures only what is missing" if arguments.key == "all" else ""
+    return run_guarded(lambda: arguments.run(arguments), resume_hint=resume_hint)
 
 
 if __name__ == "__main__":

@@ -9,8 +9,8 @@ from pathlib import Path
 from omegaconf import OmegaConf
 
 from arm_rl.core.errors import UserError
-from arm_rl.experiments.chaos import KINDS, VICTIMS, chaos, write
-from jobs.command_line import guarded
+from arm_rl.experiments.chaos import KINDS, VICTIMS, run_chaos, write_summary
+from jobs.command_line import run_guarded
 
 HANGING = VICTIMS.keys() - {"tool_worker"}  # of which one hangs; a tool worker's call has a time limit of its own
 PAUSE_SECONDS = 4.0  # mean between a recovery and the next kill
@@ -20,8 +20,8 @@ class NothingToTrain(UserError):
     """There is no model or no data to start from."""
 
 
-def _tools_apart(source: Path, target: Path) -> Path:
-    """The same tools in worker processes, two each, so that there are some to kill."""
+def _isolate_tools(source: Path, target: Path) -> Path:
+    """Write a tool file with the same tools in two worker processes each, so that there are some to kill."""
     listed = OmegaConf.load(source)
     for entry in listed.tools:
         entry.execution = {"isolation": "process", "concurrency": 2}
@@ -70,7 +70,7 @@ def main(argv: Sequence[str] | None = None, *, program: str = "python -m jobs.ch
             "run.max_restarts=10",
         ]
         command += [
-            f"tools.files=[{_tools_apart(data / 'tools.yaml', arguments.out / 'tools.yaml')}]",
+            f"tools.files=[{_isolate_tools(data / 'tools.yaml', arguments.out / 'tools.yaml')}]",
             f"algorithm.max_staleness={arguments.staleness}",
             "checkpoint.every=2",
         ]
@@ -82,7 +82,7 @@ def main(argv: Sequence[str] | None = None, *, program: str = "python -m jobs.ch
         ]
         command += ["run.stall_seconds=30", "learner.call_timeout_seconds=120"]
         kills = dict.fromkeys(KINDS, arguments.kills)
-        summary = chaos(
+        summary = run_chaos(
             command,
             run,
             kills=kills,
@@ -91,10 +91,10 @@ def main(argv: Sequence[str] | None = None, *, program: str = "python -m jobs.ch
             mark=arguments.mark,
             hangs=HANGING,
         )
-        write(summary, arguments.out / "summary.json")
+        write_summary(summary, arguments.out / "summary.json")
         return f"done: {summary}"
 
-    return guarded(start)
+    return run_guarded(start)
 
 
 if __name__ == "__main__":

@@ -8,7 +8,7 @@ from pathlib import Path
 from arm_rl.core.config import ConfigError
 from arm_rl.core.config_file import load_saved
 from arm_rl.export.checkpoint_export import export_checkpoint
-from jobs.command_line import guarded
+from jobs.command_line import run_guarded
 
 
 def main(argv: Sequence[str] | None = None, *, program: str = "python -m jobs.export") -> int:
@@ -27,7 +27,7 @@ def main(argv: Sequence[str] | None = None, *, program: str = "python -m jobs.ex
         step = export_checkpoint(config, arguments.run, out)
         return f"done: the model of step {step} is in {out}"
 
-    return guarded(start)
+    return run_guarded(start)
 
 
 if __name__ == "__main__":

@@ -21,7 +21,7 @@ from arm_rl.experiments.findings.plot import plot
 from arm_rl.experiments.findings.runs import QUICK, Findings, FindingsSize
 from arm_rl.experiments.findings.setting import JudgedSplit
 from arm_rl.experiments.findings.tables import markdown
-from jobs.command_line import guarded
+from jobs.command_line import run_guarded
 
 
 def write(root: Path) -> Path:
@@ -71,7 +71,7 @@ def main(argv: Sequence[str] | None = None, *, program: str = "python -m jobs.fi
         if not arguments.summary:
             split: JudgedSplit = "validation" if arguments.validation else "test"
             with cluster():
-                Findings(root, QUICK if arguments.quick else FindingsSize(), split=split, say=console.print).run(
+                Findings(root, QUICK if arguments.quick else FindingsSize(), split=split, log=console.print).run(
                     arguments.seeds, arguments.designs
                 )
         elif not root.is_dir():
@@ -80,7 +80,7 @@ def main(argv: Sequence[str] | None = None, *, program: str = "python -m jobs.fi
         console.print((root / "table.md").read_text(), markup=False)
         return f"done: {path}, with the tables in table.md and the plot in plot.svg beside it"
 
-    return guarded(start)
+    return run_guarded(start)
 
 
 if __name__ == "__main__":

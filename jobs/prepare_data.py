@@ -4,25 +4,24 @@ import argparse
 import sys
 from collections.abc import Callable, Sequence
 
-from jobs.command_line import guarded
-from jobs.prepare.audit import audit
-from jobs.prepare.commands import Commands
-from jobs.prepare.difficulty import difficulty
-from jobs.prepare.documents import documents
-from jobs.prepare.formats import convert
-from jobs.prepare.pairs import pairs
-from jobs.prepare.sources import questions, synthetic
-from jobs.prepare.trajectories import trajectories
+from jobs.command_line import Commands, run_guarded
+from jobs.prepare.audit import add_audit_command
+from jobs.prepare.difficulty import add_difficulty_command
+from jobs.prepare.documents import add_documents_command
+from jobs.prepare.formats import add_convert_command
+from jobs.prepare.pairs import add_pairs_command
+from jobs.prepare.sources import add_questions_command, add_synthetic_command
+from jobs.prepare.trajectories import add_trajectories_command
 
 COMMANDS: tuple[Callable[[Commands], None], ...] = (
-    questions,
-    synthetic,
-    pairs,
-    difficulty,
-    trajectories,
-    documents,
-    convert,
-    audit,
+    add_questions_command,
+    add_synthetic_command,
+    add_pairs_command,
+    add_difficulty_command,
+    add_trajectories_command,
+    add_documents_command,
+    add_convert_command,
+    add_audit_command,
 )
 
 
@@ -36,7 +35,7 @@ def main(argv: Sequence[str] | None = None, *, program: str = "python -m jobs.pr
     command = commands.choices.get(argv[0]) if argv else None
     # options between key=value too
     arguments = parser.parse_args(argv) if command is None else command.parse_intermixed_args(argv[1:])
-    return guarded(lambda: arguments.run(arguments))
+    return run_guarded(lambda: arguments.run(arguments))
 
 
 if __name__ == "__main__":

@@ -29,7 +29,7 @@ HOMES = {
     ),
     "deepspeed": ("actors/learner/", "actors/weights/gather.py"),
     "peft": ("actors/weights/lora.py",),
-    "ray": ("actors/", "arm_rl/training/", "arm_rl/experiments/bench/", "jobs/"),
+    "ray": ("actors/", "arm_rl/training/", "arm_rl/experiments/bench/", "arm_rl/judge/deployment.py", "jobs/"),
     "wandb": ("arm_rl/run/wandb_log.py",),
     "tensorboard": ("arm_rl/run/tensorboard_log.py",),
 }
@@ -131,3 +131,13 @@ def test_a_violation_is_found(path, source):
 )
 def test_what_is_allowed_is_not_found(path, source):
     assert violations(path, source) == []
+
+
+def test_no_job_imports_another_job():
+    """A job imports the shared command-line helpers only; `prepare_data` also the modules of its commands."""
+    shared = ("jobs.command_line.", "jobs.judge_options.", "jobs.server_options.")
+    for path in sources():
+        allowed = (*shared, "jobs.prepare.") if path == "jobs/prepare_data.py" else shared
+        if layer(path.removesuffix(".py").replace("/", ".")) == "jobs":
+            modules = [module for module in imports((ROOT / path).read_text()) if layer(module) == "jobs"]
+            assert [module for module in modules if not module.startswith(allowed)] == [], path

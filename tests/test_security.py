@@ -159,7 +159,7 @@ def test_a_key_of_the_environment_turns_up_in_no_file_and_no_log(tmp_path, templ
     with MetricsLog(folder, config.metrics, config, 1, stage="s") as log:
         trajectories = folder / "trajectories" / "s-000001.parquet"
         trajectory_file.write(trajectories, scored, {sample.id: sample}, finished.images, stage="s", step=1)
-        log.trajectories(trajectories)
+        log.log_trajectories(trajectories)
         log.log(1, rollout_metrics(scored))
     write_report(folder)
     files = [path for path in tmp_path.rglob("*") if path.is_file()]

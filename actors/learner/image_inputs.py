@@ -39,7 +39,7 @@ class ImagePreparer:
             return self._process([PILImage.new("RGB", (self._view.factor, self._view.factor))])
         new = [key for key in keys if key not in self._kept]
         if new:
-            inputs = self._process([self._view.view(images[key]) for key in new])
+            inputs = self._process([self._view.resize(images[key]) for key in new])
             pieces = inputs.patches.split(inputs.grids.prod(dim=1).tolist())
             for key, patches, grid in zip(new, pieces, inputs.grids, strict=True):
                 self._kept[key] = ImageInputs(patches, grid)

@@ -15,7 +15,7 @@ from ray.exceptions import RayActorError, RayError
 
 from actors.learner.rank import Learner, RankBatch
 from actors.learner.settings import LearnerSpec, learner_environment
-from actors.supervision import StageLost, cause_of, described, went_with_its_node
+from actors.supervision import StageLost, cause_of, describe_error, is_lost_with_node
 from actors.weights.files import PublishedWeights
 from arm_rl.core.compute_config import Transfer
 from arm_rl.core.loss import Objective, means
@@ -102,7 +102,7 @@ class LearnerRanks:
         try:
             _all([actor.send.remote(kind, version, engines, workers_per_engine) for actor in self._ranks], self._limit)
         except RayError as error:
-            raise StageLost(f"the weights did not reach the engines: {described(error)}") from error
+            raise StageLost(f"the weights did not reach the engines: {describe_error(error)}") from error
 
     def spans(self) -> dict[str, ObjectRef]:
         """Fetch each rank's spans since the last call, by the rank's name in the timeline."""
@@ -172,14 +172,14 @@ def _all(calls: Sequence[ObjectRef], limit: float) -> list[Any]:
             lost = _loss_behind(error, pending)
             if lost is None:
                 raise
-            raise LearnerLost(f"a learner rank was lost: {described(lost)}") from None
+            raise LearnerLost(f"a learner rank was lost: {describe_error(lost)}") from None
     return ray.get(list(calls))
 
 
 def _loss_behind(error: RayError, others: Sequence[ObjectRef]) -> RayError | None:
     """Return why the ranks are lost, if they are: a rank died, a collective failed, or images are gone."""
     cause = cause_of(error)
-    if isinstance(error, RayActorError) or went_with_its_node(error):  # the images
+    if isinstance(error, RayActorError) or is_lost_with_node(error):  # the images
         return error
     if not (isinstance(cause, dist.DistError) or "gloo" in str(cause).lower()):
         return None

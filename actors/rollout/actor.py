@@ -19,7 +19,7 @@ from arm_rl.core import session, tracing
 from arm_rl.core.compute_config import RolloutConfig, Transfer
 from arm_rl.core.config import ModelConfig, SessionConfig, TemplateConfig
 from arm_rl.core.images import Image
-from arm_rl.core.seeding import derive
+from arm_rl.core.seeding import derive_seed
 from arm_rl.core.session import Completion, PolicyRequest, Start
 from arm_rl.core.template import Template
 from arm_rl.core.tracing import SpanBatch, span
@@ -52,7 +52,7 @@ class RolloutActor(SupervisedActor):
         self._copies: Path | None = None  # folder of this node for weights that come from another one
         self._tools = ToolPool(executors, spec.traits)
         self._session_limit = asyncio.Semaphore(spec.rollout.max_concurrent_sessions)
-        seed = derive(spec.seed, "engine", number)
+        seed = derive_seed(spec.seed, "engine", number)
         where = {"use_gpu": spec.use_gpu, "can_sleep": spec.can_sleep}
         self._engine = Engine(spec.model, spec.rollout, self._template.view, seed=seed, transfer=spec.transfer, **where)
 
@@ -95,7 +95,7 @@ class RolloutActor(SupervisedActor):
                         self._tools,
                         self._limits,
                         template=self._template,
-                        seed=derive(seed, group_id, index),
+                        seed=derive_seed(seed, group_id, index),
                         group_id=group_id,
                         index=index,
                         start=start,

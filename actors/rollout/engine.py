@@ -336,7 +336,7 @@ class _ResizedImages:
     async def get(self, image: Image) -> PILImage.Image:
         """Decode and resize in a thread, so that a large image does not hold up the event loop."""
         if image.key not in self._images:
-            resized = await asyncio.to_thread(self._view.view, image)
+            resized = await asyncio.to_thread(self._view.resize, image)
             if image.key not in self._images:
                 self._images[image.key] = resized
                 self._num_bytes += _num_bytes(resized)

@@ -13,7 +13,7 @@ import httpx
 
 from actors.rollout.engine_settings import engine_environment
 from arm_rl.core.errors import UserError
-from arm_rl.core.owner import tied_group
+from arm_rl.core.owner import tie_group_to_owner
 
 SERVED_NAME = "judge"  # under which the model is offered
 GRACE_SECONDS = 10.0  # that the server is given to end by itself
@@ -79,7 +79,7 @@ class ModelServer:
         command += ["--override-generation-config", json.dumps(NEUTRAL)]
         with self.log.open("w") as output:
             self._process = subprocess.Popen(
-                tied_group([*command, *self._arguments], GRACE_SECONDS),
+                tie_group_to_owner([*command, *self._arguments], GRACE_SECONDS),
                 stdin=subprocess.PIPE,  # held as long as this process lives
                 stdout=output,
                 stderr=subprocess.STDOUT,

@@ -11,7 +11,7 @@ from actors.cluster.reservation import Reservation
 from actors.rollout.actor import RolloutActor, RolloutSpec
 from actors.rollout.engine_settings import engine_environment
 from actors.rollout.slot import LOST, NewestWeights, Slot
-from actors.supervision import ActorsLost, Deaths, described
+from actors.supervision import ActorsLost, Deaths, describe_error
 from actors.weights.files import PublishedWeights
 from arm_rl.core.compute_config import Transfer
 from arm_rl.core.types import Sample, Trajectory
@@ -104,7 +104,7 @@ class RolloutPool:
                         sample, group_id=group_id, size=size, temperature=temperature, seed=seed
                     )
                     result = RolloutResult(trajectories=await reference, reference=reference, images=images)
-                    self.deaths.progress()
+                    self.deaths.reset()
                     return result
                 except LOST as lost:
                     slot.replace(actor, lost)
@@ -114,7 +114,7 @@ class RolloutPool:
                 slot.num_groups -= 1
         assert error is not None
         raise ActorsLost(
-            f"{described(error)}: sample {sample.id!r} was run {MAX_RUNS} times, and each time its rollout actor died"
+            f"{describe_error(error)}: sample {sample.id!r} was run {MAX_RUNS} times, and each time its rollout actor died"
         )
 
     async def serve(self, published: PublishedWeights) -> None:

@@ -12,7 +12,7 @@ import ray
 from ray.actor import ActorHandle
 from ray.exceptions import RayActorError, RayError
 
-from actors.supervision import ActorsLost, Deaths, StageLost, described, end_of, forget
+from actors.supervision import ActorsLost, Deaths, StageLost, describe_error, discard_answers, wait_for_end
 from actors.weights.files import PublishedWeights, WeightFile
 from arm_rl.core.compute_config import Transfer
 from arm_rl.core.errors import EngineDied
@@ -114,12 +114,12 @@ class Slot:
 
     async def close(self) -> None:
         """End the actor, its engine and its processes."""
-        forget(self._starting)
+        discard_answers(self._starting)
         actor = self._leave()
         if actor is not None:
             closing = asyncio.ensure_future(actor.close.remote())
             await asyncio.wait([closing], timeout=SECONDS_TO_CLOSE)  # one that has died is closed
-            forget(closing)
+            discard_answers(closing)
             ray.kill(actor)
 
     def _leave(self) -> ActorHandle | None:
@@ -147,7 +147,7 @@ class Slot:
         return actor
 
     async def _watch(self, actor: ActorHandle) -> None:
-        self.replace(actor, await end_of(actor, self._stall_seconds))
+        self.replace(actor, await wait_for_end(actor, self._stall_seconds))
 
     async def _wait_for_process(self, actor: ActorHandle) -> None:
         """Wait until the actor's process runs.
@@ -165,13 +165,15 @@ class Slot:
                 )
             await process
         finally:
-            forget(process)
+            discard_answers(process)
 
     async def _start_successor(self, dead: ActorHandle, error: RayError | BaseException) -> ActorHandle:
         died = time.monotonic()
         ray.kill(dead)  # where only its engine died, or something hangs
         if self._transfer != "file":
-            raise StageLost(f"an engine was lost, and with it the group through which weights come: {described(error)}")
+            raise StageLost(
+                f"an engine was lost, and with it the group through which weights come: {describe_error(error)}"
+            )
         while True:
             self._deaths.add(error)
             try:
@@ -179,7 +181,7 @@ class Slot:
             except RayError as another:
                 error = another
                 continue
-            self._deaths.back(time.monotonic() - died)
+            self._deaths.record_recovery(time.monotonic() - died)
             return actor
 
     async def _load(self, actor: ActorHandle, published: PublishedWeights) -> None:

@@ -13,7 +13,7 @@ from actors.learner.ranks import LearnerRanks
 from actors.rollout.pool import RolloutPool
 from actors.weights.files import weights_folder
 from arm_rl.core.config import RunConfig
-from arm_rl.core.seeding import derive
+from arm_rl.core.seeding import derive_seed
 from arm_rl.core.stage_config import TrainConfig
 
 
@@ -48,4 +48,4 @@ class WeightSync:
 
 def published_folder(run: RunConfig) -> Path:
     """Return the folder of a run's weights for its engines; it is the same whenever the run is started again."""
-    return weights_folder(f"{run.name}-{derive(run.folder.resolve())}")
+    return weights_folder(f"{run.name}-{derive_seed(run.folder.resolve())}")

@@ -14,7 +14,7 @@ from arm_rl.benchmarks.verdicts import read_verdict
 from arm_rl.core.concurrency import for_each
 from arm_rl.core.errors import UserError
 from arm_rl.core.json_lines import JsonLines
-from arm_rl.core.seeding import derive
+from arm_rl.core.seeding import derive_seed
 from arm_rl.core.types import Sample, ScoredTrajectory, Trajectory
 from arm_rl.judge.backends import Backend, JudgedSession, SessionFiles
 
@@ -82,13 +82,13 @@ def read_questions(
         items = BENCHMARKS[name].read(
             path, ReadOptions(images=images, tools=tuple(tools), seed=seed, both_orders=both_orders)
         )
-        chosen = _limited(items, limit, seed)
+        chosen = _limit_items(items, limit, seed)
         questions += [ItemQuestion(benchmark=name, way=way, item=item) for way in ways for item in chosen]
     return questions
 
 
-def _limited(items: Sequence[Item], limit: int | None, seed: int) -> list[Item]:
-    """Whole clusters, until there are as many rows."""
+def _limit_items(items: Sequence[Item], limit: int | None, seed: int) -> list[Item]:
+    """Return the items of random clusters until there are `limit` rows."""
     if limit is None:
         return list(items)
     rows: dict[str, set[str]] = {}
@@ -96,7 +96,7 @@ def _limited(items: Sequence[Item], limit: int | None, seed: int) -> list[Item]:
         rows.setdefault(item.cluster, set()).add(item.row)
     chosen: set[str] = set()
     number = 0
-    for cluster in sorted(rows, key=lambda cluster: derive(seed, "limit", cluster)):
+    for cluster in sorted(rows, key=lambda cluster: derive_seed(seed, "limit", cluster)):
         if number >= limit:
             break
         chosen.add(cluster)
@@ -104,8 +104,8 @@ def _limited(items: Sequence[Item], limit: int | None, seed: int) -> list[Item]:
     return [item for item in items if item.cluster in chosen]
 
 
-def finished(questions: Sequence[ItemQuestion], folder: Path) -> dict[Key, ItemVerdict]:
-    """The verdicts that there are already.
+def read_finished(questions: Sequence[ItemQuestion], folder: Path) -> dict[Key, ItemVerdict]:
+    """Return the verdicts that exist already.
 
     Raises:
         ResultsError: the results are of other questions under the same names.
@@ -143,9 +143,9 @@ async def ask_all(
 
     Raises:
         EvaluationStopped: more sessions broke.
-        ResultsError: as `finished`.
+        ResultsError: as `read_finished`.
     """
-    known = finished(questions, folder)
+    known = read_finished(questions, folder)
     pending = [question for question in questions if question.key not in known]
     files, may_break, num_broken = SessionFiles(backend, folder / "trajectories"), int(max_broken * len(pending)), 0
     with JsonLines(folder / FILE) as lines:
@@ -162,7 +162,7 @@ async def ask_all(
                         f"the same command goes on from there. The last one:\n{asked.trajectory.error or ''}"
                     )
             else:
-                judged = known[question.key] = judge(question, asked)
+                judged = known[question.key] = judge_session(question, asked)
                 lines.add(result_line(question.benchmark, question.way, judged))
             on_done(question, judged)
             stage = f"{question.benchmark}-{question.way.replace(' ', '-')}-evaluation"
@@ -184,8 +184,8 @@ def _scored(trajectory: Trajectory, judged: ItemVerdict | None) -> ScoredTraject
     return ScoredTrajectory(trajectory=trajectory, reward=reward, correct=judged.correct, format_ok=format_ok)
 
 
-def judge(question: ItemQuestion, asked: JudgedSession[Any]) -> ItemVerdict:
-    """The verdict of a session that is over."""
+def judge_session(question: ItemQuestion, asked: JudgedSession[Any]) -> ItemVerdict:
+    """Return the verdict of a finished session."""
     item, trajectory = question.item, asked.trajectory
     answered = trajectory.end == "answered" and trajectory.turns
     events = trajectory.tool_events

@@ -73,7 +73,7 @@ class AgentModel:
         with self._lock:
             self._number += 1
             number = self._number
-        asked = self._loop.wait(self._ask(self._sample(message, name, number), name))
+        asked = self._loop.wait(self._ask(self._make_sample(message, name, number), name))
         if asked.trajectory.end == "aborted" or not asked.trajectory.turns:
             return f"{FAILED} {(asked.trajectory.error or 'no turn').strip().splitlines()[-1]}"
         return answer_text(asked.trajectory.turns[-1].text)
@@ -92,7 +92,7 @@ class AgentModel:
         self._closed = True
         atexit.unregister(self.close)
         try:
-            self._loop.wait(self._end())
+            self._loop.wait(self._close_backend())
         finally:
             self._loop.close()
 
@@ -102,7 +102,7 @@ class AgentModel:
     def __exit__(self, *_: object) -> None:
         self.close()
 
-    def _sample(self, message: Sequence[Part], dataset: str, number: int) -> Sample:
+    def _make_sample(self, message: Sequence[Part], dataset: str, number: int) -> Sample:
         parts: list[str | ImagePart] = []
         images: list[ImageRef] = []
         system = [self._system_prompt] if self._system_prompt is not None else []
@@ -135,7 +135,7 @@ class AgentModel:
         await self._files.add(dataset, asked, ScoredTrajectory(trajectory=asked.trajectory, reward=None))
         return asked
 
-    async def _end(self) -> None:
+    async def _close_backend(self) -> None:
         try:
             await self._files.flush()
         finally:

@@ -11,7 +11,7 @@ from pathlib import Path
 
 
 @contextmanager
-def replacing(path: Path) -> Iterator[Path]:
+def replace_file(path: Path) -> Iterator[Path]:
     """Yield a temporary path next to `path`, which takes the name `path` when the block ends without an error.
 
     The block writes a file there, or a folder where `path` does not exist yet. An error removes what it has written and
@@ -38,6 +38,6 @@ def replacing(path: Path) -> Iterator[Path]:
 
 
 def replace_text(path: Path, text: str) -> None:
-    """Write `text` as UTF-8 to a file that is replaced as `replacing` does."""
-    with replacing(path) as temporary:
+    """Write `text` as UTF-8 to a file that is replaced as `replace_file` does."""
+    with replace_file(path) as temporary:
         temporary.write_text(text, encoding="utf-8")

@@ -34,7 +34,7 @@ def load(cls: type[ConfigT], path: str | os.PathLike, overrides: Sequence[str] =
     """
     written = _read(path)
     for override in overrides:
-        written = _overridden(written, override)
+        written = _apply_override(written, override)
     return build(cls, written, source=str(path))
 
 
@@ -64,7 +64,7 @@ def _read(path: str | os.PathLike) -> DictConfig:
     return written
 
 
-def _overridden(written: DictConfig, override: str) -> DictConfig:
+def _apply_override(written: DictConfig, override: str) -> DictConfig:
     key, equals, _ = override.partition("=")
     if not key or not equals:
         raise ConfigError(f"{override!r}: an override is written key=value")
@@ -83,7 +83,7 @@ def build(cls: type[ConfigT], values: DictConfig | dict[str, Any], source: str =
             OmegaConf.set_readonly(node, False)
     plain = OmegaConf.to_container(values) if isinstance(values, DictConfig) else values
     # one by one, so that every error has its key
-    for key, value in _leaves(cls, typing.cast(dict[str, Any], plain), source):
+    for key, value in _iterate_leaves(cls, typing.cast(dict[str, Any], plain), source):
         if _ENVIRONMENT.search(str(value)):
             raise ConfigError(
                 f"{key}: {value!r} cannot be used: environment variables decide nothing here, and the run folder, which keeps the resolved "
@@ -102,8 +102,8 @@ def build(cls: type[ConfigT], values: DictConfig | dict[str, Any], source: str =
         raise ConfigError(f"{error.full_key or source}: {_first_line(error)}") from error
 
 
-def _leaves(cls: type, values: dict[str, Any], source: str, prefix: str = "") -> Iterator[tuple[str, Any]]:
-    """What is written, key by key, all of them known."""
+def _iterate_leaves(cls: type, values: dict[str, Any], source: str, prefix: str = "") -> Iterator[tuple[str, Any]]:
+    """Yield the keys and values of a configuration; raise a ConfigError for an unknown key."""
     known = {item.name: typing.cast(type, item.type) for item in dataclasses.fields(cls)}
     for name, value in values.items():
         key = f"{prefix}{name}"
@@ -112,7 +112,7 @@ def _leaves(cls: type, values: dict[str, Any], source: str, prefix: str = "") ->
         if not dataclasses.is_dataclass(known[name]):
             yield key, value
         elif isinstance(value, dict):
-            yield from _leaves(known[name], value, source, f"{key}.")
+            yield from _iterate_leaves(known[name], value, source, f"{key}.")
         else:
             raise ConfigError(f"{key}: a section of keys is needed, not {value!r}")
 

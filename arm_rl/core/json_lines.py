@@ -47,7 +47,7 @@ class JsonLines:
             LinesError: If another line is broken.
         """
         path.parent.mkdir(parents=True, exist_ok=True)
-        self.found, num_bytes = read_json_lines(path)
+        self.entries, num_bytes = read_json_lines(path)
         self._file = path.open("ab")
         self._file.truncate(num_bytes)
 

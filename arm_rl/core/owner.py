@@ -2,7 +2,7 @@
 
 - A process that its owner has started directly calls `die_with_parent`.
 - Any other process of this project calls `die_with`.
-- A command that is not ours is started as `tied`, or as `tied_group` if it starts processes of its own.
+- A command that is not ours is started as `tie_to_parent`, or as `tie_group_to_owner` if it starts processes of its own.
 
 Launchers run this file by its path, so it imports only the standard library.
 """
@@ -47,12 +47,12 @@ def die_with(owner: int) -> None:
         threading.Thread(target=watch, name="owner-watch", daemon=True).start()
 
 
-def tied(command: Sequence[str]) -> list[str]:
+def tie_to_parent(command: Sequence[str]) -> list[str]:
     """Return a command line that becomes `command`, which the kernel kills with the thread that starts it."""
     return [*_LAUNCHER, "exec", str(os.getpid()), *command]
 
 
-def tied_group(command: Sequence[str], grace_seconds: float) -> list[str]:
+def tie_group_to_owner(command: Sequence[str], grace_seconds: float) -> list[str]:
     """Return a command line that runs `command` and ends it, with all that it starts, when its owner is gone.
 
     The owner keeps the other end of its standard input open; the system closes it when the owner is killed. The command's

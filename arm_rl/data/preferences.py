@@ -9,7 +9,7 @@ from typing import Any
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from arm_rl.core.atomic_file import replacing
+from arm_rl.core.atomic_file import replace_file
 
 ROW_GROUP = 128  # rows whose images are read together
 SCHEMA = pa.schema(
@@ -82,7 +82,7 @@ class Preference:
 
 def write_preferences(path: Path, preferences: Iterable[Preference]) -> Path:
     """Write preferences, with one row group in memory at a time. Equal rows give equal bytes."""
-    with replacing(path) as temporary, pq.ParquetWriter(temporary, SCHEMA) as writer:
+    with replace_file(path) as temporary, pq.ParquetWriter(temporary, SCHEMA) as writer:
         left = iter(preferences)
         while rows := [one.row() for one in islice(left, ROW_GROUP)]:
             writer.write_table(pa.Table.from_pylist(rows, schema=SCHEMA), row_group_size=ROW_GROUP)

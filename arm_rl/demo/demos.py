@@ -1,4 +1,4 @@
-"""The demos as data: what each trains on, with which settings, and how long it takes. Who runs them is jobs/demo.py."""
+"""The demos as data: what each trains on, with which settings, and how long it takes. `phases` runs them."""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field

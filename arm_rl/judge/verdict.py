@@ -32,7 +32,11 @@ class Opinion:
         if not turns:
             return cls(label=None, probability=None, session=session)
         label = parse_judgment(turns[-1].text)
-        return cls(label=label, probability=None if label is None else _decided(turns[-1], template), session=session)
+        return cls(
+            label=label,
+            probability=None if label is None else _decision_probability(turns[-1], template),
+            session=session,
+        )
 
     @property
     def reasoning(self) -> str:
@@ -59,7 +63,7 @@ class Verdict:
         """Weighs the opinions. One that tells its probability p weighs p, and what is left is shared by the other answers."""
         weights: dict[int | bool, float] = {}
         for opinion, order in zip(opinions, orders, strict=True):
-            chosen = _chosen(opinion, order)
+            chosen = _original_choice(opinion, order)
             if chosen is None:
                 continue
             others = [answer for answer in (order or (True, False)) if answer != chosen]
@@ -77,7 +81,9 @@ class Verdict:
     @property
     def choices(self) -> tuple[int | bool | None, ...]:
         """What each session chose, in the caller's order of the answers."""
-        return tuple(_chosen(opinion, order) for opinion, order in zip(self.opinions, self.orders, strict=True))
+        return tuple(
+            _original_choice(opinion, order) for opinion, order in zip(self.opinions, self.orders, strict=True)
+        )
 
     @property
     def consistent(self) -> bool:
@@ -106,8 +112,8 @@ class Ranking:
     comparisons: tuple[tuple[tuple[int, int], Verdict], ...]  # who met whom, and the verdict: 1 is the first of the two
 
     @property
-    def wins(self) -> Counter[int]:
-        """Comparisons won, by answer."""
+    def num_wins(self) -> Counter[int]:
+        """Number of comparisons won, by answer."""
         return Counter(pair[verdict.choice - 1] for pair, verdict in self.comparisons if verdict.choice is not None)
 
 
@@ -132,15 +138,15 @@ def position_bias(verdicts: Sequence[Verdict]) -> dict[str, float]:
     }
 
 
-def _chosen(opinion: Opinion, order: Sequence[int]) -> int | bool | None:
+def _original_choice(opinion: Opinion, order: Sequence[int]) -> int | bool | None:
     if opinion.label in (None, "true", "false"):
         return {None: None, "true": True, "false": False}[opinion.label] if not order else None
     place = int(opinion.label or 0)
     return order[place - 1] if place <= len(order) else None
 
 
-def _decided(turn: Turn, template: Template) -> float | None:
-    """Probability of the first token that tells this judgment from the others."""
+def _decision_probability(turn: Turn, template: Template) -> float | None:
+    """Return the probability of the first token that tells this judgment from the others."""
     start = _DECISION.search(turn.text)
     if start is None or len(turn.logprobs) != len(turn.token_ids):
         return None

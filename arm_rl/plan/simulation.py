@@ -174,13 +174,15 @@ def _scorer(rollouts: Rollouts) -> Any:
 def _handle(**methods: Any) -> Any:
     """An actor that never dies. Methods that are no coroutines are taken as they are."""
 
-    async def lives() -> None:
+    async def wait_until_death() -> None:
         await asyncio.Event().wait()
 
     async def at_once() -> None: ...
 
     handle = SimpleNamespace()
-    for name, method in (methods | {"lives": lives, "pulse": at_once, "__ray_ready__": at_once}).items():
+    for name, method in (
+        methods | {"wait_until_death": wait_until_death, "pulse": at_once, "__ray_ready__": at_once}
+    ).items():
         setattr(handle, name, _remote(method) if inspect.iscoroutinefunction(method) else method)
     return handle
 

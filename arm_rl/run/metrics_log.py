@@ -111,14 +111,14 @@ class MetricsLog:
             self._tensorboard.log(step, metrics)
         self._show(step, metrics)
 
-    def trajectories(self, path: Path) -> None:
-        """Puts some of a trajectory log on the page, once it is written."""
+    def log_trajectories(self, path: Path) -> None:
+        """Log some rows of a trajectory file to the page, once the file is written."""
         self._unread.append(path)
 
-    def artifact(self, kind: Literal["checkpoint", "export"], folder: Path) -> None:
-        """Keeps a checkpoint or an exported model at Weights & Biases, where the configuration says so."""
+    def log_artifact(self, kind: Literal["checkpoint", "export"], folder: Path) -> None:
+        """Log a checkpoint or an exported model to Weights & Biases, if the configuration says so."""
         if self._page is not None:
-            self._page.artifact(kind, folder)
+            self._page.log_artifact(kind, folder)
 
     def close(self, failed: bool = False) -> None:
         """Finishes the progress bar, the page and the event file."""
@@ -144,7 +144,7 @@ class MetricsLog:
             [path for path in self._unread if not path.exists()],
         )
         for path in written:
-            page.trajectories(path)
+            page.log_trajectories(path)
 
     def _show(self, step: int, metrics: Mapping[str, float]) -> None:
         now = time.monotonic()

@@ -149,7 +149,7 @@ class Collector:
         Raises:
             DataError: If the data has changed since the checkpoint.
         """
-        samples = {one["number"]: self._cursor.dealt(one["number"]) for one in state["pending"]}
+        samples = {one["number"]: self._cursor.sample_at(one["number"]) for one in state["pending"]}
         for one in state["pending"]:
             now = samples[one["number"]].id
             if now != one["sample"]:

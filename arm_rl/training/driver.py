@@ -153,7 +153,7 @@ class Driver:
         found = [one.group for one in groups.selections]
         every = self.config.metrics.trajectories_every
         if every and self.steps_done % every == 0:
-            self.log.trajectories(self.runner.record(self.config.run.name, self.steps_done + 1, found))
+            self.log.log_trajectories(self.runner.record(self.config.run.name, self.steps_done + 1, found))
         samples = {group.sample.id: group.sample for group in found}
         return {
             **rollout_metrics([one for group in found for one in group.scored], samples),
@@ -173,12 +173,14 @@ class Driver:
             "collector": self.collector.state(),
             "owes_evaluation": self._owes_evaluation,
         }
-        with checkpoint.writing(self._checkpoints, self.steps_done, state, self.config.checkpoint.keep) as target:
+        with checkpoint.write_checkpoint(
+            self._checkpoints, self.steps_done, state, self.config.checkpoint.keep
+        ) as target:
             await asyncio.to_thread(self.learners.save, target)
             await self.runner.save_groups(target / _FINISHED, list(finished.values()), self.steps_done)
         if self._journal is not None:
             self._journal.forget(known)
-        self.log.artifact("checkpoint", self._checkpoints / str(self.steps_done))
+        self.log.log_artifact("checkpoint", self._checkpoints / str(self.steps_done))
 
     async def resume(self, *, serves_other: bool = False) -> None:
         """Resume from the run folder's newest checkpoint, if there is one, and serve its weights.

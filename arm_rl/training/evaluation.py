@@ -5,7 +5,7 @@ from collections.abc import Sequence
 from contextlib import nullcontext
 from dataclasses import replace
 
-from actors.cluster.reservation import reserved
+from actors.cluster.reservation import reserve
 from arm_rl.core.config import ConfigError, EvaluationConfig
 from arm_rl.core.stage_config import TrainConfig
 from arm_rl.core.types import Sample
@@ -70,7 +70,7 @@ async def evaluate_model(config: TrainConfig, engines: RolloutService | None = N
     async with (
         nullcontext(engines)
         if engines is not None
-        else reserved(config.run.name, config.placement, 0, config.rollout) as place,
+        else reserve(config.run.name, config.placement, 0, config.rollout) as place,
         group_runner(config, inputs.template, place) as runner,
     ):
         metrics = await evaluate(runner, inputs.held_out, config.evaluation, stage=config.run.name, step=0)

@@ -13,7 +13,7 @@ from ray.actor import ActorHandle
 
 from actors.rollout.pool import RolloutPool
 from actors.scorer import Score
-from actors.supervision import Deaths, described, run_again, watch, went_with_its_node
+from actors.supervision import Deaths, call_with_retries, describe_error, is_lost_with_node, watch
 from arm_rl.core import trajectory_file
 from arm_rl.core.stage_config import TrainConfig
 from arm_rl.core.tracing import span
@@ -54,8 +54,11 @@ class GroupRunner:
                 sample, group_id=group_id, size=size, temperature=temperature, seed=self._run.seed
             )
             scorer = next(self._scorers)
-            scores: list[Score] = await run_again(scorer, lambda: scorer.score.remote(sample, result.reference))
-        scored = tuple(score.of(trajectory) for score, trajectory in zip(scores, result.trajectories, strict=True))
+            scores: list[Score] = await call_with_retries(scorer, lambda: scorer.score.remote(sample, result.reference))
+        scored = tuple(
+            score.to_scored_trajectory(trajectory)
+            for score, trajectory in zip(scores, result.trajectories, strict=True)
+        )
         return Group(sample=sample, scored=scored, images=result.images)
 
     async def run_all(self, samples: Sequence[Sample], name: str, *, size: int, temperature: float) -> list[Group]:
@@ -90,10 +93,11 @@ class GroupRunner:
         """Wait until all recorded trajectories are on disk."""
         for written in await asyncio.gather(*self._writing, return_exceptions=True):
             if isinstance(written, BaseException):
-                if not went_with_its_node(written):
+                if not is_lost_with_node(written):
                     raise written
                 logger.warning(
-                    "trajectories of a step are not on disk: their images went with a node (%s)", described(written)
+                    "trajectories of a step are not on disk: their images went with a node (%s)",
+                    describe_error(written),
                 )
         self._writing.clear()
 
@@ -112,7 +116,7 @@ class GroupRunner:
             scored, images = archive.read.remote(path)
             return await scored, images
 
-        scored, images = await run_again(archive, read)
+        scored, images = await call_with_retries(archive, read)
         groups: defaultdict[str, list[ScoredTrajectory]] = defaultdict(list)
         for one in scored:
             groups[one.trajectory.group_id].append(one)
@@ -128,7 +132,7 @@ class GroupRunner:
         samples = {group.sample.id: group.sample for group in groups}
         images = [group.images for group in groups]
         (archive,) = self._helpers["archive"]
-        await run_again(archive, lambda: archive.write.remote(path, scored, samples, stage, step, *images))
+        await call_with_retries(archive, lambda: archive.write.remote(path, scored, samples, stage, step, *images))
 
     def spans(self) -> dict[str, ray.ObjectRef]:
         """Fetch each actor's spans since the last call, by the actor's name in the timeline."""

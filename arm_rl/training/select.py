@@ -6,7 +6,7 @@ group -> too old? flat? -> each trajectory: broken? unscored? overlong? -> its f
 from dataclasses import dataclass
 from typing import Literal, get_args
 
-from arm_rl.core.advantage import is_flat
+from arm_rl.core.advantage import is_zero_variance
 from arm_rl.core.stage_config import AlgorithmConfig
 from arm_rl.training.group import Group
 
@@ -41,7 +41,7 @@ def select(number: int, group: Group, version: int, algorithm: AlgorithmConfig) 
     whole: Fate = "trained"
     if group.age(version) > algorithm.max_staleness:
         whole = "too_old"
-    elif algorithm.drop_flat_groups and is_flat(group.rewards):
+    elif algorithm.drop_flat_groups and is_zero_variance(group.rewards):
         whole = "flat"
     fates: list[Fate] = []
     for one in group.scored:

@@ -10,7 +10,7 @@ from actors.learner.ranks import LearnerRanks
 from arm_rl.core.advantage import group_advantages
 from arm_rl.core.batching import make_batch
 from arm_rl.core.loss import GrpoObjective
-from arm_rl.core.seeding import derive
+from arm_rl.core.seeding import derive_seed
 from arm_rl.core.stage_config import TrainConfig
 from arm_rl.core.tracing import span
 from arm_rl.core.training_sample import training_sample
@@ -80,7 +80,9 @@ class Updates:
         algorithm = self._config.algorithm
         size = algorithm.mini_batch_samples or algorithm.samples_per_step
         for epoch in range(algorithm.epochs_per_step):
-            order = sorted(range(len(samples)), key=lambda number: derive(self._config.run.seed, step, epoch, number))
+            order = sorted(
+                range(len(samples)), key=lambda number: derive_seed(self._config.run.seed, step, epoch, number)
+            )
             for start in range(0, len(order), size):
                 yield self._batch([sample for number in order[start : start + size] for sample in samples[number]])
 

@@ -6,12 +6,12 @@ from pathlib import Path
 
 import pytest
 
-from arm_rl.core.atomic_file import replace_text, replacing
+from arm_rl.core.atomic_file import replace_file, replace_text
 
 
 def test_a_file_takes_its_name_when_it_is_complete(tmp_path):
     path = tmp_path / "new" / "folder" / "numbers.json"
-    with replacing(path) as temporary:
+    with replace_file(path) as temporary:
         temporary.write_text("[1, 2")
         assert temporary.parent == path.parent  # a rename replaces a file within one file system only
         assert not path.exists()
@@ -20,7 +20,7 @@ def test_a_file_takes_its_name_when_it_is_complete(tmp_path):
 
 
 def write_half(path: Path, error: BaseException) -> None:
-    with replacing(path) as temporary:
+    with replace_file(path) as temporary:
         temporary.write_text("ne")
         raise error
 
@@ -36,7 +36,7 @@ def test_an_error_keeps_the_old_file_and_leaves_no_other(tmp_path, error):
 
 
 def test_an_error_before_anything_is_written_leaves_nothing(tmp_path):
-    with pytest.raises(ZeroDivisionError), replacing(tmp_path / "numbers.json"):
+    with pytest.raises(ZeroDivisionError), replace_file(tmp_path / "numbers.json"):
         raise ZeroDivisionError
     assert list(tmp_path.iterdir()) == []
 
@@ -51,13 +51,13 @@ def test_a_text_that_cannot_be_written_keeps_the_old_file(tmp_path):
 
 
 def test_a_block_that_writes_nothing_is_an_error(tmp_path):
-    with pytest.raises(FileNotFoundError), replacing(tmp_path / "numbers.json"):
+    with pytest.raises(FileNotFoundError), replace_file(tmp_path / "numbers.json"):
         pass
 
 
 def test_a_folder_takes_its_name_when_it_is_complete(tmp_path):
     path = tmp_path / "model"
-    with replacing(path) as temporary:
+    with replace_file(path) as temporary:
         temporary.mkdir()
         (temporary / "config.json").write_text("{}")
         assert not path.exists()
@@ -67,7 +67,7 @@ def test_a_folder_takes_its_name_when_it_is_complete(tmp_path):
 
 def test_an_error_removes_an_incomplete_folder(tmp_path):
     def write(path: Path) -> None:
-        with replacing(path) as temporary:
+        with replace_file(path) as temporary:
             temporary.mkdir()
             write_half(temporary / "config.json", ZeroDivisionError())
 
@@ -78,9 +78,9 @@ def test_an_error_removes_an_incomplete_folder(tmp_path):
 
 def test_of_two_writers_at_once_the_last_to_finish_wins(tmp_path):
     path = tmp_path / "numbers.json"
-    with replacing(path) as first, first.open("w") as file:
+    with replace_file(path) as first, first.open("w") as file:
         file.write("first, ")
-        with replacing(path) as second, second.open("w") as other:
+        with replace_file(path) as second, second.open("w") as other:
             other.write("second, complete")
         assert path.read_text() == "second, complete"
         file.write("complete")

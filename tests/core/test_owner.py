@@ -7,7 +7,7 @@ import time
 
 import pytest
 
-from arm_rl.core.owner import tied, tied_group
+from arm_rl.core.owner import tie_group_to_owner, tie_to_parent
 from arm_rl.experiments.processes import is_alive
 
 WATCHING = """
@@ -53,7 +53,7 @@ def test_a_process_does_not_watch_itself():
     assert subprocess.run([sys.executable, "-c", program, "0", "0.1"], capture_output=True).returncode == 0
 
 
-@pytest.mark.parametrize("launch", [tied, lambda command: tied_group(command, 1.0)])
+@pytest.mark.parametrize("launch", [tie_to_parent, lambda command: tie_group_to_owner(command, 1.0)])
 def test_a_launcher_passes_arguments_and_the_exit_status(launch, tmp_path):
     (tmp_path / "types.py").write_text("raise SystemExit('imported from the current folder')")
     command = launch(SHOWS)
@@ -63,13 +63,13 @@ def test_a_launcher_passes_arguments_and_the_exit_status(launch, tmp_path):
 
 
 def test_a_command_that_cannot_run_is_named():
-    finished = subprocess.run(tied(["/no/such/program"]), capture_output=True, text=True)
+    finished = subprocess.run(tie_to_parent(["/no/such/program"]), capture_output=True, text=True)
     assert (finished.stderr, finished.returncode) == ("/no/such/program: No such file or directory\n", 1)
 
 
 def test_a_command_that_starts_too_late_ends_at_once():
     """Its owner has ended: the id is that of another process."""
-    command = tied(["sleep", "600"])
+    command = tie_to_parent(["sleep", "600"])
     command[4] = "1"
     assert subprocess.run(command).returncode == 1
 
@@ -85,7 +85,7 @@ time.sleep(600)
 
 def test_a_group_ends_when_its_standard_input_is_closed():
     """The command ignores SIGTERM, so that it gets SIGKILL; this process is in another group and lives on."""
-    command = tied_group([sys.executable, "-c", GROUP], 0.5)
+    command = tie_group_to_owner([sys.executable, "-c", GROUP], 0.5)
     with subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True) as launcher:
         processes = [launcher.pid, *map(int, launcher.stdout.readline().split())]
         assert all(is_alive(process) for process in processes)

@@ -3,7 +3,7 @@
 import pytest
 
 from arm_rl.core import training_sample as training_samples
-from arm_rl.core.seeding import derive
+from arm_rl.core.seeding import derive_seed
 from arm_rl.core.types import ImageInfo, TrainingSample, Trajectory, Turn
 
 PAD = 99
@@ -100,7 +100,7 @@ def test_the_sequences_of_a_training_sample_have_one_length(name):
 
 
 def test_seeds_depend_on_every_part():
-    seeds = {derive(*parts) for parts in [(0, "a", 1), (0, "a", 2), (0, "b", 1), (1, "a", 1), (0, "a"), ()]}
+    seeds = {derive_seed(*parts) for parts in [(0, "a", 1), (0, "a", 2), (0, "b", 1), (1, "a", 1), (0, "a"), ()]}
     assert len(seeds) == 6
-    assert derive(0, "a", 1) == derive(0, "a", 1)
+    assert derive_seed(0, "a", 1) == derive_seed(0, "a", 1)
     assert all(0 <= seed < 2**31 for seed in seeds)

@@ -46,7 +46,7 @@ def test_other_tiles_say_as_much_for_one_claim_as_for_the_other():
         scene = scenes.make_scene(2, "train", index)
         others = [tile.digit for tile in scene.tiles[1:]]
         assert others.count(scene.claims[0]) == others.count(scene.claims[1])
-        assert scene.asked.digit == scene.claims[int(scene.label) - 1]
+        assert scene.asked_tile.digit == scene.claims[int(scene.label) - 1]
 
 
 def test_tiles_have_colours_and_cells_of_their_own():
@@ -57,7 +57,7 @@ def test_tiles_have_colours_and_cells_of_their_own():
 
 def test_the_small_view_hides_the_digit_and_the_crop_shows_it():
     """The same tile with another digit: nearly the same view, a plainly different crop."""
-    tile = scenes.make_scene(0, "train", 0).asked
+    tile = scenes.make_scene(0, "train", 0).asked_tile
     views, crops = [], []
     for digit in scenes.CLASSES:
         image = int(scenes.digit_images("train", digit)[0])
@@ -104,7 +104,7 @@ def test_draw_cell_is_a_crop_of_the_drawing():
 def test_scene_view_is_the_resized_drawing():
     for index in range(10):
         scene = scenes.make_scene(0, "train", index)
-        assert np.abs(_view(scene) - pixels.scene_view(scene)).max() <= 2
+        assert np.abs(_view(scene) - pixels.resized_scene(scene)).max() <= 2
 
 
 def _view(scene: scenes.Scene) -> np.ndarray:

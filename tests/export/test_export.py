@@ -82,7 +82,7 @@ def run(judge_folder, template, tmp_path_factory) -> Path:
         '{"step": 7, "stage": "stage2", "evaluation/accuracy": 0.875, "evaluation/tool_calls": 1.25}\n'
     )
     names = [name for name, _ in policy.named_parameters()]
-    with checkpoint.writing(folder / "checkpoints", 7, {"step": 7}, keep=1) as target:
+    with checkpoint.write_checkpoint(folder / "checkpoints", 7, {"step": 7}, keep=1) as target:
         for rank in range(2):  # as two ranks write it
             mine = {f"{name}.weight_fp32": policy.get_parameter(name).detach().contiguous() for name in names[rank::2]}
             save_file(mine, target / f"learner-{rank}.safetensors")
@@ -191,7 +191,7 @@ def test_penalties_of_the_base_model_do_not_come_along(judge_folder, exported, t
 def by_transformers(exported) -> list[list[int]]:
     """Greedy tokens, with Hugging Face's own processor and chat template."""
     processor, model = AutoProcessor.from_pretrained(exported), AutoModelForImageTextToText.from_pretrained(exported)
-    schemas = list(JudgeSetup.read(exported).spoken_to(exported)[1].schemas.values())
+    schemas = list(JudgeSetup.read(exported).load_tools_and_template(exported)[1].schemas.values())
     said = []
     for one in LESSONS:
         content = [{"type": "image"} for _ in one.images] + [{"type": "text", "text": one.sample.messages[0].parts[-1]}]
@@ -238,7 +238,7 @@ def test_the_server_says_the_same_and_parses_the_call(exported, template, by_tra
             body = {
                 "model": SERVED_NAME,
                 "messages": [{"role": "system", "content": "Judge the answers."}, {"role": "user", "content": content}],
-                "tools": list(setup.spoken_to(exported)[1].schemas.values()),
+                "tools": list(setup.load_tools_and_template(exported)[1].schemas.values()),
                 "temperature": 0,
                 "max_tokens": 48,
                 "return_token_ids": True,

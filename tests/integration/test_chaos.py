@@ -11,7 +11,7 @@ from arm_rl.core.config_file import load
 from arm_rl.core.stage_config import TrainConfig
 from arm_rl.core.trajectory_file import read
 from arm_rl.demo import dataset
-from arm_rl.experiments.chaos import KINDS, chaos
+from arm_rl.experiments.chaos import KINDS, run_chaos
 from arm_rl.run.metrics_log import read_lines
 from arm_rl.training.grpo import train_grpo
 
@@ -71,7 +71,9 @@ def test_a_run_that_is_killed_in_every_way_ends_like_one_that_is_not(folder, jud
         asyncio.run(train_grpo(load(TrainConfig, config, overrides)))
     kills = dict.fromkeys(KINDS, 1) | {"tool_worker": 0, "engine": 2}  # a judge so young may call no tool
     command = ["jobs.train", *settings(folder, judge_folder, "killed", "run.stall_seconds=20")]
-    summary = chaos(command, folder / "killed", kills=kills, seed=0, pause_seconds=0.5, mark=-10.0, hangs=["engine"])
+    summary = run_chaos(
+        command, folder / "killed", kills=kills, seed=0, pause_seconds=0.5, mark=-10.0, hangs=["engine"]
+    )
     assert summary.kills == kills
     assert summary.hangs == 1
     assert (summary.lost, summary.trained_twice) == (0, 0)

@@ -17,7 +17,7 @@ from arm_rl.data.demonstrations import write_demonstrations
 from arm_rl.data.samples import read_samples
 from arm_rl.demo import dataset
 from arm_rl.demo.teacher import ScriptedTeacher
-from arm_rl.prepare.screening import screened_sessions
+from arm_rl.prepare.screening import run_screened_sessions
 from arm_rl.run import timeline
 from arm_rl.run.metrics_log import read_lines
 from arm_rl.run.step_times import step_times
@@ -54,7 +54,7 @@ def cold_start(folder, judge_folder, template) -> Path:
     tools = load_tools(config.tools.files)
     teacher = ScriptedTeacher(seed=0)
     samples = read_samples(config.data.train, list(tools))
-    sessions = screened_sessions(
+    sessions = run_screened_sessions(
         samples, lambda one: teacher.policy(one, template), LocalTools(tools), config.session, template
     )
     write_demonstrations(folder / "demonstrations.parquet", list(itertools.islice(sessions, 32)))

@@ -83,9 +83,11 @@ def test_the_report_prints_the_newest_one_of_each_stage(tmp_path):
     ledger.settle(0, ["trained"] * 2)
     ledger.settle(3, ["trained", "broken"])
     for step, state in ((1, Ledger(2).state()), (2, ledger.state())):
-        with checkpoint.writing(tmp_path / "stage2" / "checkpoints", step, {"collector": {"ledger": state}}, 2):
+        with checkpoint.write_checkpoint(
+            tmp_path / "stage2" / "checkpoints", step, {"collector": {"ledger": state}}, 2
+        ):
             pass
-    with checkpoint.writing(tmp_path / "sft" / "checkpoints", 4, {"step": 4}, 2):
+    with checkpoint.write_checkpoint(tmp_path / "sft" / "checkpoints", 4, {"step": 4}, 2):
         pass
     output = io.StringIO()
     show_ledgers(tmp_path, Console(file=output, width=120))

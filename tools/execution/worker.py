@@ -32,8 +32,8 @@ class CallLost(RuntimeError):
         self.status = status
 
     @classmethod
-    def late(cls, seconds: float) -> "CallLost":
-        """One that took too long."""
+    def after_timeout(cls, seconds: float) -> "CallLost":
+        """Return the error of a call that took longer than `seconds`."""
         return cls("timeout", f"took longer than {seconds:g} seconds")
 
 
@@ -71,7 +71,7 @@ class ToolWorker:
         self._ask(("release", session), timeout)
 
     @property
-    def alive(self) -> bool:
+    def is_alive(self) -> bool:
         """Whether the process still runs."""
         return self._process.poll() is None
 
@@ -87,7 +87,7 @@ class ToolWorker:
                 self._connection.send(message)
             if not self._connection.poll(timeout):
                 self.kill()
-                raise CallLost.late(timeout)
+                raise CallLost.after_timeout(timeout)
             return self._connection.recv()
         except (EOFError, OSError) as error:
             self.kill()

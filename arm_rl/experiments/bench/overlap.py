@@ -13,7 +13,7 @@ from collections.abc import AsyncIterator, Sequence
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
 
-from actors.cluster.reservation import reserved
+from actors.cluster.reservation import reserve
 from arm_rl.core.stage_config import TrainConfig
 from arm_rl.core.types import Sample
 from arm_rl.data.samples import Cursor
@@ -182,7 +182,7 @@ async def _started(config: TrainConfig, settings: OverlapSettings) -> AsyncItera
     cursor = Cursor(inputs.samples, config.run.seed)
     total = (settings.repeats + 1) * (2 * settings.steps + 2 + config.algorithm.max_staleness)
     async with (
-        reserved(config.run.name, config.placement, config.learner.num_ranks, config.rollout) as reservation,
+        reserve(config.run.name, config.placement, config.learner.num_ranks, config.rollout) as reservation,
         learner_ranks(config, inputs.template, reservation, num_steps=total) as starting,
         group_runner(config, inputs.template, reservation) as runner,
         silent_driver(

@@ -18,11 +18,11 @@ from typing import Any, Literal
 from PIL import Image as PILImage
 from ray.actor import ActorHandle
 
-from actors.cluster.reservation import reserved
+from actors.cluster.reservation import reserve
 from actors.rollout.actor import RolloutActor, RolloutSpec
 from actors.rollout.engine import Engine
 from arm_rl.core.images import Image
-from arm_rl.core.seeding import derive
+from arm_rl.core.seeding import derive_seed
 from arm_rl.core.stage_config import TrainConfig
 from arm_rl.core.types import Sample, Trajectory
 from arm_rl.experiments.bench import sessions, usage
@@ -129,7 +129,7 @@ async def _groups(runner: GroupRunner, config: TrainConfig, samples: Sequence[Sa
 async def started(config: TrainConfig) -> AsyncIterator[tuple[GroupRunner, ActorHandle]]:
     """Start a `MeasuredRollout` actor on an engine of its own; yield its runner and its handle."""
     async with (
-        reserved(config.run.name, config.placement, 0, config.rollout) as reservation,
+        reserve(config.run.name, config.placement, 0, config.rollout) as reservation,
         group_runner(config, read_inputs(config).template, reservation, MeasuredRollout) as runner,
     ):
         (actor,) = await runner.rollouts.actors()
@@ -193,7 +193,7 @@ class MeasuredRollout(RolloutActor):
             spec.model,
             spec.rollout,
             self._template.view,
-            seed=derive(spec.seed, "engine", number),
+            seed=derive_seed(spec.seed, "engine", number),
             use_gpu=spec.use_gpu,
             can_sleep=spec.can_sleep,
             transfer=spec.transfer,
@@ -209,7 +209,7 @@ class MeasuredRollout(RolloutActor):
         ]
         shown = {key for session in self._sessions for request in session for key in request.images}
         self._shown = {key: images[key] for key in shown}
-        self._pictures = {key: self._template.view.view(image) for key, image in self._shown.items()}
+        self._pictures = {key: self._template.view.resize(image) for key, image in self._shown.items()}
 
     async def clear(self) -> None:
         """Empty all caches of the engine."""
@@ -269,7 +269,7 @@ def requests(
         forbidden: ids that are not sampled where no call is possible.
     """
     context = trajectory.prompt_ids
-    own_seed = derive(seed, trajectory.group_id, trajectory.index)
+    own_seed = derive_seed(seed, trajectory.group_id, trajectory.index)
     for number, turn in enumerate(trajectory.turns):
         num_images = collapsed(context, pad).count(pad)
         yield EngineRequest(

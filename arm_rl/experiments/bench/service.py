@@ -13,8 +13,7 @@ import math
 import statistics
 import time
 from collections import Counter
-from collections.abc import Callable, Sequence
-from contextlib import AbstractContextManager
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -29,6 +28,7 @@ from arm_rl.experiments.bench import sessions
 from arm_rl.experiments.bench.benchmark import Measurement, SpeedBenchmark, Workspace
 from arm_rl.experiments.bench.rollout import prepare, started
 from arm_rl.export.judge_config import JudgeSetup
+from arm_rl.judge.deployment import deploy_judge
 from arm_rl.judge.service import ServiceLimits
 from arm_rl.training.inputs import read_inputs
 
@@ -37,9 +37,8 @@ TOO_MANY = 429
 
 @dataclass(frozen=True, kw_only=True)
 class ServiceSettings:
-    """The service to start, and the numbers of clients, requests and repeats."""
+    """Numbers of clients, requests and repeats."""
 
-    serve: Callable[..., AbstractContextManager[str]]  # `jobs.serve.service`, which this layer cannot import
     clients: int = 64  # at once; as many sessions the service runs, and as many requests it takes, at a time
     requests: int = 256  # of one measurement
     repeats: int = 5
@@ -70,28 +69,22 @@ def measure(settings: ServiceSettings, workspace: Workspace) -> Measurement:
     """Measure sessions a second through the service and through a bare engine."""
     judge = sessions.judge(workspace)
     config = sessions.demo_config(workspace, judge, num_samples=settings.requests)
-    takes = ServiceLimits(max_requests=settings.clients)
-    with settings.serve(
-        judge, JudgeSetup.of(config), takes=takes, port=free_port(), concurrency=settings.clients
+    limits = ServiceLimits(max_requests=settings.clients)
+    with deploy_judge(
+        judge, JudgeSetup.from_config(config), limits=limits, port=free_port(), concurrency=settings.clients
     ) as url:
         return asyncio.run(_measure(config, settings, url))
 
 
-def benchmark(serve: Callable[..., AbstractContextManager[str]]) -> SpeedBenchmark[ServiceSettings]:
-    """Return the benchmark of a service.
-
-    Args:
-        serve: starts the service of a judge's folder and yields its address, as `jobs.serve.service` does.
-    """
-    return SpeedBenchmark(
-        key="service",
-        what="judgments a second over HTTP, tools included, over the bare engine sampling the same sessions",
-        unit="sessions/s",
-        goal=0.5,
-        settings=ServiceSettings(serve=serve),
-        quick=ServiceSettings(serve=serve, requests=64, repeats=2, crowd=128),
-        measure=measure,
-    )
+BENCHMARK = SpeedBenchmark(
+    key="service",
+    what="judgments a second over HTTP, tools included, over the bare engine sampling the same sessions",
+    unit="sessions/s",
+    goal=0.5,
+    settings=ServiceSettings(),
+    quick=ServiceSettings(requests=64, repeats=2, crowd=128),
+    measure=measure,
+)
 
 
 async def _measure(config: TrainConfig, settings: ServiceSettings, url: str) -> Measurement:
@@ -172,7 +165,7 @@ async def _ask(
 
 def _body(sample: Sample) -> dict[str, Any]:
     """Return the request for a sample of the demo; the service words the question itself."""
-    task, _ = dataset.task_of(sample.id)
+    task, _ = dataset.parse_sample_id(sample.id)
     assert task.image is not None  # all of these are scenes
     return {
         "question": task.question,

@@ -13,7 +13,7 @@ from pathlib import Path
 import ray
 import torch
 
-from actors.cluster.reservation import reserved
+from actors.cluster.reservation import reserve
 from actors.learner.ranks import LearnerRanks
 from actors.learner.settings import LearnerSpec
 from actors.rollout.actor import RolloutSpec
@@ -127,7 +127,7 @@ async def _actors(settings: SyncSettings, folder: Path) -> AsyncIterator[tuple[L
     model = ModelConfig(path=str(folder), dtype="float32")
     rollout = RolloutConfig(num_actors=settings.num_engines, max_model_len=256, max_num_seqs=16, max_images=2)
     learner = LearnerConfig(num_ranks=1, zero_stage=0, learning_rate=0.0, freeze_vision=False, freeze_projector=False)
-    async with reserved("sync", PlacementConfig(use_gpu=False), 1, rollout) as reservation:
+    async with reserve("sync", PlacementConfig(use_gpu=False), 1, rollout) as reservation:
         spec = LearnerSpec(
             model=model,
             config=learner,

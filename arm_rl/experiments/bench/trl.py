@@ -17,7 +17,7 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
-from actors.cluster.reservation import reserved
+from actors.cluster.reservation import reserve
 from actors.learner.ranks import LearnerRanks
 from arm_rl.core.config_file import load
 from arm_rl.core.stage_config import TrainConfig
@@ -221,12 +221,12 @@ async def our_side(settings: TrlSettings, task: TrlTask, folder: Path) -> AsyncI
                 continue
             config = configs[mode.name]
             reservation = await stack.enter_async_context(
-                reserved(config.run.name, config.placement, config.learner.num_ranks, None)
+                reserve(config.run.name, config.placement, config.learner.num_ranks, None)
             )
             starting[mode.num_threads] = await stack.enter_async_context(
                 learner_ranks(config, inputs.template, reservation, num_steps=1)
             )
-        reservation = await stack.enter_async_context(reserved(first.run.name, first.placement, 0, first.rollout))
+        reservation = await stack.enter_async_context(reserve(first.run.name, first.placement, 0, first.rollout))
         runner = await stack.enter_async_context(group_runner(first, inputs.template, reservation))
         learners = {threads: await task for threads, task in starting.items()}
         yield OurSide(inputs=inputs, runner=runner, learners=learners, configs=configs)

@@ -55,7 +55,7 @@ class Samples:
     def __init__(self, task: TrlTask, view: ViewSize) -> None:
         self.samples: list[Sample] = [*read_samples([task.data], [TOOL])]
         self.full = [images.load(sample.images[0]).pil() for sample in self.samples]
-        self.views = [view.view(images.load(sample.images[0])) for sample in self.samples]
+        self.views = [view.resize(images.load(sample.images[0])) for sample in self.samples]
         self.texts = [sample.messages[-1].text for sample in self.samples]
         self.notice = task.notice
 

@@ -28,6 +28,6 @@ FORMATS: Mapping[str, Format] = {"verl": verl, "sharegpt": sharegpt, "openai": o
 EMBEDDED = {"verl": True, "sharegpt": False, "openai": True}
 
 
-def format_of(path: Path) -> str:
-    """The format that a file's name tells: parquet is verl's, JSON lines are OpenAI's, and JSON is ShareGPT's."""
+def guess_format(path: Path) -> str:
+    """Return the format for a file's ending: .parquet is verl's, .jsonl is OpenAI's, others are ShareGPT's."""
     return {".parquet": "verl", ".jsonl": "openai"}.get(path.suffix, "sharegpt")

@@ -72,7 +72,7 @@ class Judge:
         if images:
             processor = AutoImageProcessor.from_pretrained(self.folder)
             inputs = dict(
-                processor(images=[VIEW.view(image) for image in images], do_resize=False, return_tensors="pt")
+                processor(images=[VIEW.resize(image) for image in images], do_resize=False, return_tensors="pt")
             )
         tokens = torch.tensor([ids])
         types = (tokens == self.model.config.image_token_id).int()

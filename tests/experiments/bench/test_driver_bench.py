@@ -10,7 +10,7 @@ import pytest
 from actors.cluster.connection import cluster
 from arm_rl.core import session
 from arm_rl.core.config import SessionConfig
-from arm_rl.core.seeding import derive
+from arm_rl.core.seeding import derive_seed
 from arm_rl.core.training_sample import training_sample
 from arm_rl.experiments.bench import driver, usage
 from arm_rl.experiments.bench.result import Result
@@ -80,7 +80,14 @@ def test_the_bare_engine_is_asked_what_the_session_asked(template, tmp_path):
     limits = SessionConfig(max_turns=3, max_response_tokens=400)
     tools = LocalTools(load_tools(["configs/tools/digits.yaml"]))
     run = session.run(
-        make_sample(tmp_path), policy, tools, limits, template=template, seed=derive(5, "g", 1), group_id="g", index=1
+        make_sample(tmp_path),
+        policy,
+        tools,
+        limits,
+        template=template,
+        seed=derive_seed(5, "g", 1),
+        group_id="g",
+        index=1,
     )
     trajectory = asyncio.run(run).trajectory
     asked = list(requests(trajectory, seed=5, pad=template.image_pad_id, limit=400, forbidden=(9,)))
