@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 from rich.table import Table
 
+from arm_rl.core.atomic_file import replace_text
 from arm_rl.experiments.bench.result import Result
 from arm_rl.experiments.figures import new_figure, points, svg
 
@@ -45,7 +46,7 @@ def read(path: Path) -> list[Result]:
 def save(path: Path, results: Sequence[Result]) -> None:
     """Write the results of one benchmark."""
     path.parent.mkdir(parents=True, exist_ok=True)
-    path.write_text(json.dumps([dataclasses.asdict(one) for one in results], indent=2))
+    replace_text(path, json.dumps([dataclasses.asdict(one) for one in results], indent=2))
 
 
 def machine() -> dict[str, Any]:
