@@ -19,12 +19,12 @@ from arm_rl.core.types import Sample
 from arm_rl.data.samples import Cursor
 from arm_rl.experiments.bench import sessions, usage
 from arm_rl.experiments.bench.benchmark import Measurement, SpeedBenchmark, Workspace
-from arm_rl.experiments.bench.driving import logged_step, silent_driver
 from arm_rl.training.collector import Collector
 from arm_rl.training.driver import Driver
 from arm_rl.training.groups import Group, group_runner
 from arm_rl.training.inputs import read_inputs
 from arm_rl.training.learners import learner_group
+from arm_rl.training.silent_driver import logged_step, silent_driver
 
 NUM_SAMPLES = 1024  # many, so that no prompt comes again soon
 
