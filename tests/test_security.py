@@ -79,7 +79,7 @@ def test_a_model_is_served_to_this_machine_alone(tmp_path, monkeypatch):
     program = tmp_path / "program"
     program.write_text('#!/bin/sh\necho "$@"\nexit 3\n')
     program.chmod(0o755)
-    monkeypatch.setattr(model_server, "TETHER", (str(program),))
+    monkeypatch.setattr(model_server, "tie_group_to_owner", lambda command, _: [str(program), *command])
     with pytest.raises(ServerFailed):
         ModelServer(tmp_path / "model", tmp_path / "log", use_gpu=False).start()
     assert "--host 127.0.0.1 " in (tmp_path / "log").read_text()
