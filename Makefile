@@ -26,7 +26,7 @@ help:
 install: $(STAMP)
 
 # install.py compares the content of these files with what it installed last: a changed date alone costs nothing.
-$(STAMP): setup.cfg pyproject.toml install/install.py install/torchvision_ops.py
+$(STAMP): setup.cfg pyproject.toml $(wildcard install/*.py install/*.txt)
 	@$(PYTHON) install/install.py .venv
 
 demo: $(STAMP)

@@ -41,8 +41,8 @@ class Score(NamedTuple):
     format_ok: bool
     error: str | None
 
-    def of(self, trajectory: Trajectory) -> ScoredTrajectory:
-        """With the trajectory that was scored."""
+    def to_scored_trajectory(self, trajectory: Trajectory) -> ScoredTrajectory:
+        """Return the scored trajectory that joins this score and its trajectory."""
         return ScoredTrajectory(trajectory=trajectory, **self._asdict())
 
 

@@ -1,6 +1,6 @@
 """What is done about an actor that dies or hangs: it is counted, and too many deaths end the run with their cause.
 
-lives? answers? -> no -> counted -> killed, if it hangs -> another one
+alive? answers? -> no -> counted -> killed, if it hangs -> another one
 """
 
 import asyncio
@@ -30,7 +30,7 @@ class ActorsLost(UserError):
 
 
 class StageLost(RuntimeError):
-    """Actors that work as one group have lost a member: the stage can go on from its last checkpoint, with new ones."""
+    """Actors that work together have lost a member: the stage can resume from its last checkpoint with new actors."""
 
 
 class ActorStalled(RuntimeError):
@@ -40,8 +40,8 @@ class ActorStalled(RuntimeError):
 class SupervisedActor:
     """What supervision asks of an actor that runs an event loop."""
 
-    async def lives(self) -> None:
-        """Never returns: the call ends with the actor, which tells the one who waits for it."""
+    async def wait_until_death(self) -> None:
+        """Wait forever: the call fails when the actor dies, which informs its caller."""
         await asyncio.Event().wait()
 
     async def pulse(self) -> None:
@@ -70,19 +70,19 @@ class Deaths:
         """
         self._number += 1
         self._in_a_row += 1
-        logger.warning("%s died and is started anew: %s", self.kind, described(error))
+        logger.warning("%s died and is started anew: %s", self.kind, describe_error(error))
         if self._in_a_row > self._limit:
             raise ActorsLost(
-                f"{described(error)}: {self.kind} died {self._in_a_row} times with nothing finished in between"
+                f"{describe_error(error)}: {self.kind} died {self._in_a_row} times with nothing finished in between"
             )
 
-    def back(self, seconds: float) -> None:
-        """One is there again, so long after it died."""
+    def record_recovery(self, seconds: float) -> None:
+        """Record that an actor serves again, `seconds` after it died."""
         self._seconds += seconds
         logger.warning(BACK, self.kind, seconds)
 
-    def progress(self) -> None:
-        """Something was finished: what died before is forgiven."""
+    def reset(self) -> None:
+        """Forget earlier deaths: the run made progress."""
         self._in_a_row = 0
 
     def metrics(self) -> dict[str, float]:
@@ -92,34 +92,34 @@ class Deaths:
         return found
 
 
-async def end_of(actor: ActorHandle, stall_seconds: float) -> BaseException:
-    """Waits until a `SupervisedActor` actor is of no use any more, and says why: it died, its pulse fails, or it did not come in time."""
-    lives = pulse = asyncio.ensure_future(actor.lives.remote())
+async def wait_for_end(actor: ActorHandle, stall_seconds: float) -> BaseException:
+    """Wait until a `SupervisedActor` dies, fails its pulse or stalls, and return the error."""
+    death = pulse = asyncio.ensure_future(actor.wait_until_death.remote())
     try:
-        while not lives.done():
+        while not death.done():
             pulse = asyncio.ensure_future(actor.pulse.remote())
             await asyncio.wait([pulse], timeout=stall_seconds)
             if not pulse.done():
                 return ActorStalled(f"no sign of life for {stall_seconds:g} seconds (run.stall_seconds)")
             if (error := pulse.exception()) is not None:
                 return error
-            await asyncio.wait([lives], timeout=PULSE_SECONDS)
-        error = lives.exception()
+            await asyncio.wait([death], timeout=PULSE_SECONDS)
+        error = death.exception()
         assert error is not None, "it never returns"
         return error
     finally:
-        forget(lives, pulse)
+        discard_answers(death, pulse)
 
 
-def forget(*answers: asyncio.Future) -> None:
-    """Nobody waits for these any more: asyncio shall not report what came of them as an error that nobody has seen."""
+def discard_answers(*answers: asyncio.Future) -> None:
+    """Cancel answers that nobody waits for: asyncio shall not report their errors as never retrieved."""
     for answer in answers:
         if not answer.cancel() and not answer.cancelled():
             answer.exception()
 
 
-async def run_again(actor: ActorHandle, call: Callable[[], Awaitable[T]], retries: int = RETRIES) -> T:
-    """Makes a call of an actor that Ray starts anew by itself; where it died under the call, once more when it is back.
+async def call_with_retries(actor: ActorHandle, call: Callable[[], Awaitable[T]], retries: int = RETRIES) -> T:
+    """Call an actor that Ray restarts by itself, and retry if the actor died during the call.
 
     Ray's own retries are gone in a moment where it knows no better than that the actor does not answer.
 
@@ -130,25 +130,25 @@ async def run_again(actor: ActorHandle, call: Callable[[], Awaitable[T]], retrie
         try:
             return await call()
         except RayActorError:
-            await _back(actor)
+            await _wait_for_restart(actor)
     return await call()
 
 
-async def _back(actor: ActorHandle) -> None:
-    """Waits until Ray has started the actor anew. Raises RayActorError where it does not."""
+async def _wait_for_restart(actor: ActorHandle) -> None:
+    """Wait until Ray has restarted the actor; raise RayActorError if Ray does not."""
     await actor.pulse.options(max_task_retries=-1).remote()
 
 
 async def watch(actor: ActorHandle, deaths: Deaths, stall_seconds: float) -> None:
     """Counts the deaths of an actor that Ray starts anew by itself; one that hangs is killed."""
     while True:
-        error = await end_of(actor, stall_seconds)
+        error = await wait_for_end(actor, stall_seconds)
         died = time.monotonic()
         deaths.add(error)
         if not isinstance(error, RayActorError):
             ray.kill(actor, no_restart=False)
-        await _back(actor)
-        deaths.back(time.monotonic() - died)
+        await _wait_for_restart(actor)
+        deaths.record_recovery(time.monotonic() - died)
 
 
 def cause_of(error: BaseException) -> BaseException:
@@ -158,13 +158,13 @@ def cause_of(error: BaseException) -> BaseException:
     return error
 
 
-def went_with_its_node(error: BaseException) -> bool:
-    """Whether an object is gone that nobody can make again: unlike processes, nodes take along what their actors have returned."""
+def is_lost_with_node(error: BaseException) -> bool:
+    """Return whether an object was lost with its node: unlike an actor, Ray cannot restart it."""
     return isinstance(cause_of(error), ObjectLostError)
 
 
-def described(error: BaseException) -> str:
-    """An error in one line, without the traces that Ray puts around it."""
+def describe_error(error: BaseException) -> str:
+    """Return an error as one line, without Ray's traces."""
     cause = cause_of(error)
     if isinstance(cause, UserError):
         return str(cause)

@@ -12,7 +12,7 @@ import ray
 from ray.actor import ActorHandle
 from ray.exceptions import ObjectStoreFullError, OutOfDiskError, RayError
 
-from actors.supervision import RETRIES, SupervisedActor, described, run_again
+from actors.supervision import RETRIES, SupervisedActor, call_with_retries, describe_error
 from arm_rl.core import tracing
 from arm_rl.core.config import ToolsConfig
 from arm_rl.core.images import Image
@@ -27,9 +27,8 @@ logger = logging.getLogger(__name__)
 
 
 # Inline calls and their results travel as plain tuples, which pickle twenty times as fast as the dataclasses: most of their cost.
-InlineCall = tuple[
-    str, dict[str, Any], str, dict[str, str], list[str]
-]  # name, arguments, session, texts, names of images
+# name, arguments, session, texts, names of images
+InlineCall = tuple[str, dict[str, Any], str, dict[str, str], list[str]]
 InlineResult = tuple[ToolStatus, str]
 MAX_BATCH = 32  # inline calls in one remote call: while some are run, others are handed out
 
@@ -49,15 +48,15 @@ class ToolExecutor(SupervisedActor):
     def __init__(self, config: ToolsConfig) -> None:
         self._tools = load_tools(config.files)
         self._runner = ToolRunner(self._tools, concurrency=config.concurrency, timeout_seconds=config.timeout_seconds)
-        self._life = uuid.uuid4().hex
+        self._instance_id = uuid.uuid4().hex
 
-    async def life(self) -> str:
-        """Tells this process from those before and after it, which know nothing of the sessions that it knows."""
-        return self._life
+    async def instance_id(self) -> str:
+        """Return an id of this process: an executor that Ray restarted has another one and no session state."""
+        return self._instance_id
 
     async def call(self, call: ToolCall, context: ToolContext, named: Sequence[str], *images: Image) -> ToolResult:
         """Runs one call. `images` are those that the arguments name, in the order of `named`; the context comes without them."""
-        return await self._call(call, context.seeing(dict(zip(named, images, strict=True))))
+        return await self._call(call, context.with_images(dict(zip(named, images, strict=True))))
 
     async def call_inline(self, calls: Sequence[InlineCall]) -> list[InlineResult]:
         """Runs calls of inline tools, one after the other."""
@@ -101,16 +100,14 @@ class ToolPool:
     """The `tools` of the sessions of one rollout actor: a session's calls go to one executor, and an image to the object store once."""
 
     def __init__(self, executors: Sequence[ActorHandle], traits: ToolTraits) -> None:
-        self._turns = itertools.cycle(executors)
+        self._next_executors = itertools.cycle(executors)
         self._traits = traits
-        self._homes: dict[str, ActorHandle] = {}  # session -> executor
+        self._executors: dict[str, ActorHandle] = {}  # session -> executor
         self._stored: dict[str, _StoredImage] = {}  # by content key, for as long as a session uses it
-        self._lives: dict[
-            str, str
-        ] = {}  # sessions that have called a tool that keeps state -> the executor's life that keeps it
-        self._waiting: dict[
-            tuple[ActorHandle, int], list[tuple[InlineCall, asyncio.Future]]
-        ] = {}  # inline calls, sent together
+        # sessions that have called a tool that keeps state -> the executor's life that keeps it
+        self._instances: dict[str, str] = {}
+        # inline calls, sent together
+        self._waiting: dict[tuple[ActorHandle, int], list[tuple[InlineCall, asyncio.Future]]] = {}
         self._sending: set[asyncio.Task] = set()
 
     async def __call__(self, call: ToolCall, memory: Memory) -> ToolResult:
@@ -119,44 +116,44 @@ class ToolPool:
         Where that one dies, the call is run again by its successor; but the state that a tool kept for the session is lost, which is said
         once. A call under which executor after executor dies has failed.
         """
-        executor = self._homes.setdefault(memory.session, next(self._turns))
+        executor = self._executors.setdefault(memory.session, next(self._next_executors))
         stateful = call.name in self._traits.stateful
         try:
             with span("tool", name=call.name):
                 if stateful and await self._has_lost_state(executor, memory.session):
-                    return _lost_state(call)
+                    return _lost_state_result(call)
                 return await self._run(executor, call, memory, retries=0 if stateful else RETRIES)
         except (ObjectStoreFullError, OutOfDiskError):  # no fault of the tool's
             raise
         except RayError as error:
-            logger.warning("%s: the executor was lost: %s", call.name, described(error))
+            logger.warning("%s: the executor was lost: %s", call.name, describe_error(error))
             if stateful:
-                self._lives.pop(memory.session, None)
-                return _lost_state(call)
+                self._instances.pop(memory.session, None)
+                return _lost_state_result(call)
             return ToolResult(status="failed", text=f"Error: {call.name} crashed")
 
     async def _has_lost_state(self, executor: ActorHandle, session: str) -> bool:
         """Whether the executor is another one than at the session's last call that kept state; from now on this one keeps it."""
-        life = await run_again(executor, executor.life.remote)
-        before = self._lives.get(session)
-        self._lives[session] = life
-        return before not in (None, life)
+        instance = await call_with_retries(executor, executor.instance_id.remote)
+        before = self._instances.get(session)
+        self._instances[session] = instance
+        return before not in (None, instance)
 
     async def _run(self, executor: ActorHandle, call: ToolCall, memory: Memory, retries: int) -> ToolResult:
         if call.name in self._traits.inline:
             inline = (call.name, call.arguments, memory.session, memory.texts, list(memory.images))
-            status, text = await self._together(executor, inline, retries)
+            status, text = await self._call_in_batch(executor, inline, retries)
             return ToolResult(status=status, text=text)
         context = ToolContext(session=memory.session, images={}, texts=memory.texts, image_names=list(memory.images))
         wanted = memory.images if call.name in self._traits.seeing_all else dict.fromkeys(_strings(call.arguments))
         named = [name for name in wanted if name in memory.images]
         images = [self._store(memory.images[name], memory.session) for name in named]
-        return await run_again(executor, lambda: executor.call.remote(call, context, named, *images), retries)
+        return await call_with_retries(executor, lambda: executor.call.remote(call, context, named, *images), retries)
 
     async def release(self, memory: Memory) -> None:
         """Forgets a session that is over, here and, where a tool keeps state, in its executor."""
-        executor = self._homes.pop(memory.session, None)
-        if self._lives.pop(memory.session, None) is not None and executor is not None:
+        executor = self._executors.pop(memory.session, None)
+        if self._instances.pop(memory.session, None) is not None and executor is not None:
             executor.release.remote(memory.session)  # nobody has to wait for it; an executor that died has forgotten
         for image in memory.images.values():
             stored = self._stored.get(image.key)
@@ -172,8 +169,8 @@ class ToolPool:
         stored.sessions.add(session)
         return stored.reference
 
-    async def _together(self, executor: ActorHandle, call: InlineCall, retries: int) -> InlineResult:
-        """Sends a call with all others that come up before the event loop turns: one remote call for many small ones."""
+    async def _call_in_batch(self, executor: ActorHandle, call: InlineCall, retries: int) -> InlineResult:
+        """Send a call together with all calls that come before the event loop turns: one remote call for many."""
         waiting = self._waiting.setdefault((executor, retries), [])
         if not waiting:
             sending = asyncio.create_task(self._send(executor, retries))
@@ -196,7 +193,7 @@ class ToolPool:
     ) -> None:
         calls = [call for call, _ in batch]
         try:
-            results = await run_again(executor, lambda: executor.call_inline.remote(calls), retries)
+            results = await call_with_retries(executor, lambda: executor.call_inline.remote(calls), retries)
         except Exception as error:
             for _, result in batch:
                 if not result.done():
@@ -207,7 +204,7 @@ class ToolPool:
                 result.set_result(value)
 
 
-def _lost_state(call: ToolCall) -> ToolResult:
+def _lost_state_result(call: ToolCall) -> ToolResult:
     return ToolResult(
         status="failed", text=f"Error: {call.name} was started anew and has forgotten this session's earlier calls"
     )

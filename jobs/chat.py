@@ -1,10 +1,10 @@
-"""Shows a judge at work: `python -m jobs.chat FOLDER IMAGE…`. Asks for a question and answers, and shows each turn as it comes."""
+"""Show a judge at work in the terminal: ask for a question and answers, and print each turn as it comes."""
 
 import argparse
 import contextlib
 import sys
 import tempfile
-from collections.abc import AsyncIterator, Callable, Iterator
+from collections.abc import AsyncIterator, Callable, Iterator, Sequence
 from pathlib import Path
 
 from rich.console import Console
@@ -17,8 +17,8 @@ from arm_rl.core.types import ToolCall
 from arm_rl.judge.judge import Judge
 from arm_rl.judge.remote_policy import ServerPolicy
 from arm_rl.judge.verdict import Verdict
-from jobs.command_line import guarded
-from jobs.judge_options import add_judge_options, judge_setup
+from jobs.command_line import run_guarded
+from jobs.judge_options import add_judge_options, read_judge_setup
 from tools.execution.local import LocalTools
 
 
@@ -55,8 +55,8 @@ class PrintedSession:
         await self._tools.release(memory)
 
 
-def converse(ask: Callable[[str], str], judge: Judge, images: list[Path], console: Console) -> int:
-    """Questions until an empty one; gives their number."""
+def ask_questions(ask: Callable[[str], str], judge: Judge, images: list[Path], console: Console) -> int:
+    """Ask for questions until an empty one, judge the answers, and return the number of questions."""
     for number in range(sys.maxsize):
         question = ask("question (empty: the end): ").strip()
         if not question:
@@ -70,11 +70,11 @@ def converse(ask: Callable[[str], str], judge: Judge, images: list[Path], consol
             if len(answers) == 1
             else judge.compare(question, images, answers)
         )
-        console.print(_said(verdict), style="bold")
+        console.print(_format_verdict(verdict), style="bold")
     raise AssertionError
 
 
-def _said(verdict: Verdict) -> str:
+def _format_verdict(verdict: Verdict) -> str:
     if verdict.choice is None:
         return "no judgment that can be read"
     sure = "" if verdict.confidence is None else f" ({verdict.confidence:.0%} sure)"
@@ -84,10 +84,10 @@ def _said(verdict: Verdict) -> str:
 
 
 @contextlib.contextmanager
-def shown_judge(arguments: argparse.Namespace, console: Console) -> Iterator[Judge]:
-    """The judge that the command line names, each turn shown."""
-    setup = judge_setup(arguments)
-    loaded, template = setup.spoken_to(arguments.folder)
+def open_judge(arguments: argparse.Namespace, console: Console) -> Iterator[Judge]:
+    """Open the judge that the command line names, and print each turn."""
+    setup = read_judge_setup(arguments)
+    loaded, template = setup.load_tools_and_template(arguments.folder)
     with contextlib.ExitStack() as stack:
         url, name = arguments.url, arguments.name
         if url is None:
@@ -117,25 +117,25 @@ def shown_judge(arguments: argparse.Namespace, console: Console) -> Iterator[Jud
         yield stack.enter_context(Judge(policy(), template, shown, limits=setup.limits, phrase=phrase))
 
 
-def main() -> int:
+def main(argv: Sequence[str] | None = None, *, program: str = "python -m jobs.chat") -> int:
     """Asks, judges and shows until there is no more question."""
-    parser = argparse.ArgumentParser(prog="python -m jobs.chat", description=__doc__)
+    parser = argparse.ArgumentParser(prog=program, description=__doc__)
     add_judge_options(parser)
     parser.add_argument("images", type=Path, nargs="*", help="that the questions are about")
     parser.add_argument("--url", help="of an OpenAI-compatible server that offers the model already, with its /v1")
     parser.add_argument("--name", default=SERVED_NAME, help="of the model at that server")
-    arguments = parser.parse_args()
+    arguments = parser.parse_args(argv)
     console = Console(highlight=False)
 
     def start() -> str:
-        with shown_judge(arguments, console) as judge:
+        with open_judge(arguments, console) as judge:
             try:
-                number = converse(console.input, judge, arguments.images, console)
+                number = ask_questions(console.input, judge, arguments.images, console)
             except EOFError:
                 return "done"
         return f"done: {number} judged"
 
-    return guarded(start)
+    return run_guarded(start)
 
 
 if __name__ == "__main__":

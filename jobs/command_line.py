@@ -6,21 +6,22 @@ import errno
 import logging
 import os
 import sys
-from collections.abc import Awaitable, Callable
-from typing import TypeVar
+from collections.abc import Awaitable, Callable, Sequence
+from typing import TypeAlias, TypeVar
 
 import transformers
 from ray.exceptions import ObjectStoreFullError, OutOfDiskError, RayError
 
 from actors.cluster.connection import cluster
-from actors.supervision import cause_of, described
-from arm_rl.core.config import SftConfig, TrainConfig
+from actors.supervision import cause_of, describe_error
 from arm_rl.core.config_file import describe, load
 from arm_rl.core.errors import UserError
+from arm_rl.core.stage_config import SftConfig, TrainConfig
 from arm_rl.data import parquet_rows
 from arm_rl.training.graceful_stop import StoppedOnRequest
 
 ConfigT = TypeVar("ConfigT", TrainConfig, SftConfig)
+Commands: TypeAlias = "argparse._SubParsersAction[argparse.ArgumentParser]"  # of `prepare_data`
 
 logger = logging.getLogger(__name__)
 
@@ -30,44 +31,47 @@ FROM_CHECKPOINT = "started again with the same command, the run goes on from its
 
 
 def run_job(
-    name: str,
+    program: str,
     description: str,
     cls: type[ConfigT],
     job: Callable[[ConfigT], Awaitable[str]],
     *,
-    again: str = FROM_CHECKPOINT,
+    argv: Sequence[str] | None = None,
+    resume_hint: str = FROM_CHECKPOINT,
 ) -> int:
     """Parses the command line, runs the job on a cluster and prints its last line.
 
     Args:
-        again: as for `guarded`.
+        program: name of the program in its help and its usage errors.
+        argv: arguments of the command line; by default those of the process.
+        resume_hint: Appended to the message, as for `run_guarded`.
 
     Returns:
         The exit status.
     """
     parser = argparse.ArgumentParser(
-        prog=f"python -m jobs.{name}",
+        prog=program,
         description=description,
         epilog=f"keys:\n{describe(cls)}",
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     parser.add_argument("config", help="YAML file")
     parser.add_argument("overrides", nargs="*", metavar="key=value", help="a key of the configuration, and its value")
-    arguments = parser.parse_args()
+    arguments = parser.parse_args(argv)
 
     def start() -> str:
         config = load(cls, arguments.config, arguments.overrides)
         with cluster():
-            return asyncio.run(_awaited(job(config)))
+            return asyncio.run(_await_job(job(config)))
 
-    return guarded(start, again=again)
+    return run_guarded(start, resume_hint=resume_hint)
 
 
-def guarded(start: Callable[[], str], *, again: str = "") -> int:
-    """Runs `start`, prints its last line, and turns errors that a user can mend and Ctrl-C into one line and an exit status.
+def run_guarded(start: Callable[[], str], *, resume_hint: str = "") -> int:
+    """Run `start` and print its last line; turn Ctrl-C and errors that a user can mend into one line and a status.
 
     Args:
-        again: what is said after Ctrl-C, and where there was no room, of a job that goes on when it is started again.
+        resume_hint: Line appended after Ctrl-C, or when a disk is full, to tell that the job can be resumed.
     """
     logging.basicConfig(level=logging.INFO, format="%(asctime)s %(name)s: %(message)s", datefmt="%H:%M:%S")
     logging.getLogger("httpx").setLevel(logging.WARNING)
@@ -76,7 +80,7 @@ def guarded(start: Callable[[], str], *, again: str = "") -> int:
     skipped = _SkippedRowsNotice()
     logging.getLogger(parquet_rows.__name__).addHandler(skipped)
     try:
-        sys.stdout.write("; ".join([start(), *skipped.said]) + "\n")
+        sys.stdout.write("; ".join([start(), *skipped.notices]) + "\n")
     except StoppedOnRequest as error:
         sys.stderr.write(f"{error}\n")
         return STOPPED
@@ -84,24 +88,26 @@ def guarded(start: Callable[[], str], *, again: str = "") -> int:
         sys.stderr.write(f"error: {error}\n")
         return 1
     except (RayError, OSError) as error:  # Ray's own text is a page: of an actor's error, its trace there is enough
-        full = _is_full(error)
+        full = _is_out_of_space(error)
         if not full and not isinstance(error, RayError):
             raise
-        sys.stderr.write("; ".join([f"error: {described(error)}", *([again] if full and again else [])]) + "\n")
+        sys.stderr.write(
+            "; ".join([f"error: {describe_error(error)}", *([resume_hint] if full and resume_hint else [])]) + "\n"
+        )
         if not full and not isinstance(cause_of(error), RayError | UserError):
             logger.info("where it was raised:\n%s", error)
         logger.debug("the whole of it", exc_info=error)
         return 1
     except KeyboardInterrupt:
-        sys.stderr.write("; ".join(["interrupted", *([again] if again else [])]) + "\n")
+        sys.stderr.write("; ".join(["interrupted", *([resume_hint] if resume_hint else [])]) + "\n")
         return INTERRUPTED
     finally:
         logging.getLogger(parquet_rows.__name__).removeHandler(skipped)
     return 0
 
 
-def _is_full(error: BaseException) -> bool:
-    """Whether it says that a disk or Ray's object store has no room left: in whatever words, since libraries wrap the system's errors."""
+def _is_out_of_space(error: BaseException) -> bool:
+    """Return whether a disk or Ray's object store has no room left, in whatever words libraries wrap the error."""
     cause = cause_of(error)
     if isinstance(cause, ObjectStoreFullError | OutOfDiskError):
         return True
@@ -115,11 +121,11 @@ class _SkippedRowsNotice(logging.Handler):
 
     def __init__(self) -> None:
         super().__init__(logging.WARNING)
-        self.said: list[str] = []
+        self.notices: list[str] = []
 
     def emit(self, record: logging.LogRecord) -> None:
-        self.said.append(record.getMessage().splitlines()[0].rstrip(":"))
+        self.notices.append(record.getMessage().splitlines()[0].rstrip(":"))
 
 
-async def _awaited(job: Awaitable[str]) -> str:
+async def _await_job(job: Awaitable[str]) -> str:
     return await job

@@ -2,61 +2,58 @@
 
 import argparse
 import asyncio
-import contextlib
 import json
 import re
 import sys
 from collections.abc import Sequence
-from contextlib import AbstractAsyncContextManager
-from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any
 
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 
-from actors.cluster.connection import cluster
 from arm_rl.benchmarks import BENCHMARKS
 from arm_rl.benchmarks.base import ItemVerdict
-from arm_rl.benchmarks.results import FILE, Key, read_results
-from arm_rl.benchmarks.runner import NO_TOOLS, TOOLS, ItemQuestion, ask_all, finished, read_questions
-from arm_rl.benchmarks.summary import compare, summarize
+from arm_rl.benchmarks.evaluation import check_same_model, compare_runs, compare_ways, summarize_all
+from arm_rl.benchmarks.results import FILE, Key
+from arm_rl.benchmarks.runner import NO_TOOLS, TOOLS, ItemQuestion, ask_all, read_finished, read_questions
 from arm_rl.benchmarks.tables import comparison_table, summary_tables
-from arm_rl.core.config import TrainConfig
+from arm_rl.core.atomic_file import replace_text
 from arm_rl.core.config_file import load
-from arm_rl.judge.backends import Server, engine_backend, server_backend, server_template
+from arm_rl.core.stage_config import TrainConfig
+from arm_rl.judge.backends import Server, open_backend, server_template
 from arm_rl.training.evaluation import evaluate_model
 from arm_rl.training.inputs import read_template
-from jobs.command_line import guarded, run_job
+from jobs.command_line import run_guarded, run_job
 from jobs.server_options import CommandError, add_server_options, read_server
 
 TOOLS_COMPARED = "tools-compared.json"
 WAYS = {"tools": (TOOLS,), "no-tools": (NO_TOOLS,), "both": (TOOLS, NO_TOOLS)}
 
 
-def main(argv: Sequence[str] | None = None) -> int:
+def main(argv: Sequence[str] | None = None, *, program: str = "python -m jobs.evaluate") -> int:
     """Runs what is asked for; the exit status."""
     argv = sys.argv[1:] if argv is None else list(argv)
     if argv[:1] == ["compare"]:
-        return _compare(argv[1:])
+        return _compare_command(argv[1:], f"{program} compare")
     if argv and argv[0].endswith((".yaml", ".yml")):
-        return run_job(
-            "evaluate", "Judges the held-out samples of a configuration once each.", TrainConfig, _held_out, again=""
-        )
-    arguments = _parser().parse_intermixed_args(argv)
-    return guarded(lambda: _evaluate(arguments), again="the same command goes on with what has no verdict yet")
+        description = "Judges the held-out samples of a configuration once each."
+        return run_job(program, description, TrainConfig, _evaluate_held_out, argv=argv, resume_hint="")
+    arguments = _make_parser(program).parse_intermixed_args(argv)
+    return run_guarded(
+        lambda: _evaluate_benchmarks(arguments), resume_hint="the same command goes on with what has no verdict yet"
+    )
 
 
-async def _held_out(config: TrainConfig) -> str:
-    """One pass over the held-out samples of a configuration."""
+async def _evaluate_held_out(config: TrainConfig) -> str:
+    """Judge the held-out samples of a configuration once each."""
     metrics = await evaluate_model(config)
     shown = "  ".join(f"{name} {value:.3g}" for name, value in metrics.items())
     return f"{shown}\ndone: evaluation.json and the trajectories are in {config.run.folder}"
 
 
-def _parser() -> argparse.ArgumentParser:
+def _make_parser(program: str) -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(
-        prog="python -m jobs.evaluate",
+        prog=program,
         description="Asks a model the items of published benchmarks. Started again with the same --out, it goes on where it stopped.",
         epilog=f"benchmarks: {', '.join(BENCHMARKS)}.\n`compare RUN_A RUN_B` compares two runs; `CONFIG.yaml key=value` judges "
         "the held-out samples of a configuration.",
@@ -70,12 +67,12 @@ def _parser() -> argparse.ArgumentParser:
         "--config", default="configs/evaluate.yaml", help="of engines, sessions and tools (default: %(default)s)"
     )
     ways = parser.add_mutually_exclusive_group()
-    for way, told in (
+    for way, text in (
         ("tools", "offer the tools (the default)"),
         ("no-tools", "offer none"),
         ("both", "ask both ways, side by side"),
     ):
-        ways.add_argument(f"--{way}", dest="ways", action="store_const", const=way, default="tools", help=told)
+        ways.add_argument(f"--{way}", dest="ways", action="store_const", const=way, default="tools", help=text)
     parser.add_argument(
         "--both-orders", action="store_true", help="ask each pair in both orders, and report the position bias"
     )
@@ -90,39 +87,41 @@ def _parser() -> argparse.ArgumentParser:
     return parser
 
 
-def _evaluate(arguments: argparse.Namespace) -> str:
-    benches, overrides = _split(arguments.benches)
-    server, path = _server(arguments) if "://" in arguments.model else (None, arguments.model)
-    out = arguments.out or Path("runs") / f"eval-{_short(server.model if server else path)}"
+def _evaluate_benchmarks(arguments: argparse.Namespace) -> str:
+    benches, overrides = _split_arguments(arguments.benches)
+    server, path = _read_server_model(arguments) if "://" in arguments.model else (None, arguments.model)
+    out = arguments.out or Path("runs") / f"eval-{_folder_name(server.model if server else path)}"
     folder = [f"run.name={out.name}", f"run.root={out.parent}", f"model.path={path}"]
     config = load(TrainConfig, arguments.config, [*overrides, *folder])
-    return asyncio.run(_ask(config, benches, arguments, server))
+    return asyncio.run(_ask_questions(config, benches, arguments, server))
 
 
-def _split(written: Sequence[str]) -> tuple[list[tuple[str, Path]], list[str]]:
-    """Benchmarks with their files, and what is written like a key of the configuration: with a dot before its `=`."""
-    overrides = [one for one in written if "." in one.partition("=")[0]]
+def _split_arguments(written: Sequence[str]) -> tuple[list[tuple[str, Path]], list[str]]:
+    """Separate NAME=FILE of benchmarks from overrides of the configuration, which have a dot before their `=`."""
+    overrides = [argument for argument in written if "." in argument.partition("=")[0]]
     benches: dict[str, Path] = {}
-    for one in written:
-        name, equals, path = one.partition("=")
-        if one in overrides:
+    for argument in written:
+        name, equals, path = argument.partition("=")
+        if argument in overrides:
             continue
         if name not in BENCHMARKS or not equals:
-            raise CommandError(f"{one}: a benchmark is written NAME=FILE, with NAME one of {', '.join(BENCHMARKS)}")
+            raise CommandError(
+                f"{argument}: a benchmark is written NAME=FILE, with NAME one of {', '.join(BENCHMARKS)}"
+            )
         if name in benches:
-            raise CommandError(f"{one}: {name} is named twice")
+            raise CommandError(f"{argument}: {name} is named twice")
         benches[name] = Path(path)
     if not benches:
         raise CommandError(f"no benchmark is named: NAME=FILE, with NAME one of {', '.join(BENCHMARKS)}")
     return list(benches.items()), overrides
 
 
-async def _ask(
+async def _ask_questions(
     config: TrainConfig, benches: Sequence[tuple[str, Path]], arguments: argparse.Namespace, server: Server | None
 ) -> str:
     folder = config.run.folder
     template = read_template(config) if server is None else server_template(config)
-    _check_same_model(folder, config, server)
+    check_same_model(folder, config, server)
     questions = read_questions(
         benches,
         folder,
@@ -132,85 +131,24 @@ async def _ask(
         limit=arguments.limit,
         seed=config.run.seed,
     )
-    known = finished(questions, folder)
+    known = read_finished(questions, folder)
     if len(known) < len(questions):
-        with contextlib.ExitStack() as stack:
-            if server is None:
-                stack.enter_context(cluster())
-            backend: AbstractAsyncContextManager[Any] = (
-                engine_backend(config, template) if server is None else server_backend(config, template, server)
-            )
-            async with backend as ready:
-                with _Bar(questions, known) as bar:
-                    known = await ask_all(
-                        ready, questions, folder, max_broken=config.run.max_broken_sessions, on_done=bar.step
-                    )
-    summaries = _summaries(questions, known)
-    (folder / "summary.json").write_text(json.dumps(summaries, indent=2))
+        async with open_backend(config, template, server) as backend:
+            with _Bar(questions, known) as bar:
+                known = await ask_all(
+                    backend, questions, folder, max_broken=config.run.max_broken_sessions, on_done=bar.step
+                )
+    summaries = summarize_all(questions, known)
+    replace_text(folder / "summary.json", json.dumps(summaries, indent=2))
     console = Console(width=140)
     console.print(*summary_tables(summaries), sep="\n")
     if arguments.ways == "both":
-        compared = _ways_compared(questions, known)
-        (folder / TOOLS_COMPARED).write_text(json.dumps(compared, indent=2))
+        compared = compare_ways(questions, known)
+        replace_text(folder / TOOLS_COMPARED, json.dumps(compared, indent=2))
         console.print(comparison_table(compared, NO_TOOLS, TOOLS))
     missing = len(questions) - len(known)
-    told = f"{missing} of {len(questions)} sessions broke: the same command asks them again\n" if missing else ""
-    return f"{told}done: {FILE}, summary.json and the trajectories are in {folder}"
-
-
-def _summaries(questions: Sequence[ItemQuestion], known: dict[Key, ItemVerdict]) -> dict[str, dict[str, Any]]:
-    summaries: dict[str, dict[str, Any]] = {}
-    for name, way in dict.fromkeys((question.benchmark, question.way) for question in questions):
-        keys = [question.key for question in questions if (question.benchmark, question.way) == (name, way)]
-        judged = [known[key] for key in keys if key in known]
-        summaries.setdefault(name, {})[way] = summarize(BENCHMARKS[name], judged, len(keys))
-    return summaries
-
-
-def _ways_compared(questions: Sequence[ItemQuestion], known: dict[Key, ItemVerdict]) -> dict[str, dict[str, Any]]:
-    """What the tools change, row by row: for each benchmark, asked with them against asked without."""
-    compared = {}
-    for name in dict.fromkeys(question.benchmark for question in questions):
-        ways = {
-            way: [
-                known[question.key]
-                for question in questions
-                if (question.benchmark, question.way) == (name, way) and question.key in known
-            ]
-            for way in (NO_TOOLS, TOOLS)
-        }
-        compared[name] = compare(BENCHMARKS[name], ways[NO_TOOLS], ways[TOOLS])
-    return compared
-
-
-@dataclass(frozen=True, kw_only=True, slots=True)
-class _EvaluationKey:
-    """What the verdicts in a folder depend on beside the questions."""
-
-    model: str
-    server: str | None
-    temperature: float
-    session: dict[str, Any]
-
-
-def _check_same_model(folder: Path, config: TrainConfig, server: Server | None) -> None:
-    """A folder holds the verdicts of one model, asked in one way."""
-    now = _EvaluationKey(
-        model=server.model if server else config.model.path,
-        server=server.url if server else None,
-        temperature=config.evaluation.temperature,
-        session=asdict(config.session),
-    )
-    file = folder / "model.json"
-    if file.exists():
-        before = json.loads(file.read_text())
-        for name, value in asdict(now).items():
-            if before.get(name) != value:
-                raise CommandError(
-                    f"{folder} holds verdicts with {name} {before.get(name)!r}, not {value!r}: choose another --out"
-                )
-    folder.mkdir(parents=True, exist_ok=True)
-    file.write_text(json.dumps(asdict(now), indent=2))
+    note = f"{missing} of {len(questions)} sessions broke: the same command asks them again\n" if missing else ""
+    return f"{note}done: {FILE}, summary.json and the trajectories are in {folder}"
 
 
 class _Bar:
@@ -231,19 +169,19 @@ class _Bar:
         for benchmark, way in dict.fromkeys((question.benchmark, question.way) for question in questions):
             keys = [question.key for question in questions if (question.benchmark, question.way) == (benchmark, way)]
             done = [known[key] for key in keys if key in known]
-            self._right[benchmark, way] = [one.correct for one in done if one.kind != "rating"]
+            self._right[benchmark, way] = [verdict.correct for verdict in done if verdict.kind != "rating"]
             self._tasks[benchmark, way] = self._progress.add_task(
                 f"{benchmark}, {way}", total=len(keys), completed=len(done), right=""
             )
 
     def step(self, question: ItemQuestion, judged: ItemVerdict | None) -> None:
-        """One more session is over."""
-        one = question.benchmark, question.way
+        """Count one finished session."""
+        key = question.benchmark, question.way
         if judged is not None and judged.kind != "rating":
-            self._right[one].append(judged.correct)
-        right = self._right[one]
+            self._right[key].append(judged.correct)
+        right = self._right[key]
         self._progress.update(
-            self._tasks[one], advance=1, right=f"{sum(right) / len(right):.1%} right" if right else ""
+            self._tasks[key], advance=1, right=f"{sum(right) / len(right):.1%} right" if right else ""
         )
 
     def __enter__(self) -> "_Bar":
@@ -254,8 +192,8 @@ class _Bar:
         self._progress.stop()
 
 
-def _server(arguments: argparse.Namespace) -> tuple[Server, str]:
-    """The server, and the model whose template it uses."""
+def _read_server_model(arguments: argparse.Namespace) -> tuple[Server, str]:
+    """Return the server and the model whose processor it uses."""
     server, source = read_server(arguments.model, arguments, with_source=not arguments.processor)
     processor = arguments.processor or source
     if not processor:
@@ -265,39 +203,24 @@ def _server(arguments: argparse.Namespace) -> tuple[Server, str]:
     return server, processor
 
 
-def _short(model: str) -> str:
-    """A name for a folder: of an export, the run's."""
+def _folder_name(model: str) -> str:
+    """Return a folder name for a model; for an export, the name of the run."""
     path = Path(model.rstrip("/"))
     return re.sub(r"[^\w.-]+", "-", path.parent.name if path.name == "export" and path.parent.name else path.name)
 
 
-def _compare(argv: Sequence[str]) -> int:
-    parser = argparse.ArgumentParser(
-        prog="python -m jobs.evaluate compare", description="Two runs on the rows that both have."
-    )
+def _compare_command(argv: Sequence[str], program: str) -> int:
+    parser = argparse.ArgumentParser(prog=program, description="Two runs on the rows that both have.")
     parser.add_argument("before", type=Path, metavar="RUN_A")
     parser.add_argument("after", type=Path, metavar="RUN_B")
     arguments = parser.parse_args(argv)
-    return guarded(lambda: _compared(arguments.before, arguments.after))
+    return run_guarded(lambda: _compare_folders(arguments.before, arguments.after))
 
 
-def _compared(before: Path, after: Path) -> str:
-    found: list[dict[str, list[ItemVerdict]]] = []
-    for folder in (before, after):
-        runs: dict[str, list[ItemVerdict]] = {}
-        for (benchmark, way, _), judged in read_results(folder).items():
-            runs.setdefault(f"{benchmark}, {way}", []).append(judged)
-        if not runs:
-            raise CommandError(f"{folder}: there are no verdicts ({FILE})")
-        found.append(runs)
-    common = [name for name in found[0] if name in found[1]]
-    if not common:
-        raise CommandError(
-            f"{before} and {after} have no benchmark in common: {', '.join(found[0])}; {', '.join(found[1])}"
-        )
-    compared = {name: compare(BENCHMARKS[name.partition(",")[0]], found[0][name], found[1][name]) for name in common}
+def _compare_folders(before: Path, after: Path) -> str:
+    compared = compare_runs(before, after)
     file = after / f"compared-with-{before.resolve().name}.json"
-    file.write_text(json.dumps(compared, indent=2))
+    replace_text(file, json.dumps(compared, indent=2))
     Console(width=160).print(comparison_table(compared, str(before), str(after)))
     return f"done: the numbers are in {file}"
 

@@ -1,21 +1,22 @@
-"""Writes a Hugging Face folder from a run's newest checkpoint: `python -m jobs.export runs/NAME [OUT]`."""
+"""Write a Hugging Face folder from a run's newest checkpoint."""
 
 import argparse
 import sys
+from collections.abc import Sequence
 from pathlib import Path
 
 from arm_rl.core.config import ConfigError
 from arm_rl.core.config_file import load_saved
 from arm_rl.export.checkpoint_export import export_checkpoint
-from jobs.command_line import guarded
+from jobs.command_line import run_guarded
 
 
-def main() -> int:
+def main(argv: Sequence[str] | None = None, *, program: str = "python -m jobs.export") -> int:
     """Exports and says where to."""
-    parser = argparse.ArgumentParser(prog="python -m jobs.export", description=__doc__)
+    parser = argparse.ArgumentParser(prog=program, description=__doc__)
     parser.add_argument("run", type=Path, help="a run's folder")
     parser.add_argument("out", type=Path, nargs="?", help="where to write; by default RUN/export")
-    arguments = parser.parse_args()
+    arguments = parser.parse_args(argv)
     out = arguments.out or arguments.run / "export"
 
     def start() -> str:
@@ -26,7 +27,7 @@ def main() -> int:
         step = export_checkpoint(config, arguments.run, out)
         return f"done: the model of step {step} is in {out}"
 
-    return guarded(start)
+    return run_guarded(start)
 
 
 if __name__ == "__main__":

@@ -7,11 +7,13 @@ stopped at any time, and a folder is for one process at a time.
 import argparse
 import json
 import sys
+from collections.abc import Sequence
 from pathlib import Path
 
 from rich.console import Console
 
 from actors.cluster.connection import cluster
+from arm_rl.core.atomic_file import replace_text
 from arm_rl.core.errors import UserError
 from arm_rl.experiments.findings import results
 from arm_rl.experiments.findings.designs import DESIGNS
@@ -19,23 +21,23 @@ from arm_rl.experiments.findings.plot import plot
 from arm_rl.experiments.findings.runs import QUICK, Findings, FindingsSize
 from arm_rl.experiments.findings.setting import JudgedSplit
 from arm_rl.experiments.findings.tables import markdown
-from jobs.command_line import guarded
+from jobs.command_line import run_guarded
 
 
 def write(root: Path) -> Path:
     """Writes `summary.json`, `table.md` and `plot.svg` of the runs that are finished; gives the summary's path."""
     found = results.read(root)
-    (root / "table.md").write_text(markdown(found))
-    (root / "plot.svg").write_text(plot(found))
+    replace_text(root / "table.md", markdown(found))
+    replace_text(root / "plot.svg", plot(found))
     path = root / "summary.json"
-    path.write_text(json.dumps(results.summary(found), indent=2, allow_nan=False))
+    replace_text(path, json.dumps(results.summary(found), indent=2, allow_nan=False))
     return path
 
 
-def main() -> int:
+def main(argv: Sequence[str] | None = None, *, program: str = "python -m jobs.findings") -> int:
     """Runs what is left and writes the summary."""
     parser = argparse.ArgumentParser(
-        prog="python -m jobs.findings", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+        prog=program, description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     parser.add_argument("--out", type=Path, help="folder of all runs; by default runs/findings, or runs/findings-quick")
     parser.add_argument(
@@ -57,7 +59,7 @@ def main() -> int:
         "--quick", action="store_true", help="a few steps of everything: shows that it runs, learns nothing"
     )
     parser.add_argument("--summary", action="store_true", help="train nothing, only write the summary of what is there")
-    arguments = parser.parse_args()
+    arguments = parser.parse_args(argv)
     suffix = "-quick" if arguments.quick else "-validation" if arguments.validation else ""
     root: Path = arguments.out or Path(f"runs/findings{suffix}")
     console = Console(highlight=False, soft_wrap=True)
@@ -69,7 +71,7 @@ def main() -> int:
         if not arguments.summary:
             split: JudgedSplit = "validation" if arguments.validation else "test"
             with cluster():
-                Findings(root, QUICK if arguments.quick else FindingsSize(), split=split, say=console.print).run(
+                Findings(root, QUICK if arguments.quick else FindingsSize(), split=split, log=console.print).run(
                     arguments.seeds, arguments.designs
                 )
         elif not root.is_dir():
@@ -78,7 +80,7 @@ def main() -> int:
         console.print((root / "table.md").read_text(), markup=False)
         return f"done: {path}, with the tables in table.md and the plot in plot.svg beside it"
 
-    return guarded(start)
+    return run_guarded(start)
 
 
 if __name__ == "__main__":

@@ -7,7 +7,7 @@ from arm_rl.export.judge_config import FILE, JudgeSetup
 
 
 def add_judge_options(parser: argparse.ArgumentParser) -> None:
-    """The judge's folder and what may differ from its training."""
+    """Add the options for the judge's folder and for what may differ from its training."""
     parser.add_argument("folder", type=Path, help="an exported model, for example runs/demo/export")
     parser.add_argument(
         "--config", help=f"a run's config.yaml: tools, prompt, wording and limits; by default {FILE} in the folder"
@@ -17,7 +17,7 @@ def add_judge_options(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--gpu", action="store_true", help="run on a GPU")
 
 
-def judge_setup(arguments: argparse.Namespace) -> JudgeSetup:
-    """As the judge was trained, but for what the command line says."""
+def read_judge_setup(arguments: argparse.Namespace) -> JudgeSetup:
+    """Return the setup of the judge's training with the changes of the command line."""
     tools = None if arguments.tools is None else tuple(arguments.tools)
-    return JudgeSetup.read(arguments.folder, arguments.config).but(tools=tools)
+    return JudgeSetup.read(arguments.folder, arguments.config).with_changes(tools=tools)

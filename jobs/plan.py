@@ -11,8 +11,8 @@ from rich.console import Console
 from rich.progress import Progress
 from rich.table import Table
 
-from arm_rl.core.config import SftConfig, TrainConfig
 from arm_rl.core.config_file import load_saved
+from arm_rl.core.stage_config import SftConfig, TrainConfig
 from arm_rl.plan import memory
 from arm_rl.plan.fit import GpuMemory, memory_of
 from arm_rl.plan.hardware import GIB, GPUS, Cluster
@@ -21,66 +21,66 @@ from arm_rl.plan.search import Candidate, search
 from arm_rl.plan.shapes import ModelShape
 from arm_rl.plan.steps import StepPlan, scaling, step_of, stops_at
 from arm_rl.plan.workload import Workload
-from jobs.command_line import guarded
+from jobs.command_line import run_guarded
 
 _SHOWN = 8  # nearby settings
 _WORTH_SAYING = 0.03  # of a step's seconds
 
 
-def plan(setting: Setting, *, nearby: bool, most_gpus: int, console: Console, as_json: bool) -> str:
-    """Prints tables, or JSON; gives the verdict."""
+def print_plan(setting: Setting, *, nearby: bool, most_gpus: int, console: Console, as_json: bool) -> str:
+    """Print tables, or JSON, and return the verdict."""
     with Progress(console=Console(stderr=True), transient=True) as progress:
         task = progress.add_task("", total=None)
 
-        def told(name: str) -> None:
+        def show_progress(name: str) -> None:
             progress.update(task, description=name)
 
         needs = memory_of(setting)
-        told("as configured")
+        show_progress("as configured")
         step = step_of(setting) if needs.fits else None
-        tried = search(setting, told) if nearby else []
-        sizes = scaling(setting, most_gpus, told) if most_gpus and step is not None else []
-    said = verdict(setting, needs, step, tried, sizes)
+        candidates = search(setting, show_progress) if nearby else []
+        sizes = scaling(setting, most_gpus, show_progress) if most_gpus and step is not None else []
+    text = describe_verdict(setting, needs, step, candidates, sizes)
     if as_json:
-        return json.dumps(_as_json(setting, needs, step, tried, sizes, said), indent=1)
-    console.print(*_tables(setting, needs, step, tried, sizes), sep="\n")
-    return said
+        return json.dumps(_as_json(setting, needs, step, candidates, sizes, text), indent=1)
+    console.print(*_make_tables(setting, needs, step, candidates, sizes), sep="\n")
+    return text
 
 
-def verdict(
+def describe_verdict(
     setting: Setting,
     needs: GpuMemory,
     step: StepPlan | None,
-    tried: Sequence[Candidate],
+    candidates: Sequence[Candidate],
     sizes: Sequence[tuple[int, StepPlan]],
 ) -> str:
-    """In a line."""
-    best = tried[0] if tried and tried[0].step is not None else None
+    """Return the verdict as one line."""
+    best = candidates[0] if candidates and candidates[0].step is not None else None
     if step is None:
-        said = "does not fit: " + "; ".join(needs.problems)
-        return said + (f"; {', '.join(best.changes)} fits" if best is not None else "")
+        text = "does not fit: " + "; ".join(needs.problems)
+        return text + (f"; {', '.join(best.changes)} fits" if best is not None else "")
     share = memory.on_gpu(needs.learner) / needs.limit
-    said = f"fits: a learner takes {share:.0%} of its GPU; {step.seconds:.0f} s a step, {step.rate:.1f} trajectories/s"
-    gain = 1 - _relative(best, tried) if best is not None else 0.0
+    text = f"fits: a learner takes {share:.0%} of its GPU; {step.seconds:.0f} s a step, {step.rate:.1f} trajectories/s"
+    gain = 1 - _relative_seconds(best, candidates) if best is not None else 0.0
     if best is not None and gain > _WORTH_SAYING:
-        said += f"; {', '.join(best.changes)} takes {gain:.0%} less"
+        text += f"; {', '.join(best.changes)} takes {gain:.0%} less"
     last = stops_at(sizes)
     if last is not None:
-        said += f"; more than {last} GPUs bring little"
-    return said
+        text += f"; more than {last} GPUs bring little"
+    return text
 
 
-def _relative(one: Candidate, tried: Sequence[Candidate]) -> float:
-    """Its step's seconds over those of the setting as it is configured."""
-    own = next((other.step for other in tried if not other.changes), None)
-    return one.step.seconds / own.seconds if one.step is not None and own is not None else 1.0
+def _relative_seconds(candidate: Candidate, candidates: Sequence[Candidate]) -> float:
+    """Return the seconds of a candidate's step over those of the configured setting."""
+    own = next((other.step for other in candidates if not other.changes), None)
+    return candidate.step.seconds / own.seconds if candidate.step is not None and own is not None else 1.0
 
 
-def _tables(
+def _make_tables(
     setting: Setting,
     needs: GpuMemory,
     step: StepPlan | None,
-    tried: Sequence[Candidate],
+    candidates: Sequence[Candidate],
     sizes: Sequence[tuple[int, StepPlan]],
 ) -> list[Table]:
     cluster, shape = setting.cluster, setting.shape
@@ -89,8 +89,8 @@ def _tables(
     tables = [_memory_table(title, setting, needs)]
     if step is not None:
         tables.append(_step_table(step))
-    if tried:
-        tables.append(_tried_table(tried))
+    if candidates:
+        tables.append(_candidates_table(candidates))
     if sizes:
         tables.append(_sizes_table(sizes))
     return tables
@@ -112,14 +112,16 @@ def _memory_table(title: str, setting: Setting, needs: GpuMemory) -> Table:
     if needs.longest != memory.on_gpu(needs.learner):
         table.add_row("a learner", "in all, with the longest session that is allowed", f"{needs.longest / GIB:.1f}")
     if setting.takes_turns:
-        table.add_row("both", "engine, and what a learner keeps beside it", f"{_together(setting, needs) / GIB:.1f}")
+        table.add_row(
+            "both", "engine, and what a learner keeps beside it", f"{_shared_gpu_bytes(setting, needs) / GIB:.1f}"
+        )
     if needs.learner["host"]:
         table.add_row("host", "optimizer of a rank, off-loaded", f"{needs.learner['host'] / GIB:.1f}")
     table.add_row("", "there is", f"{needs.limit / GIB:.1f}")
     return table
 
 
-def _together(setting: Setting, needs: GpuMemory) -> int:
+def _shared_gpu_bytes(setting: Setting, needs: GpuMemory) -> int:
     return memory.on_gpu(needs.engine) + memory.idle_learner(needs.learner)
 
 
@@ -135,39 +137,44 @@ def _step_table(step: StepPlan) -> Table:
     for column in table.columns[1:3]:
         column.justify = "right"
 
-    def row(name: str, seconds: float, bound: str = "") -> None:
+    def add_row(name: str, seconds: float, bound: str = "") -> None:
         if seconds:
             table.add_row(name, f"{seconds:.1f}", f"{seconds / step.seconds:.0%}", bound)
 
-    row("the driver waits for groups", step.rollout)
-    row("learners train", step.learner, _bounds(step.bounds))
-    row("new weights travel", step.sync, "host and network")
+    add_row("the driver waits for groups", step.rollout)
+    add_row("learners train", step.learner, _format_bounds(step.bounds))
+    add_row("new weights travel", step.sync, "host and network")
     table.add_section()
-    row("an engine reads prompts", step.prefill, "compute")
-    row("an engine samples", step.decode, _bounds(step.engine_bounds))
+    add_row("an engine reads prompts", step.prefill, "compute")
+    add_row("an engine samples", step.decode, _format_bounds(step.engine_bounds))
     if step.rollout or step.prefill:
-        row("an engine is idle", step.engine_idle * step.seconds, "tools, the longest sessions, learners, weights")
-    row("a learner is idle", step.learner_idle * step.seconds, "groups, weights")
-    row("a call waits for an executor", step.tools, "tools.num_executors")
+        add_row("an engine is idle", step.engine_idle * step.seconds, "tools, the longest sessions, learners, weights")
+    add_row("a learner is idle", step.learner_idle * step.seconds, "groups, weights")
+    add_row("a call waits for an executor", step.tools, "tools.num_executors")
     return table
 
 
-def _bounds(bounds: Mapping[str, float]) -> str:
+def _format_bounds(bounds: Mapping[str, float]) -> str:
     total = sum(bounds.values()) or 1.0
     shares = sorted(bounds.items(), key=lambda pair: -pair[1])
     return ", ".join(f"{name} {seconds / total:.0%}" for name, seconds in shares if seconds >= 0.01 * total)
 
 
-def _tried_table(tried: Sequence[Candidate]) -> Table:
+def _candidates_table(candidates: Sequence[Candidate]) -> Table:
     table = Table("nearby settings", "seconds", "idle: engine, learner", "", title_justify="left")
     table.columns[1].justify = "right"
-    fitting = [one for one in tried if one.step is not None]
-    for one in (*fitting[:_SHOWN], *[one for one in fitting[_SHOWN:] if not one.changes]):
-        assert one.step is not None
-        idle = f"{one.step.engine_idle:.0%}, {one.step.learner_idle:.0%}"
-        table.add_row("\n".join(one.changes) or "as configured", f"{_relative(one, tried):.2f} x", idle, "")
-    for one in [one for one in tried if one.step is None][: _SHOWN // 2]:
-        table.add_row("\n".join(one.changes) or "as configured", "", "", one.problems[0])
+    fitting = [candidate for candidate in candidates if candidate.step is not None]
+    for candidate in (*fitting[:_SHOWN], *[candidate for candidate in fitting[_SHOWN:] if not candidate.changes]):
+        assert candidate.step is not None
+        idle = f"{candidate.step.engine_idle:.0%}, {candidate.step.learner_idle:.0%}"
+        table.add_row(
+            "\n".join(candidate.changes) or "as configured",
+            f"{_relative_seconds(candidate, candidates):.2f} x",
+            idle,
+            "",
+        )
+    for candidate in [candidate for candidate in candidates if candidate.step is None][: _SHOWN // 2]:
+        table.add_row("\n".join(candidate.changes) or "as configured", "", "", candidate.problems[0])
     return table
 
 
@@ -197,7 +204,7 @@ def _sizes_table(sizes: Sequence[tuple[int, StepPlan]]) -> Table:
             f"{linear:.0%}",
             *(f"{seconds:.1f}" for seconds in times),
             f"{step.engine_idle:.0%}",
-            _bounds(step.bounds),
+            _format_bounds(step.bounds),
         )
     return table
 
@@ -206,9 +213,9 @@ def _as_json(
     setting: Setting,
     needs: GpuMemory,
     step: StepPlan | None,
-    tried: Sequence[Candidate],
+    candidates: Sequence[Candidate],
     sizes: Sequence[tuple[int, StepPlan]],
-    said: str,
+    text: str,
 ) -> dict[str, Any]:
     return {
         "model": dataclasses.asdict(setting.shape),
@@ -217,16 +224,16 @@ def _as_json(
         "efficiency": dataclasses.asdict(setting.efficiency),
         "memory": dataclasses.asdict(needs),
         "step": None if step is None else dataclasses.asdict(step),
-        "nearby": [dataclasses.asdict(one) for one in tried],
-        "scaling": [{"gpus": gpus, **dataclasses.asdict(one)} for gpus, one in sizes],
-        "verdict": said,
+        "nearby": [dataclasses.asdict(candidate) for candidate in candidates],
+        "scaling": [{"gpus": gpus, **dataclasses.asdict(step)} for gpus, step in sizes],
+        "verdict": text,
     }
 
 
-def main() -> int:
+def main(argv: Sequence[str] | None = None, *, program: str = "python -m jobs.plan") -> int:
     """Plans from the command line."""
     parser = argparse.ArgumentParser(
-        prog="python -m jobs.plan",
+        prog=program,
         description="What a run needs of its GPUs, and how long its steps take. It needs none itself.",
     )
     parser.add_argument("config", help="YAML file of jobs.train or jobs.sft")
@@ -255,7 +262,7 @@ def main() -> int:
     )
     parser.add_argument("--no-search", action="store_true", help="leave out the nearby settings")
     parser.add_argument("--json", action="store_true", help="print everything as JSON")
-    arguments = parser.parse_args()
+    arguments = parser.parse_args(argv)
 
     def start() -> str:
         config: TrainConfig | SftConfig = load_saved(arguments.config, arguments.overrides)
@@ -266,11 +273,11 @@ def main() -> int:
             workload=Workload.parse(arguments.workload),
         )
         console = Console(width=140, soft_wrap=False)
-        return plan(
+        return print_plan(
             setting, nearby=not arguments.no_search, most_gpus=arguments.scale, console=console, as_json=arguments.json
         )
 
-    return guarded(start)
+    return run_guarded(start)
 
 
 if __name__ == "__main__":

@@ -1,9 +1,11 @@
-"""The report of a run and its ledger: `python -m jobs.report RUN`; with `--serve`, a server that shows all its trajectories; with `--time`,
-only where the time of its steps went."""
+"""Write the report of a run and print its ledger.
+
+With `--serve`, serve all its trajectories to a browser; with `--time`, only print where the time of its steps went.
+"""
 
 import argparse
 import sys
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 from rich.console import Console
@@ -11,11 +13,11 @@ from rich.table import Table
 
 from arm_rl.core.errors import UserError
 from arm_rl.report import MAX_MB, server, tokens, write_report
-from arm_rl.report.times import of_runs, timelines
+from arm_rl.report.times import find_timelines, read_times
 from arm_rl.run import checkpoint, timeline
 from arm_rl.run.step_times import StepTimes, TimeRow
 from arm_rl.training.ledger import MEANINGS, Ledger
-from jobs.command_line import guarded
+from jobs.command_line import run_guarded
 
 
 class NothingToReport(UserError):
@@ -28,12 +30,12 @@ def show_times(folder: Path, console: Console) -> str:
     Raises:
         NothingToReport: there is no timeline, or no finished step in one.
     """
-    runs = timelines(folder)
+    runs = find_timelines(folder)
     if not runs:
         raise NothingToReport(
             f"{folder}: no {timeline.FILE}: runs write it as they go, but with metrics.timeline=false"
         )
-    tables = [_table(str(run), times) for run, times in of_runs(runs).items()]
+    tables = [_times_table(str(run), times) for run, times in read_times(runs).items()]
     if not tables:
         raise NothingToReport(f"{runs[-1] / timeline.FILE}: no step was finished")
     console.print(*tables, sep="\n")
@@ -44,7 +46,7 @@ def show_ledgers(folder: Path, console: Console) -> None:
     """Prints what became of every trajectory, as of the newest checkpoint of the run, or of each stage in its folder."""
     for run in (folder, *sorted(path for path in folder.iterdir() if path.is_dir())):
         written = checkpoint.steps(run / "checkpoints")
-        collector = checkpoint.state_of(run / "checkpoints", written[-1]).get("collector") if written else None
+        collector = checkpoint.read_state(run / "checkpoints", written[-1]).get("collector") if written else None
         if collector is not None:  # a cold start has demonstrations and no ledger
             console.print(
                 _ledger_table(f"{run}: trajectories at step {written[-1]}", Ledger.of(collector["ledger"]).table())
@@ -61,7 +63,7 @@ def _ledger_table(title: str, rows: Mapping[int, Mapping[str, int]]) -> Table:
     return table
 
 
-def _table(title: str, times: StepTimes) -> Table:
+def _times_table(title: str, times: StepTimes) -> Table:
     table = Table(
         "actor", "phase", "seconds a step", "share", "times a step", title=f"{title}: {times.num_steps} steps"
     )
@@ -70,19 +72,19 @@ def _table(title: str, times: StepTimes) -> Table:
     for rows in (times.phases, times.waits):
         before = ""
         for row in rows:
-            table.add_row("" if row.actor == before else row.actor, *_numbers(row))
+            table.add_row("" if row.actor == before else row.actor, *_format_times(row))
             before = row.actor
         table.add_section()
     table.add_row("overlap", "of the shorter of engines' and learners' work", "", f"{times.overlap:.1%}", "")
     return table
 
 
-def _numbers(row: TimeRow) -> tuple[str, ...]:
+def _format_times(row: TimeRow) -> tuple[str, ...]:
     return row.phase, f"{row.seconds:.3f}", f"{row.share:.1%}", f"{row.count:.4g}" if row.count else ""
 
 
-def serve(report: server.Report, port: int, run: Path) -> str:
-    """Answers browsers on this machine until Ctrl-C.
+def serve_report(report: server.Report, port: int, run: Path) -> str:
+    """Answer browsers on this machine until Ctrl-C.
 
     Raises:
         NothingToReport: the port is taken.
@@ -97,9 +99,9 @@ def serve(report: server.Report, port: int, run: Path) -> str:
     return "done"
 
 
-def main() -> int:
+def main(argv: Sequence[str] | None = None, *, program: str = "python -m jobs.report") -> int:
     """Writes the report, or prints the table."""
-    parser = argparse.ArgumentParser(prog="python -m jobs.report", description=__doc__)
+    parser = argparse.ArgumentParser(prog=program, description=__doc__)
     parser.add_argument("run", type=Path, help="a run's folder, or one with a folder for each stage")
     parser.add_argument("--time", action="store_true", help="print where the time of a step went, by actor and phase")
     parser.add_argument(
@@ -110,20 +112,20 @@ def main() -> int:
     parser.add_argument(
         "--tokenizer", type=Path, help="folder of the model whose tokens they are, where the run does not lead to it"
     )
-    arguments = parser.parse_args()
+    arguments = parser.parse_args(argv)
 
     def start() -> str:
         if not arguments.run.is_dir():
             raise NothingToReport(f"{arguments.run}: there is no such folder")
         if arguments.time:
             return show_times(arguments.run, Console(width=120, soft_wrap=True))
-        tokenizer = tokens.find(arguments.run, arguments.tokenizer)
+        tokenizer = tokens.find_tokenizer(arguments.run, arguments.tokenizer)
         if arguments.serve:
-            return serve(server.Report(arguments.run, tokenizer), arguments.port, arguments.run)
+            return serve_report(server.Report(arguments.run, tokenizer), arguments.port, arguments.run)
         show_ledgers(arguments.run, Console(width=120, soft_wrap=True))
         return f"done: the report is {write_report(arguments.run, max_mb=arguments.max_mb, tokenizer=tokenizer)}"
 
-    return guarded(start)
+    return run_guarded(start)
 
 
 if __name__ == "__main__":

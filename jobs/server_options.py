@@ -14,7 +14,7 @@ class CommandError(UserError):
 
 
 def add_server_options(parser: argparse.ArgumentParser, *, where: str) -> None:
-    """Adds the options. `where` says when they count."""
+    """Add the options of a server; `where` is the title of their section in the help."""
     server = parser.add_argument_group(where)
     server.add_argument("--served-model", metavar="NAME", help="by default the only one that the server offers")
     server.add_argument("--concurrency", type=int, default=32, help="requests at a time (default: %(default)s)")
@@ -42,7 +42,7 @@ def read_server(url: str, arguments: argparse.Namespace, *, with_source: bool = 
             raise CommandError(f"--api-key-variable: there is no environment variable {arguments.api_key_variable}")
     name, source = arguments.served_model, None
     if not name or with_source:
-        offered = _offered(url, key)
+        offered = _list_models(url, key)
         if not name and len(offered) != 1:
             raise CommandError(f"--served-model: one of {', '.join(offered)}")
         name = name or next(iter(offered))
@@ -58,8 +58,8 @@ def read_server(url: str, arguments: argparse.Namespace, *, with_source: bool = 
     return server, source
 
 
-def _offered(url: str, key: str | None) -> dict[str, str | None]:
-    """The server's models, and from where it loaded each where it says so (vLLM does)."""
+def _list_models(url: str, key: str | None) -> dict[str, str | None]:
+    """Return the server's models, and where it loaded each from if it reports that (vLLM does)."""
     try:
         response = httpx.get(
             f"{url.rstrip('/')}/models", headers={"Authorization": f"Bearer {key}"} if key else None, timeout=30

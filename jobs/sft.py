@@ -1,17 +1,23 @@
-"""The supervised cold start: `python -m jobs.sft CONFIG key=value …`."""
+"""Train the supervised cold start of a judge: `arm-rl sft CONFIG key=value …`."""
 
 import sys
+from collections.abc import Sequence
 
-from arm_rl.core.config import SftConfig
+from arm_rl.core.stage_config import SftConfig
 from arm_rl.training.sft import train_sft
 from jobs.command_line import run_job
 
 
-async def main(config: SftConfig) -> str:
-    """The whole cold start."""
+async def run(config: SftConfig) -> str:
+    """Train on demonstrations and return the last line of the job's output."""
     await train_sft(config)
     return f"done: metrics, checkpoints and the exported model are in {config.run.folder}"
 
 
+def main(argv: Sequence[str] | None = None, *, program: str = "python -m jobs.sft") -> int:
+    """Run the job from the command line and return the exit status."""
+    return run_job(program, "Trains a judge on demonstrations, before GRPO.", SftConfig, run, argv=argv)
+
+
 if __name__ == "__main__":
-    sys.exit(run_job("sft", "Trains a judge on demonstrations, before GRPO.", SftConfig, main))
+    sys.exit(main())

@@ -10,9 +10,8 @@ from rewards.outcome import Outcome
 from rewards.stage1 import stage1
 from rewards.stage2 import stage2
 
-Reward = Callable[
-    [Outcome, RewardConfig], dict[str, float]
-]  # facts of a session -> named summands, of which none means 0
+# facts of a session -> named summands, of which none means 0
+Reward = Callable[[Outcome, RewardConfig], dict[str, float]]
 
 REWARDS: dict[str, Reward] = {
     "stage1": stage1,

@@ -1,6 +1,6 @@
 """Whether a trajectory kept the form: thoughts, readable calls, one answer at the end."""
 
-from arm_rl.core.parsing import ToolFormat, parse_judgment, turn_is_well_formed
+from arm_rl.core.parsing import ToolFormat, is_well_formed_turn, parse_judgment
 from arm_rl.core.types import Trajectory
 
 
@@ -12,6 +12,6 @@ def format_ok(trajectory: Trajectory, tool_format: ToolFormat) -> bool:
     return (
         all(turn.tool_events for turn in calls)
         and not last.tool_events
-        and all(turn_is_well_formed(turn.text, tool_format) for turn in trajectory.turns)
+        and all(is_well_formed_turn(turn.text, tool_format) for turn in trajectory.turns)
         and parse_judgment(last.text) is not None
     )

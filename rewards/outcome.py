@@ -16,9 +16,8 @@ class Outcome:
     correct: bool
     num_calls: int  # calls that the environment took, whatever came of them
     num_successful_calls: int  # of these, with status `ok`
-    num_fitting_calls: (
-        int  # of these, to tools that the sample expects; all of them where it expects none in particular
-    )
+    # of these, to tools that the sample expects; all of them where it expects none in particular
+    num_fitting_calls: int
 
     @classmethod
     def of(cls, trajectory: Trajectory, sample: Sample, tool_format: ToolFormat) -> "Outcome":

@@ -15,10 +15,11 @@ from actors.rollout import model_server
 from actors.rollout.model_server import ModelServer, ServerFailed
 from actors.scorer import score
 from arm_rl.core import session, trajectory_file
-from arm_rl.core.config import RewardConfig, SessionConfig, TrainConfig
+from arm_rl.core.config import RewardConfig, SessionConfig
 from arm_rl.core.config_file import load
 from arm_rl.core.errors import UserError
 from arm_rl.core.parsing import TOOL_FORMATS
+from arm_rl.core.stage_config import TrainConfig
 from arm_rl.report import write_report
 from arm_rl.run.folder import open_run
 from arm_rl.run.metrics import rollout_metrics
@@ -78,7 +79,7 @@ def test_a_model_is_served_to_this_machine_alone(tmp_path, monkeypatch):
     program = tmp_path / "program"
     program.write_text('#!/bin/sh\necho "$@"\nexit 3\n')
     program.chmod(0o755)
-    monkeypatch.setattr(model_server, "TETHER", (str(program),))
+    monkeypatch.setattr(model_server, "tie_group_to_owner", lambda command, _: [str(program), *command])
     with pytest.raises(ServerFailed):
         ModelServer(tmp_path / "model", tmp_path / "log", use_gpu=False).start()
     assert "--host 127.0.0.1 " in (tmp_path / "log").read_text()
@@ -154,7 +155,7 @@ def test_a_key_of_the_environment_turns_up_in_no_file_and_no_log(tmp_path, templ
     with MetricsLog(folder, config.metrics, config, 1, stage="s") as log:
         trajectories = folder / "trajectories" / "s-000001.parquet"
         trajectory_file.write(trajectories, scored, {sample.id: sample}, finished.images, stage="s", step=1)
-        log.trajectories(trajectories)
+        log.log_trajectories(trajectories)
         log.log(1, rollout_metrics(scored))
     write_report(folder)
     files = [path for path in tmp_path.rglob("*") if path.is_file()]

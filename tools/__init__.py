@@ -28,7 +28,7 @@ from pydantic import TypeAdapter, ValidationError
 from arm_rl.core.errors import UserError
 from tools.adapters.mcp import mcp_tools
 from tools.adapters.verl import is_verl_class, verl_tool
-from tools.base import Execution, Tool, refers_elsewhere
+from tools.base import Execution, Tool, has_external_reference
 from tools.documents.retrieval import DocumentByIndexTool, DocumentByQueryTool
 from tools.formula import ExtractFormulaTool
 from tools.image_zoom import ImageZoomTool
@@ -68,17 +68,17 @@ def load_tools(files: Sequence[str]) -> dict[str, Tool]:
         try:
             for number, entry in enumerate(_entries(file)):
                 where = f"{file}: tools[{number}]"
-                for tool in _make(entry, where):
+                for tool in _make_tools(entry, where):
                     if tool.name in tools:
                         raise ToolFileError(f"{where}: {tool.name!r} is listed twice")
                     tools[tool.name] = tool
         except UserError as error:
-            raise ToolFileError(_without_secrets(str(error), file)) from None
+            raise ToolFileError(_hide_secrets(str(error), file)) from None
     return tools
 
 
-def _without_secrets(message: str, file: str) -> str:
-    """A message without the values of the environment variables that a file's `${oc.env:NAME}` lead to."""
+def _hide_secrets(message: str, file: str) -> str:
+    """Return a message without the values of the environment variables that a file names as `${oc.env:NAME}`."""
     if not os.path.isfile(file):
         return message
     for name in re.findall(r"oc\.env:\s*(\w+)", Path(file).read_text(errors="replace")):
@@ -100,21 +100,23 @@ def _entries(file: str) -> list[dict[str, Any]]:
     return entries
 
 
-def _make(entry: dict[str, Any], where: str) -> list[Tool]:
+def _make_tools(entry: dict[str, Any], where: str) -> list[Tool]:
     keys = MCP_KEYS if "mcp" in entry else ENTRY_KEYS
     unknown = set(entry) - set(keys)
     if unknown:
         raise ToolFileError(f"{where}: unknown key {sorted(unknown, key=str)[0]!r}; known: {', '.join(keys)}")
-    made = mcp_tools(entry, where) if "mcp" in entry else [_of_class(entry, where)]
+    made = mcp_tools(entry, where) if "mcp" in entry else [_make_from_class(entry, where)]
     if entry.get("execution") is not None:
         for tool in made:
-            tool.execution = _changed(tool.execution, entry["execution"], f"{where}.execution")
+            tool.execution = _override_execution(tool.execution, entry["execution"], f"{where}.execution")
     return made
 
 
-def _of_class(entry: dict[str, Any], where: str) -> Tool:
-    found = _class(str(entry.get("class_name", "")), where)
-    schema = None if entry.get("tool_schema") is None else _checked_schema(entry["tool_schema"], f"{where}.tool_schema")
+def _make_from_class(entry: dict[str, Any], where: str) -> Tool:
+    found = _import_class(str(entry.get("class_name", "")), where)
+    schema = (
+        None if entry.get("tool_schema") is None else _validate_schema(entry["tool_schema"], f"{where}.tool_schema")
+    )
     config = entry.get("config") or {}
     try:
         if is_verl_class(found):
@@ -124,7 +126,7 @@ def _of_class(entry: dict[str, Any], where: str) -> Tool:
     except (TypeError, ValueError, UserError) as error:
         raise ToolFileError(f"{where}.config: {error}") from error
     if schema is not None:
-        tool.offered_as(schema)
+        tool.set_schema(schema)
     return tool
 
 
@@ -140,7 +142,7 @@ def _check_types(found: Callable[..., Tool], config: Any) -> None:
                 raise UserError(f"{name}: {error.errors()[0]['msg']}") from error
 
 
-def _changed(execution: Execution, fields: Any, where: str) -> Execution:
+def _override_execution(execution: Execution, fields: Any, where: str) -> Execution:
     known = [field.name for field in dataclasses.fields(Execution)]
     if not isinstance(fields, dict) or not set(fields) <= set(known):
         raise ToolFileError(f"{where}: fields of {', '.join(known)}, not {fields}")
@@ -150,7 +152,7 @@ def _changed(execution: Execution, fields: Any, where: str) -> Execution:
         raise ToolFileError(f"{where}.{error}") from error
 
 
-def _checked_schema(schema: Any, where: str) -> dict[str, Any]:
+def _validate_schema(schema: Any, where: str) -> dict[str, Any]:
     try:
         name, parameters = schema["function"]["name"], schema["function"]["parameters"]
         parameters["properties"]
@@ -161,14 +163,14 @@ def _checked_schema(schema: Any, where: str) -> dict[str, Any]:
         raise ToolFileError(f"{where}: {error.message}") from error
     if not isinstance(name, str) or not re.fullmatch(r"[\w.:/-]+", name):
         raise ToolFileError(f"{where}: function.name is {name!r}; a name without blanks is needed")
-    if refers_elsewhere(parameters):
+    if has_external_reference(parameters):
         raise ToolFileError(
             f"{where}: a $ref leads to another document, and nothing is fetched: write out what it means"
         )
     return copy.deepcopy(schema)
 
 
-def _class(class_name: str, where: str) -> Callable[..., Tool]:
+def _import_class(class_name: str, where: str) -> Callable[..., Tool]:
     if class_name in TOOLS:
         return TOOLS[class_name]
     module, _, name = class_name.rpartition(".")

@@ -60,8 +60,8 @@ class ToolContext:
             raise ArgumentError(f"there is no text {name!r}; known: {', '.join(self.texts) or 'none'}")
         return self.texts[name]
 
-    def seeing(self, images: Mapping[str, Image]) -> "ToolContext":
-        """The same with these images."""
+    def with_images(self, images: Mapping[str, Image]) -> "ToolContext":
+        """Return a copy of the context with these images."""
         return dataclasses.replace(self, images=images)
 
 
@@ -75,9 +75,8 @@ class Execution:
     """
 
     isolation: Isolation = "process"
-    concurrency: int | None = (
-        None  # calls at a time in one executor; by default 4 worker processes, and tools.concurrency threads
-    )
+    # calls at a time in one executor; by default 4 worker processes, and tools.concurrency threads
+    concurrency: int | None = None
     timeout_seconds: float | None = None  # for one call, without its waiting; by default tools.timeout_seconds
     memory_mb: int | None = 4096  # address space of a worker process; None for no limit
 
@@ -118,7 +117,7 @@ class Tool(abc.ABC):
     def call(self, arguments: dict[str, Any], context: ToolContext) -> ToolResult:
         """Checks the arguments and runs the tool; whatever happens is a result."""
         try:
-            return self.run(self._checked(arguments), context)
+            return self.run(self._validate_arguments(arguments), context)
         except (ArgumentError, ImageError) as error:
             return ToolResult(status="bad_arguments", text=f"Error: {error}")
         except Exception as error:  # the tool call's catch point: an observation for the policy, a traceback for us
@@ -142,25 +141,25 @@ class Tool(abc.ABC):
     def close(self) -> None:  # noqa: B027
         """Ends what the tool holds: processes, connections. No call follows."""
 
-    def offered_as(self, schema: dict[str, Any]) -> None:
-        """Offers this instance under another name or description, as a tool file may say."""
+    def set_schema(self, schema: dict[str, Any]) -> None:
+        """Set the schema, and the name in it, under which this instance is offered."""
         self.name, self.schema = schema["function"]["name"], schema
 
-    def _checked(self, arguments: dict[str, Any]) -> Any:
+    def _validate_arguments(self, arguments: dict[str, Any]) -> Any:
         validator = jsonschema.Draft202012Validator(self.schema["function"]["parameters"])
         if not validator.is_valid(arguments):
             error = jsonschema.exceptions.best_match(validator.iter_errors(arguments))
-            raise ArgumentError(_at(error.absolute_path, error.message))
+            raise ArgumentError(_locate_error(error.absolute_path, error.message))
         if not hasattr(self, "Arguments"):
             return arguments
         try:
-            return _adapter(self.Arguments).validate_python(arguments)
+            return _type_adapter(self.Arguments).validate_python(arguments)
         except ValidationError as error:
             first = error.errors()[0]
-            raise ArgumentError(_at(first["loc"], first["msg"])) from error
+            raise ArgumentError(_locate_error(first["loc"], first["msg"])) from error
 
 
-def _at(path: Sequence[Any], message: str) -> str:
+def _locate_error(path: Sequence[Any], message: str) -> str:
     where = "".join(f"[{step}]" if isinstance(step, int) else f".{step}" for step in path).lstrip(".")
     return f"{where}: {message}" if where else message
 
@@ -168,7 +167,7 @@ def _at(path: Sequence[Any], message: str) -> str:
 _ADAPTERS: dict[type, TypeAdapter] = {}
 
 
-def _adapter(arguments: type) -> TypeAdapter:
+def _type_adapter(arguments: type) -> TypeAdapter:
     if arguments not in _ADAPTERS:
         _ADAPTERS[arguments] = TypeAdapter(arguments)
     return _ADAPTERS[arguments]
@@ -178,7 +177,7 @@ def parameters_of(arguments: type) -> dict[str, Any]:
     """JSON schema of a dataclass of arguments; what it does not name is refused."""
     if not dataclasses.is_dataclass(arguments):
         raise TypeError(f"{arguments.__qualname__} must be a dataclass")
-    schema = _without_titles(_adapter(arguments).json_schema())
+    schema = _strip_titles(_type_adapter(arguments).json_schema())
     kept = {key: value for key, value in schema.items() if key in ("properties", "$defs")}
     return {
         "type": "object",
@@ -189,15 +188,15 @@ def parameters_of(arguments: type) -> dict[str, Any]:
     }
 
 
-def _without_titles(schema: Any) -> Any:
-    """A schema travels in every prompt, and pydantic gives each part of it its name once more as a title."""
+def _strip_titles(schema: Any) -> Any:
+    """Remove the titles that pydantic adds: a schema travels in every prompt."""
     if isinstance(schema, dict):
         return {
-            key: _without_titles(value)
+            key: _strip_titles(value)
             for key, value in schema.items()
             if not (key == "title" and isinstance(value, str))
         }
-    return [_without_titles(value) for value in schema] if isinstance(schema, list) else schema
+    return [_strip_titles(value) for value in schema] if isinstance(schema, list) else schema
 
 
 def function_schema(name: str, description: str, parameters: dict[str, Any]) -> dict[str, Any]:
@@ -206,6 +205,6 @@ def function_schema(name: str, description: str, parameters: dict[str, Any]) -> 
     return {"type": "function", "function": {"name": name, "description": description, "parameters": parameters}}
 
 
-def refers_elsewhere(parameters: dict[str, Any]) -> bool:
-    """Whether a schema needs another document, which a validator would fetch."""
+def has_external_reference(parameters: dict[str, Any]) -> bool:
+    """Return whether a schema refers to another document, which a validator would fetch."""
     return re.search(r'"\$(?:dynamicR|r)ef": "(?!#)', json.dumps(parameters)) is not None

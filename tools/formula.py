@@ -15,7 +15,7 @@ import numpy as np
 from arm_rl.core.errors import UserError
 from arm_rl.core.session import ToolResult
 from tools.base import Execution, ImageName, Tool, ToolContext
-from tools.ocr import decoded
+from tools.ocr import decode_image
 
 NO_FORMULA = "no formula found"
 # The engine's files, by the name of its argument.
@@ -64,7 +64,7 @@ class ExtractFormulaTool(Tool):
 
     def run(self, arguments: Arguments, context: ToolContext) -> ToolResult:
         """The LaTeX."""
-        pixels = decoded(context.image(arguments.image), arguments.image, self.max_megapixels)
+        pixels = decode_image(context.image(arguments.image), arguments.image, self.max_megapixels)
         darkest, lightest = pixels.convert("L").getextrema()
         if darkest == lightest:  # the engine divides by the contrast
             return ToolResult(status="ok", text=NO_FORMULA)

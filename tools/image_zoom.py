@@ -60,22 +60,22 @@ class ImageZoomTool(Tool):
             raise ArgumentError(
                 f"{arguments.image} is too large to zoom into: {megapixels:.0f} megapixels, {self.max_megapixels:g} at most"
             )
-        box = self._pixels(arguments.bbox_2d, width, height)
+        box = self._box_in_pixels(arguments.bbox_2d, width, height)
         with _one_at_a_time if megapixels > LARGE_MEGAPIXELS else nullcontext():
             crop = image.pil().crop(box)
         if min(crop.size) < self.enlarge_below:
             crop = crop.resize((crop.width * 2, crop.height * 2), PILImage.Resampling.BICUBIC)
         return ToolResult(status="ok", text="", images=(Image.from_pil(crop),))
 
-    def _pixels(self, box: list[float], width: int, height: int) -> tuple[int, int, int, int]:
-        """The box in whole pixels of the image."""
+    def _box_in_pixels(self, box: list[float], width: int, height: int) -> tuple[int, int, int, int]:
+        """Return the box in whole pixels of the image: left, top, right, bottom."""
         if not all(math.isfinite(value) for value in box):
             raise ArgumentError(f"bbox_2d: coordinates must be finite, not {box}")
         x1, y1, x2, y2 = (min(max(value, 0), RELATIVE) for value in box)
         if x1 >= x2 or y1 >= y2:
             raise ArgumentError(f"bbox_2d: needs x1 < x2 and y1 < y2 inside 0..{RELATIVE}, not {box}")
-        left, right = _grown(x1 * width / RELATIVE, x2 * width / RELATIVE, self.min_side, width)
-        top, bottom = _grown(y1 * height / RELATIVE, y2 * height / RELATIVE, self.min_side, height)
+        left, right = _grow_interval(x1 * width / RELATIVE, x2 * width / RELATIVE, self.min_side, width)
+        top, bottom = _grow_interval(y1 * height / RELATIVE, y2 * height / RELATIVE, self.min_side, height)
         long, short = max(right - left, bottom - top), min(right - left, bottom - top)
         if long > self.max_aspect * short:
             raise ArgumentError(
@@ -84,8 +84,8 @@ class ImageZoomTool(Tool):
         return left, top, right, bottom
 
 
-def _grown(low: float, high: float, least: int, size: int) -> tuple[int, int]:
-    """An interval in whole pixels, grown around its middle to `least` where the image is large enough."""
+def _grow_interval(low: float, high: float, least: int, size: int) -> tuple[int, int]:
+    """Round an interval outwards and grow it around its middle to `least` pixels if the image is large enough."""
     start, stop = math.floor(low), math.ceil(high)
     missing = min(least, size) - (stop - start)
     if missing > 0:

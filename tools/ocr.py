@@ -45,18 +45,17 @@ class TextReader:
     def read(self, pixels: PILImage.Image) -> str:
         """The lines of text from top to bottom, those of one row from left to right; empty where there is none."""
         if self._engine is None:
-            self._engine = _engine(self.threads, self.max_side)
+            self._engine = _load_engine(self.threads, self.max_side)
         if max(pixels.size) > self.max_side:
             pixels = pixels.copy()
             pixels.thumbnail((self.max_side, self.max_side), PILImage.Resampling.LANCZOS)
-        found = self._engine(
-            np.asarray(_padded(pixels))[:, :, ::-1]
-        )  # [height, width, 3]; blue first, as OpenCV has it
-        return "" if found.boxes is None else in_reading_order(found.boxes, found.txts)
+        # [height, width, 3]; blue first, as OpenCV has it
+        found = self._engine(np.asarray(_pad(pixels))[:, :, ::-1])
+        return "" if found.boxes is None else join_in_reading_order(found.boxes, found.txts)
 
 
-def _padded(pixels: PILImage.Image) -> PILImage.Image:
-    """In the middle of a larger image of the corner's colour where a side is very short.
+def _pad(pixels: PILImage.Image) -> PILImage.Image:
+    """Paste an image with a very short side into the middle of a larger one of the corner's colour.
 
     The engine enlarges an image until its short side is long enough: one of 3000 x 2 pixels would take gigabytes.
     """
@@ -70,7 +69,7 @@ def _padded(pixels: PILImage.Image) -> PILImage.Image:
     return canvas
 
 
-def _engine(threads: int, max_side: int) -> Any:
+def _load_engine(threads: int, max_side: int) -> Any:
     import onnxruntime
     from rapidocr import RapidOCR
 
@@ -85,8 +84,8 @@ def _engine(threads: int, max_side: int) -> Any:
     )
 
 
-def in_reading_order(boxes: np.ndarray, texts: Sequence[str]) -> str:
-    """Texts by their place.
+def join_in_reading_order(boxes: np.ndarray, texts: Sequence[str]) -> str:
+    """Join texts in reading order.
 
     Args:
         boxes: [number of texts, 4 corners, (x, y)], in pixels.
@@ -127,12 +126,12 @@ class ExtractTextTool(Tool):
 
     def run(self, arguments: Arguments, context: ToolContext) -> ToolResult:
         """The text."""
-        pixels = decoded(context.image(arguments.image), arguments.image, self.max_megapixels)
+        pixels = decode_image(context.image(arguments.image), arguments.image, self.max_megapixels)
         return ToolResult(status="ok", text=self._reader.read(pixels) or NO_TEXT)
 
 
-def decoded(image: Image, name: str, max_megapixels: float) -> PILImage.Image:
-    """The pixels of an image that is not too large.
+def decode_image(image: Image, name: str, max_megapixels: float) -> PILImage.Image:
+    """Decode an image that is not too large.
 
     Raises:
         ArgumentError: it is.

@@ -16,7 +16,8 @@ from arm_rl.core.errors import UserError
 _QUIET = {
     "RAY_USAGE_STATS_ENABLED": "0",
     "RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO": "0",
-    "RAY_IGNORE_UNHANDLED_ERRORS": "1",  # else a page for the second result of a call that failed, though the first one told
+    # else a page for the second result of a call that failed, though the first one told
+    "RAY_IGNORE_UNHANDLED_ERRORS": "1",
 }
 
 
@@ -38,15 +39,15 @@ def cluster() -> Iterator[None]:
         os.environ.setdefault(name, value)
     address = os.environ.get("RAY_ADDRESS") or "local"
     ray.init(address=address, include_dashboard=False, log_to_driver=False, logging_level=logging.ERROR)
-    _keep_quiet_about_deaths()
+    _silence_death_messages()
     try:
         yield
     finally:
         ray.shutdown()
 
 
-def _keep_quiet_about_deaths() -> None:
-    """Keeps Ray from printing a page for each process that dies, which `log_to_driver` does not: who died and why is in our own log.
+def _silence_death_messages() -> None:
+    """Keep Ray from printing a page for each process that dies: our own log says who died and why.
 
     Ray 2.60 has no setting for it; to be removed when it has.
     """
@@ -71,7 +72,7 @@ async def require_shared(folder: Path) -> None:
         if node["Alive"] and node["NodeID"] != own and node["Resources"].get("CPU")
     ]
     places = [NodeAffinitySchedulingStrategy(node, soft=False) for node in nodes]
-    seen = await asyncio.gather(*(_sees.options(scheduling_strategy=place).remote(folder) for place in places))
+    seen = await asyncio.gather(*(_can_see.options(scheduling_strategy=place).remote(folder) for place in places))
     blind = [node for node, sees in zip(nodes, seen, strict=True) if not sees]
     if blind:
         raise ClusterError(
@@ -80,5 +81,5 @@ async def require_shared(folder: Path) -> None:
 
 
 @ray.remote(num_cpus=0)
-def _sees(folder: Path) -> bool:
+def _can_see(folder: Path) -> bool:
     return folder.is_dir()

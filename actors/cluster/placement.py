@@ -5,7 +5,7 @@ from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 
-from arm_rl.core.config import PlacementConfig, RolloutConfig
+from arm_rl.core.compute_config import PlacementConfig, RolloutConfig
 from arm_rl.core.errors import UserError
 
 Resources = Mapping[str, float]  # by Ray's names: CPU, GPU, memory (bytes)
@@ -37,12 +37,11 @@ class Placement:
     rollouts: tuple[int, ...]  # bundle of each engine
     learner_resources: Resources  # of one rank: num_cpus, num_gpus
     rollout_resources: Resources  # of one engine
-    cpu_nodes: tuple[
-        str, ...
-    ] = ()  # ids of nodes for tool executors and scorers, which need no bundle; none: wherever Ray puts them
+    # ids of nodes for tool executors and scorers, which need no bundle; none: wherever Ray puts them
+    cpu_nodes: tuple[str, ...] = ()
 
-    def arranged(self, node_ids: Sequence[str]) -> "Placement":
-        """The same with ranks of one node together, in neighbouring numbers, on as few nodes as there may be.
+    def arrange(self, node_ids: Sequence[str]) -> "Placement":
+        """Return the placement with the ranks of a node next to each other, on as few nodes as possible.
 
         Args:
             node_ids: where Ray has put each bundle.
@@ -70,14 +69,14 @@ def plan(config: PlacementConfig, num_ranks: int, rollout: RolloutConfig | None,
     Raises:
         PlacementError: it can never fit, and the cluster does not grow (`config.may_grow`).
     """
-    laid_out = _laid_out(config, num_ranks, rollout)
+    laid_out = _lay_out(config, num_ranks, rollout)
     if not config.may_grow:
         _require_room(laid_out, nodes)
     without_gpu = [node.id for node in nodes if node.resources.get("CPU", 0) >= 1 and not node.resources.get("GPU", 0)]
     return replace(laid_out, cpu_nodes=tuple(sorted(without_gpu)))
 
 
-def _laid_out(config: PlacementConfig, num_ranks: int, rollout: RolloutConfig | None) -> Placement:
+def _lay_out(config: PlacementConfig, num_ranks: int, rollout: RolloutConfig | None) -> Placement:
     engines = rollout.num_actors if rollout is not None else 0
     size = rollout.tensor_parallel_size if rollout is not None else 1
     if config.use_gpu and config.kind == "shared" and engines:
@@ -104,32 +103,33 @@ def _require_room(placement: Placement, nodes: Sequence[Node]) -> None:
     shapes = Counter(tuple(sorted(bundle.items())) for bundle in placement.bundles)
     wanted = [(dict(shape), number) for shape, number in shapes.items()]
     for shape, number in wanted:
-        most = sum(_holds(node.resources, shape) for node in nodes)
+        most = sum(_max_bundles(node.resources, shape) for node in nodes)
         if most < number:
-            raise PlacementError(_refusal(placement, nodes, f"there is room for {most} of {number} x {told(shape)}"))
+            raise PlacementError(
+                _refusal_message(placement, nodes, f"there is room for {most} of {number} x {format_resources(shape)}")
+            )
     if len(wanted) < 2:
         return
     (first, num_first), (second, num_second) = wanted
-    most_beside = [0.0] + [
-        -math.inf
-    ] * num_second  # of the first shape, beside so many of the second: -inf where those alone do not fit
+    # of the first shape, beside so many of the second: -inf where those alone do not fit
+    most_beside = [0.0] + [-math.inf] * num_second
     for node in nodes:
         here = [
-            _holds(node.resources, first, [second] * number) for number in range(_holds(node.resources, second) + 1)
+            _max_bundles(node.resources, first, [second] * number)
+            for number in range(_max_bundles(node.resources, second) + 1)
         ]
         most_beside = [
             max(most_beside[number - more] + here[more] for more in range(min(number + 1, len(here))))
             for number in range(num_second + 1)
         ]
     if most_beside[num_second] < num_first:
-        beside = (
-            f"{max(most_beside[num_second], 0):g} of {num_first} x {told(first)} beside {num_second} x {told(second)}"
-        )
-        raise PlacementError(_refusal(placement, nodes, f"there is room for {beside}"))
+        fitting = f"{max(most_beside[num_second], 0):g} of {num_first} x {format_resources(first)}"
+        beside = f"{fitting} beside {num_second} x {format_resources(second)}"
+        raise PlacementError(_refusal_message(placement, nodes, f"there is room for {beside}"))
 
 
-def _holds(have: Resources, shape: Resources, beside: Sequence[Resources] = ()) -> int:
-    """How many bundles of a shape fit on a node beside others that do."""
+def _max_bundles(have: Resources, shape: Resources, beside: Sequence[Resources] = ()) -> int:
+    """Return how many bundles of a shape fit on a node alongside the others."""
     left = {
         kind: round(have.get(kind, 0) * _UNIT) - sum(round(other.get(kind, 0) * _UNIT) for other in beside)
         for kind in shape
@@ -137,25 +137,28 @@ def _holds(have: Resources, shape: Resources, beside: Sequence[Resources] = ()) 
     return min(left[kind] // round(amount * _UNIT) for kind, amount in shape.items())
 
 
-def _refusal(placement: Placement, nodes: Sequence[Node], why: str) -> str:
+def _refusal_message(placement: Placement, nodes: Sequence[Node], why: str) -> str:
     kinds = sorted({kind for bundle in placement.bundles for kind in bundle})
-    short = {kind: total(placement.bundles, kind) - total([node.resources for node in nodes], kind) for kind in kinds}
+    short = {
+        kind: total_resource(placement.bundles, kind) - total_resource([node.resources for node in nodes], kind)
+        for kind in kinds
+    }
     missing = {kind: amount for kind, amount in short.items() if amount > 0}
-    machines = Counter(told({kind: node.resources.get(kind, 0) for kind in kinds}) for node in nodes)
+    machines = Counter(format_resources({kind: node.resources.get(kind, 0) for kind in kinds}) for node in nodes)
     has = ", ".join(f"{number} x ({machine})" for machine, number in machines.most_common()) or "no node"
     return (
         f"the run can never fit on this cluster: {len(placement.learners)} learner ranks and {len(placement.rollouts)} engines need "
-        f"{told({kind: total(placement.bundles, kind) for kind in kinds})}, the cluster has {has}; "
-        + (f"missing: {told(missing)}" if missing else f"{why}, each on one node")
+        f"{format_resources({kind: total_resource(placement.bundles, kind) for kind in kinds})}, the cluster has {has}; "
+        + (f"missing: {format_resources(missing)}" if missing else f"{why}, each on one node")
         + ". placement.may_grow=true waits for nodes that an autoscaler brings"
     )
 
 
-def total(bundles: Sequence[Resources], kind: str) -> float:
-    """Of one kind, over all bundles."""
+def total_resource(bundles: Sequence[Resources], kind: str) -> float:
+    """Return the amount of one kind over all bundles."""
     return math.fsum(bundle.get(kind, 0) for bundle in bundles)
 
 
-def told(resources: Resources) -> str:
-    """Resources as a message shows them."""
+def format_resources(resources: Resources) -> str:
+    """Return resources as text, such as "8 CPU, 1 GPU"."""
     return ", ".join(f"{amount:g} {kind}" for kind, amount in sorted(resources.items()))

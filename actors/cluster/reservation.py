@@ -12,8 +12,8 @@ import ray
 from ray.util.placement_group import PlacementGroup, placement_group, placement_group_table, remove_placement_group
 from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy, PlacementGroupSchedulingStrategy
 
-from actors.cluster.placement import Node, Placement, Resources, plan, told, total
-from arm_rl.core.config import PlacementConfig, RolloutConfig
+from actors.cluster.placement import Node, Placement, Resources, format_resources, plan, total_resource
+from arm_rl.core.compute_config import PlacementConfig, RolloutConfig
 
 logger = logging.getLogger(__name__)
 
@@ -25,8 +25,8 @@ _names: Counter[str] = Counter()  # given so far: a dead actor's name is free ag
 class Reservation:
     """Bundles that are there, and the options of the actors in them."""
 
-    def __init__(self, run: str, placement: Placement, group: PlacementGroup) -> None:
-        self.placement, self._run, self._group = placement, run, group
+    def __init__(self, run: str, placement: Placement, bundles: PlacementGroup) -> None:
+        self.placement, self._run, self._bundles = placement, run, bundles
 
     def learner_options(self, rank: int) -> dict[str, Any]:
         """Options of a learner rank's actor."""
@@ -51,7 +51,7 @@ class Reservation:
         return options
 
     def _options(self, kind: str, number: int, bundle: int, resources: Resources) -> dict[str, Any]:
-        strategy = PlacementGroupSchedulingStrategy(self._group, placement_group_bundle_index=bundle)
+        strategy = PlacementGroupSchedulingStrategy(self._bundles, placement_group_bundle_index=bundle)
         return {**resources, "name": actor_name(self._run, kind, number), "scheduling_strategy": strategy}
 
 
@@ -63,10 +63,10 @@ def actor_name(run: str, kind: str, number: int) -> str:
 
 
 @contextlib.asynccontextmanager
-async def reserved(
+async def reserve(
     run: str, config: PlacementConfig, num_ranks: int, rollout: RolloutConfig | None
 ) -> AsyncIterator[Reservation]:
-    """Takes the resources, waits for them where others have them or an autoscaler must bring them, and gives them back.
+    """Reserve the resources of a run, wait for them if need be, and release them at the end.
 
     Args:
         run: its name, with which the actors' names begin.
@@ -76,38 +76,38 @@ async def reserved(
     """
     nodes = [Node(id=node["NodeID"], resources=node["Resources"]) for node in ray.nodes() if node["Alive"]]
     placement = plan(config, num_ranks, rollout, nodes)
-    group = placement_group([dict(bundle) for bundle in placement.bundles], strategy="PACK")
+    bundles = placement_group([dict(bundle) for bundle in placement.bundles], strategy="PACK")
     try:
         for seconds in itertools.count(1):
-            if await asyncio.to_thread(group.wait, 1):
+            if await asyncio.to_thread(bundles.wait, 1):
                 break
             if seconds % _TELL_EVERY_SECONDS == _FIRST_TOLD_SECONDS:
-                _tell(placement)
-        where = placement_group_table(group)["bundles_to_node_id"]
-        watching = asyncio.create_task(_watch(group, placement))
+                _log_waiting(placement)
+        where = placement_group_table(bundles)["bundles_to_node_id"]
+        watching = asyncio.create_task(_watch_bundles(bundles, placement))
         try:
             yield Reservation(
-                run, placement.arranged([where[number] for number in range(len(placement.bundles))]), group
+                run, placement.arrange([where[number] for number in range(len(placement.bundles))]), bundles
             )
         finally:
             watching.cancel()
     finally:
-        remove_placement_group(group)
+        remove_placement_group(bundles)
 
 
-async def _watch(group: PlacementGroup, placement: Placement) -> None:
-    """Says when a node was lost and its bundles have no other place: the actors in them are waited for."""
+async def _watch_bundles(bundles: PlacementGroup, placement: Placement) -> None:
+    """Log when a node was lost and its bundles have no other node: their actors wait for one."""
     while True:
         await asyncio.sleep(_TELL_EVERY_SECONDS)
-        if (await asyncio.to_thread(placement_group_table, group))["state"] != "CREATED":
-            _tell(placement)
+        if (await asyncio.to_thread(placement_group_table, bundles))["state"] != "CREATED":
+            _log_waiting(placement)
 
 
-def _tell(placement: Placement) -> None:
+def _log_waiting(placement: Placement) -> None:
     kinds = {kind for bundle in placement.bundles for kind in bundle}
     free = ray.available_resources()
     logger.warning(
         "waiting for resources: the run needs %s; free on the cluster are %s",
-        told({kind: total(placement.bundles, kind) for kind in kinds}),
-        told({kind: free.get(kind, 0) for kind in kinds}),
+        format_resources({kind: total_resource(placement.bundles, kind) for kind in kinds}),
+        format_resources({kind: free.get(kind, 0) for kind in kinds}),
     )

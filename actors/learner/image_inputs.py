@@ -39,7 +39,7 @@ class ImagePreparer:
             return self._process([PILImage.new("RGB", (self._view.factor, self._view.factor))])
         new = [key for key in keys if key not in self._kept]
         if new:
-            inputs = self._process([self._view.view(images[key]) for key in new])
+            inputs = self._process([self._view.resize(images[key]) for key in new])
             pieces = inputs.patches.split(inputs.grids.prod(dim=1).tolist())
             for key, patches, grid in zip(new, pieces, inputs.grids, strict=True):
                 self._kept[key] = ImageInputs(patches, grid)
@@ -53,9 +53,8 @@ class ImagePreparer:
         )
 
     def _process(self, views: list[PILImage.Image]) -> ImageInputs:
-        output = self._processor(
-            images=views, do_resize=False, return_tensors="pt"
-        )  # views have the model's size already
+        # views have the model's size already
+        output = self._processor(images=views, do_resize=False, return_tensors="pt")
         return ImageInputs(output["pixel_values"], output["image_grid_thw"])
 
     def _drop_oldest(self) -> None:

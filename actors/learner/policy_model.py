@@ -16,7 +16,8 @@ from actors.learner.image_inputs import ImageInputs
 from actors.learner.vision_tower import speed_up
 from actors.weights import lora
 from arm_rl.core.batching import MicroBatch
-from arm_rl.core.config import LearnerConfig, ModelConfig
+from arm_rl.core.compute_config import LearnerConfig
+from arm_rl.core.config import ModelConfig
 
 _MAX_LOGITS = 1 << 27  # logits held at a time: half a GiB in float32
 _MAX_FEATURE_BYTES = 1 << 29  # of image features kept
@@ -29,9 +30,8 @@ class PolicyModel(nn.Module):
         super().__init__()
         self.hf = model
         speed_up(model.model.visual)
-        self._features: OrderedDict[str, Tensor] | None = (
-            None  # of images by their keys, where the tower that makes them stays as it is
-        )
+        # of images by their keys, where the tower that makes them stays as it is
+        self._features: OrderedDict[str, Tensor] | None = None
         self.scorer = TokenScorer(model.lm_head.weight, never_sampled_ids, call_token_id)
 
     @classmethod
@@ -53,9 +53,8 @@ class PolicyModel(nn.Module):
             projector.requires_grad_(not config.freeze_projector)
         if config.lora_rank:
             lora.add_adapters(self.hf, config)
-        if (
-            config.freeze_vision and config.freeze_projector and config.zero_stage < 3
-        ):  # ZeRO-3's ranks must run the same modules
+        # ZeRO-3's ranks must run the same modules
+        if config.freeze_vision and config.freeze_projector and config.zero_stage < 3:
             self._features = OrderedDict()
         if config.gradient_checkpointing:
             self.hf.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})
@@ -126,9 +125,8 @@ class PolicyModel(nn.Module):
         )
         cache = read.past_key_values
         cache.batch_select_indices(prompt_of)
-        seen = torch.cat([batch.prompt_mask[batch.prompt_of], batch.attention_mask], dim=1).to(
-            device
-        )  # bool [B, P + T]
+        # bool [B, P + T]
+        seen = torch.cat([batch.prompt_mask[batch.prompt_of], batch.attention_mask], dim=1).to(device)
         hidden = language_model(
             inputs_embeds=rows.embeddings,
             position_ids=rows.positions + prompts.ends.to(device)[prompt_of][None, :, None],

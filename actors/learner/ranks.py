@@ -1,7 +1,6 @@
-"""The learner as the driver sees it: starts one actor a rank, gives each its share, and adds up what they say."""
+"""The learner as the driver sees it: one actor a rank; each gets its share of a batch, and their results are added up."""
 
 import contextlib
-import dataclasses
 import logging
 import time
 from collections.abc import Mapping, Sequence
@@ -16,9 +15,9 @@ from ray.exceptions import RayActorError, RayError
 
 from actors.learner.rank import Learner, RankBatch
 from actors.learner.settings import LearnerSpec, learner_environment
-from actors.supervision import StageLost, cause_of, described, went_with_its_node
-from actors.weights.files import Published
-from arm_rl.core.config import Transfer
+from actors.supervision import StageLost, cause_of, describe_error, is_lost_with_node
+from actors.weights.files import PublishedWeights
+from arm_rl.core.compute_config import Transfer
 from arm_rl.core.loss import Objective, means
 from arm_rl.core.types import Batch
 
@@ -30,21 +29,22 @@ _SECONDS_TO_CLEAN = 10.0  # a rank may hang in a collective
 
 
 class LearnerLost(StageLost):
-    """A rank died, or a collective took too long: the group is of no use, and a new one can go on from the last checkpoint."""
+    """A rank died, or a collective took too long: new ranks can resume from the last checkpoint."""
 
 
 class LearnerRanks:
     """All ranks of a learner. Calls return when every rank is done; a rank that fails fails the call at once."""
 
     def __init__(self, spec: LearnerSpec, rank_options: Sequence[Mapping[str, Any]]) -> None:
-        """Starts the ranks.
+        """Start the ranks.
 
         Args:
-            rank_options: options of each rank's Ray actor: its resources and its place.
+            spec: Settings that all ranks share.
+            rank_options: Options of each rank's Ray actor: its resources and its place on the cluster.
 
         Raises:
-            ValueError: options for more or fewer ranks than there are.
-            LearnerLost: a rank died meanwhile.
+            ValueError: If the options are for more or fewer ranks than there are.
+            LearnerLost: If a rank died meanwhile.
         """
         if len(rank_options) != spec.config.num_ranks:
             raise ValueError(f"learner.num_ranks: options for {len(rank_options)} ranks of {spec.config.num_ranks}")
@@ -80,24 +80,16 @@ class LearnerRanks:
         sums = {name: sum(result[name] for result in results) for name in results[0] if name not in same}
         return {f"learner/{name}": value for name, value in (means(sums, batch.num_loss_tokens) | same).items()}
 
-    def score(self, batch: Batch, images: Mapping[str, ObjectRef], temperature: float) -> Batch:
-        """The same batch with `proximal_logprobs`: those of the weights as they are."""
-        ranks = self._over_shares("score", batch, images, temperature)
-        return dataclasses.replace(
-            batch,
-            micro_batches=tuple(
-                tuple(
-                    tuple(
-                        dataclasses.replace(sample, proximal_logprobs=row)
-                        for sample, row in zip(samples, rows, strict=True)
-                    )
-                    for samples, rows in zip(micro_batches, scored, strict=True)
-                )
-                for micro_batches, scored in zip(batch.micro_batches, ranks, strict=True)
-            ),
-        )
+    def score(self, batch: Batch, images: Mapping[str, ObjectRef], temperature: float) -> dict[str, tuple[float, ...]]:
+        """Compute log-probabilities of the batch's samples under the current weights.
 
-    def publish(self, folder: Path, version: int, node_ids: Sequence[str] = ()) -> Published:
+        Returns:
+            For each sample's key one value a token, 0 without loss.
+        """
+        ranks = self._over_shares("score", batch, images, temperature)
+        return {key: logprobs for scored in ranks for key, logprobs in scored.items()}
+
+    def publish(self, folder: Path, version: int, node_ids: Sequence[str] = ()) -> PublishedWeights:
         """Writes the weights as `version` on rank 0's node, for the engines on `node_ids`."""
         return self._call("publish", folder, version, node_ids)[0]
 
@@ -110,41 +102,41 @@ class LearnerRanks:
         try:
             _all([actor.send.remote(kind, version, engines, workers_per_engine) for actor in self._ranks], self._limit)
         except RayError as error:
-            raise StageLost(f"the weights did not reach the engines: {described(error)}") from error
+            raise StageLost(f"the weights did not reach the engines: {describe_error(error)}") from error
 
     def spans(self) -> dict[str, ObjectRef]:
-        """What each rank did since the last call, by its name in the timeline."""
+        """Fetch each rank's spans since the last call, by the rank's name in the timeline."""
         return {f"learner {rank}": actor.spans.remote() for rank, actor in enumerate(self._ranks)}
 
     def remove_published(self, folder: Path) -> None:
-        """Removes what `publish` wrote, if rank 0 still lives and does not hang."""
+        """Remove what `publish` wrote, if rank 0 still lives and does not hang."""
         with contextlib.suppress(RayError):
             ray.get(self._ranks[0].remove_published.remote(folder), timeout=_SECONDS_TO_CLEAN)
 
     def free_cache(self) -> None:
-        """Gives back the GPU memory that ranks hold and do not use."""
+        """Free the GPU memory that ranks hold and do not use."""
         self._call("free_cache")
 
     def save(self, folder: Path) -> None:
-        """Writes weights, optimizer, step and random states."""
+        """Write weights, optimizer, step and random states."""
         self._call("save", folder)
 
     def load(self, folder: Path) -> int:
-        """Goes back to what `save` wrote, with any number of ranks; gives the number of optimizer steps done by then."""
+        """Restore what `save` wrote, with any number of ranks; return the number of optimizer steps done by then."""
         return self._call("load", folder)[0]
 
     def export(self, folder: Path) -> None:
-        """Writes a Hugging Face folder that transformers and vLLM load."""
+        """Write a Hugging Face folder that transformers and vLLM load."""
         self._call("export", folder)
 
     def close(self) -> None:
-        """Ends the ranks' processes."""
+        """End the ranks' processes."""
         for actor in self._ranks:
             ray.kill(actor)
         self._ranks = []
 
     def _over_shares(self, method: str, batch: Batch, images: Mapping[str, ObjectRef], argument: Any) -> list[Any]:
-        """Calls a method of each rank with its share of the batch and of the images."""
+        """Call a method of each rank with its share of the batch and of the images."""
         has_images = any(
             sample.image_keys for rank in batch.micro_batches for micro_batch in rank for sample in micro_batch
         )
@@ -166,7 +158,7 @@ class LearnerRanks:
 
 
 def _all(calls: Sequence[ObjectRef], limit: float) -> list[Any]:
-    """The results of all ranks; raises the first error as it comes, since the other ranks may wait for the failed one."""
+    """Return the results of all ranks; raise the first error as it comes, since other ranks may wait for the failed one."""
     pending, until = list(calls), time.monotonic() + limit
     while pending:
         done, pending = ray.wait(pending, timeout=max(until - time.monotonic(), 0.0))
@@ -180,14 +172,14 @@ def _all(calls: Sequence[ObjectRef], limit: float) -> list[Any]:
             lost = _loss_behind(error, pending)
             if lost is None:
                 raise
-            raise LearnerLost(f"a learner rank was lost: {described(lost)}") from None
+            raise LearnerLost(f"a learner rank was lost: {describe_error(lost)}") from None
     return ray.get(list(calls))
 
 
 def _loss_behind(error: RayError, others: Sequence[ObjectRef]) -> RayError | None:
-    """Why the group is lost, where it is: a rank died (which another one may notice first), a collective failed, or images are gone."""
+    """Return why the ranks are lost, if they are: a rank died, a collective failed, or images are gone."""
     cause = cause_of(error)
-    if isinstance(error, RayActorError) or went_with_its_node(error):  # the images
+    if isinstance(error, RayActorError) or is_lost_with_node(error):  # the images
         return error
     if not (isinstance(cause, dist.DistError) or "gloo" in str(cause).lower()):
         return None

@@ -5,7 +5,8 @@ from typing import Any
 
 from transformers.utils import is_flash_attn_2_available
 
-from arm_rl.core.config import LearnerConfig, ModelConfig, Transfer
+from arm_rl.core.compute_config import LearnerConfig, Transfer
+from arm_rl.core.config import ModelConfig
 from arm_rl.core.resize import ViewSize
 
 
@@ -57,9 +58,8 @@ def deepspeed_config(config: LearnerConfig, dtype: str, num_parameters: int, use
         "reduce_bucket_size": bucket,
         "allgather_bucket_size": bucket,
         "stage3_prefetch_bucket_size": min(50_000_000, num_parameters),
-        "stage3_param_persistence_threshold": min(
-            100_000, num_parameters // 1000
-        ),  # norms and biases are not worth a gathering
+        # norms and biases are not worth a gathering
+        "stage3_param_persistence_threshold": min(100_000, num_parameters // 1000),
     }
     if config.offload_optimizer:
         zero["offload_optimizer"] = {"device": "cpu", "pin_memory": use_gpu}

@@ -6,7 +6,6 @@ DeepSpeed's own checkpoints are pickles tied to the number of ranks. Its univers
 their own after the run and are pickles too; they do not know ZeRO 0. Frozen weights are not written: the model's folder has them.
 """
 
-import contextlib
 import json
 import random
 from collections.abc import Iterator, Mapping
@@ -15,10 +14,11 @@ from typing import Any
 
 import numpy as np
 import torch
-from safetensors import SafetensorError, safe_open
+from safetensors import safe_open
 from safetensors.torch import save_file
 from torch import Tensor, nn
 
+from actors.weights.files import system_errors
 from arm_rl.core.errors import UserError
 
 _STEP = "learner.json"
@@ -47,15 +47,6 @@ def write(engine: Any, folder: Path, *, rank: int, num_ranks: int, step: int) ->
     (folder / f"random-{rank}.json").write_text(json.dumps(_random_states()))
     if rank == 0:
         (folder / _STEP).write_text(json.dumps({"step": step}))
-
-
-@contextlib.contextmanager
-def system_errors() -> Iterator[None]:
-    """Raises the system's errors as such, which safetensors wraps; it keeps their text."""
-    try:
-        yield
-    except SafetensorError as error:
-        raise OSError(str(error)) from error
 
 
 def read(engine: Any, folder: Path, *, rank: int) -> int:

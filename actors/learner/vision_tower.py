@@ -12,9 +12,8 @@ from torch import Tensor, nn
 from torch.nn import functional
 from transformers import AttentionInterface
 
-_ATTENTION = (
-    "flash_of_equals"  # transformers hands the bounds of the images to functions with "flash" in their name alone
-)
+# transformers hands the bounds of the images to functions with "flash" in their name alone
+_ATTENTION = "flash_of_equals"
 
 
 def speed_up(visual: Any) -> None:
@@ -57,9 +56,8 @@ def attend(
     parts = [tensor[0].split([length * number for length, number in runs], dim=1) for tensor in (query, key, value)]
     outputs = []
     for (length, number), *qkv in zip(runs, *parts, strict=True):
-        q, k, v = (
-            part.unflatten(1, (number, length)).transpose(0, 1) for part in qkv
-        )  # [number, heads, length, width]
+        # [number, heads, length, width]
+        q, k, v = (part.unflatten(1, (number, length)).transpose(0, 1) for part in qkv)
         attended = functional.scaled_dot_product_attention(q, k, v, scale=rest["scaling"])
         outputs.append(attended.transpose(1, 2).flatten(0, 1))  # [number * length, heads, width]
     return torch.cat(outputs)[None], None

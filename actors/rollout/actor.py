@@ -1,4 +1,4 @@
-"""The rollout actor: one engine, and the many sessions that interleave in it. `rollout_group` starts these actors and speaks to them."""
+"""The rollout actor: one engine, and the many sessions that interleave in it. `pool` starts these actors and calls them."""
 
 import asyncio
 import functools
@@ -14,11 +14,12 @@ from ray.actor import ActorHandle
 from actors.rollout.engine import Engine
 from actors.supervision import SupervisedActor
 from actors.tool_executor import ToolPool, ToolTraits
-from actors.weights.files import WeightFile, place, remove_versions, weights_folder
+from actors.weights.files import WeightFile, place_weights, weights_folder
 from arm_rl.core import session, tracing
-from arm_rl.core.config import ModelConfig, RolloutConfig, SessionConfig, TemplateConfig, Transfer
+from arm_rl.core.compute_config import RolloutConfig, Transfer
+from arm_rl.core.config import ModelConfig, SessionConfig, TemplateConfig
 from arm_rl.core.images import Image
-from arm_rl.core.seeding import derive
+from arm_rl.core.seeding import derive_seed
 from arm_rl.core.session import Completion, PolicyRequest, Start
 from arm_rl.core.template import Template
 from arm_rl.core.tracing import SpanBatch, span
@@ -27,7 +28,7 @@ from arm_rl.core.types import Sample, Trajectory
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class RolloutSpec:
-    """What all rollout actors of a run are made of."""
+    """Settings that all rollout actors of a run share."""
 
     model: ModelConfig
     template: TemplateConfig
@@ -49,14 +50,14 @@ class RolloutActor(SupervisedActor):
         self._template = Template.load(spec.model, spec.template, spec.schemas)
         self._limits = spec.limits
         self._copies: Path | None = None  # folder of this node for weights that come from another one
-        self._pool = ToolPool(executors, spec.traits)
-        self._slots = asyncio.Semaphore(spec.rollout.max_concurrent_sessions)
-        seed = derive(spec.seed, "engine", number)
+        self._tools = ToolPool(executors, spec.traits)
+        self._session_limit = asyncio.Semaphore(spec.rollout.max_concurrent_sessions)
+        seed = derive_seed(spec.seed, "engine", number)
         where = {"use_gpu": spec.use_gpu, "can_sleep": spec.can_sleep}
         self._engine = Engine(spec.model, spec.rollout, self._template.view, seed=seed, transfer=spec.transfer, **where)
 
     async def start(self) -> str:
-        """Loads the model; returns the node's id when the engine serves."""
+        """Load the model; return the node's id when the engine serves."""
         await self._engine.start()
         return str(ray.get_runtime_context().get_node_id())
 
@@ -64,10 +65,10 @@ class RolloutActor(SupervisedActor):
     async def run_group(
         self, sample: Sample, *, group_id: str, size: int, temperature: float, seed: int
     ) -> tuple[list[Trajectory], dict[str, Image]]:
-        """Runs `size` sessions of one sample: their trajectories, and as a second object their images by key.
+        """Run `size` sessions of one sample; return their trajectories, and as a second object their images by key.
 
         Raises:
-            EngineDied: the engine is gone, and this actor is of no use any more.
+            EngineDied: If the engine is gone: this actor is of no use any more.
         """
 
         async def policy(request: PolicyRequest) -> Completion:
@@ -85,73 +86,71 @@ class RolloutActor(SupervisedActor):
 
         start = functools.cache(lambda: Start.of(sample, self._template))
 
-        async def one(index: int) -> session.Session:
-            async with self._slots:
+        async def run_session(index: int) -> session.Session:
+            async with self._session_limit:
                 with span("session", track="session", group=group_id, index=index):
                     return await session.run(
                         sample,
                         policy,
-                        self._pool,
+                        self._tools,
                         self._limits,
                         template=self._template,
-                        seed=derive(seed, group_id, index),
+                        seed=derive_seed(seed, group_id, index),
                         group_id=group_id,
                         index=index,
                         start=start,
                     )
 
-        sessions = await asyncio.gather(*(one(index) for index in range(size)))
-        self._engine.check()  # sessions that it took along are not broken ones: the group is run again elsewhere
+        sessions = await asyncio.gather(*(run_session(index) for index in range(size)))
+        self._engine.check()  # sessions that ended with the engine are not broken ones: the group is run again elsewhere
         images = {key: image for finished in sessions for key, image in finished.images.items()}
         return [finished.trajectory for finished in sessions], images
 
-    async def update_weights(self, weights: WeightFile, data: bytes | None) -> None:
-        """Serves the new version from now on; `data` is the file's content where the file lies on another node."""
+    async def load_weights(self, weights: WeightFile, data: bytes | None) -> None:
+        """Load a version of the weights; `data` is the file's content where the file is on another node."""
         if data is not None:
             self._copies = weights_folder(weights.path.parent.name, len(data))
-            weights = replace(weights, path=place(data, self._copies, weights.version).path)
-        await self._engine.update_weights(weights.path, weights.version, is_adapter=weights.is_adapter)
-        if self._copies is not None:
-            remove_versions(self._copies, below=weights.version)
-
-    async def pulse(self) -> None:
-        """Returns once the engine has answered.
-
-        Raises:
-            EngineDied: it will not.
-        """
-        await self._engine.pulse()
+            weights = replace(weights, path=place_weights(data, self._copies, weights.version))
+        await self._engine.load_weights(weights.path, weights.version, is_adapter=weights.is_adapter)
 
     async def connect_weights(self, info: dict[str, Any]) -> None:
-        """Joins the learners' group; this and the three parts of an update are called by the learners (`direct_transfer`)."""
+        """Join the learners' transfer group. Learner rank 0 calls this and the three parts of an update (`weights.direct`)."""
         await self._engine.connect_weights(info)
 
     async def begin_update(self) -> None:
-        """Pauses."""
+        """Pause running requests."""
         await self._engine.begin_update()
 
     async def receive_weights(self, info: dict[str, Any]) -> None:
-        """Takes weights from the learners' GPUs."""
+        """Receive weights from the learners' GPUs."""
         await self._engine.receive_weights(info)
 
     async def end_update(self, version: int) -> None:
-        """Serves the new version from now on."""
+        """Resume running requests under the new version."""
         await self._engine.end_update(version)
 
-    async def spans(self) -> SpanBatch:
-        """What this actor did since the last call, for the timeline."""
-        return tracing.take()
-
     async def sleep(self) -> None:
-        """Frees the GPU for a learner that shares it."""
+        """Free the GPU for a learner that shares it."""
         await self._engine.sleep()
 
     async def wake(self) -> None:
-        """Takes the GPU again."""
+        """Take the GPU back."""
         await self._engine.wake()
 
+    async def pulse(self) -> None:
+        """Wait until the engine has answered.
+
+        Raises:
+            EngineDied: If the engine is gone.
+        """
+        await self._engine.pulse()
+
+    async def spans(self) -> SpanBatch:
+        """Return this actor's spans since the last call, for the timeline."""
+        return tracing.take()
+
     async def close(self) -> None:
-        """Ends the engine and its processes."""
+        """End the engine and its processes."""
         await self._engine.close()
         if self._copies is not None:
             shutil.rmtree(self._copies, ignore_errors=True)  # another engine of this node may have done so

@@ -1,11 +1,15 @@
 """vLLM's settings, as measured: the environment of an engine's process, and the engine's arguments on CPU and on GPU."""
 
-import os
 from typing import Any
 
-from actors.weights.files import BACKENDS, OWNER_PID, WORKER_EXTENSION
-from arm_rl.core.config import ModelConfig, RolloutConfig, Transfer
+from arm_rl.core.compute_config import RolloutConfig, Transfer
+from arm_rl.core.config import ModelConfig
 from arm_rl.core.resize import ViewSize
+
+# vLLM's name of each transfer's receiving side; `vllm_worker`, which the worker's process imports for its extension, adds the first.
+BACKENDS: dict[Transfer, str] = {"file": "weights_file", "nccl": "nccl", "ipc": "ipc"}
+WORKER_EXTENSION = "actors.rollout.vllm_worker.WorkerExtension"
+OWNER_PID = "ARM_RL_ENGINE_OWNER"  # environment variable: the process without which vLLM's processes must not live
 
 CPU_BLOCK_SIZE = 32  # best for short prompts; on CPU the key-value cache's blocks are multiples of it
 
@@ -14,9 +18,8 @@ def engine_environment(use_gpu: bool, transfer: Transfer = "file") -> dict[str, 
     """Environment variables of a process with an engine in it; to be set before vLLM is imported there."""
     common = {"VLLM_NO_USAGE_STATS": "1", "TOKENIZERS_PARALLELISM": "false"}
     if transfer == "ipc":
-        common["VLLM_ALLOW_INSECURE_SERIALIZATION"] = (
-            "1"  # for handles of GPU memory, from this process to vLLM's own on this machine
-        )
+        # for handles of GPU memory, from this process to vLLM's own on this machine
+        common["VLLM_ALLOW_INSECURE_SERIALIZATION"] = "1"
     if use_gpu:
         return common | {"VLLM_LOGGING_LEVEL": "WARNING"}
     return common | {
@@ -57,7 +60,6 @@ def engine_arguments(
         "generation_config": "auto",  # all of the model's end tokens
         "weight_transfer_config": {"backend": BACKENDS[transfer]},
         "worker_extension_cls": WORKER_EXTENSION,
-        "additional_config": {OWNER_PID: os.getpid()},
         "disable_log_stats": True,
         "use_tqdm_on_load": False,
     }

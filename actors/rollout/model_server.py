@@ -8,17 +8,15 @@ import subprocess
 import sys
 import time
 from pathlib import Path
-from types import TracebackType
 
 import httpx
 
-from actors import tether
 from actors.rollout.engine_settings import engine_environment
 from arm_rl.core.errors import UserError
+from arm_rl.core.owner import tie_group_to_owner
 
 SERVED_NAME = "judge"  # under which the model is offered
 GRACE_SECONDS = 10.0  # that the server is given to end by itself
-TETHER = (sys.executable, str(Path(tether.__file__)))
 PROGRAM = (sys.executable, "-m", "vllm.entrypoints.openai.api_server")
 # What a model's generation_config.json says of these would be applied to requests that do not mention them: the policy was not trained so.
 NEUTRAL = {"repetition_penalty": 1.0, "temperature": 1.0, "top_p": 1.0, "top_k": 0}
@@ -59,9 +57,7 @@ class ModelServer:
         self.start()
         return self
 
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
-    ) -> None:
+    def __exit__(self, *_: object) -> None:
         self.close()
 
     def start(self, timeout_seconds: float = 300.0) -> None:
@@ -70,7 +66,7 @@ class ModelServer:
         Raises:
             ServerFailed: it ended, or did not serve in time.
         """
-        command = [*TETHER, *PROGRAM, "--model", str(self.folder), "--served-model-name", SERVED_NAME]
+        command = [*PROGRAM, "--model", str(self.folder), "--served-model-name", SERVED_NAME]
         command += [
             "--host",
             "127.0.0.1",
@@ -83,7 +79,7 @@ class ModelServer:
         command += ["--override-generation-config", json.dumps(NEUTRAL)]
         with self.log.open("w") as output:
             self._process = subprocess.Popen(
-                [*command, *self._arguments],
+                tie_group_to_owner([*command, *self._arguments], GRACE_SECONDS),
                 stdin=subprocess.PIPE,  # held as long as this process lives
                 stdout=output,
                 stderr=subprocess.STDOUT,

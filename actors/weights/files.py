@@ -1,31 +1,24 @@
-"""How a version of the weights travels from the learners to the engines: one safetensors file in the node's shared memory.
+"""A version of the weights as one safetensors file in a node's shared memory.
 
-The learner's rank 0 has a `WeightWriter`; engines of the same node read the file. For other nodes `read_bytes` and `place` carry it
-through Ray's object store. Names are Hugging Face's; vLLM maps them to its own parameters (`vllm_worker.py`). Of a model that is trained
-with LoRA the file holds the adapters alone.
+Learner rank 0 writes the file, and engines of the same node read it. For engines of other nodes, `place_weights` writes the file's
+bytes, which travel through Ray's object store. Names are Hugging Face's; vLLM maps them to its own parameters (`vllm_worker`).
+With LoRA the file holds the adapters only.
 """
 
+import contextlib
 import os
 import shutil
 import tempfile
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from safetensors import SafetensorError
+from safetensors.torch import save_file
 from torch import Tensor
 
-from actors.weights.shared_file import WeightBuffer, header_of
-from arm_rl.core.config import Transfer
-
 SHARED_MEMORY = Path("/dev/shm")
-BACKENDS: dict[Transfer, str] = {
-    "file": "weights_file",
-    "nccl": "weights_nccl",
-    "ipc": "weights_ipc",
-}  # names in vLLM's registry
-WORKER_EXTENSION = "actors.rollout.vllm_worker.WorkerExtension"
-OWNER_PID = "owner_pid"  # key, in vLLM's additional configuration, of the process without which vLLM's must not live
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -34,13 +27,12 @@ class WeightFile:
 
     path: Path
     version: int
-    num_bytes: int
-    is_adapter: bool = False  # LoRA's adapters alone, for the base model that the engine has
+    is_adapter: bool = False  # LoRA adapters only, for the base model that the engine has
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
-class Published:
-    """A version that engines can load: where its file is, and its bytes for engines that are elsewhere."""
+class PublishedWeights:
+    """A version that engines can load: its file, and the file's bytes for engines of other nodes."""
 
     file: WeightFile
     node_id: str  # the node of the file
@@ -48,12 +40,12 @@ class Published:
 
 
 def weights_folder(run_id: str, num_bytes: int = 0, shared_memory: Path = SHARED_MEMORY) -> Path:
-    """Makes this node's folder for the weights of a run.
+    """Make this node's folder for the weights of a run.
 
     Args:
-        run_id: tells runs on one machine apart.
-        num_bytes: that must fit.
-        shared_memory: preferred place; where it is missing or has less than `num_bytes` left, the temporary folder is taken.
+        run_id: Tells runs on one machine apart.
+        num_bytes: Free space that is needed.
+        shared_memory: Preferred place; the temporary folder is taken where it is missing or has less free space.
     """
     fits = (
         shared_memory.is_dir()
@@ -66,45 +58,45 @@ def weights_folder(run_id: str, num_bytes: int = 0, shared_memory: Path = SHARED
     return folder
 
 
-class WeightWriter:
-    """Writes version after version into one folder, by turns into two files.
+def write_weights(tensors: Mapping[str, Tensor], folder: Path, version: int, *, is_adapter: bool = False) -> WeightFile:
+    """Write a version; the file appears under its name only when it is complete, and older versions are removed.
 
-    A file that was replaced is written anew where nobody reads it any more: making new shared memory takes longer than filling it. A
-    reader that still has one keeps it as it is.
+    Tensors that share all of their memory (a tied head) are written once, under the first name, as in a Hugging Face checkpoint.
+
+    Raises:
+        OSError: If the file cannot be written, for example because the disk or the shared memory is full.
     """
-
-    def __init__(self, folder: Path) -> None:
-        self.folder = folder
-        self._current: WeightBuffer | None = None
-        self._spare: WeightBuffer | None = None
-
-    def write(self, tensors: Mapping[str, Tensor], version: int, *, is_adapter: bool = False) -> WeightFile:
-        """Writes a version; under its name it appears only when it is whole, and the one written before it is gone.
-
-        Tensors that are one in memory (a tied head) are written once, under the first name, as in a Hugging Face checkpoint.
-        """
-        tensors = _in_order(_once(tensors))
-        header, num_bytes = header_of(tensors)
-        path = self.folder / f"{version}.safetensors"
-        buffer = self._empty_buffer(self.folder / f"{version}.partial", num_bytes)
-        buffer.write(header, tensors)
-        before, self._current = self._current, buffer.rename(path)
-        if before is not None and before.path != path:  # else it is gone already
-            self._spare = _renamed(before, self.folder / "spare")
-        return WeightFile(path=path, version=version, num_bytes=num_bytes, is_adapter=is_adapter)
-
-    def _empty_buffer(self, path: Path, num_bytes: int) -> WeightBuffer:
-        spare, self._spare = self._spare, None
-        if spare is not None:
-            if spare.num_bytes == num_bytes and not spare.is_read() and _renamed(spare, path):
-                return spare
-            spare.path.unlink(missing_ok=True)
-        return WeightBuffer(path, num_bytes)
+    partial = folder / f"{version}.partial"
+    with system_errors():
+        save_file({name: tensor.contiguous() for name, tensor in _once(tensors).items()}, partial)
+    file = WeightFile(path=partial.rename(folder / f"{version}.safetensors"), version=version, is_adapter=is_adapter)
+    remove_versions(folder, below=version)
+    return file
 
 
-def write_weights(tensors: Mapping[str, Tensor], folder: Path, version: int) -> WeightFile:
-    """Writes a single version, as `WeightWriter` does."""
-    return WeightWriter(folder).write(tensors, version)
+def place_weights(data: bytes, folder: Path, version: int) -> Path:
+    """Write the bytes of another node's file to this node, and remove older versions; return the file's path."""
+    partial = folder / f"{version}.partial-{os.getpid()}"  # several engines of a node may do this at once
+    partial.write_bytes(data)
+    path = partial.rename(folder / f"{version}.safetensors")
+    remove_versions(folder, below=version)
+    return path
+
+
+def remove_versions(folder: Path, *, below: int) -> None:
+    """Delete the versions older than `below`; a reader that has one open keeps it."""
+    for path in folder.glob("*.safetensors"):
+        if int(path.stem) < below:
+            path.unlink(missing_ok=True)
+
+
+@contextlib.contextmanager
+def system_errors() -> Iterator[None]:
+    """Raise the system's errors as OSError: safetensors wraps them, and keeps their text."""
+    try:
+        yield
+    except SafetensorError as error:
+        raise OSError(str(error)) from error
 
 
 def _once(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
@@ -116,46 +108,3 @@ def _once(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
             places.add(place)
             written[name] = tensor
     return written
-
-
-def _in_order(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """Matrices of one block side by side, vectors after them: engines that merge matrices find them merged already."""
-    blocks: dict[str, int] = {}
-    keys = {
-        name: (blocks.setdefault(".".join(name.split(".")[:-2]), len(blocks)), tensor.ndim < 2)
-        for name, tensor in tensors.items()
-    }
-    return {name: tensors[name] for name in sorted(tensors, key=keys.__getitem__)}
-
-
-def _renamed(buffer: WeightBuffer, path: Path) -> WeightBuffer | None:
-    """None where the file has been deleted."""
-    try:
-        return buffer.rename(path)
-    except FileNotFoundError:
-        return None
-
-
-def read_bytes(file: WeightFile) -> bytes:
-    """The whole file, to be put into the object store for other nodes."""
-    return file.path.read_bytes()
-
-
-def place(data: bytes, folder: Path, version: int) -> WeightFile:
-    """Writes the bytes of another node's file to this node."""
-    partial = folder / f"{version}.partial-{os.getpid()}"  # several engines of a node may do this at once
-    partial.write_bytes(data)
-    return _publish(partial, folder, version)
-
-
-def remove_versions(folder: Path, *, below: int) -> list[int]:
-    """Deletes the versions older than `below` and says which. A reader that has one open keeps it."""
-    old = sorted(int(path.stem) for path in folder.glob("*.safetensors") if int(path.stem) < below)
-    for version in old:
-        (folder / f"{version}.safetensors").unlink(missing_ok=True)
-    return old
-
-
-def _publish(partial: Path, folder: Path, version: int) -> WeightFile:
-    path = partial.rename(folder / f"{version}.safetensors")
-    return WeightFile(path=path, version=version, num_bytes=path.stat().st_size)

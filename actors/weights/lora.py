@@ -14,7 +14,7 @@ from safetensors import safe_open
 from safetensors.torch import save_file
 from torch import Tensor, nn
 
-from arm_rl.core.config import LearnerConfig
+from arm_rl.core.compute_config import LearnerConfig
 
 _SCALING = "scaling"  # the one entry of published adapters that is no matrix
 _DOWN, _UP = ".lora_A", ".lora_B"

@@ -17,7 +17,7 @@ from pathlib import Path
 from typing import Any
 
 from arm_rl.benchmarks import prompts
-from arm_rl.benchmarks.base import Benchmark, Item, JudgedRow, ReadOptions, by_category, mean
+from arm_rl.benchmarks.base import Benchmark, Item, JudgedRow, ReadOptions, mean, split_by_category
 from arm_rl.benchmarks.files import BenchmarkError, FileRow, ImageStore, read_rows
 from arm_rl.core.types import ImageRef, Sample
 
@@ -48,22 +48,22 @@ def read(path: Path, reading: ReadOptions) -> list[Item]:
     items: dict[str, Item] = {}
     for file in files:
         for row in read_rows(file, ("jsonl",)):
-            for item in _items(row, file.stem, reading):
+            for item in _make_items(row, file.stem, reading):
                 if item.sample.id in items:
                     raise row.error("idx", f"{row.name('idx')!r} stands twice")
                 items[item.sample.id] = item
     return list(items.values())
 
 
-def _items(row: FileRow, track: str, reading: ReadOptions) -> list[Item]:
+def _make_items(row: FileRow, track: str, reading: ReadOptions) -> list[Item]:
     tag = row.text("rm_tag")
     if tag not in WAYS:
         raise row.error("rm_tag", f"one of {', '.join(WAYS)}, not {tag!r}")
     way, num_answers = WAYS[tag]
     answers = row.texts("preds", at_least=num_answers)[:num_answers]
     question = row.text("question").replace("<image>", "").strip()
-    image = _image(row, track)
-    notes, constraint = _note(row), _constraint(row) if track == INSTRUCTION else None
+    image = _find_image(row, track)
+    notes, constraint = _document_notes(row), _read_constraint(row) if track == INSTRUCTION else None
     key = f"{track}/{row.name('idx')}"
     items = []
     orders = reading.orders(key, num_answers, shuffle=False)
@@ -81,8 +81,8 @@ def _items(row: FileRow, track: str, reading: ReadOptions) -> list[Item]:
                     messages=messages,
                     images=(image,),
                     texts=tuple(shown),
-                    label=_label(row, order),
-                    tools=reading.suited(image=True, document=track == DOCUMENT, constraint=track == INSTRUCTION),
+                    label=_read_label(row, order),
+                    tools=reading.usable_tools(image=True, document=track == DOCUMENT, constraint=track == INSTRUCTION),
                 ),
                 kind="truth" if num_answers == 1 else "choice",
                 row=key,
@@ -96,7 +96,7 @@ def _items(row: FileRow, track: str, reading: ReadOptions) -> list[Item]:
     return items
 
 
-def _label(row: FileRow, order: tuple[int, ...]) -> str:
+def _read_label(row: FileRow, order: tuple[int, ...]) -> str:
     truth = row.get("gt")
     if len(order) == 1:
         if str(truth).lower() not in ("true", "false"):
@@ -107,13 +107,13 @@ def _label(row: FileRow, order: tuple[int, ...]) -> str:
     return str(order.index(int(truth) - 1) + 1)
 
 
-def _image(row: FileRow, track: str) -> ImageRef:
+def _find_image(row: FileRow, track: str) -> ImageRef:
     name = row.texts("images", at_least=1)[0]
     folder = row.path.parent
-    return ImageStore.file(row, "images", name, folder, folder / "images", folder / track)
+    return ImageStore.find_image(row, "images", name, folder, folder / "images", folder / track)
 
 
-def _note(row: FileRow) -> list[str]:
+def _document_notes(row: FileRow) -> list[str]:
     if row.values.get("doc_id") is None:
         return []
     name = row.text("doc_id").removesuffix(".pdf")
@@ -122,7 +122,7 @@ def _note(row: FileRow) -> list[str]:
     ]
 
 
-def _constraint(row: FileRow) -> str | None:
+def _read_constraint(row: FileRow) -> str | None:
     constraints: Any = row.values.get("constraints")
     if not constraints:
         return None
@@ -141,8 +141,10 @@ def scores(rows: Sequence[JudgedRow]) -> dict[str, float]:
     """Each track, each way to ask, `overall` over all rows and `average` over the tracks."""
     if not rows:
         return {}
-    tracks = {track: mean([row.value for row in members]) for track, members in by_category(rows, "track").items()}
-    ways = {way: mean([row.value for row in members]) for way, members in by_category(rows, "way").items()}
+    tracks = {
+        track: mean([row.value for row in members]) for track, members in split_by_category(rows, "track").items()
+    }
+    ways = {way: mean([row.value for row in members]) for way, members in split_by_category(rows, "way").items()}
     return {**tracks, **ways, "overall": mean([row.value for row in rows]), "average": mean(list(tracks.values()))}
 
 

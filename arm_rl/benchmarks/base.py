@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 from arm_rl.benchmarks.files import ImageStore
-from arm_rl.core.seeding import derive
+from arm_rl.core.seeding import derive_seed
 from arm_rl.core.types import Sample
 from tools.text.checks import CHECKS
 
@@ -48,13 +48,13 @@ class ReadOptions:
     def orders(self, key: str, num_answers: int, *, shuffle: bool) -> list[tuple[int, ...]]:
         """The orders in which answers are shown: one, or both of a pair; shuffled where the file always has the better one first."""
         order = sorted(
-            range(num_answers), key=lambda number: derive(self.seed, "order", key, number) if shuffle else number
+            range(num_answers), key=lambda number: derive_seed(self.seed, "order", key, number) if shuffle else number
         )
         orders = [tuple(order)]
         return [*orders, tuple(reversed(order))] if self.both_orders and num_answers == 2 else orders
 
-    def suited(self, *, image: bool = False, document: bool = False, constraint: bool = False) -> tuple[str, ...]:
-        """The tools that can do something here: image tools need an image, retrieval a document, text checks a constraint."""
+    def usable_tools(self, *, image: bool = False, document: bool = False, constraint: bool = False) -> tuple[str, ...]:
+        """Return the usable tools: image tools need an image, retrieval a document, text checks a constraint."""
         left_out = [
             *(IMAGE_TOOLS if not image and not document else ()),
             *(DOCUMENT_TOOLS if not document else ()),
@@ -145,8 +145,8 @@ def mean(values: Sequence[float]) -> float:
     return sum(values) / len(values)
 
 
-def by_category(rows: Sequence[JudgedRow], name: str) -> dict[str, list[JudgedRow]]:
-    """Rows by a category's value, sorted; those that do not have the category are left out."""
+def split_by_category(rows: Sequence[JudgedRow], name: str) -> dict[str, list[JudgedRow]]:
+    """Return rows by a category's value, sorted, without the rows that lack the category."""
     groups: dict[str, list[JudgedRow]] = defaultdict(list)
     for row in rows:
         if name in row.categories:

@@ -29,7 +29,7 @@ def intervals(
     rows: Sequence[JudgedRow], scores: Scores, *, num_draws: int = NUM_DRAWS, seed: int = 0
 ) -> dict[str, tuple[float, float]]:
     """The 95 % interval of each score, by drawing clusters of rows again (percentile bootstrap)."""
-    return _percentiles(scores(drawn) for (drawn,) in _draws([rows], num_draws, seed))
+    return _percentile_intervals(scores(drawn) for (drawn,) in _draw_clusters([rows], num_draws, seed))
 
 
 def difference_intervals(
@@ -41,11 +41,13 @@ def difference_intervals(
     seed: int = 0,
 ) -> dict[str, tuple[float, float]]:
     """The 95 % interval of each score's difference between two runs on the same rows, drawn together (paired bootstrap)."""
-    return _percentiles(differences(scores(old), scores(new)) for old, new in _draws([before, after], num_draws, seed))
+    return _percentile_intervals(
+        subtract_scores(scores(old), scores(new)) for old, new in _draw_clusters([before, after], num_draws, seed)
+    )
 
 
-def differences(before: dict[str, float], after: dict[str, float]) -> dict[str, float]:
-    """Of the scores that both have."""
+def subtract_scores(before: dict[str, float], after: dict[str, float]) -> dict[str, float]:
+    """Return the differences of the scores that both have."""
     return {name: after[name] - value for name, value in before.items() if name in after}
 
 
@@ -56,8 +58,8 @@ def mcnemar(lost: int, won: int) -> float:
     return min(1.0, 2 * tail / 2**number)
 
 
-def _draws(runs: Sequence[Sequence[JudgedRow]], num_draws: int, seed: int) -> Iterator[list[list[JudgedRow]]]:
-    """Rows of each run, for the same clusters. One that is drawn twice counts as two: its rows belong together only within a draw."""
+def _draw_clusters(runs: Sequence[Sequence[JudgedRow]], num_draws: int, seed: int) -> Iterator[list[list[JudgedRow]]]:
+    """Yield rows of each run for the same random clusters; a cluster drawn twice counts as two."""
     grouped = []
     for rows in runs:
         by_cluster: dict[str, list[JudgedRow]] = defaultdict(list)
@@ -81,7 +83,7 @@ def _draws(runs: Sequence[Sequence[JudgedRow]], num_draws: int, seed: int) -> It
         yield drawn
 
 
-def _percentiles(drawn: Iterator[dict[str, float]]) -> dict[str, tuple[float, float]]:
+def _percentile_intervals(drawn: Iterator[dict[str, float]]) -> dict[str, tuple[float, float]]:
     values: dict[str, list[float]] = defaultdict(list)
     for scores in drawn:
         for name, value in scores.items():

@@ -13,6 +13,7 @@ from typing import Any
 import pyarrow as pa
 import pyarrow.parquet as pq
 
+from arm_rl.core.atomic_file import replace_file
 from arm_rl.core.errors import UserError
 from arm_rl.core.images import Image, ImageError
 from arm_rl.core.types import ImageRef
@@ -33,13 +34,13 @@ class FileRow:
     values: dict[str, Any]
 
     @property
-    def where(self) -> str:
+    def location(self) -> str:
         """File and row, for messages."""
         return f"{self.path}: row {self.number}"
 
     def error(self, key: str, message: str) -> BenchmarkError:
         """An error about a key of this row."""
-        return BenchmarkError(f"{self.where}: {key}: {message}")
+        return BenchmarkError(f"{self.location}: {key}: {message}")
 
     def get(self, key: str) -> Any:
         """The value as it is; it must be there."""
@@ -70,8 +71,8 @@ class FileRow:
             raise self.error(key, f"a list of {at_least} or more texts is needed, not {value!r:.80}")
         return value
 
-    def whole(self, key: str) -> int:
-        """A whole number."""
+    def integer(self, key: str) -> int:
+        """Return a whole number."""
         value = self.get(key)
         if isinstance(value, bool) or not isinstance(value, int):
             raise self.error(key, f"a whole number is needed, not {value!r:.80}")
@@ -135,8 +136,8 @@ class ImageStore:
 
     folder: Path
 
-    def keep(self, row: FileRow, key: str) -> ImageRef:
-        """The image of a row: a struct of `bytes` (and `path`), bytes, or base64 in a text."""
+    def store_image(self, row: FileRow, key: str) -> ImageRef:
+        """Store the image of a row: a struct of `bytes` (and `path`), bytes, or base64 in a text."""
         value = row.get(key)
         if isinstance(value, dict):
             value = value.get("bytes") or value.get("path")
@@ -147,29 +148,27 @@ class ImageStore:
                 raise row.error(key, f"an image as base64 is needed, not {value[:40]!r}: {error}") from error
         if not isinstance(value, bytes) or not value:
             raise row.error(key, f"an image is needed, not {value!r:.80}")
-        image = _checked(row, key, value)
+        image = _check_image(row, key, value)
         path = self.folder / image.key
         if not path.exists():
-            self.folder.mkdir(parents=True, exist_ok=True)
-            unfinished = path.with_suffix(".tmp")
-            unfinished.write_bytes(value)
-            unfinished.replace(path)
+            with replace_file(path) as temporary:
+                temporary.write_bytes(value)
         return ImageRef(path=str(path))
 
     @staticmethod
-    def file(row: FileRow, key: str, name: str, *folders: Path) -> ImageRef:
-        """An image with a file of its own, in the first of the folders that has it. No name leads out of them; a link may."""
+    def find_image(row: FileRow, key: str, name: str, *folders: Path) -> ImageRef:
+        """Return an image in a file of its own, from the first folder that has it; no name leads out of them."""
         if Path(name).is_absolute() or ".." in Path(name).parts:
             raise row.error(key, f"a path below the benchmark's folder is needed, not {name!r}")
         for folder in folders:
             path = folder / name
             if path.is_file():
-                _checked(row, key, path.read_bytes())
+                _check_image(row, key, path.read_bytes())
                 return ImageRef(path=str(path))
         raise row.error(key, f"there is no image {name!r} in {' or '.join(map(str, folders))}")
 
 
-def _checked(row: FileRow, key: str, data: bytes) -> Image:
+def _check_image(row: FileRow, key: str, data: bytes) -> Image:
     image = Image.from_bytes(data)
     try:
         _ = image.size

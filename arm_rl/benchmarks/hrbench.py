@@ -11,7 +11,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from arm_rl.benchmarks import prompts
-from arm_rl.benchmarks.base import Benchmark, Item, JudgedRow, ReadOptions, by_category, mean
+from arm_rl.benchmarks.base import Benchmark, Item, JudgedRow, ReadOptions, mean, split_by_category
 from arm_rl.benchmarks.files import FileRow, read_rows
 from arm_rl.core.types import Sample
 
@@ -23,19 +23,19 @@ def read(path: Path, reading: ReadOptions) -> list[Item]:
     """One item a row."""
     items: dict[str, Item] = {}
     for row in read_rows(path, ("tsv", "parquet")):
-        item = _item(row, reading)
+        item = _make_item(row, reading)
         if item.row in items:
             raise row.error("index", f"{item.row!r} stands twice")
         items[item.row] = item
     return list(items.values())
 
 
-def _item(row: FileRow, reading: ReadOptions) -> Item:
+def _make_item(row: FileRow, reading: ReadOptions) -> Item:
     options = {letter: row.name(letter) for letter in LETTERS if row.values.get(letter) is not None}
     label = row.text("answer").strip()
     if label not in options:
         raise row.error("answer", f"one of {', '.join(options)}, not {label!r}")
-    question, image, key = row.text("question"), reading.images.keep(row, "image"), row.name("index")
+    question, image, key = row.text("question"), reading.images.store_image(row, "image"), row.name("index")
     return Item(
         sample=Sample(
             id=f"{NAME}/{key}",
@@ -44,7 +44,7 @@ def _item(row: FileRow, reading: ReadOptions) -> Item:
             images=(image,),
             texts=tuple(options.values()),
             label=label,
-            tools=reading.suited(image=True),
+            tools=reading.usable_tools(image=True),
         ),
         kind="letter",
         row=key,
@@ -56,15 +56,19 @@ def _item(row: FileRow, reading: ReadOptions) -> Item:
 
 def scores(rows: Sequence[JudgedRow]) -> dict[str, float]:
     """Each category, and `overall`: means over the cycles."""
-    return {name: value for name, value in (*_by_category(rows), ("overall", _over_cycles(rows))) if value is not None}
+    return {
+        name: value
+        for name, value in (*_category_scores(rows), ("overall", _mean_over_cycles(rows)))
+        if value is not None
+    }
 
 
-def _by_category(rows: Sequence[JudgedRow]) -> list[tuple[str, float | None]]:
-    return [(category, _over_cycles(members)) for category, members in by_category(rows, "category").items()]
+def _category_scores(rows: Sequence[JudgedRow]) -> list[tuple[str, float | None]]:
+    return [(category, _mean_over_cycles(members)) for category, members in split_by_category(rows, "category").items()]
 
 
-def _over_cycles(rows: Sequence[JudgedRow]) -> float | None:
-    cycles = by_category(rows, "cycle")
+def _mean_over_cycles(rows: Sequence[JudgedRow]) -> float | None:
+    cycles = split_by_category(rows, "cycle")
     return mean([mean([row.value for row in members]) for members in cycles.values()]) if cycles else None
 
 

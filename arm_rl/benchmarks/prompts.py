@@ -28,7 +28,7 @@ def compare(
     asked = (
         f"Which answer is better? Being right counts most. Say: Overall Judgment: Answer k is better, with k {which}."
     )
-    return (_user([f"Question: {question}", shown, *notes, asked], num_images),)
+    return (_user_message([f"Question: {question}", shown, *notes, asked], num_images),)
 
 
 def verify(
@@ -39,7 +39,11 @@ def verify(
     if constraint is not None:
         parts.append(f"Constraint: {constraint}")
     asked = "Is the answer right?" if constraint is None else "Does the answer satisfy the constraint?"
-    return (_user([*parts, *notes, f"{asked} Say: Overall Judgment: True, or Overall Judgment: False."], num_images),)
+    return (
+        _user_message(
+            [*parts, *notes, f"{asked} Say: Overall Judgment: True, or Overall Judgment: False."], num_images
+        ),
+    )
 
 
 def choose(question: str, options: Mapping[str, str], *, num_images: int) -> tuple[Message, ...]:
@@ -48,7 +52,7 @@ def choose(question: str, options: Mapping[str, str], *, num_images: int) -> tup
     asked = "Answer with the letter of the right option in <answer> and </answer>."
     return (
         Message(role="system", parts=(ANSWER_SYSTEM,)),
-        _user([f"Question: {question}", f"Options:\n{listed}", asked], num_images),
+        _user_message([f"Question: {question}", f"Options:\n{listed}", asked], num_images),
     )
 
 
@@ -56,10 +60,10 @@ def rate(question: str, answer: str) -> tuple[Message, ...]:
     """How good an answer is, from 1 to 10."""
     return (
         Message(role="system", parts=(RATING_SYSTEM,)),
-        _user([f"Question: {question}", f"Answer: {answer}", "Rate the answer."], 0),
+        _user_message([f"Question: {question}", f"Answer: {answer}", "Rate the answer."], 0),
     )
 
 
-def _user(paragraphs: Sequence[str], num_images: int) -> Message:
+def _user_message(paragraphs: Sequence[str], num_images: int) -> Message:
     images = (ImagePart.original(number) for number in range(1, num_images + 1))
     return Message(role="user", parts=(*images, "\n\n".join(paragraphs)))

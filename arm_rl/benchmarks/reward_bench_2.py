@@ -20,7 +20,16 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from arm_rl.benchmarks import prompts
-from arm_rl.benchmarks.base import Benchmark, Item, ItemVerdict, JudgedRow, ReadOptions, by_category, mean, mean_correct
+from arm_rl.benchmarks.base import (
+    Benchmark,
+    Item,
+    ItemVerdict,
+    JudgedRow,
+    ReadOptions,
+    mean,
+    mean_correct,
+    split_by_category,
+)
 from arm_rl.benchmarks.files import FileRow, read_rows
 from arm_rl.core.types import Sample
 
@@ -38,11 +47,11 @@ def read(path: Path, reading: ReadOptions) -> list[Item]:
         if key in rows_seen:
             raise row.error("id", f"{row.name('id')!r} stands twice in {row.text('subset')}")
         rows_seen.add(key)
-        items += _ratings(row, key, reading) if row.text("subset") == TIES else [_choice(row, key, reading)]
+        items += _make_ratings(row, key, reading) if row.text("subset") == TIES else [_make_choice(row, key, reading)]
     return items
 
 
-def _choice(row: FileRow, key: str, reading: ReadOptions) -> Item:
+def _make_choice(row: FileRow, key: str, reading: ReadOptions) -> Item:
     answers = [row.texts("chosen", at_least=1)[0], *row.texts("rejected", at_least=1)[:3]]
     (order,) = reading.orders(key, len(answers), shuffle=True)[:1]
     shown = tuple(answers[index] for index in order)
@@ -53,7 +62,7 @@ def _choice(row: FileRow, key: str, reading: ReadOptions) -> Item:
             messages=prompts.compare(row.text("prompt"), shown, num_images=0),
             texts=shown,
             label=str(order.index(0) + 1),
-            tools=reading.suited(),
+            tools=reading.usable_tools(),
         ),
         kind="choice",
         row=key,
@@ -64,12 +73,12 @@ def _choice(row: FileRow, key: str, reading: ReadOptions) -> Item:
     )
 
 
-def _ratings(row: FileRow, key: str, reading: ReadOptions) -> list[Item]:
+def _make_ratings(row: FileRow, key: str, reading: ReadOptions) -> list[Item]:
     kind, colon, prompt_id = row.name("id").partition(":")
     if kind not in ("ref", "tied") or not colon:
         raise row.error("id", f"of Ties is written ref:N or tied:N, not {row.name('id')!r}")
     answers = [*row.texts("chosen", at_least=1), *row.texts("rejected", at_least=1)]
-    num_correct = row.whole("num_correct")
+    num_correct = row.integer("num_correct")
     if not (2 if kind == "tied" else 1) <= num_correct < len(answers):
         raise row.error("num_correct", f"{num_correct} of {len(answers)} answers cannot be right in a {kind} row")
     return [
@@ -80,7 +89,7 @@ def _ratings(row: FileRow, key: str, reading: ReadOptions) -> list[Item]:
                 messages=prompts.rate(row.text("prompt"), answer),
                 texts=(answer,),
                 label="true" if index < num_correct else "false",
-                tools=reading.suited(),
+                tools=reading.usable_tools(),
             ),
             kind="rating",
             row=key,
@@ -100,8 +109,8 @@ class Spread:
     spread: float  # of the right answers among themselves
 
     @classmethod
-    def of(cls, judged: Sequence[ItemVerdict]) -> "Spread":
-        """From the ratings of a whole row."""
+    def from_ratings(cls, judged: Sequence[ItemVerdict]) -> "Spread":
+        """Return the spread of the ratings of a whole row."""
         right, wrong = (
             [UNREADABLE_RATING if one.verdict is None else float(one.verdict) for one in judged if one.label == label]
             for label in ("true", "false")
@@ -109,19 +118,19 @@ class Spread:
         return cls(min(right) - max(wrong), max(right) - min(right))
 
 
-def value(judged: Sequence[ItemVerdict]) -> float:
-    """Of a row: see the module."""
+def row_value(judged: Sequence[ItemVerdict]) -> float:
+    """Return the value of one row as defined in the module docstring."""
     if judged[0].kind == "rating":
-        return float(Spread.of(judged).gap > 0)
+        return float(Spread.from_ratings(judged).gap > 0)
     return UNREADABLE_CHOICE if judged[0].verdict is None else mean_correct(judged)
 
 
 def ties_score(rows: Sequence[JudgedRow]) -> float:
     """The score of the subset Ties; 0 for a part of which there are no rows."""
-    kinds = by_category(rows, "ties")
+    kinds = split_by_category(rows, "ties")
     ref, tied = kinds.get("ref", []), kinds.get("tied", [])
-    refs = {row.cluster: Spread.of(row.judged) for row in ref}
-    pairs = [(refs[row.cluster], Spread.of(row.judged)) for row in tied if row.cluster in refs]
+    refs = {row.cluster: Spread.from_ratings(row.judged) for row in ref}
+    pairs = [(refs[row.cluster], Spread.from_ratings(row.judged)) for row in tied if row.cluster in refs]
     hard = [min(one.gap, many.gap) for one, many in pairs]
     spreads = [many.spread for _, many in pairs]
     return (
@@ -147,9 +156,9 @@ def scores(rows: Sequence[JudgedRow]) -> dict[str, float]:
     """Each subset, and `score`, their mean."""
     found = {
         subset: ties_score(members) if subset == TIES else mean([row.value for row in members])
-        for subset, members in by_category(rows, "subset").items()
+        for subset, members in split_by_category(rows, "subset").items()
     }
     return {**found, "score": mean(list(found.values()))} if found else {}
 
 
-REWARD_BENCH_2 = Benchmark(read=read, scores=scores, main_score="score", value=value)
+REWARD_BENCH_2 = Benchmark(read=read, scores=scores, main_score="score", value=row_value)

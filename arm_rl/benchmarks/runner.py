@@ -1,8 +1,7 @@
 """Asks a backend the items of benchmarks: many at a time, each once, verdicts and trajectories written as they come."""
 
-import asyncio
 import hashlib
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -10,15 +9,16 @@ from typing import Any
 from arm_rl.benchmarks import BENCHMARKS
 from arm_rl.benchmarks.base import Item, ItemVerdict, ReadOptions
 from arm_rl.benchmarks.files import BenchmarkError, ImageStore
-from arm_rl.benchmarks.results import Key, ResultsError, ResultsWriter, read_results
+from arm_rl.benchmarks.results import FILE, Key, ResultsError, read_results, result_line
 from arm_rl.benchmarks.verdicts import read_verdict
+from arm_rl.core.concurrency import for_each
 from arm_rl.core.errors import UserError
-from arm_rl.core.seeding import derive
-from arm_rl.core.types import Sample, ScoredTrajectory
-from arm_rl.judge.backends import Backend, JudgedSession
+from arm_rl.core.json_lines import JsonLines
+from arm_rl.core.seeding import derive_seed
+from arm_rl.core.types import Sample, ScoredTrajectory, Trajectory
+from arm_rl.judge.backends import Backend, JudgedSession, SessionFiles
 
 TOOLS, NO_TOOLS = "tools", "no tools"  # ways of asking
-SESSIONS_PER_FILE = 64
 
 
 class EvaluationStopped(UserError):
@@ -82,13 +82,13 @@ def read_questions(
         items = BENCHMARKS[name].read(
             path, ReadOptions(images=images, tools=tuple(tools), seed=seed, both_orders=both_orders)
         )
-        chosen = _limited(items, limit, seed)
+        chosen = _limit_items(items, limit, seed)
         questions += [ItemQuestion(benchmark=name, way=way, item=item) for way in ways for item in chosen]
     return questions
 
 
-def _limited(items: Sequence[Item], limit: int | None, seed: int) -> list[Item]:
-    """Whole clusters, until there are as many rows."""
+def _limit_items(items: Sequence[Item], limit: int | None, seed: int) -> list[Item]:
+    """Return the items of random clusters until there are `limit` rows."""
     if limit is None:
         return list(items)
     rows: dict[str, set[str]] = {}
@@ -96,7 +96,7 @@ def _limited(items: Sequence[Item], limit: int | None, seed: int) -> list[Item]:
         rows.setdefault(item.cluster, set()).add(item.row)
     chosen: set[str] = set()
     number = 0
-    for cluster in sorted(rows, key=lambda cluster: derive(seed, "limit", cluster)):
+    for cluster in sorted(rows, key=lambda cluster: derive_seed(seed, "limit", cluster)):
         if number >= limit:
             break
         chosen.add(cluster)
@@ -104,8 +104,8 @@ def _limited(items: Sequence[Item], limit: int | None, seed: int) -> list[Item]:
     return [item for item in items if item.cluster in chosen]
 
 
-def finished(questions: Sequence[ItemQuestion], folder: Path) -> dict[Key, ItemVerdict]:
-    """The verdicts that there are already.
+def read_finished(questions: Sequence[ItemQuestion], folder: Path) -> dict[Key, ItemVerdict]:
+    """Return the verdicts that exist already.
 
     Raises:
         ResultsError: the results are of other questions under the same names.
@@ -143,96 +143,49 @@ async def ask_all(
 
     Raises:
         EvaluationStopped: more sessions broke.
-        ResultsError: as `finished`.
+        ResultsError: as `read_finished`.
     """
-    known = finished(questions, folder)
+    known = read_finished(questions, folder)
     pending = [question for question in questions if question.key not in known]
-    asker = _Asker(backend, folder, int(max_broken * len(pending)), on_done)
-    with ResultsWriter(folder) as writer:
+    files, may_break, num_broken = SessionFiles(backend, folder / "trajectories"), int(max_broken * len(pending)), 0
+    with JsonLines(folder / FILE) as lines:
+
+        async def ask(question: ItemQuestion) -> None:
+            nonlocal num_broken
+            asked = await backend.ask(question.sample, "/".join(question.key))
+            judged = None
+            if asked.trajectory.end == "aborted":
+                num_broken += 1
+                if num_broken > may_break:
+                    raise EvaluationStopped(
+                        f"{num_broken} sessions broke, more than run.max_broken_sessions allows; what was judged is in {folder}, and "
+                        f"the same command goes on from there. The last one:\n{asked.trajectory.error or ''}"
+                    )
+            else:
+                judged = known[question.key] = judge_session(question, asked)
+                lines.add(result_line(question.benchmark, question.way, judged))
+            on_done(question, judged)
+            stage = f"{question.benchmark}-{question.way.replace(' ', '-')}-evaluation"
+            await files.add(stage, asked, _scored(asked.trajectory, judged))
+
         try:
-            async with asyncio.TaskGroup() as group:
-                waiting = iter(pending)
-                for _ in range(min(backend.concurrency, len(pending))):
-                    group.create_task(asker.work(waiting, writer))
-        except* EvaluationStopped as stopped:
-            raise stopped.exceptions[0] from None
+            await for_each(pending, ask, at_a_time=backend.concurrency)
         finally:
-            await asker.record_rest()
-    known |= asker.judged
+            await files.flush()
     return {question.key: known[question.key] for question in questions if question.key in known}
 
 
-class _Asker:
-    """The state of an evaluation that runs."""
-
-    def __init__(
-        self,
-        backend: Backend[Any],
-        folder: Path,
-        may_break: int,
-        on_done: Callable[[ItemQuestion, ItemVerdict | None], None],
-    ) -> None:
-        self._backend, self._folder, self._may_break, self._on_done = backend, folder, may_break, on_done
-        self.judged: dict[Key, ItemVerdict] = {}
-        self._num_broken = 0
-        self._unwritten: dict[str, list[tuple[JudgedSession[Any], ScoredTrajectory]]] = {}  # by stage
-        self._steps: dict[str, int] = {}  # the next file's number, by stage
-
-    async def work(self, questions: Iterator[ItemQuestion], writer: ResultsWriter) -> None:
-        """Asks one question after the other."""
-        for question in questions:
-            asked = await self._backend.ask(question.sample, "/".join(question.key))
-            judged = None
-            if asked.trajectory.end == "aborted":
-                self._count_broken(asked.trajectory.error or "")
-            else:
-                judged = judge(question, asked)
-                self.judged[question.key] = judged
-                writer.add(question.benchmark, question.way, judged)
-            scored = ScoredTrajectory(
-                trajectory=asked.trajectory,
-                reward=None if judged is None else _reward(judged),
-                correct=judged is not None and judged.correct,
-                format_ok=judged is not None and judged.verdict is not None,
-            )
-            stage = f"{question.benchmark}-{question.way.replace(' ', '-')}-evaluation"
-            unwritten = self._unwritten.setdefault(stage, [])
-            unwritten.append((asked, scored))
-            self._on_done(question, judged)
-            if len(unwritten) == SESSIONS_PER_FILE:
-                await self._record(stage)
-
-    def _count_broken(self, error: str) -> None:
-        self._num_broken += 1
-        if self._num_broken > self._may_break:
-            raise EvaluationStopped(
-                f"{self._num_broken} sessions broke, more than run.max_broken_sessions allows; what was judged is in {self._folder}, and "
-                f"the same command goes on from there. The last one:\n{error}"
-            )
-
-    async def record_rest(self) -> None:
-        """Writes what is not in a file yet."""
-        for stage in list(self._unwritten):
-            await self._record(stage)
-
-    async def _record(self, stage: str) -> None:
-        step = self._steps.get(stage)
-        if step is None:  # an earlier run's files stay
-            numbers = [
-                int(path.stem.rpartition("-")[2]) for path in (self._folder / "trajectories").glob(f"{stage}-*.parquet")
-            ]
-            step = max(numbers, default=-1) + 1
-        self._steps[stage] = step + 1
-        await self._backend.record(stage, step, self._unwritten.pop(stage))
+def _scored(trajectory: Trajectory, judged: ItemVerdict | None) -> ScoredTrajectory:
+    """Return the trajectory with a reward for readers: right or wrong; the height of a rating; None for a broken session."""
+    if judged is None:
+        return ScoredTrajectory(trajectory=trajectory, reward=None)
+    reward = int(judged.verdict or 0) / 10 if judged.kind == "rating" else float(judged.correct)
+    format_ok = judged.verdict is not None
+    return ScoredTrajectory(trajectory=trajectory, reward=reward, correct=judged.correct, format_ok=format_ok)
 
 
-def _reward(judged: ItemVerdict) -> float:
-    """For looking at the trajectory only: right or wrong; of a rating, its height."""
-    return int(judged.verdict or 0) / 10 if judged.kind == "rating" else float(judged.correct)
-
-
-def judge(question: ItemQuestion, asked: JudgedSession[Any]) -> ItemVerdict:
-    """The verdict of a session that is over."""
+def judge_session(question: ItemQuestion, asked: JudgedSession[Any]) -> ItemVerdict:
+    """Return the verdict of a finished session."""
     item, trajectory = question.item, asked.trajectory
     answered = trajectory.end == "answered" and trajectory.turns
     events = trajectory.tool_events

@@ -3,8 +3,8 @@
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from arm_rl.benchmarks.base import Benchmark, ItemVerdict, JudgedRow, by_category, mean
-from arm_rl.benchmarks.chance import difference_intervals, differences, intervals, mcnemar, wilson
+from arm_rl.benchmarks.base import Benchmark, ItemVerdict, JudgedRow, mean, split_by_category
+from arm_rl.benchmarks.chance import difference_intervals, intervals, mcnemar, subtract_scores, wilson
 
 
 def summarize(benchmark: Benchmark, judged: Sequence[ItemVerdict], num_items: int | None = None) -> dict[str, Any]:
@@ -30,13 +30,16 @@ def summarize(benchmark: Benchmark, judged: Sequence[ItemVerdict], num_items: in
         "scores": {
             name: {"value": value, "low": ranges[name][0], "high": ranges[name][1]} for name, value in published.items()
         },
-        "accuracy": _accuracy(rows),
+        "accuracy": _accuracy_interval(rows),
         "readable": _share([one.verdict is not None for one in judged]),
-        **_calls(judged),
+        **_call_metrics(judged),
         "categories": {
             name: {
-                value: {**_accuracy(members), "calls": _calls([one for row in members for one in row.judged])["calls"]}
-                for value, members in by_category(rows, name).items()
+                value: {
+                    **_accuracy_interval(members),
+                    "calls": _call_metrics([one for row in members for one in row.judged])["calls"],
+                }
+                for value, members in split_by_category(rows, name).items()
             }
             for name in names
         },
@@ -80,7 +83,7 @@ def compare(benchmark: Benchmark, before: Sequence[ItemVerdict], after: Sequence
     lost = sum(one.value > other.value for one, other in zip(old, new, strict=True))
     won = sum(one.value < other.value for one, other in zip(old, new, strict=True))
     scores_before, scores_after = benchmark.scores(old), benchmark.scores(new)
-    changed, ranges = differences(scores_before, scores_after), difference_intervals(old, new, benchmark.scores)
+    changed, ranges = subtract_scores(scores_before, scores_after), difference_intervals(old, new, benchmark.scores)
     return {
         "num_rows": len(common),
         "left_out": len(olds) + len(news) - 2 * len(common),
@@ -101,14 +104,14 @@ def compare(benchmark: Benchmark, before: Sequence[ItemVerdict], after: Sequence
     }
 
 
-def _accuracy(rows: Sequence[JudgedRow]) -> dict[str, float]:
-    """Mean of the rows' values; the interval is Wilson's over clusters, so that a question asked four times is not four cases."""
+def _accuracy_interval(rows: Sequence[JudgedRow]) -> dict[str, float]:
+    """Return the mean of the rows' values with Wilson's interval over clusters, which count as one case each."""
     value = mean([row.value for row in rows]) if rows else 0.0
     low, high = wilson(value, len({row.cluster for row in rows}))
     return {"value": value, "low": low, "high": high, "num_rows": float(len(rows))}
 
 
-def _calls(judged: Sequence[ItemVerdict]) -> dict[str, float | None]:
+def _call_metrics(judged: Sequence[ItemVerdict]) -> dict[str, float | None]:
     calls = sum(one.num_calls for one in judged)
     return {
         "calls": calls / max(len(judged), 1),

@@ -17,11 +17,11 @@ POSITION = (
 def summary_tables(summaries: Summaries) -> Iterator[Table]:
     """For each benchmark its scores and its categories, ways of asking side by side."""
     for name, ways in summaries.items():
-        yield _scores(name, ways)
-        yield _categories(name, ways)
+        yield _score_table(name, ways)
+        yield _category_table(name, ways)
 
 
-def _scores(name: str, ways: Mapping[str, dict[str, Any]]) -> Table:
+def _score_table(name: str, ways: Mapping[str, dict[str, Any]]) -> Table:
     table = Table(title=name, title_justify="left")
     table.add_column("score")
     for way, summary in ways.items():
@@ -29,9 +29,11 @@ def _scores(name: str, ways: Mapping[str, dict[str, Any]]) -> Table:
         table.add_column(f"{way} ({summary['num_rows']} rows{missing})", justify="right")
     for score in dict.fromkeys(score for summary in ways.values() for score in summary["scores"]):
         style = "bold" if any(score == summary["main_score"] for summary in ways.values()) else None
-        table.add_row(score, *(_interval(summary["scores"].get(score)) for summary in ways.values()), style=style)
+        table.add_row(
+            score, *(_format_interval(summary["scores"].get(score)) for summary in ways.values()), style=style
+        )
     table.add_section()
-    table.add_row("rows right", *(_interval(summary["accuracy"]) for summary in ways.values()))
+    table.add_row("rows right", *(_format_interval(summary["accuracy"]) for summary in ways.values()))
     for key, label in (
         ("readable", "verdicts readable"),
         ("call_rate", "samples with a call"),
@@ -47,7 +49,7 @@ def _scores(name: str, ways: Mapping[str, dict[str, Any]]) -> Table:
     return table
 
 
-def _categories(name: str, ways: Mapping[str, dict[str, Any]]) -> Table:
+def _category_table(name: str, ways: Mapping[str, dict[str, Any]]) -> Table:
     table = Table(title=f"{name}: accuracy by category", title_justify="left")
     table.add_column("category")
     for way in ways:
@@ -62,7 +64,9 @@ def _categories(name: str, ways: Mapping[str, dict[str, Any]]) -> Table:
             for summary in ways.values():
                 found = summary["categories"].get(category, {}).get(value)
                 cells += (
-                    [f"{found['num_rows']:.0f}", _interval(found), f"{found['calls']:.2f}"] if found else ["", "", ""]
+                    [f"{found['num_rows']:.0f}", _format_interval(found), f"{found['calls']:.2f}"]
+                    if found
+                    else ["", "", ""]
                 )
             table.add_row(f"{category} {value}", *cells)
         table.add_section()
@@ -92,7 +96,7 @@ def comparison_table(compared: Mapping[str, dict[str, Any]], before: str, after:
     return table
 
 
-def _interval(value: Mapping[str, float] | None) -> str:
+def _format_interval(value: Mapping[str, float] | None) -> str:
     return (
         "" if value is None else f"{100 * value['value']:.1f} ({100 * value['low']:.1f} to {100 * value['high']:.1f})"
     )

@@ -41,7 +41,7 @@ def answer_text(text: str) -> str:
     return answers[-1].strip() if answers else _THOUGHT.sub("", text).strip()
 
 
-def _choice(text: str) -> str | None:
+def _read_choice(text: str) -> str | None:
     strict = parse_judgment(text)
     if strict is not None:
         return strict if strict.isdigit() else None
@@ -53,7 +53,7 @@ def _choice(text: str) -> str | None:
     return str(int(found[-1])) if found else None
 
 
-def _truth(text: str) -> str | None:
+def _read_truth(text: str) -> str | None:
     strict = parse_judgment(text)
     if strict is not None:
         return strict if not strict.isdigit() else None
@@ -61,7 +61,7 @@ def _truth(text: str) -> str | None:
     return found[-1].lower() if found else None
 
 
-def _letter(text: str) -> str | None:
+def _read_letter(text: str) -> str | None:
     answer = answer_text(text)
     alone = _LETTER_ALONE.match(answer)
     if alone and not re.match(r"(?:A|I)\s+[a-z]", answer):  # an article or a pronoun begins a sentence
@@ -70,14 +70,14 @@ def _letter(text: str) -> str | None:
     return found[-1].upper() if found else None
 
 
-def _rating(text: str) -> str | None:
+def _read_rating(text: str) -> str | None:
     found = _RATING.findall(re.sub(r"/\s*10\b", "", answer_text(text)))
     return found[-1] if found else None
 
 
 _READERS: dict[Kind, Callable[[str], str | None]] = {
-    "choice": _choice,
-    "truth": _truth,
-    "letter": _letter,
-    "rating": _rating,
+    "choice": _read_choice,
+    "truth": _read_truth,
+    "letter": _read_letter,
+    "rating": _read_rating,
 }

@@ -12,7 +12,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from arm_rl.benchmarks import prompts
-from arm_rl.benchmarks.base import Benchmark, Item, JudgedRow, ReadOptions, by_category, mean
+from arm_rl.benchmarks.base import Benchmark, Item, JudgedRow, ReadOptions, mean, split_by_category
 from arm_rl.benchmarks.files import FileRow, ImageStore, read_rows
 from arm_rl.core.types import Sample
 
@@ -46,20 +46,20 @@ def read(path: Path, reading: ReadOptions) -> list[Item]:
             continue
         seen.add((name, query, *sorted(answers)))
         keys[name] = keys.get(name, 0) + 1  # other answers to the same question have its id too
-        items += _items(row, name if keys[name] == 1 else f"{name}~{keys[name]}", query, answers, reading)
+        items += _make_items(row, name if keys[name] == 1 else f"{name}~{keys[name]}", query, answers, reading)
     return items
 
 
-def _items(row: FileRow, key: str, query: str, answers: list[str], reading: ReadOptions) -> list[Item]:
+def _make_items(row: FileRow, key: str, query: str, answers: list[str], reading: ReadOptions) -> list[Item]:
     ranking = row.get("human_ranking")
     if len(answers) != 2 or sorted(ranking) != [0, 1]:
         raise row.error(
             "human_ranking", f"[0, 1] or [1, 0] for two answers is needed, not {ranking!r:.80} for {len(answers)}"
         )
     if "image_path" in row.values:
-        image = ImageStore.file(row, "image_path", row.text("image_path"), row.path.parent)
+        image = ImageStore.find_image(row, "image_path", row.text("image_path"), row.path.parent)
     else:
-        image = reading.images.keep(row, "image")
+        image = reading.images.store_image(row, "image")
     source = SOURCES.get(key.replace("-", "_").partition("_")[0], "vlfeedback")
     orders = reading.orders(key, 2, shuffle=True)
     question = query.replace("<image>", "").strip()
@@ -72,7 +72,7 @@ def _items(row: FileRow, key: str, query: str, answers: list[str], reading: Read
                 images=(image,),
                 texts=tuple(answers[index] for index in order),
                 label=str(order.index(ranking.index(0)) + 1),
-                tools=reading.suited(image=True),
+                tools=reading.usable_tools(image=True),
             ),
             kind="choice",
             row=key,
@@ -89,13 +89,16 @@ def _items(row: FileRow, key: str, query: str, answers: list[str], reading: Read
 def scores(rows: Sequence[JudgedRow]) -> dict[str, float]:
     """`general`, `hallucination`, `reasoning`, `overall`, `macro`."""
     read = [row for row in rows if all(one.verdict is not None for one in row.judged)]
-    found = {group: mean([_majority(row) for row in members]) for group, members in by_category(read, "group").items()}
+    found = {
+        group: mean([_majority_value(row) for row in members])
+        for group, members in split_by_category(read, "group").items()
+    }
     if read:
-        found |= {"overall": mean([_majority(row) for row in read]), "macro": mean(list(found.values()))}
+        found |= {"overall": mean([_majority_value(row) for row in read]), "macro": mean(list(found.values()))}
     return found
 
 
-def _majority(row: JudgedRow) -> float:
+def _majority_value(row: JudgedRow) -> float:
     return 0.5 if row.value == 0.5 else float(row.value > 0.5)
 
 

@@ -9,17 +9,17 @@ import threading
 from collections.abc import Sequence
 from contextlib import AbstractAsyncContextManager, AsyncExitStack
 from pathlib import Path
-from types import TracebackType
 from typing import Any
 
 from arm_rl.benchmarks.prompts import ANSWER_SYSTEM
 from arm_rl.benchmarks.verdicts import answer_text
-from arm_rl.core.config import ConfigError, TrainConfig
+from arm_rl.core.config import ConfigError
 from arm_rl.core.config_file import load
 from arm_rl.core.errors import UserError
+from arm_rl.core.loop_thread import LoopThread
+from arm_rl.core.stage_config import TrainConfig
 from arm_rl.core.types import ImagePart, ImageRef, Message, Sample, ScoredTrajectory
-from arm_rl.judge.backends import Backend, JudgedSession, Server, server_backend, server_template
-from arm_rl.judge.background_loop import LoopThread
+from arm_rl.judge.backends import Backend, JudgedSession, Server, SessionFiles, server_backend, server_template
 
 FAILED = "Failed to obtain answer via API."  # how the kit knows an answer that it may ask for again
 SESSIONS_PER_FILE = 32
@@ -54,8 +54,7 @@ class AgentModel:
         self._loop = LoopThread("kit-model")
         self._stack = AsyncExitStack()
         self._backend = self._loop.wait(self._stack.enter_async_context(backend))
-        self._unwritten: dict[str, list[tuple[JudgedSession[Any], ScoredTrajectory]]] = {}  # by data set
-        self._steps: dict[str, int] = {}
+        self._files = SessionFiles(self._backend, per_file=SESSIONS_PER_FILE)
         self._number = 0
         self._lock = threading.Lock()
         self._closed = False
@@ -74,7 +73,7 @@ class AgentModel:
         with self._lock:
             self._number += 1
             number = self._number
-        asked = self._loop.wait(self._ask(self._sample(message, name, number), name))
+        asked = self._loop.wait(self._ask(self._make_sample(message, name, number), name))
         if asked.trajectory.end == "aborted" or not asked.trajectory.turns:
             return f"{FAILED} {(asked.trajectory.error or 'no turn').strip().splitlines()[-1]}"
         return answer_text(asked.trajectory.turns[-1].text)
@@ -93,19 +92,17 @@ class AgentModel:
         self._closed = True
         atexit.unregister(self.close)
         try:
-            self._loop.wait(self._end())
+            self._loop.wait(self._close_backend())
         finally:
             self._loop.close()
 
     def __enter__(self) -> "AgentModel":
         return self
 
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
+    def __exit__(self, *_: object) -> None:
         self.close()
 
-    def _sample(self, message: Sequence[Part], dataset: str, number: int) -> Sample:
+    def _make_sample(self, message: Sequence[Part], dataset: str, number: int) -> Sample:
         parts: list[str | ImagePart] = []
         images: list[ImageRef] = []
         system = [self._system_prompt] if self._system_prompt is not None else []
@@ -135,21 +132,12 @@ class AgentModel:
 
     async def _ask(self, sample: Sample, dataset: str) -> JudgedSession[Any]:
         asked: JudgedSession[Any] = await self._backend.ask(sample, sample.id)
-        unwritten = self._unwritten.setdefault(dataset, [])
-        unwritten.append((asked, ScoredTrajectory(trajectory=asked.trajectory, reward=None)))
-        if len(unwritten) == SESSIONS_PER_FILE:
-            await self._record(dataset)
+        await self._files.add(dataset, asked, ScoredTrajectory(trajectory=asked.trajectory, reward=None))
         return asked
 
-    async def _record(self, dataset: str) -> None:
-        step = self._steps.get(dataset, 0)
-        self._steps[dataset] = step + 1
-        await self._backend.record(dataset, step, self._unwritten.pop(dataset))
-
-    async def _end(self) -> None:
+    async def _close_backend(self) -> None:
         try:
-            for dataset in list(self._unwritten):
-                await self._record(dataset)
+            await self._files.flush()
         finally:
             await self._stack.aclose()
 

@@ -12,7 +12,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from arm_rl.benchmarks import prompts
-from arm_rl.benchmarks.base import Benchmark, Item, JudgedRow, ReadOptions, by_category, mean
+from arm_rl.benchmarks.base import Benchmark, Item, JudgedRow, ReadOptions, mean, split_by_category
 from arm_rl.benchmarks.files import FileRow, ImageStore, read_rows
 from arm_rl.core.types import Sample
 
@@ -22,7 +22,7 @@ _OPTION = re.compile(r"^\s*\(([A-Z])\)\s*(.*?)\s*$", re.MULTILINE)
 
 def read(path: Path, reading: ReadOptions) -> list[Item]:
     """One item a question."""
-    items = [_item(row, reading) for row in read_rows(path, ("jsonl",))]
+    items = [_make_item(row, reading) for row in read_rows(path, ("jsonl",))]
     seen: set[str] = set()
     for number, item in enumerate(items):
         if item.row in seen:
@@ -31,7 +31,7 @@ def read(path: Path, reading: ReadOptions) -> list[Item]:
     return items
 
 
-def _item(row: FileRow, reading: ReadOptions) -> Item:
+def _make_item(row: FileRow, reading: ReadOptions) -> Item:
     text, label, category = row.text("text"), row.text("label").strip(), row.text("category")
     options = dict(_OPTION.findall(text))
     if len(options) < 2:
@@ -44,10 +44,10 @@ def _item(row: FileRow, reading: ReadOptions) -> Item:
             id=f"{NAME}/{key}",
             track=NAME,
             messages=prompts.choose(_OPTION.split(text, maxsplit=1)[0].strip(), options, num_images=1),
-            images=(ImageStore.file(row, "image", row.text("image"), row.path.parent),),
+            images=(ImageStore.find_image(row, "image", row.text("image"), row.path.parent),),
             texts=tuple(options.values()),
             label=label,
-            tools=reading.suited(image=True),
+            tools=reading.usable_tools(image=True),
         ),
         kind="letter",
         row=key,
@@ -60,7 +60,8 @@ def _item(row: FileRow, reading: ReadOptions) -> Item:
 def scores(rows: Sequence[JudgedRow]) -> dict[str, float]:
     """Each category, and `overall`, over all rows."""
     found = {
-        category: mean([row.value for row in members]) for category, members in by_category(rows, "category").items()
+        category: mean([row.value for row in members])
+        for category, members in split_by_category(rows, "category").items()
     }
     return {**found, "overall": mean([row.value for row in rows])} if rows else {}
 

@@ -6,9 +6,9 @@ from collections.abc import Sequence
 _EPSILON = 1e-6  # added to the standard deviation, so that a tiny spread is not blown up without bound
 
 
-def is_flat(rewards: Sequence[float | None]) -> bool:
-    """Whether a group teaches nothing: fewer than two rewards, or all of them equal (to rounding)."""
-    known = _known(rewards)
+def is_zero_variance(rewards: Sequence[float | None]) -> bool:
+    """Return whether a group teaches nothing: fewer than two rewards, or all equal to rounding."""
+    known = _known_rewards(rewards)
     return len(known) < 2 or max(known) - min(known) <= 1e-9
 
 
@@ -27,9 +27,9 @@ def group_advantages(rewards: Sequence[float | None], *, scale_by_std: bool = Tr
     Raises:
         ValueError: a reward is not finite.
     """
-    if is_flat(rewards):
+    if is_zero_variance(rewards):
         return [None if reward is None else 0.0 for reward in rewards]
-    known = _known(rewards)
+    known = _known_rewards(rewards)
     mean = math.fsum(known) / len(known)
     scale = 1.0
     if scale_by_std:
@@ -37,7 +37,7 @@ def group_advantages(rewards: Sequence[float | None], *, scale_by_std: bool = Tr
     return [None if reward is None else (reward - mean) / scale for reward in rewards]
 
 
-def _known(rewards: Sequence[float | None]) -> list[float]:
+def _known_rewards(rewards: Sequence[float | None]) -> list[float]:
     known = [reward for reward in rewards if reward is not None]
     if not all(math.isfinite(reward) for reward in known):
         raise ValueError(f"a reward is not finite: {list(rewards)}")

@@ -2,7 +2,7 @@
 
 import dataclasses
 import itertools
-from collections.abc import Hashable, Iterable, Sequence
+from collections.abc import Hashable, Sequence
 from dataclasses import dataclass
 from typing import Self
 
@@ -15,9 +15,7 @@ from arm_rl.core.types import Batch, TrainingSample
 MicroSamples = tuple[TrainingSample, ...]
 
 
-def make_batch(
-    samples: Sequence[TrainingSample], *, num_ranks: int, micro_batch_tokens: int, policy_versions: Iterable[int] = ()
-) -> Batch:
+def make_batch(samples: Sequence[TrainingSample], *, num_ranks: int, micro_batch_tokens: int) -> Batch:
     """Cuts the samples of one optimizer step for the ranks.
 
     Samples that share a prompt stay together as far as the budget allows, and beside samples of like length: little is computed
@@ -36,28 +34,30 @@ def make_batch(
         raise ValueError(f"none of {len(samples)} samples has a token that carries loss")
     if any(sample.loss_mask[0] for sample in kept):
         raise ValueError("a sample has loss on its first token, which has no context")
-    cut = [piece for number, bundle in enumerate(_bundles(kept)) for piece in _cut(bundle, number, micro_batch_tokens)]
-    pieces = _evened(_filled(cut, micro_batch_tokens), num_ranks)
+    cut = [
+        piece
+        for number, bundle in enumerate(_bundle_by_prompt(kept))
+        for piece in _cut_bundle(bundle, number, micro_batch_tokens)
+    ]
+    pieces = _balance_over_ranks(_merge_neighbours(cut, micro_batch_tokens), num_ranks)
     can_share = all(sample.num_prompt_tokens for sample in kept)
     ranks: list[list[MicroSamples]] = [[] for _ in range(num_ranks)]
     for turn, start in enumerate(range(0, len(pieces), num_ranks)):
         row = pieces[start : start + num_ranks]
-        for rank, piece in enumerate(
-            row if turn % 2 == 0 else reversed(row)
-        ):  # back and forth: no rank gets all the costlier ones
+        # back and forth: no rank gets all the costlier ones
+        for rank, piece in enumerate(row if turn % 2 == 0 else reversed(row)):
             ranks[rank].append(tuple(piece.samples))
     return Batch(
         micro_batches=tuple(map(tuple, ranks)),
         num_loss_tokens=sum(sample.num_loss_tokens for sample in kept),
         num_samples=len(kept),
         share_prompts=can_share and any(len(piece.prompts) < len(piece.samples) for piece in pieces),
-        policy_versions=tuple(sorted(set(policy_versions))),
     )
 
 
 def cost(samples: Sequence[TrainingSample]) -> int:
     """Tokens of one forward pass, padding counted; those of each distinct image once more, for the vision tower."""
-    return _Piece(samples, [_prompt(sample) for sample in samples]).cost
+    return _Piece(samples, [_prompt_key(sample) for sample in samples]).cost
 
 
 class _Piece:
@@ -92,8 +92,8 @@ class _Piece:
             return prompts + num_samples * max(self._longest_branch, other._longest_branch) + image_tokens
         return num_samples * max(self._longest, other._longest) + image_tokens
 
-    def join(self, other: "_Piece") -> None:
-        """Takes all of another one."""
+    def merge(self, other: "_Piece") -> None:
+        """Add the samples of another piece."""
         self.cost = self.cost_with(other)
         self.samples += other.samples
         self.prompt_of += other.prompt_of
@@ -105,8 +105,8 @@ class _Piece:
         self._longest_prompt = max(self._longest_prompt, other._longest_prompt)
         self._longest_branch = max(self._longest_branch, other._longest_branch)
 
-    def parts(self, number: int) -> "list[_Piece]":
-        """Consecutive pieces whose sizes differ by one at most."""
+    def split(self, number: int) -> "list[_Piece]":
+        """Split into consecutive pieces whose sizes differ by one at most."""
         size, larger = divmod(len(self.samples), number)
         ends = [part * size + min(part, larger) for part in range(number + 1)]
         return [_Piece(self.samples[start:end], self.prompt_of[start:end]) for start, end in itertools.pairwise(ends)]
@@ -128,60 +128,59 @@ class _Layout:
             return cls((), (), (), tuple(range(len(sample.token_ids)) for sample in samples), (0,) * len(samples))
         prompts: dict[Hashable, TrainingSample] = {}
         for sample in samples:
-            prompts.setdefault(_prompt(sample), sample)
+            prompts.setdefault(_prompt_key(sample), sample)
         places = {key: place for place, key in enumerate(prompts)}
         return cls(
             prompts=tuple(first.token_ids[: first.num_prompt_tokens] for first in prompts.values()),
             prompt_images=tuple(first.image_keys[: first.num_prompt_images] for first in prompts.values()),
-            prompt_of=tuple(places[_prompt(sample)] for sample in samples),
+            prompt_of=tuple(places[_prompt_key(sample)] for sample in samples),
             branches=tuple(range(sample.num_prompt_tokens, len(sample.token_ids)) for sample in samples),
             first_images=tuple(sample.num_prompt_images for sample in samples),
         )
 
 
-def _prompt(sample: TrainingSample) -> Hashable:
-    """Equal where samples share a prompt."""
+def _prompt_key(sample: TrainingSample) -> Hashable:
+    """Return a key that is equal for samples that share a prompt."""
     if not sample.num_prompt_tokens:
         return id(sample)
     return sample.token_ids[: sample.num_prompt_tokens], sample.image_keys[: sample.num_prompt_images]
 
 
-def _bundles(samples: Sequence[TrainingSample]) -> list[list[TrainingSample]]:
-    """Samples of one prompt together; the longest ones first."""
+def _bundle_by_prompt(samples: Sequence[TrainingSample]) -> list[list[TrainingSample]]:
+    """Collect the samples of each prompt; the longest ones come first."""
     bundles: dict[Hashable, list[TrainingSample]] = {}
     for sample in samples:
-        bundles.setdefault(_prompt(sample), []).append(sample)
+        bundles.setdefault(_prompt_key(sample), []).append(sample)
     for bundle in bundles.values():
         bundle.sort(key=lambda sample: (len(sample.token_ids), sample.image_keys), reverse=True)
-    return sorted(bundles.values(), key=_shape, reverse=True)
+    return sorted(bundles.values(), key=_sort_key, reverse=True)
 
 
-def _cut(bundle: Sequence[TrainingSample], prompt: int, budget: int) -> list[_Piece]:
-    """Pieces of one bundle within the budget, as even as can be."""
+def _cut_bundle(bundle: Sequence[TrainingSample], prompt: int, budget: int) -> list[_Piece]:
+    """Cut one bundle into pieces within the budget, as even as possible."""
     whole = _Piece(bundle, [prompt] * len(bundle))
-    least = (
-        sum(len(sample.token_ids) - sample.num_prompt_tokens for sample in bundle) // budget
-    )  # fewer pieces cannot hold them
+    # fewer pieces cannot hold them
+    least = sum(len(sample.token_ids) - sample.num_prompt_tokens for sample in bundle) // budget
     for num_pieces in range(max(least, 1), len(bundle)):
-        pieces = whole.parts(num_pieces)
+        pieces = whole.split(num_pieces)
         if all(piece.cost <= budget for piece in pieces):
             return pieces
-    return whole.parts(len(bundle))
+    return whole.split(len(bundle))
 
 
-def _filled(pieces: Sequence[_Piece], budget: int) -> list[_Piece]:
-    """Neighbours joined as long as the budget lasts."""
+def _merge_neighbours(pieces: Sequence[_Piece], budget: int) -> list[_Piece]:
+    """Merge neighbouring pieces as long as they fit into the budget."""
     filled: list[_Piece] = []
-    for piece in sorted(pieces, key=lambda piece: _shape(piece.samples), reverse=True):
+    for piece in sorted(pieces, key=lambda piece: _sort_key(piece.samples), reverse=True):
         if filled and filled[-1].cost_with(piece) <= budget:
-            filled[-1].join(piece)
+            filled[-1].merge(piece)
         else:
             filled.append(piece)
     return filled
 
 
-def _evened(pieces: Sequence[_Piece], num_ranks: int) -> list[_Piece]:
-    """As many as the ranks can share, the costliest ones cut in two for it; empty ones only where nothing can be cut any more."""
+def _balance_over_ranks(pieces: Sequence[_Piece], num_ranks: int) -> list[_Piece]:
+    """Split the costliest pieces until the ranks have equally many; add empty ones only if nothing can be split."""
     even = list(pieces)
     while len(even) % num_ranks:
         costliest = max((piece for piece in even if len(piece.samples) > 1), key=lambda piece: piece.cost, default=None)
@@ -189,12 +188,12 @@ def _evened(pieces: Sequence[_Piece], num_ranks: int) -> list[_Piece]:
             even.append(_Piece((), ()))
             continue
         even.remove(costliest)
-        even += costliest.parts(2)
+        even += costliest.split(2)
     return sorted(even, key=lambda piece: piece.cost, reverse=True)
 
 
-def _shape(samples: Sequence[TrainingSample]) -> tuple[int, int, tuple[str, ...]]:
-    """Longest branch and its prompt, which decide on padding, and images."""
+def _sort_key(samples: Sequence[TrainingSample]) -> tuple[int, int, tuple[str, ...]]:
+    """Return the lengths of the longest branch and its prompt, which decide on padding, and its images."""
     longest = max(samples, key=lambda sample: len(sample.token_ids) - sample.num_prompt_tokens)
     return len(longest.token_ids) - longest.num_prompt_tokens, longest.num_prompt_tokens, longest.image_keys
 
@@ -218,9 +217,8 @@ class MicroBatch:
     prompt_mask: Tensor  # bool [G, P], False where padded
     prompt_of: Tensor  # int64 [B], or [0] where G is 0
     image_keys: tuple[str, ...] = ()  # the distinct images
-    prompt_shown: tuple[
-        int, ...
-    ] = ()  # for each run of image pads of the prompts, in order: the place of its image in image_keys
+    # for each run of image pads of the prompts, in order: the place of its image in image_keys
+    prompt_shown: tuple[int, ...] = ()
     shown: tuple[int, ...] = ()  # the same for the rows
 
     def to(self, device: torch.device | str) -> Self:

@@ -17,7 +17,9 @@ from typing import Any, TypeVar
 from omegaconf import MISSING, DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
-from arm_rl.core.config import ConfigError, SftConfig, TrainConfig
+from arm_rl.core.atomic_file import replace_text
+from arm_rl.core.config import ConfigError
+from arm_rl.core.stage_config import SftConfig, TrainConfig
 
 _ENVIRONMENT = re.compile(r"\$\{\s*oc\.env\s*:")  # OmegaConf's way to a variable
 
@@ -32,7 +34,7 @@ def load(cls: type[ConfigT], path: str | os.PathLike, overrides: Sequence[str] =
     """
     written = _read(path)
     for override in overrides:
-        written = _overridden(written, override)
+        written = _apply_override(written, override)
     return build(cls, written, source=str(path))
 
 
@@ -62,7 +64,7 @@ def _read(path: str | os.PathLike) -> DictConfig:
     return written
 
 
-def _overridden(written: DictConfig, override: str) -> DictConfig:
+def _apply_override(written: DictConfig, override: str) -> DictConfig:
     key, equals, _ = override.partition("=")
     if not key or not equals:
         raise ConfigError(f"{override!r}: an override is written key=value")
@@ -77,13 +79,11 @@ def build(cls: type[ConfigT], values: DictConfig | dict[str, Any], source: str =
     merged: DictConfig = OmegaConf.structured(cls)
     for node in (merged, *(merged._get_node(name) for name in merged)):
         if isinstance(node, DictConfig):
-            OmegaConf.set_readonly(
-                node, False
-            )  # frozen dataclasses make read-only nodes, which nothing could be merged into
+            # frozen dataclasses make read-only nodes, which nothing could be merged into
+            OmegaConf.set_readonly(node, False)
     plain = OmegaConf.to_container(values) if isinstance(values, DictConfig) else values
-    for key, value in _leaves(
-        cls, typing.cast(dict[str, Any], plain), source
-    ):  # one by one, so that every error has its key
+    # one by one, so that every error has its key
+    for key, value in _iterate_leaves(cls, typing.cast(dict[str, Any], plain), source):
         if _ENVIRONMENT.search(str(value)):
             raise ConfigError(
                 f"{key}: {value!r} cannot be used: environment variables decide nothing here, and the run folder, which keeps the resolved "
@@ -102,8 +102,8 @@ def build(cls: type[ConfigT], values: DictConfig | dict[str, Any], source: str =
         raise ConfigError(f"{error.full_key or source}: {_first_line(error)}") from error
 
 
-def _leaves(cls: type, values: dict[str, Any], source: str, prefix: str = "") -> Iterator[tuple[str, Any]]:
-    """What is written, key by key, all of them known."""
+def _iterate_leaves(cls: type, values: dict[str, Any], source: str, prefix: str = "") -> Iterator[tuple[str, Any]]:
+    """Yield the keys and values of a configuration; raise a ConfigError for an unknown key."""
     known = {item.name: typing.cast(type, item.type) for item in dataclasses.fields(cls)}
     for name, value in values.items():
         key = f"{prefix}{name}"
@@ -112,7 +112,7 @@ def _leaves(cls: type, values: dict[str, Any], source: str, prefix: str = "") ->
         if not dataclasses.is_dataclass(known[name]):
             yield key, value
         elif isinstance(value, dict):
-            yield from _leaves(known[name], value, source, f"{key}.")
+            yield from _iterate_leaves(known[name], value, source, f"{key}.")
         else:
             raise ConfigError(f"{key}: a section of keys is needed, not {value!r}")
 
@@ -122,8 +122,8 @@ def _first_line(error: Exception) -> str:
 
 
 def save(config: TrainConfig | SftConfig, path: str | os.PathLike) -> None:
-    """Writes the resolved configuration as YAML."""
-    Path(path).write_text(OmegaConf.to_yaml(OmegaConf.create(dataclasses.asdict(config))))
+    """Write the resolved configuration as YAML."""
+    replace_text(Path(path), OmegaConf.to_yaml(OmegaConf.create(dataclasses.asdict(config))))
 
 
 def describe(cls: type) -> str:
@@ -145,8 +145,9 @@ def _keys(cls: type, prefix: str = "") -> list[tuple[str, str, str]]:
 
 
 def _field_comments(cls: type) -> dict[str, str]:
-
-    return dict(re.findall(r"^    (\w+): .*?  # (.*)$", inspect.getsource(cls), flags=re.MULTILINE))
+    """Return each key's comment: the lines above the key, or the end of its line."""
+    found = re.findall(r"^((?:    # .*\n)*)    (\w+): .*?(?:  # (.*))?$", inspect.getsource(cls), flags=re.MULTILINE)
+    return {name: behind or " ".join(above.replace("# ", "").split()) for above, name, behind in found}
 
 
 def _suggestion(cls: type, name: str, prefix: str) -> str:

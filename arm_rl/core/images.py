@@ -50,7 +50,7 @@ class Image:
         Raises:
             ImageError: the bytes are not a readable image.
         """
-        return _size(self)
+        return _upright_size(self)
 
     @property
     def mime_type(self) -> str:
@@ -58,7 +58,7 @@ class Image:
         try:
             return PILImage.open(io.BytesIO(self.data)).get_format_mimetype() or "image/png"
         except Exception as error:
-            raise _unreadable(self.data, error) from error
+            raise _unreadable_error(self.data, error) from error
 
     def pil(self) -> PILImage.Image:
         """Decodes to RGB, upright: on white where it is transparent, the first picture where it moves.
@@ -68,23 +68,23 @@ class Image:
         """
         try:
             image = PILImage.open(io.BytesIO(self.data))
-            return _rgb(image if _orientation(image) == 1 else ImageOps.exif_transpose(image))
+            return _to_rgb(image if _orientation(image) == 1 else ImageOps.exif_transpose(image))
         except Exception as error:
-            raise _unreadable(self.data, error) from error
+            raise _unreadable_error(self.data, error) from error
 
 
 @functools.lru_cache(maxsize=64)  # a group's sessions ask for the same image
-def _size(image: Image) -> tuple[int, int]:
+def _upright_size(image: Image) -> tuple[int, int]:
     try:
         opened = PILImage.open(io.BytesIO(image.data))
         sideways = _orientation(opened) >= 5  # 5 to 8 are quarter turns
     except Exception as error:
-        raise _unreadable(image.data, error) from error
+        raise _unreadable_error(image.data, error) from error
     return opened.size[::-1] if sideways else opened.size
 
 
-def _rgb(image: PILImage.Image) -> PILImage.Image:
-    """To RGB, as it would be shown: Pillow alone cuts 16-bit values off at 255, and shows what transparency hides."""
+def _to_rgb(image: PILImage.Image) -> PILImage.Image:
+    """Convert to RGB as shown: Pillow alone cuts 16-bit values off at 255, and shows what transparency hides."""
     if image.mode.startswith("I"):  # greys of 16 bits, which some formats hold in 32
         values = np.asarray(image).astype(np.float64)
         wide = image.mode.startswith("I;16") or values.max() > 255
@@ -157,12 +157,8 @@ def locate(entry: Any, folder: Path, root: Path | None = None) -> Path | None:
         place = (folder / entry["path"]).resolve()
         inside = place.is_relative_to(root.resolve())
         odd = inside and place.exists() and not place.is_file()
-    except (
-        OSError,
-        ValueError,
-        TypeError,
-        RuntimeError,
-    ) as error:  # a name too long, a null, no text, links in a circle
+    except (OSError, ValueError, TypeError, RuntimeError) as error:
+        # a name too long, a null, no text, links in a circle
         raise ImageError(f"the path {entry['path']!r:.200} cannot be used: {error}") from error
     if odd:  # such as a pipe, which would be waited for
         raise ImageError(f"the path {entry['path']!r} is not a file's")
@@ -190,13 +186,13 @@ def check(data: bytes) -> tuple[int, int]:
         elif not (opened.format == "JPEG" and b"\xff\xd9" in data[-64:]):
             opened.load()
     except Exception as error:
-        raise _unreadable(data, error) from error
+        raise _unreadable_error(data, error) from error
     if max(width, height) > MAX_ASPECT * min(width, height):
         raise ImageError(f"an image of {width} x {height} px: one side may be at most {MAX_ASPECT} times the other")
     return width, height
 
 
-def _unreadable(data: bytes, error: Exception) -> ImageError:
+def _unreadable_error(data: bytes, error: Exception) -> ImageError:
     reason = "none of the formats that are known" if isinstance(error, PIL.UnidentifiedImageError) else str(error)
     return ImageError(f"not a readable image ({len(data)} bytes): {reason}")
 

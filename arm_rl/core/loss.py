@@ -11,7 +11,7 @@ from typing import Literal
 import torch
 from torch import Tensor
 
-from arm_rl.core.config import AlgorithmConfig
+from arm_rl.core.stage_config import AlgorithmConfig
 
 Aggregation = Literal["token_mean", "sequence_mean", "fixed_length"]
 KlKind = Literal["k1", "k2", "k3"]
@@ -43,9 +43,8 @@ class GrpoObjective:
     kl_coefficient: float = 0.0
     kl_kind: KlKind = "k3"
     entropy_coefficient: float = 0.0
-    max_mismatch: float = (
-        math.inf
-    )  # of engine and learner: mean difference of the log-probabilities that a batch may have
+    # of engine and learner: mean difference of the log-probabilities that a batch may have
+    max_mismatch: float = math.inf
 
     @classmethod
     def of(cls, config: AlgorithmConfig, temperature: float) -> "GrpoObjective":
@@ -165,9 +164,8 @@ class TokenTargets:
     weights: Tensor  # float32 [B, T], of `token_weights`
     behaviour_logprobs: Tensor  # float32 [B, T], of the engine that sampled
     advantages: Tensor  # float32 [B, T]
-    proximal_logprobs: Tensor | None = (
-        None  # float32 [B, T], of the weights that the step started from; None: behaviour_logprobs
-    )
+    # float32 [B, T], of the weights that the step started from; None: behaviour_logprobs
+    proximal_logprobs: Tensor | None = None
     reference_logprobs: Tensor | None = None  # float32 [B, T], where there is a penalty towards a reference
 
 

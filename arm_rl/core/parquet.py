@@ -23,19 +23,18 @@ def open_file(path: str) -> pq.ParquetFile:
     Raises:
         OSError, pa.ArrowException: it cannot be read.
     """
-    return pq.ParquetFile(
-        path, buffer_size=_READ_BYTES, pre_buffer=False, page_checksum_verification=True
-    )  # not whole row groups at once
+    # not whole row groups at once
+    return pq.ParquetFile(path, buffer_size=_READ_BYTES, pre_buffer=False, page_checksum_verification=True)
 
 
-def slow_groups(file: pq.ParquetFile) -> int:
-    """Bytes of the largest row group, where it is too large for single rows to be read at random; 0 where none is."""
+def large_row_group_bytes(file: pq.ParquetFile) -> int:
+    """Return the bytes of the largest row group if it is too large for random access to single rows, else 0."""
     largest = max((file.metadata.row_group(group).total_byte_size for group in range(file.num_row_groups)), default=0)
     return largest if largest > _SLOW_BYTES else 0
 
 
-def rows_at_a_time(file: pq.ParquetFile, group: int) -> int:
-    """How many rows of a row group to decode together, by their size."""
+def rows_per_read(file: pq.ParquetFile, group: int) -> int:
+    """Return how many rows of a row group to decode together, by their size."""
     found = file.metadata.row_group(group)
     return max(1, min(_MOST_ROWS, _BATCH_BYTES * found.num_rows // max(found.total_byte_size, 1)))
 
@@ -48,7 +47,7 @@ class RowReader:
 
     def __init__(self, max_bytes: int = 32 << 20) -> None:
         self._max_bytes = max_bytes
-        self._kept: OrderedDict[_Part, pa.Table] = OrderedDict()
+        self._cached: OrderedDict[_Part, pa.Table] = OrderedDict()
         self._passing: _StreamedRowGroup | None = None
         self._open = functools.lru_cache(maxsize=16)(_OpenFile)
         self._lock = threading.Lock()
@@ -71,19 +70,19 @@ class RowReader:
 
     def _slice(self, file: pq.ParquetFile, part: "_Part", index: int) -> pa.Table | pa.RecordBatch:
         """One row of a row group."""
-        if part not in self._kept:
-            if _size(file, part) > self._max_bytes // 4:
+        if part not in self._cached:
+            if _uncompressed_size(file, part) > self._max_bytes // 4:
                 if self._passing is None or self._passing.part != part or self._passing.first > index:
                     self._passing = _StreamedRowGroup(file, part)
                 return self._passing.slice(index)
             table = file.read_row_group(part.group, columns=list(part.columns))
             if len(table) <= index:
                 raise pa.ArrowInvalid(f"row group {part.group} ends too early")
-            self._kept[part] = table
-            while sum(table.nbytes for table in self._kept.values()) > self._max_bytes and len(self._kept) > 1:
-                self._kept.popitem(last=False)
-        self._kept.move_to_end(part)
-        return self._kept[part].slice(index, 1)
+            self._cached[part] = table
+            while sum(table.nbytes for table in self._cached.values()) > self._max_bytes and len(self._cached) > 1:
+                self._cached.popitem(last=False)
+        self._cached.move_to_end(part)
+        return self._cached[part].slice(index, 1)
 
 
 class _OpenFile:
@@ -110,7 +109,7 @@ class _StreamedRowGroup:
     def __init__(self, file: pq.ParquetFile, part: _Part) -> None:
         self.part = part
         self.first = 0  # row of the batch
-        rows = rows_at_a_time(file, part.group)
+        rows = rows_per_read(file, part.group)
         self._batches = file.iter_batches(rows, row_groups=[part.group], columns=list(part.columns))
         self._batch = pa.RecordBatch.from_pylist([])
 
@@ -124,8 +123,8 @@ class _StreamedRowGroup:
         return self._batch.slice(index - self.first, 1)
 
 
-def _size(file: pq.ParquetFile, part: _Part) -> int:
-    """Bytes, uncompressed."""
+def _uncompressed_size(file: pq.ParquetFile, part: _Part) -> int:
+    """Return the uncompressed size of the columns in bytes."""
     found = file.metadata.row_group(part.group)
     chunks = (found.column(number) for number in range(found.num_columns))
     return sum(chunk.total_uncompressed_size for chunk in chunks if chunk.path_in_schema.split(".")[0] in part.columns)

@@ -66,7 +66,7 @@ class HermesFormat:
             return ToolCall(name="", arguments={}, error=f"the call is not valid JSON: {error}")
         if not isinstance(written, dict):
             return ToolCall(name="", arguments={}, error="the call is not a JSON object")
-        if _deeper_than(_MAX_DEPTH, written):
+        if _is_deeper_than(_MAX_DEPTH, written):
             return ToolCall(name="", arguments={}, error="the call is nested too deeply")
         name, arguments = written.get("name"), written.get("arguments", {})
         if not isinstance(name, str) or not name:
@@ -76,7 +76,7 @@ class HermesFormat:
         return ToolCall(name=name, arguments=arguments)
 
 
-def _deeper_than(limit: int, value: Any) -> bool:
+def _is_deeper_than(limit: int, value: Any) -> bool:
     level = [value]
     for _ in range(limit):
         level = [child for parent in level if isinstance(parent, dict | list) for child in _children(parent)]
@@ -101,18 +101,18 @@ def parse_judgment(text: str) -> str | None:
     return match["answer"] or match["verdict"].lower()
 
 
-def without_tags(text: str) -> str:
-    """What a tool read or fetched cannot pose as a part of the conversation: its turn tags are broken by a space."""
+def break_tags(text: str) -> str:
+    """Break turn tags by a space, so that a tool's text cannot pose as a part of the conversation."""
     return _TAG.sub(lambda tag: f"< {tag[0][1:]}", text)
 
 
-def whole_characters(text: str) -> str:
-    """With a question mark for each half of a character (a lone surrogate): JSON can hold one, and no tokenizer or file takes it."""
+def replace_surrogates(text: str) -> str:
+    """Replace lone surrogates by question marks: JSON can hold them, but no tokenizer or file takes them."""
     return text.encode("utf-8", "replace").decode()
 
 
-def turn_is_well_formed(text: str, tool_format: ToolFormat) -> bool:
-    """One thought, then exactly one call that can be read or one answer, and nothing else."""
+def is_well_formed_turn(text: str, tool_format: ToolFormat) -> bool:
+    """Return whether a turn is one thought, then exactly one readable call or one answer, and nothing else."""
     if _TAG.findall(text) not in _TURNS:
         return False
     before, _, between, _, after = _TAG.split(text)

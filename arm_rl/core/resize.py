@@ -16,17 +16,17 @@ class ViewSize:
     min_pixels: int
     max_pixels: int
 
-    def of(self, width: int, height: int) -> tuple[int, int]:
-        """Width and height of the view."""
+    def resized_size(self, width: int, height: int) -> tuple[int, int]:
+        """Return the width and height to which an image is resized."""
         view_height, view_width = smart_resize(height, width, self.factor, self.min_pixels, self.max_pixels)
         return view_width, view_height
 
     def num_tokens(self, width: int, height: int) -> int:
         """Image tokens of the view."""
-        view_width, view_height = self.of(width, height)
+        view_width, view_height = self.resized_size(width, height)
         return (view_width // self.factor) * (view_height // self.factor)
 
-    def view(self, image: Image) -> PILImage.Image:
-        """The view itself, made with Pillow's bicubic filter. Engine and learner both get this, so neither resizes again."""
+    def resize(self, image: Image) -> PILImage.Image:
+        """Resize an image with Pillow's bicubic filter; engine and learner use this result and do not resize again."""
         full = image.pil()
-        return full.resize(self.of(*full.size), PILImage.Resampling.BICUBIC)
+        return full.resize(self.resized_size(*full.size), PILImage.Resampling.BICUBIC)

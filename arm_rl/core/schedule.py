@@ -22,7 +22,6 @@ def learning_rate(step: int, *, num_steps: int, peak: float, schedule: Schedule,
         return peak * (step + 1) / num_warmup
     if schedule == "constant":
         return peak
-    progress = min(
-        1.0, (step - num_warmup) / max(1, num_steps - num_warmup)
-    )  # a run that goes on longer than planned stays at 0
+    # a run that goes on longer than planned stays at 0
+    progress = min(1.0, (step - num_warmup) / max(1, num_steps - num_warmup))
     return peak * (0.5 * (1 + math.cos(math.pi * progress)) if schedule == "cosine" else 1 - progress)

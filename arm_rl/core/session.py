@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING, Protocol
 from arm_rl.core import images
 from arm_rl.core.config import SessionConfig
 from arm_rl.core.images import Image, ImageError
-from arm_rl.core.parsing import whole_characters, without_tags
+from arm_rl.core.parsing import break_tags, replace_surrogates
 from arm_rl.core.types import (
     End,
     FinishReason,
@@ -81,13 +81,13 @@ class Memory:
     def of(cls, sample: Sample) -> "Memory":
         """The sample's own images and candidate answers."""
         names = [name for message in sample.messages for name in message.image_names]
-        return cls.holding(
+        return cls.from_images(
             {name: images.load(ref) for name, ref in zip(names, sample.images, strict=True)}, sample.texts
         )
 
     @classmethod
-    def holding(cls, images: Mapping[str, Image], texts: Sequence[str]) -> "Memory":
-        """These images by name, and these candidate answers."""
+    def from_images(cls, images: Mapping[str, Image], texts: Sequence[str]) -> "Memory":
+        """Return a memory with these images by name and these candidate answers."""
         return cls(images=dict(images), texts={f"text_{number}": text for number, text in enumerate(texts)})
 
     def add_observation(self, image: Image) -> str:
@@ -176,7 +176,7 @@ async def run(
         index=index,
         prompt_ids=loop.prompt_ids,
         turns=tuple(loop.turns),
-        images=tuple(ImageInfo(name=name, key=loop.memory.images[name].key) for name in loop.shown),
+        images=tuple(ImageInfo(name=name, key=loop.memory.images[name].key) for name in loop.image_names),
         end=end,
         error=error,
         seconds=time.perf_counter() - started,
@@ -213,7 +213,7 @@ class _Loop:
         self.memory = Memory()
         self.prompt_ids: tuple[int, ...] = ()
         self.turns: list[Turn] = []
-        self.shown: list[str] = []  # names of the images in the context
+        self.image_names: list[str] = []  # names of the images in the context
         self.messages: list[Message] = []
         self.prompt_length = 0  # messages of the prompt
         self.context: list[int] = []
@@ -229,10 +229,10 @@ class _Loop:
             )
         self.messages = list(start.messages)
         self.prompt_length = len(self.messages)
-        self.shown = [name for message in self.messages for name in message.image_names]
+        self.image_names = [name for message in self.messages for name in message.image_names]
         self.context = list(self.prompt_ids)
         while True:
-            allow_call = self._call_allowed(len(self.turns))
+            allow_call = self._allows_call(len(self.turns))
             completion = await self._ask(allow_call)
             call = self.template.tool_format.parse(completion.text)
             if call is None or not allow_call:
@@ -245,9 +245,9 @@ class _Loop:
                 return "length"
             self._record(completion, allow_call, event, ids)
             self.messages.append(observation)
-            self.shown += observation.image_names
+            self.image_names += observation.image_names
 
-    def _call_allowed(self, turn: int) -> bool:
+    def _allows_call(self, turn: int) -> bool:
         return bool(self.sample.tools) and turn < self.limits.max_turns - 1
 
     @property
@@ -259,7 +259,7 @@ class _Loop:
             PolicyRequest(
                 prompt_ids=tuple(self.context),
                 messages=tuple(self.messages),
-                images=tuple(self.memory.images[name] for name in self.shown),
+                images=tuple(self.memory.images[name] for name in self.image_names),
                 tools=self.sample.tools,
                 allow_call=allow_call,
                 max_tokens=self._tokens_left,
@@ -281,20 +281,20 @@ class _Loop:
                 text=f"Error: there is no tool {call.name!r}; offered: {', '.join(self.sample.tools)}",
             )
         else:
-            result = self._shown(await self.tools(call, self.memory))
+            result = self._check_images(await self.tools(call, self.memory))
         names = tuple(self.memory.add_observation(image) for image in result.images)
         event = ToolEvent(
             call=call,
             status=result.status,
-            text=_cut_middle(without_tags(whole_characters(result.text)), self.limits.max_tool_response_chars),
+            text=_cut_middle(break_tags(replace_surrogates(result.text)), self.limits.max_tool_response_chars),
             image_names=names,
             seconds=time.perf_counter() - started,
         )
-        notice = None if self._call_allowed(len(self.turns) + 1) else self.limits.last_turn_notice
+        notice = None if self._allows_call(len(self.turns) + 1) else self.limits.last_turn_notice
         return event, observation(event, notice)
 
-    def _shown(self, result: ToolResult) -> ToolResult:
-        """The result, or a failed one where the policy cannot be shown its images."""
+    def _check_images(self, result: ToolResult) -> ToolResult:
+        """Return the result, or a failed one if the policy cannot be shown its images."""
         try:
             for image in result.images:
                 images.check(image.data)

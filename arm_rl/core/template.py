@@ -120,12 +120,12 @@ class Template:
         if not messages or messages[0].role != "system":
             messages = (Message(role="system", parts=(self._system_prompt,)), *messages)
         if sample.tools and not self._shows_tools:
-            section = self.tool_format.section(self.offered(sample))
+            section = self.tool_format.section(self.offered_schemas(sample))
             messages = (replace(messages[0], parts=(*messages[0].parts, section)), *messages[1:])
         return messages
 
-    def offered(self, sample: Sample) -> list[dict[str, Any]]:
-        """Schemas of the tools that the sample offers.
+    def offered_schemas(self, sample: Sample) -> list[dict[str, Any]]:
+        """Return the schemas of the tools that the sample offers.
 
         Raises:
             TemplateError: a tool that no tool file lists.
@@ -140,7 +140,7 @@ class Template:
     def prompt_ids(self, sample: Sample, images: Mapping[str, Image]) -> tuple[int, ...]:
         """Token ids of the conversation up to where the policy begins: after the sample's prefill."""
         messages = self.conversation(sample)
-        schemas = self.offered(sample) if sample.tools and self._shows_tools else None
+        schemas = self.offered_schemas(sample) if sample.tools and self._shows_tools else None
         text = self._render([self._as_dict(message) for message in messages], schemas, True)
         ids = self._encode(text, [images[name] for message in messages for name in message.image_names])
         return ids + self.turn_ids(sample.prefill, ended=False) if sample.prefill else ids
@@ -175,7 +175,9 @@ class Template:
     def turn_ids(self, text: str, *, ended: bool) -> tuple[int, ...]:
         """Token ids of a teacher's turn, for the cold start; with the end token where the turn does not stop at a call."""
         return tuple(
-            self.tokenizer.encode(self.harmless(text) + (self.end_token if ended else ""), add_special_tokens=False)
+            self.tokenizer.encode(
+                self.break_control_tokens(text) + (self.end_token if ended else ""), add_special_tokens=False
+            )
         )
 
     def decode(self, token_ids: Sequence[int]) -> str:
@@ -192,7 +194,7 @@ class Template:
                 tokenize=False,
             )
         except jinja2.TemplateError as error:  # broken itself, or it refuses the conversation
-            raise TemplateError(f"the chat template fails with messages of {_roles(messages)}: {error}") from error
+            raise TemplateError(f"the chat template fails with messages of {_list_roles(messages)}: {error}") from error
         return str(text)
 
     def _as_dict(self, message: Message) -> dict[str, Any]:
@@ -200,13 +202,15 @@ class Template:
         if role == "tool" and not self._wraps_responses:
             role, parts = "user", (self.tool_format.response_start, *parts, self.tool_format.response_end)
         content = [
-            {"type": "image"} if isinstance(part, ImagePart) else {"type": "text", "text": self.harmless(part)}
+            {"type": "image"}
+            if isinstance(part, ImagePart)
+            else {"type": "text", "text": self.break_control_tokens(part)}
             for part in parts
         ]
         return {"role": role, "content": content}
 
-    def harmless(self, text: str) -> str:
-        """Text of data, tools and teachers cannot smuggle control tokens in: each is broken by a space after its first character."""
+    def break_control_tokens(self, text: str) -> str:
+        """Break control tokens in a text of data, tools and teachers by a space after their first character."""
         for token in self._special_tokens:
             if token in text:
                 text = text.replace(token, f"{token[0]} {token[1:]}")
@@ -227,7 +231,7 @@ class Template:
         )
 
 
-def _roles(messages: Sequence[Mapping[str, Any]]) -> str:
+def _list_roles(messages: Sequence[Mapping[str, Any]]) -> str:
     return ", ".join(message["role"] for message in messages)
 
 

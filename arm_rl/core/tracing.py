@@ -28,9 +28,8 @@ Track = Literal["main", "group", "session", "weights", "call"]  # lanes that bel
 
 F = TypeVar("F", bound=Callable[..., Any])
 
-_WALL_CLOCK = (
-    time.time_ns() - time.perf_counter_ns()
-)  # fixed, so that spans nest exactly even where the wall clock is set meanwhile
+# fixed, so that spans nest exactly even where the wall clock is set meanwhile
+_WALL_CLOCK = time.time_ns() - time.perf_counter_ns()
 
 
 def now() -> int:
@@ -73,7 +72,7 @@ class Recorder:
         self._lock = threading.Lock()
         self._spans = self._no_spans()
         self._num_recorded = 0
-        self._homes: dict[Hashable, _Home] = {}  # of tasks and threads with an open span
+        self._holders: dict[Hashable, _LaneHolder] = {}  # of tasks and threads with an open span
         self._free: defaultdict[Track, list[int]] = defaultdict(list)  # lanes that were used and left: heaps
         self._num_lanes: defaultdict[Track, int] = defaultdict(int)
 
@@ -99,55 +98,54 @@ class Recorder:
     def _no_spans(self) -> defaultdict[str, deque[Span]]:
         return defaultdict(lambda: deque(maxlen=self._max_spans))
 
-    def _enter(self, track: Track) -> "_Home":
+    def _enter(self, track: Track) -> "_LaneHolder":
         owner = _owner()
-        home = self._homes.get(owner)  # only the owner itself adds and removes it
-        if home is None:
+        holder = self._holders.get(owner)  # only the owner itself adds and removes it
+        if holder is None:
             with self._lock:
                 free = self._free[track]
                 if not free:
                     free.append(self._num_lanes[track])
                     self._num_lanes[track] += 1
-                home = self._homes[owner] = _Home(owner, track, heapq.heappop(free))
-        home.depth += 1
-        return home
+                holder = self._holders[owner] = _LaneHolder(owner, track, heapq.heappop(free))
+        holder.depth += 1
+        return holder
 
-    def _leave(self, home: "_Home", span: Span) -> None:
-        home.depth -= 1
+    def _leave(self, holder: "_LaneHolder", span: Span) -> None:
+        holder.depth -= 1
         with self._lock:
             self._spans[span.kind].append(span)
             self._num_recorded += 1
-            if not home.depth:
-                del self._homes[home.owner]
-                heapq.heappush(self._free[home.track], home.lane)
+            if not holder.depth:
+                del self._holders[holder.owner]
+                heapq.heappush(self._free[holder.track], holder.lane)
 
 
 class OpenSpan:
     """A span that goes on; what `Recorder.span` gives."""
 
-    __slots__ = ("_details", "_home", "_kind", "_name", "_recorder", "_start", "_track")
+    __slots__ = ("_details", "_holder", "_kind", "_name", "_recorder", "_start", "_track")
 
     def __init__(self, recorder: Recorder, kind: str, name: str, track: Track, details: dict[str, Any]) -> None:
         self._recorder, self._kind, self._name, self._track, self._details = recorder, kind, name, track, details
 
     def __enter__(self) -> None:
-        self._home = self._recorder._enter(self._track)
+        self._holder = self._recorder._enter(self._track)
         self._start = self._recorder._clock()
 
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
     ) -> None:
-        end = (
-            self._recorder._clock() // 1000
-        )  # times are cut, both in the same way: what lies inside another span stays inside
+        # times are cut, both in the same way: what lies inside another span stays inside
+        end = self._recorder._clock() // 1000
         details = self._details if kind is None else {**self._details, "error": kind.__name__}
-        home = self._home
+        holder = self._holder
         self._recorder._leave(
-            home, Span(self._kind, self._name, home.track, home.lane, self._start // 1000, end, details)
+            holder, Span(self._kind, self._name, holder.track, holder.lane, self._start // 1000, end, details)
         )
 
 
-class _Home:
+class _LaneHolder:
     """The lane of a task or a thread, for as long as it has an open span."""
 
     __slots__ = ("depth", "lane", "owner", "track")

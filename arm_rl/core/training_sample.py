@@ -34,12 +34,13 @@ def training_sample(
         loss_mask += [True] * sampled + [False] * observed
         logprobs += (turn.logprobs or (0.0,) * sampled) + (0.0,) * observed
         call_forbidden += [turn.call_forbidden] * sampled + [False] * observed
-    image_tokens = _runs(token_ids, image_pad_id)
+    image_tokens = _image_token_spans(token_ids, image_pad_id)
     if len(image_tokens) != len(trajectory.images):
         raise ValueError(
             f"{trajectory.group_id}[{trajectory.index}]: {len(trajectory.images)} images for {len(image_tokens)} runs of image pads"
         )
     return TrainingSample(
+        key=f"{trajectory.group_id}[{trajectory.index}]",
         token_ids=tuple(token_ids),
         loss_mask=tuple(loss_mask),
         logprobs=tuple(logprobs),
@@ -48,10 +49,10 @@ def training_sample(
         image_keys=tuple(image.key for image in trajectory.images),
         image_tokens=image_tokens,
         num_prompt_tokens=len(trajectory.prompt_ids) if share_prompt else 0,
-        num_prompt_images=len(_runs(trajectory.prompt_ids, image_pad_id)) if share_prompt else 0,
+        num_prompt_images=len(_image_token_spans(trajectory.prompt_ids, image_pad_id)) if share_prompt else 0,
     )
 
 
-def _runs(ids: Sequence[int], pad_id: int) -> tuple[int, ...]:
-    """Lengths of the runs of pads."""
+def _image_token_spans(ids: Sequence[int], pad_id: int) -> tuple[int, ...]:
+    """Return the lengths of the spans of image tokens."""
     return tuple(sum(1 for _ in run) for id_, run in itertools.groupby(ids) if id_ == pad_id)

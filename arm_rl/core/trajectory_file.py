@@ -17,6 +17,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
+from arm_rl.core.atomic_file import replace_file
 from arm_rl.core.images import Image
 from arm_rl.core.types import (
     ImageInfo,
@@ -69,7 +70,7 @@ def write(
         stage: of the training, or of an evaluation.
         step: of the stage.
     """
-    rows = [_row(one, samples[one.trajectory.sample_id]) for one in scored]
+    rows = [_trajectory_row(one, samples[one.trajectory.sample_id]) for one in scored]
     shown = {info.key for one in scored for info in one.trajectory.images}
     pixels = [{"key": key, "bytes": images[key].data} for key in sorted(shown & images.keys())]
     metadata = {"arm_rl.stage": stage, "arm_rl.step": str(step)}
@@ -92,14 +93,14 @@ def read(path: Path) -> TrajectoryLog:
     return TrajectoryLog(
         stage=metadata[b"arm_rl.stage"].decode(),
         step=int(metadata[b"arm_rl.step"]),
-        scored=tuple(_scored(row) for row in rows),
-        samples={row["sample"]["id"]: _sample(row["sample"]) for row in rows},
+        scored=tuple(_parse_trajectory(row) for row in rows),
+        samples={row["sample"]["id"]: _parse_sample(row["sample"]) for row in rows},
         images={entry["key"]: Image(entry["bytes"], entry["key"]) for entry in pixels},
     )
 
 
-def read_light(path: Path) -> Iterator[dict[str, Any]]:
-    """The rows without what is heavy, one at a time: the columns of `LIGHT`, and the calls' JSON, status and seconds in `turns`."""
+def read_summaries(path: Path) -> Iterator[dict[str, Any]]:
+    """Yield the columns `LIGHT` of each row, and the calls' JSON, status and seconds in `turns`."""
     for batch in pq.ParquetFile(path).iter_batches(ROWS_READ_TOGETHER, columns=LIGHT):
         yield from batch.to_pylist()
 
@@ -112,7 +113,7 @@ def read_rows(path: Path, rows: Sequence[int]) -> list[tuple[ScoredTrajectory, S
     """
     modified = path.stat().st_mtime_ns
     read = [_read_row(path, modified, row) for row in rows]
-    return [(_scored(row), _sample(row["sample"])) for row in read]
+    return [(_parse_trajectory(row), _parse_sample(row["sample"])) for row in read]
 
 
 def read_images(path: Path, keys: Sequence[str]) -> dict[str, Image]:
@@ -121,23 +122,23 @@ def read_images(path: Path, keys: Sequence[str]) -> dict[str, Image]:
     return {entry["key"]: Image(entry["bytes"], entry["key"]) for entry in found}
 
 
-def num_rows(path: Path) -> int:
-    """How many there are."""
+def count_rows(path: Path) -> int:
+    """Return the number of rows of a file."""
     return pq.read_metadata(path).num_rows
 
 
-def find_text(path: Path, text: str) -> list[int]:
-    """The rows in which a text stands, in whatever case: in what was asked, written or observed."""
+def find_rows_with_text(path: Path, text: str) -> list[int]:
+    """Return the rows that contain a text, in whatever case, in a prompt, a turn or an observation."""
     found: set[int] = set()
     start = 0
     for batch in pq.ParquetFile(path).iter_batches(ROWS_READ_TOGETHER, columns=TEXTS):
-        found.update(start + row for column in batch.columns for row in _rows_with(column, text))
+        found.update(start + row for column in batch.columns for row in _rows_containing(column, text))
         start += batch.num_rows
     return sorted(found)
 
 
-def stage_and_step(path: Path) -> tuple[str, int]:
-    """What a file is of."""
+def read_stage_and_step(path: Path) -> tuple[str, int]:
+    """Return the stage and the step that a file belongs to."""
     metadata = pq.read_schema(path).metadata
     return metadata[b"arm_rl.stage"].decode(), int(metadata[b"arm_rl.step"])
 
@@ -169,9 +170,8 @@ _TURN = _struct(
 _SAMPLE = _struct(
     id=_TEXT,
     track=_TEXT,
-    messages=pa.list_(
-        _struct(role=_TEXT, parts=pa.list_(_struct(text=_TEXT, image=_TEXT)))
-    ),  # a part has one of the two
+    # a part has one of the two
+    messages=pa.list_(_struct(role=_TEXT, parts=pa.list_(_struct(text=_TEXT, image=_TEXT)))),
     images=pa.list_(_struct(path=_TEXT, row=pa.int64(), index=pa.int64())),
     texts=_NAMES,
     label=_TEXT,
@@ -207,14 +207,16 @@ LIGHT += [f"{_CALLS}.call", f"{_CALLS}.status", f"{_CALLS}.seconds"]
 TEXTS = ["turns.list.element.text", f"{_CALLS}.text", "sample.messages.list.element.parts.list.element.text"]
 
 
-def _rows_with(column: pa.Array, text: str) -> list[int]:
-    """The rows of a column, however nested, in which a text stands."""
+def _rows_containing(column: pa.Array, text: str) -> list[int]:
+    """Return the rows of a column, however nested, that contain a text."""
     if pa.types.is_list(column.type):
-        inner = _rows_with(column.flatten(), text)
+        inner = _rows_containing(column.flatten(), text)
         return sorted(set(pc.list_parent_indices(column).take(pa.array(inner, pa.int64())).to_pylist()))
     if pa.types.is_struct(column.type):
         return [
-            row for number in range(column.type.num_fields) for row in _rows_with(pc.struct_field(column, number), text)
+            row
+            for number in range(column.type.num_fields)
+            for row in _rows_containing(pc.struct_field(column, number), text)
         ]
     return pc.indices_nonzero(pc.match_substring(column, text, ignore_case=True)).to_pylist()
 
@@ -238,11 +240,11 @@ def _read_row_group(path: Path, modified: int, group: int) -> pa.Table:
     return pq.ParquetFile(path).read_row_group(group)
 
 
-def _row(scored: ScoredTrajectory, sample: Sample) -> dict[str, Any]:
+def _trajectory_row(scored: ScoredTrajectory, sample: Sample) -> dict[str, Any]:
     trajectory = scored.trajectory
     return {
-        **_plain(trajectory, "sample_id", "track", "group_id", "index", "end", "error", "seconds", "prompt_ids"),
-        **_plain(scored, "reward", "correct", "format_ok"),
+        **_field_values(trajectory, "sample_id", "track", "group_id", "index", "end", "error", "seconds", "prompt_ids"),
+        **_field_values(scored, "reward", "correct", "format_ok"),
         "parts": list(scored.parts.items()),
         "scorer_error": scored.error,
         "turns": [_turn_row(turn) for turn in trajectory.turns],
@@ -253,12 +255,12 @@ def _row(scored: ScoredTrajectory, sample: Sample) -> dict[str, Any]:
 
 def _turn_row(turn: Turn) -> dict[str, Any]:
     names = ("token_ids", "logprobs", "text", "finish_reason", "observation_ids", "call_forbidden", "policy_version")
-    return {**_plain(turn, *names), "tool_events": [_event_row(event) for event in turn.tool_events]}
+    return {**_field_values(turn, *names), "tool_events": [_event_row(event) for event in turn.tool_events]}
 
 
 def _event_row(event: ToolEvent) -> dict[str, Any]:
     return {
-        **_plain(event, "status", "text", "image_names", "seconds"),
+        **_field_values(event, "status", "text", "image_names", "seconds"),
         "call": json.dumps(dataclasses.asdict(event.call)),
     }
 
@@ -269,7 +271,7 @@ def _sample_row(sample: Sample) -> dict[str, Any]:
     ]
     names = ("id", "track", "texts", "label", "tools", "expected_tools", "target_box")
     return {
-        **_plain(sample, *names),
+        **_field_values(sample, *names),
         "messages": messages,
         "images": [dataclasses.asdict(ref) for ref in sample.images],
     }
@@ -279,11 +281,11 @@ def _part_row(part: str | ImagePart) -> dict[str, str | None]:
     return {"text": part, "image": None} if isinstance(part, str) else {"text": None, "image": part.name}
 
 
-def _scored(row: dict[str, Any]) -> ScoredTrajectory:
+def _parse_trajectory(row: dict[str, Any]) -> ScoredTrajectory:
     trajectory = Trajectory(
         **{name: row[name] for name in ("sample_id", "track", "group_id", "index", "end", "error", "seconds")},
         prompt_ids=tuple(row["prompt_ids"]),
-        turns=tuple(_turn(turn) for turn in row["turns"]),
+        turns=tuple(_parse_turn(turn) for turn in row["turns"]),
         images=tuple(ImageInfo(**info) for info in row["images"]),
     )
     return ScoredTrajectory(
@@ -294,38 +296,39 @@ def _scored(row: dict[str, Any]) -> ScoredTrajectory:
     )
 
 
-def _turn(row: dict[str, Any]) -> Turn:
+def _parse_turn(row: dict[str, Any]) -> Turn:
     sequences = {name: tuple(row[name]) for name in ("token_ids", "logprobs", "observation_ids")}
-    return Turn(**{**row, **sequences, "tool_events": tuple(_event(event) for event in row["tool_events"])})
+    return Turn(**{**row, **sequences, "tool_events": tuple(_parse_event(event) for event in row["tool_events"])})
 
 
-def _event(row: dict[str, Any]) -> ToolEvent:
+def _parse_event(row: dict[str, Any]) -> ToolEvent:
     return ToolEvent(**{**row, "call": ToolCall(**json.loads(row["call"])), "image_names": tuple(row["image_names"])})
 
 
-def _sample(row: dict[str, Any]) -> Sample:
+def _parse_sample(row: dict[str, Any]) -> Sample:
     sequences = {name: tuple(row[name]) for name in ("texts", "tools", "expected_tools")}
     box = row["target_box"]
     return Sample(
         **{**row, **sequences, "target_box": None if box is None else tuple(box)}
         | {
             "messages": tuple(
-                Message(role=one["role"], parts=tuple(_part(part) for part in one["parts"])) for one in row["messages"]
+                Message(role=one["role"], parts=tuple(_parse_part(part) for part in one["parts"]))
+                for one in row["messages"]
             ),
             "images": tuple(ImageRef(**ref) for ref in row["images"]),
         }
     )
 
 
-def _part(row: dict[str, str | None]) -> str | ImagePart:
+def _parse_part(row: dict[str, str | None]) -> str | ImagePart:
     if row["image"] is not None:
         return ImagePart(name=row["image"])
     assert row["text"] is not None
     return row["text"]
 
 
-def _plain(source: object, *names: str) -> dict[str, Any]:
-    """The named fields of a dataclass, as they are."""
+def _field_values(source: object, *names: str) -> dict[str, Any]:
+    """Return the named fields of a dataclass as a dictionary."""
     return {name: getattr(source, name) for name in names}
 
 
@@ -334,8 +337,5 @@ def _images_path(path: Path) -> Path:
 
 
 def _write_table(path: Path, table: pa.Table, row_group_size: int) -> None:
-    """Writes the whole file or none of it."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    unfinished = path.with_suffix(".tmp")
-    pq.write_table(table, unfinished, compression="zstd", row_group_size=row_group_size)
-    unfinished.replace(path)
+    with replace_file(path) as temporary:
+        pq.write_table(table, temporary, compression="zstd", row_group_size=row_group_size)

@@ -65,12 +65,10 @@ class Sample:
     label: str  # the right judgment: "1".."N" for the better answer, or "true" / "false"
     tools: tuple[str, ...] = ()  # tools offered; none offered: the judge must answer at once
     expected_tools: tuple[str, ...] = ()  # tools that fit this sample; empty where that is not known
-    prefill: str = (
-        ""  # the beginning of the judge's first turn, written for it: no loss; for evaluation in an engine only
-    )
-    target_box: tuple[float, float, float, float] | None = (
-        None  # x1, y1, x2, y2 in 0..1000: where the evidence is, for evaluation only
-    )
+    # the beginning of the judge's first turn, written for it: no loss; for evaluation in an engine only
+    prefill: str = ""
+    # x1, y1, x2, y2 in 0..1000: where the evidence is, for evaluation only
+    target_box: tuple[float, float, float, float] | None = None
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -98,16 +96,14 @@ class Turn:
     """One turn of the policy, and the observation that followed it."""
 
     token_ids: tuple[int, ...]  # sampled by the policy: T ids
-    logprobs: tuple[
-        float, ...
-    ]  # of the sampled ids under the distribution they were sampled from: T, or empty where unknown
+    # of the sampled ids under the distribution they were sampled from: T, or empty where unknown
+    logprobs: tuple[float, ...]
     text: str  # the ids decoded, tags kept, end token left out
     finish_reason: FinishReason
     tool_events: tuple[ToolEvent, ...] = ()
     observation_ids: tuple[int, ...] = ()  # the environment's ids after this turn, images expanded; no loss
-    call_forbidden: bool = (
-        False  # no call was possible in this turn: the engine could not sample the call's first token
-    )
+    # no call was possible in this turn: the engine could not sample the call's first token
+    call_forbidden: bool = False
     policy_version: int = 0
 
 
@@ -166,21 +162,19 @@ class ScoredTrajectory:
 class TrainingSample:
     """What the learner sees of one trajectory. The four sequences have one length, T."""
 
+    key: str = ""  # tells the trajectory from all others of a step; needed where samples are scored
     token_ids: tuple[int, ...]  # the whole conversation, images expanded
     loss_mask: tuple[bool, ...]  # True where the policy sampled the token
     logprobs: tuple[float, ...]  # of the behaviour policy; 0 where the mask is False
     advantages: tuple[float, ...]  # 0 where the mask is False
-    call_forbidden: tuple[
-        bool, ...
-    ] = ()  # T, or empty for nowhere: the distribution was without the call's first token
-    proximal_logprobs: tuple[
-        float, ...
-    ] = ()  # T, or empty where not recomputed: of the weights that the driver's step started from
+    # T, or empty for nowhere: the distribution was without the call's first token
+    call_forbidden: tuple[bool, ...] = ()
+    # T, or empty where not recomputed: of the weights that the driver's step started from
+    proximal_logprobs: tuple[float, ...] = ()
     image_keys: tuple[str, ...] = ()  # in the order of their pads
     image_tokens: tuple[int, ...] = ()  # pads of each of them
-    num_prompt_tokens: int = (
-        0  # leading tokens without loss that other samples of the group may share; 0: nothing is shared
-    )
+    # leading tokens without loss that other samples of the group may share; 0: nothing is shared
+    num_prompt_tokens: int = 0
     num_prompt_images: int = 0  # images in these
 
     def __post_init__(self) -> None:
@@ -204,10 +198,8 @@ class TrainingSample:
 class Batch:
     """One optimizer step, cut for the data-parallel ranks: every rank has the same number of micro-batches."""
 
-    micro_batches: tuple[
-        tuple[tuple[TrainingSample, ...], ...], ...
-    ]  # [rank][micro-batch][sample]; a micro-batch may be empty
+    # [rank][micro-batch][sample]; a micro-batch may be empty
+    micro_batches: tuple[tuple[tuple[TrainingSample, ...], ...], ...]
     num_loss_tokens: int  # over all ranks: the loss is normalised by it
     num_samples: int  # over all ranks
     share_prompts: bool = False  # prompts are computed once for all samples of a micro-batch that share them
-    policy_versions: tuple[int, ...] = ()  # versions that sampled the tokens, sorted

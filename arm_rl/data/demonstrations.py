@@ -14,6 +14,7 @@ from typing import Any
 import pyarrow as pa
 import pyarrow.parquet as pq
 
+from arm_rl.core.atomic_file import replace_file
 from arm_rl.core.config import DataConfig
 from arm_rl.core.errors import UserError
 from arm_rl.core.images import Image
@@ -21,7 +22,7 @@ from arm_rl.core.session import Session
 from arm_rl.core.template import Template, TemplateError
 from arm_rl.core.types import ImageInfo, ImagePart, Message, Sample, Trajectory, Turn
 from arm_rl.data.lazy_rows import LazyRows
-from arm_rl.data.parquet_rows import BrokenRows, DataError, TooLong, files_of, read_rows
+from arm_rl.data.parquet_rows import BrokenRows, DataError, TooLong, expand_folders, read_rows
 from arm_rl.data.samples import parse_messages, read_images
 
 _NEEDED = ("messages", "images", "tools")
@@ -38,26 +39,23 @@ _SCHEMA = pa.schema(
 
 
 def write_demonstrations(path: Path, demonstrations: Iterable[tuple[Sample, Session]]) -> int:
-    """Writes finished sessions as demonstrations, a row group in memory at a time; the file is there only when it is whole.
+    """Write finished sessions as demonstrations, with one row group in memory at a time.
 
     Returns:
-        Their number.
+        The number of demonstrations.
 
     Raises:
-        DataError: a text that holds `<image>`, which would be read as an image.
+        DataError: If a text contains `<image>`, which would be read as an image.
     """
-    path.parent.mkdir(parents=True, exist_ok=True)
-    unfinished = path.with_name(path.name + ".tmp")
     left, number = iter(demonstrations), 0
-    with pq.ParquetWriter(unfinished, _SCHEMA) as writer:
-        while rows := _rows(islice(left, _ROW_GROUP)):
+    with replace_file(path) as temporary, pq.ParquetWriter(temporary, _SCHEMA) as writer:
+        while rows := _build_rows(islice(left, _ROW_GROUP)):
             writer.write_table(pa.Table.from_pylist(rows, schema=_SCHEMA), row_group_size=_ROW_GROUP)
             number += len(rows)
-    unfinished.replace(path)
     return number
 
 
-def _rows(demonstrations: Iterable[tuple[Sample, Session]]) -> list[dict[str, Any]]:
+def _build_rows(demonstrations: Iterable[tuple[Sample, Session]]) -> list[dict[str, Any]]:
     rows = []
     for sample, session in demonstrations:
         messages = (*sample.messages, *session.messages)
@@ -69,7 +67,7 @@ def _rows(demonstrations: Iterable[tuple[Sample, Session]]) -> list[dict[str, An
             {
                 "id": sample.id,
                 "data_source": sample.track,
-                "messages": [{"role": message.role, "content": _content(message)} for message in messages],
+                "messages": [{"role": message.role, "content": _format_content(message)} for message in messages],
                 "images": [{"bytes": image.data, "path": None} for image in images],
                 "tools": list(sample.tools),
             }
@@ -101,14 +99,14 @@ def read_demonstrations(
         DataError: a file or a row that cannot be used.
     """
     config = config or DataConfig()
-    broken, files = broken or BrokenRows.of(config), files_of(files)
+    broken, files = broken or BrokenRows.of(config), expand_folders(files)
     root = None if config.image_root is None else Path(config.image_root)
 
     def decode(path: str, number: int, row: dict[str, Any]) -> Demonstration:
         where = f"{path}: row {number}"
         shown = [Image.from_bytes(data) for data, _ in read_images(row["images"], path, root, where)]
         try:
-            trajectory = _trajectory(where, row["messages"], shown, _tools(row["tools"], where), template)
+            trajectory = _build_trajectory(where, row["messages"], shown, _parse_tools(row["tools"], where), template)
         except TemplateError as error:  # knows no rows
             raise DataError(f"{where}: {error}") from error
         return Demonstration(trajectory=trajectory, images={image.key: image for image in shown})
@@ -121,20 +119,20 @@ def read_demonstrations(
                 if max_tokens is not None and trajectory.num_tokens > max_tokens:
                     raise TooLong(f"{path}: row {number}: {trajectory.num_tokens} tokens, max_tokens is {max_tokens}")
             except UserError as error:
-                broken.leave_out(error)
+                broken.skip_row(error)
             else:
                 demonstrations.add(file, number, str(row.get("data_source") or trajectory.track))
     broken.report(len(demonstrations))
     return demonstrations
 
 
-def _tools(written: Any, where: str) -> tuple[str, ...]:
+def _parse_tools(written: Any, where: str) -> tuple[str, ...]:
     if not isinstance(written or [], list):
         raise DataError(f"{where}: tools is {written!r:.80}; a list of names is needed")
     return tuple(written or ())
 
 
-def _trajectory(
+def _build_trajectory(
     where: str, written: list[dict], shown: Sequence[Image], tools: tuple[str, ...], template: Template
 ) -> Trajectory:
     messages, num_images = parse_messages(written, where)
@@ -175,5 +173,5 @@ def _trajectory(
     )
 
 
-def _content(message: Message) -> str:
+def _format_content(message: Message) -> str:
     return "".join("<image>" if isinstance(part, ImagePart) else part for part in message.parts)

@@ -9,7 +9,7 @@ from dataclasses import dataclass, field
 
 import numpy as np
 
-from arm_rl.core.seeding import derive
+from arm_rl.core.seeding import derive_seed
 from arm_rl.data.parquet_rows import DataError
 
 
@@ -25,13 +25,12 @@ class Order:
     seed: int
     num_samples: int
     purpose: str = "epoch"  # part of the seeds
-    shares: Mapping[str, tuple[np.ndarray, float]] = field(
-        default_factory=dict
-    )  # of each track: its samples, and its share of an epoch
+    # of each track: its samples, and its share of an epoch
+    shares: Mapping[str, tuple[np.ndarray, float]] = field(default_factory=dict)
     _last: tuple[int, np.ndarray] | None = None
 
     @classmethod
-    def mixed(
+    def from_weights(
         cls,
         seed: int,
         names: Sequence[str],
@@ -40,7 +39,7 @@ class Order:
         *,
         purpose: str = "epoch",
     ) -> "Order":
-        """By `data.weights`, where there are any.
+        """Return the order that mixes tracks by `data.weights`, or a plain shuffle without weights.
 
         Args:
             names: of all tracks.
@@ -63,28 +62,28 @@ class Order:
         }
         return cls(seed, len(tracks), purpose, shares)
 
-    def of_epoch(self, epoch: int) -> np.ndarray:
-        """The samples of an epoch in order: (num_samples,), int64."""
+    def sample_numbers(self, epoch: int) -> np.ndarray:
+        """Return the numbers of an epoch's samples in order: (num_samples,), int64."""
         if self._last is None or self._last[0] != epoch:
-            self._last = epoch, self._mixed(epoch) if self.shares else self._shuffled(epoch, self.num_samples)
+            self._last = epoch, self._mix_tracks(epoch) if self.shares else self._shuffle(epoch, self.num_samples)
         return self._last[1]
 
-    def _shuffled(self, epoch: int, number: int, *track: str) -> np.ndarray:
-        return np.random.default_rng(derive(self.seed, self.purpose, epoch, *track)).permutation(number)
+    def _shuffle(self, epoch: int, number: int, *track: str) -> np.ndarray:
+        return np.random.default_rng(derive_seed(self.seed, self.purpose, epoch, *track)).permutation(number)
 
-    def _mixed(self, epoch: int) -> np.ndarray:
+    def _mix_tracks(self, epoch: int) -> np.ndarray:
         names = sorted(self.shares)
         ends = np.rint(np.cumsum([self.shares[name][1] for name in names]) * self.num_samples).astype(np.int64)
         quotas = dict(zip(names, np.diff(ends, prepend=0), strict=True))
-        dealt = np.concatenate([self._of_track(name, epoch * quotas[name], quotas[name]) for name in names])
-        return dealt[self._shuffled(epoch, self.num_samples)]
+        dealt = np.concatenate([self._track_samples(name, epoch * quotas[name], quotas[name]) for name in names])
+        return dealt[self._shuffle(epoch, self.num_samples)]
 
-    def _of_track(self, name: str, start: int, number: int) -> np.ndarray:
-        """The track's samples that it deals out as its `start`th and following ones."""
+    def _track_samples(self, name: str, start: int, number: int) -> np.ndarray:
+        """Return `number` samples of a track, from the `start`th that it deals out over all epochs."""
         samples, _ = self.shares[name]
         rounds = range(start // len(samples), -(-(start + number) // len(samples)))
         dealt = np.concatenate(
-            [np.empty(0, np.int64), *(samples[self._shuffled(one, len(samples), name)] for one in rounds)]
+            [np.empty(0, np.int64), *(samples[self._shuffle(one, len(samples), name)] for one in rounds)]
         )
         skipped = start - rounds.start * len(samples)
         return dealt[skipped : skipped + number]

@@ -11,6 +11,7 @@ import httpx
 from PIL import Image as PILImage
 
 from arm_rl.core import images
+from arm_rl.core.atomic_file import replace_file
 from arm_rl.core.images import Image, ImageError
 
 _EXTENSIONS = {"PNG": ".png", "JPEG": ".jpg", "WEBP": ".webp", "GIF": ".gif", "BMP": ".bmp", "TIFF": ".tif"}
@@ -46,7 +47,7 @@ class ImageSource:
         if isinstance(entry, bytes):
             data = entry
         elif isinstance(entry, str) and entry.startswith("data:"):
-            data = _of_data_url(entry)
+            data = _decode_data_url(entry)
         elif isinstance(entry, str) and entry.startswith(("http://", "https://")):
             data = self._fetch(entry)
         else:
@@ -84,7 +85,7 @@ class ImageSource:
         return bytes(data)
 
 
-def _of_data_url(url: str) -> bytes:
+def _decode_data_url(url: str) -> bytes:
     head, _, body = url.partition(",")
     try:
         if not head.endswith(";base64"):
@@ -105,12 +106,10 @@ class ImageFolder:
     def __init__(self, folder: Path) -> None:
         self.folder = folder
 
-    def keep(self, image: Image) -> Path:
-        """The image's file, written if it is not there yet."""
+    def store_image(self, image: Image) -> Path:
+        """Store an image and return its file."""
         path = self.folder / f"{image.key}{extension(image.data)}"
         if not path.exists():
-            self.folder.mkdir(parents=True, exist_ok=True)
-            unfinished = path.with_suffix(".tmp")
-            unfinished.write_bytes(image.data)
-            unfinished.replace(path)
+            with replace_file(path) as temporary:
+                temporary.write_bytes(image.data)
         return path

@@ -50,8 +50,8 @@ class LazyRows(Sequence[T], Generic[T]):
                 self, name, array(column.typecode, (value for place, value in enumerate(column) if place not in places))
             )
 
-    def where(self, place: int) -> str:
-        """A row's file and number, for messages."""
+    def location(self, place: int) -> str:
+        """Return the file and the number of a row as text, for messages."""
         return f"{self.files[self._file[place]]}: row {self._row[place]}"
 
     def __len__(self) -> int:
@@ -76,6 +76,6 @@ class LazyRows(Sequence[T], Generic[T]):
             row = self._reader.row(path, number, self._columns + (self._large_columns if self._large[place] else ()))
         except (OSError, IndexError, pa.ArrowException) as error:
             raise DataError(
-                f"{self.where(place)}: it could be read when the run started, and cannot be now: {error}"
+                f"{self.location(place)}: it could be read when the run started, and cannot be now: {error}"
             ) from error
         return self._decode(path, number, row)

@@ -11,7 +11,7 @@ import pyarrow.parquet as pq
 
 from arm_rl.core.config import DataConfig
 from arm_rl.core.errors import UserError
-from arm_rl.core.parquet import open_file, rows_at_a_time, slow_groups
+from arm_rl.core.parquet import large_row_group_bytes, open_file, rows_per_read
 
 logger = logging.getLogger(__name__)
 
@@ -46,8 +46,8 @@ class BrokenRows:
         """Of the first ones."""
         return list(self._reasons)
 
-    def leave_out(self, error: UserError, number: int = 1) -> None:
-        """Counts a row, or `number` of them that share a reason; raises `error` where none may be left out."""
+    def skip_row(self, error: UserError, number: int = 1) -> None:
+        """Count a row, or `number` rows with the same error; raise the error if broken rows may not be skipped."""
         if isinstance(error, TooLong):
             self.num_too_long += number
             self._first_too_long = self._first_too_long or str(error)
@@ -87,8 +87,8 @@ class BrokenRows:
         return {"data/skipped_rows": float(self.number), "data/too_long_rows": float(self.num_too_long)}
 
 
-def files_of(names: Sequence[str]) -> list[str]:
-    """The files that are meant: a folder stands for the parquet files in it, in the order of their names.
+def expand_folders(names: Sequence[str]) -> list[str]:
+    """Return the files, with each folder replaced by the parquet files in it, in the order of their names.
 
     Raises:
         DataError: a folder has none.
@@ -122,7 +122,7 @@ def read_rows(
         columns = [name for name in (*required, *optional) if name in names]
         if not file.metadata.num_rows:
             raise DataError(f"{path}: there are no rows")
-        if large := slow_groups(file):
+        if large := large_row_group_bytes(file):
             logger.info(
                 "%s: row groups of up to %d MB: every sample is slow to read; `prepare_data convert` writes small ones",
                 path,
@@ -138,19 +138,19 @@ def read_rows(
 def _rows_of_group(
     path: str, file: pq.ParquetFile, group: int, columns: list[str], first: int, end: int, broken: BrokenRows
 ) -> Iterator[tuple[int, dict[str, Any]]]:
-    batches = file.iter_batches(rows_at_a_time(file, group), row_groups=[group], columns=columns)
+    batches = file.iter_batches(rows_per_read(file, group), row_groups=[group], columns=columns)
     while first < end:
         try:
             batch = next(batches)
         except (OSError, pa.ArrowException, StopIteration) as error:  # what follows in this group is lost
             reason = str(error) or "the row group ends too early"
-            broken.leave_out(DataError(f"{path}: rows {first} to {end - 1} cannot be read: {reason}"), end - first)
+            broken.skip_row(DataError(f"{path}: rows {first} to {end - 1} cannot be read: {reason}"), end - first)
             return
         for number in range(len(batch)):
             try:
                 (row,) = batch.slice(number, 1).to_pylist()
             except UnicodeDecodeError as error:
-                broken.leave_out(DataError(f"{path}: row {first + number}: a text is not UTF-8: {error}"))
+                broken.skip_row(DataError(f"{path}: row {first + number}: a text is not UTF-8: {error}"))
                 continue
             yield first + number, row
         first += len(batch)

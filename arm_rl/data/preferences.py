@@ -9,6 +9,8 @@ from typing import Any
 import pyarrow as pa
 import pyarrow.parquet as pq
 
+from arm_rl.core.atomic_file import replace_file
+
 ROW_GROUP = 128  # rows whose images are read together
 SCHEMA = pa.schema(
     [
@@ -79,12 +81,9 @@ class Preference:
 
 
 def write_preferences(path: Path, preferences: Iterable[Preference]) -> Path:
-    """Writes them, a row group in memory at a time; the file is there only when it is whole. Equal rows give equal bytes."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    unfinished = path.with_name(path.name + ".tmp")
-    with pq.ParquetWriter(unfinished, SCHEMA) as writer:
+    """Write preferences, with one row group in memory at a time. Equal rows give equal bytes."""
+    with replace_file(path) as temporary, pq.ParquetWriter(temporary, SCHEMA) as writer:
         left = iter(preferences)
         while rows := [one.row() for one in islice(left, ROW_GROUP)]:
             writer.write_table(pa.Table.from_pylist(rows, schema=SCHEMA), row_group_size=ROW_GROUP)
-    unfinished.replace(path)
     return path

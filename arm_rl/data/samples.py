@@ -23,16 +23,15 @@ from arm_rl.core.images import Image, ImageError
 from arm_rl.core.types import ImagePart, ImageRef, Message, Role, Sample
 from arm_rl.data.epoch_order import Order
 from arm_rl.data.lazy_rows import LazyRows
-from arm_rl.data.parquet_rows import BrokenRows, DataError, TooLong, files_of, read_rows
+from arm_rl.data.parquet_rows import BrokenRows, DataError, TooLong, expand_folders, read_rows
 
 REQUIRED = ("data_source", "prompt", "reward_model")
 OPTIONAL = ("images", "extra_info")
 ROLES: tuple[Role, ...] = ("system", "user", "assistant", "tool")
 _PLACEHOLDER = re.compile("(<image>)")
 
-Check = Callable[
-    [Sample, Mapping[str, Image]], None
-]  # of a sample with its images by name; raises a UserError that says why not
+# of a sample with its images by name; raises a UserError that says why not
+Check = Callable[[Sample, Mapping[str, Image]], None]
 
 
 def read_samples(
@@ -56,43 +55,43 @@ def read_samples(
         DataError: a file or a row that cannot be used.
     """
     config = config or DataConfig()
-    broken, files = broken or BrokenRows.of(config), files_of(files)
+    broken, files = broken or BrokenRows.of(config), expand_folders(files)
     reading = _RowContext(tuple(all_tools), None if config.image_root is None else Path(config.image_root))
-    samples = LazyRows(files, (*REQUIRED, "extra_info"), reading.again, large_columns=("images",))
+    samples = LazyRows(files, (*REQUIRED, "extra_info"), reading.reread, large_columns=("images",))
     ids = array("Q")
     for file, path in enumerate(files):
         for number, row in read_rows(path, REQUIRED, OPTIONAL, broken):
             where = f"{path}: row {number}"
             try:
                 shown = read_images(row.get("images"), path, reading.root, where)
-                sample = reading.sample(path, number, row, [place for _, place in shown])
+                sample = reading.parse_sample(path, number, row, [place for _, place in shown])
                 if check is not None:
-                    _stand(check, sample, [data for data, _ in shown], where)
+                    _apply_check(check, sample, [data for data, _ in shown], where)
             except UserError as error:
-                broken.leave_out(error)
+                broken.skip_row(error)
             else:
                 samples.add(file, number, sample.track, large=any(place is not None for _, place in shown))
                 ids.append(int.from_bytes(hashlib.blake2b(sample.id.encode(), digest_size=8).digest()))
-    _leave_out_doubles(samples, np.frombuffer(ids, np.uint64), broken)
+    _skip_duplicates(samples, np.frombuffer(ids, np.uint64), broken)
     broken.report(len(samples))
     return samples
 
 
-def _leave_out_doubles(samples: LazyRows[Sample], ids: np.ndarray, broken: BrokenRows) -> None:
-    """Of samples with one id the first stays. Ids are known by 64 bits: of 100 million, two are taken for one once in 3,700 times."""
+def _skip_duplicates(samples: LazyRows[Sample], ids: np.ndarray, broken: BrokenRows) -> None:
+    """Skip all but the first sample of an id; ids are compared by hashes of 64 bits, which rarely collide."""
     order = np.argsort(ids, kind="stable")
     doubles = np.flatnonzero(ids[order[1:]] == ids[order[:-1]]) + 1
     for place in doubles[np.argsort(order[doubles])]:
         first = order[np.searchsorted(ids, ids[order[place]], sorter=order)]
-        where, told = samples.where(order[place]), samples.where(first)
+        where, told = samples.location(order[place]), samples.location(first)
         identity = samples[int(first)].id
-        broken.leave_out(
+        broken.skip_row(
             DataError(f"{where}: the id {identity!r} stands twice, first in {told} (extra_info.id must be unique)")
         )
     samples.remove({int(place) for place in order[doubles]})
 
 
-def _stand(check: Check, sample: Sample, shown: Sequence[bytes], where: str) -> None:
+def _apply_check(check: Check, sample: Sample, shown: Sequence[bytes], where: str) -> None:
     names = [name for message in sample.messages for name in message.image_names]
     try:
         check(sample, dict(zip(names, map(Image.from_bytes, shown), strict=True)))
@@ -107,19 +106,19 @@ class _RowContext:
     all_tools: tuple[str, ...]
     root: Path | None  # of images
 
-    def again(self, path: str, number: int, row: dict[str, Any]) -> Sample:
-        """The sample of a row that was found good. Its images stand in the row unless it comes with the column."""
+    def reread(self, path: str, number: int, row: dict[str, Any]) -> Sample:
+        """Return the sample of a row that was checked before; its images are in the row unless `images` is loaded."""
         if "images" in row:
-            return self.sample(
+            return self.parse_sample(
                 path, number, row, [images.locate(entry, Path(path).parent, self.root) for entry in row["images"]]
             )
         num_images = sum(str(message["content"]).count("<image>") for message in row["prompt"])
-        return self.sample(path, number, row, [None] * num_images)
+        return self.parse_sample(path, number, row, [None] * num_images)
 
-    def sample(self, path: str, number: int, row: dict[str, Any], shown: Sequence[Path | None]) -> Sample:
-        """The sample of a row; `shown` are the files of its images, None for those that stand in the row."""
+    def parse_sample(self, path: str, number: int, row: dict[str, Any], shown: Sequence[Path | None]) -> Sample:
+        """Return the sample of a row; `shown` are the files of its images, None for images inside the row."""
         where = f"{path}: row {number}"
-        extra = _struct(row, "extra_info", where)
+        extra = _get_struct(row, "extra_info", where)
         track = row["data_source"]
         if not isinstance(track, str) or not re.fullmatch(r"\S+", track):
             raise DataError(
@@ -128,7 +127,7 @@ class _RowContext:
         messages, num_placeholders = parse_messages(row["prompt"], where)
         if num_placeholders != len(shown):
             raise DataError(f"{where}: prompt has {num_placeholders} <image> for {len(shown)} images")
-        texts, tools, expected = (_names(extra, name, where) for name in ("texts", "tools", "expected_tools"))
+        texts, tools, expected = (_get_names(extra, name, where) for name in ("texts", "tools", "expected_tools"))
         unknown = [name for name in tools or () if name not in self.all_tools]
         if unknown:
             raise DataError(
@@ -143,15 +142,15 @@ class _RowContext:
                 for index, file in enumerate(shown)
             ),
             texts=texts or (),
-            label=_label(row, texts or (), where),
+            label=_parse_label(row, texts or (), where),
             tools=self.all_tools if tools is None else tools,
             expected_tools=expected or (),
-            target_box=_box(extra.get("target_box"), where),
+            target_box=_parse_box(extra.get("target_box"), where),
         )
 
 
-def _label(row: dict[str, Any], texts: Sequence[str], where: str) -> str:
-    label = str(_struct(row, "reward_model", where).get("ground_truth", "")).strip().lower()
+def _parse_label(row: dict[str, Any], texts: Sequence[str], where: str) -> str:
+    label = str(_get_struct(row, "reward_model", where).get("ground_truth", "")).strip().lower()
     if label not in ("true", "false") and not re.fullmatch("[1-9][0-9]?", label):
         raise DataError(
             f"{where}: reward_model.ground_truth is {label!r}; the number of the better answer, or true or false, is needed"
@@ -191,21 +190,21 @@ def read_images(entries: Any, path: str, root: Path | None, where: str) -> list[
     return found
 
 
-def _struct(row: dict[str, Any], name: str, where: str) -> dict[str, Any]:
+def _get_struct(row: dict[str, Any], name: str, where: str) -> dict[str, Any]:
     value = row.get(name) or {}
     if not isinstance(value, dict):
         raise DataError(f"{where}: {name} is {value!r:.80}; a struct with named fields is needed")
     return value
 
 
-def _names(extra: dict[str, Any], name: str, where: str) -> tuple[str, ...] | None:
+def _get_names(extra: dict[str, Any], name: str, where: str) -> tuple[str, ...] | None:
     value = extra.get(name)
     if value is not None and not (isinstance(value, list) and all(isinstance(one, str) for one in value)):
         raise DataError(f"{where}: extra_info.{name} is {value!r:.80}; a list of texts is needed")
     return None if value is None else tuple(value)
 
 
-def _box(value: Any, where: str) -> tuple[float, float, float, float] | None:
+def _parse_box(value: Any, where: str) -> tuple[float, float, float, float] | None:
     if value is None:
         return None
     if not (
@@ -263,20 +262,20 @@ class Cursor:
         self.epoch = self.position = 0  # samples of the epoch dealt out so far
 
     @classmethod
-    def mixed(cls, samples: LazyRows[Sample], seed: int, weights: Mapping[str, float]) -> "Cursor":
-        """Mixes the tracks by `data.weights`."""
-        return cls(samples, seed, Order.mixed(seed, samples.track_names, samples.tracks, weights))
+    def from_weights(cls, samples: LazyRows[Sample], seed: int, weights: Mapping[str, float]) -> "Cursor":
+        """Return a cursor that mixes the tracks by `data.weights`."""
+        return cls(samples, seed, Order.from_weights(seed, samples.track_names, samples.tracks, weights))
 
-    def dealt(self, number: int) -> Sample:
-        """The sample that is dealt out as number `number`, from 0 on, of all epochs."""
+    def sample_at(self, number: int) -> Sample:
+        """Return the sample that is dealt out as number `number`, from 0 on, counted over all epochs."""
         epoch, position = divmod(number, len(self.samples))
-        return self.samples[int(self.order.of_epoch(epoch)[position])]
+        return self.samples[int(self.order.sample_numbers(epoch)[position])]
 
     def take(self, number: int) -> list[Sample]:
         """The next samples; an epoch that ends in between is followed by the next one."""
         taken: list[Sample] = []
         while len(taken) < number:
-            chosen = self.order.of_epoch(self.epoch)[self.position : self.position + number - len(taken)]
+            chosen = self.order.sample_numbers(self.epoch)[self.position : self.position + number - len(taken)]
             taken += [self.samples[int(index)] for index in chosen]
             self.position += len(chosen)
             if self.position == len(self.samples):

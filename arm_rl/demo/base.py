@@ -55,11 +55,11 @@ def make_base(
             if not progress.console.is_terminal and done % LINE_EVERY == 0:
                 progress.console.print(f"pre-training: {phase} {done}/{total}  loss {loss:.3f}", highlight=False)
 
-        pretrain.train(judge, written, plan=_scaled(plan, share), seed=seed, on_step=show, tracks=tracks)
+        pretrain.train(judge, written, plan=_scale_plan(plan, share), seed=seed, on_step=show, tracks=tracks)
     judge.save_pretrained(folder)
 
 
-def _scaled(plan: PretrainPlan, share: float) -> PretrainPlan:
+def _scale_plan(plan: PretrainPlan, share: float) -> PretrainPlan:
     phases = {name: getattr(plan, name) for name in ("warm_up", "matching", "joint")}
     return dataclasses.replace(
         plan,

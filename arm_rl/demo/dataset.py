@@ -17,11 +17,11 @@ def write(
 ) -> Path:
     """Writes `num_samples` tasks of a split, from its task `start` on; several tracks take turns. Equal arguments give equal bytes."""
     drawn = ((tracks[number % len(tracks)], number // len(tracks)) for number in range(start, start + num_samples))
-    return write_preferences(path, (preference(track, seed, split, index) for track, index in drawn))
+    return write_preferences(path, (make_preference(track, seed, split, index) for track, index in drawn))
 
 
-def preference(track: Track, seed: int, split: scenes.Split, index: int) -> Preference:
-    """One task as answers to judge. It offers all the tools of a run, whichever these are."""
+def make_preference(track: Track, seed: int, split: scenes.Split, index: int) -> Preference:
+    """Return one task as answers to judge; it offers all tools of a run."""
     task = track.task(seed, split, index)
     image = task.image
     return Preference(
@@ -40,8 +40,8 @@ def preference(track: Track, seed: int, split: scenes.Split, index: int) -> Pref
     )
 
 
-def task_of(identity: str) -> tuple[Task, Track]:
-    """The task of a sample, and its track.
+def parse_sample_id(identity: str) -> tuple[Task, Track]:
+    """Return the task of a sample id, and its track.
 
     Raises:
         ValueError: not an id of these tracks.

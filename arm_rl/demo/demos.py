@@ -1,4 +1,4 @@
-"""The demos as data: what each trains on, with which settings, and how long it takes. Who runs them is jobs/demo.py."""
+"""The demos as data: what each trains on, with which settings, and how long it takes. `phases` runs them."""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
@@ -7,8 +7,8 @@ from typing import Any
 
 from omegaconf import OmegaConf
 
-from arm_rl.core.config import TrainConfig
 from arm_rl.core.config_file import load
+from arm_rl.core.stage_config import TrainConfig
 from arm_rl.demo.pretrain import Phase, PretrainPlan
 from arm_rl.demo.tasks import Track
 from arm_rl.demo.teacher import ScriptedTeacher

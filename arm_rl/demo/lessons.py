@@ -19,7 +19,8 @@ from arm_rl.demo.tasks import Look, Task, Track
 from arm_rl.demo.tracks import TILES, misfits
 
 MIX = (0.3, 0.3, 0.1, 0.08, 0.06, 0.06, 0.1)  # shares of the kinds of joint lessons
-SLIP = 0.15  # of the pointing lessons point elsewhere: a base that is too sure loses the skill when the cold start contradicts it
+# of the pointing lessons point elsewhere: a base that is too sure loses the skill when the cold start contradicts it
+SLIP = 0.15
 STRAY = 0.5  # of the lessons that point or look in vain call another track's tool, where there are several tracks
 CHOICE_WEIGHT = 4.0  # of a choice that the thought decides: one token of a whole lesson
 MAX_CALLS = 2  # session.max_turns of the demos, less the answer
@@ -59,94 +60,101 @@ class Teacher:
         track = self.tracks[index % len(self.tracks)]
         return track.task(seed, "pretrain", index), track
 
-    def matching(self, task: Task, track: Track, rng: np.random.Generator) -> Lesson:
-        """No image: the thought says what is so, the answer that claims it is the better one."""
-        writer = _Writer(self, self.prompt(tasks.request(task), image=False, tools=bool(rng.integers(2))))
-        writer.answer(int(task.label), phrases.seen(task.claims[int(task.label) - 1]), thought_weight=0.0)
+    def matching_lesson(self, task: Task, track: Track, rng: np.random.Generator) -> Lesson:
+        """Return a lesson without an image: the thought says what is so, and the answer that claims it is better."""
+        writer = _Writer(self, self.prompt_ids(tasks.request(task), image=False, tools=bool(rng.integers(2))))
+        writer.add_answer(int(task.label), phrases.conclusion(task.claims[int(task.label) - 1]), thought_weight=0.0)
         return writer.lesson()
 
-    def joint(self, task: Task, track: Track, rng: np.random.Generator) -> Lesson:
-        """A lesson of a random kind."""
+    def joint_lesson(self, task: Task, track: Track, rng: np.random.Generator) -> Lesson:
+        """Return a lesson of a random kind."""
         kinds: tuple[Callable[[Task, Track, np.random.Generator], Lesson], ...] = (
-            self._point,
+            self._point_once,
             self.look_once,
             self._look_twice,
             self._look_in_vain,
-            self._at_once,
-            self._no_tools,
-            self.matching,
+            self._answer_at_once,
+            self._answer_without_tools,
+            self.matching_lesson,
         )
         return kinds[rng.choice(len(kinds), p=self.mix)](task, track, rng)
 
     def look_once(self, task: Task, track: Track, rng: np.random.Generator) -> Lesson:
         """The right call, then the answer."""
-        return self._looks(task, [task.right(rng)], rng, last_call_weight=1.0)
+        return self._look_and_answer(task, [task.right_look(rng)], rng, last_call_weight=1.0)
 
-    def _point(self, task: Task, track: Track, rng: np.random.Generator) -> Lesson:
-        """A call and no more: pointing is the slowest to learn, and a short lesson is cheap."""
-        look = self._stray(track, rng)
+    def _point_once(self, task: Task, track: Track, rng: np.random.Generator) -> Lesson:
+        """Return a lesson of one call: pointing is the slowest to learn, and a short lesson is cheap."""
+        look = self._draw_stray_look(track, rng)
         if look is None:
-            look = _wrong(task, rng) if rng.random() < SLIP else task.right(rng)
-        writer = self._start(task)
-        writer.call(look, weight=1.0)
+            look = _draw_wrong_look(task, rng) if rng.random() < SLIP else task.right_look(rng)
+        writer = self._start_writer(task)
+        writer.add_call(look, weight=1.0)
         return writer.lesson()
 
     def _look_twice(self, task: Task, track: Track, rng: np.random.Generator) -> Lesson:
-        first = self._stray(track, rng) or _wrong(task, rng)
-        return self._looks(task, [first, task.right(rng)], rng, last_call_weight=1.0)
+        first = self._draw_stray_look(track, rng) or _draw_wrong_look(task, rng)
+        return self._look_and_answer(task, [first, task.right_look(rng)], rng, last_call_weight=1.0)
 
     def _look_in_vain(self, task: Task, track: Track, rng: np.random.Generator) -> Lesson:
-        looks = [self._stray(track, rng) or _wrong(task, rng) for _ in range(rng.integers(1, self.max_calls + 1))]
-        return self._looks(task, looks, rng, last_call_weight=0.0)
+        looks = [
+            self._draw_stray_look(track, rng) or _draw_wrong_look(task, rng)
+            for _ in range(rng.integers(1, self.max_calls + 1))
+        ]
+        return self._look_and_answer(task, looks, rng, last_call_weight=0.0)
 
-    def _looks(self, task: Task, looks: Sequence[Look], rng: np.random.Generator, *, last_call_weight: float) -> Lesson:
-        """Calls, and the answer that the last one leads to."""
-        writer = self._start(task)
+    def _look_and_answer(
+        self, task: Task, looks: Sequence[Look], rng: np.random.Generator, *, last_call_weight: float
+    ) -> Lesson:
+        """Return a lesson of calls, and the answer that the last one leads to."""
+        writer = self._start_writer(task)
         for number, look in enumerate(looks, 1):
-            writer.call(look, weight=last_call_weight if number == len(looks) else 0.0)
-            writer.observe(look)
+            writer.add_call(look, weight=last_call_weight if number == len(looks) else 0.0)
+            writer.add_observation(look)
         last = looks[-1]
         if last.choice is None:
-            writer.answer(int(rng.integers(1, 3)), last.thought, choice_weight=GUESS_WEIGHT)
+            writer.add_answer(int(rng.integers(1, 3)), last.thought, choice_weight=GUESS_WEIGHT)
         else:
-            writer.answer(last.choice, last.thought)
+            writer.add_answer(last.choice, last.thought)
         return writer.lesson()
 
-    def _at_once(self, task: Task, track: Track, rng: np.random.Generator) -> Lesson:
+    def _answer_at_once(self, task: Task, track: Track, rng: np.random.Generator) -> Lesson:
         return self._answer(task, rng, tools=True, look=False)
 
-    def _no_tools(self, task: Task, track: Track, rng: np.random.Generator) -> Lesson:
-        """Even a thought of looking ends in an answer where there is nothing to look with."""
+    def _answer_without_tools(self, task: Task, track: Track, rng: np.random.Generator) -> Lesson:
+        """Return a lesson without tools: even a thought of looking ends in an answer."""
         return self._answer(task, rng, tools=False, look=rng.random() < 0.5)
 
     def _answer(self, task: Task, rng: np.random.Generator, *, tools: bool, look: bool) -> Lesson:
         """What the prompt shows, or a guess, after a thought that fits or one of looking."""
-        writer = self._start(task, tools=tools)
+        writer = self._start_writer(task, tools=tools)
         guess = int(rng.integers(1, 3))
-        thought = phrases.LOOK if look else task.at_once or phrases.UNSURE
+        thought = phrases.LOOK if look else task.immediate_thought or phrases.UNSURE
         thought_weight = 0.0 if look else 1.0
-        if task.at_once is None:
-            writer.answer(guess, thought, thought_weight=thought_weight, choice_weight=GUESS_WEIGHT)
+        if task.immediate_thought is None:
+            writer.add_answer(guess, thought, thought_weight=thought_weight, choice_weight=GUESS_WEIGHT)
         else:
-            writer.answer(int(task.label), thought, thought_weight=thought_weight)
+            writer.add_answer(int(task.label), thought, thought_weight=thought_weight)
         return writer.lesson()
 
-    def _start(self, task: Task, *, tools: bool = True) -> "_Writer":
+    def _start_writer(self, task: Task, *, tools: bool = True) -> "_Writer":
         view = task.view
         return _Writer(
-            self, self.prompt(tasks.request(task), image=view is not None, tools=tools), [] if view is None else [view]
+            self,
+            self.prompt_ids(tasks.request(task), image=view is not None, tools=tools),
+            [] if view is None else [view],
         )
 
-    def _stray(self, track: Track, rng: np.random.Generator) -> Look | None:
-        """Sometimes a call of another track's tool."""
+    def _draw_stray_look(self, track: Track, rng: np.random.Generator) -> Look | None:
+        """Return a call of another track's tool, or mostly None."""
         others = misfits(self.tracks, track)
         if not others or rng.random() >= STRAY:
             return None
-        return others[rng.integers(len(others))].stray(rng)
+        return others[rng.integers(len(others))].stray_look(rng)
 
     @functools.cache  # noqa: B019 (one teacher lives as long as the training)
-    def prompt(self, request: str, *, image: bool, tools: bool) -> tuple[int, ...]:
-        """The prompt's ids: they depend on these three only."""
+    def prompt_ids(self, request: str, *, image: bool, tools: bool) -> tuple[int, ...]:
+        """Return the prompt's ids, which depend on these three arguments only."""
         parts: tuple[str | ImagePart, ...] = (request,)
         if image:
             parts = (ImagePart(name="original_image"), *parts)
@@ -157,22 +165,22 @@ class Teacher:
         return self.template.prompt_ids(sample, self._blanks)
 
     @functools.cache  # noqa: B019
-    def questions(self) -> tuple[int, ...]:
-        """A prompt up to its question, then the questions about the other colours: one token for each colour, at the end."""
+    def question_ids(self) -> tuple[int, ...]:
+        """Return the ids of a prompt up to its question, then one id for the question about each colour."""
         requests = [phrases.request(scenes.question(color), scenes.CLASSES[:2]) for color in scenes.COLORS]
-        prompts = [self.prompt(request, image=True, tools=True) for request in requests]
+        prompts = [self.prompt_ids(request, image=True, tools=True) for request in requests]
         start = next(place for place, ids in enumerate(zip(*prompts, strict=True)) if len(set(ids)) > 1)
         return (*prompts[0][:start], *(ids[start] for ids in prompts))
 
     @functools.cache  # noqa: B019
-    def observation(self, name: str | None, text: str) -> tuple[int, ...]:
-        """The ids between a call and the next turn."""
+    def observation_ids(self, name: str | None, text: str) -> tuple[int, ...]:
+        """Return the ids between a call and the next turn."""
         parts = (text,) if name is None else (f"{name}: ", ImagePart(name=name), text)
         return self.template.observation_ids(Message(role="tool", parts=parts), self._blanks, turn_ended=False)
 
     @functools.cache  # noqa: B019
-    def turn(self, text: str, ended: bool) -> tuple[int, ...]:
-        """The ids of a turn."""
+    def turn_ids(self, text: str, ended: bool) -> tuple[int, ...]:
+        """Return the ids of a turn."""
         return self.template.turn_ids(text, ended=ended)
 
 
@@ -186,12 +194,12 @@ class _Writer:
         self._views = list(views)
         self._num_calls = self._num_observations = 0
 
-    def call(self, look: Look, *, weight: float) -> None:
-        ids = self._teacher.turn(phrases.call_turn(look.tool, look.arguments), False)
+    def add_call(self, look: Look, *, weight: float) -> None:
+        ids = self._teacher.turn_ids(phrases.call_turn(look.tool, look.arguments), False)
         self._add(ids, [weight, 0.0, *[weight] * (len(ids) - 2)])  # the thought comes after its tag: id 1
         self._num_calls += 1
 
-    def observe(self, look: Look) -> None:
+    def add_observation(self, look: Look) -> None:
         lines = [look.text] if look.text else []
         if self._num_calls == self._teacher.max_calls:
             lines.append(phrases.NOTICE)
@@ -200,13 +208,13 @@ class _Writer:
             self._num_observations += 1
             name = f"observation_{self._num_observations}"
             self._views.append(look.view)
-        ids = self._teacher.observation(name, "\n".join(lines))
+        ids = self._teacher.observation_ids(name, "\n".join(lines))
         self._add(ids, [0.0] * len(ids))
 
-    def answer(
+    def add_answer(
         self, choice: int, thought: str, *, thought_weight: float = 1.0, choice_weight: float = CHOICE_WEIGHT
     ) -> None:
-        ids = self._teacher.turn(phrases.answer_turn(choice, thought), True)
+        ids = self._teacher.turn_ids(phrases.answer_turn(choice, thought), True)
         weights = [1.0] * len(ids)
         close = len(ids) - 6  # </think> <answer> verdict CHOICE verdict </answer> end: the thought ends before these
         weights[1:close] = [thought_weight] * (close - 1)
@@ -221,6 +229,6 @@ class _Writer:
         self._weights += weights
 
 
-def _wrong(task: Task, rng: np.random.Generator) -> Look:
-    """Half the time a place that resembles the right one, else any."""
-    return task.wrong(rng, near=rng.random() < 0.5)
+def _draw_wrong_look(task: Task, rng: np.random.Generator) -> Look:
+    """Return a look at a wrong place: half the time at one that resembles the right one."""
+    return task.wrong_look(rng, near=rng.random() < 0.5)

@@ -102,10 +102,10 @@ def _corpus(tracks: Sequence[Track], tools: Sequence[str]) -> Iterator[str]:
     pieces += [f"system\n{phrases.SYSTEM_PROMPT}", f"system\n{phrases.SYSTEM_PROMPT}\n{listed}"]
     pieces += [text for track in tracks for text in track.requests()]
     pieces += [f"observation_{number}: " for number in (1, 2)]
-    pieces += [phrases.NOTICE, phrases.LOOK, phrases.UNSURE, phrases.UNCLEAR, phrases.seen(0)]
+    pieces += [phrases.NOTICE, phrases.LOOK, phrases.UNSURE, phrases.UNCLEAR, phrases.conclusion(0)]
     others = misfits(tracks)
     observations = [text for track in tracks for text in track.observations()]
-    observations += [other.stray(np.random.default_rng(0)).text for other in others]
+    observations += [other.stray_look(np.random.default_rng(0)).text for other in others]
     pieces += [f"{text}{notice}" for text in observations if text for notice in ("", f"\n{phrases.NOTICE}")]
     pieces += [piece for track in (*tracks, *others) for turn in track.turns() for piece in _between_tags(turn)]
     pieces += _between_tags(phrases.answer_turn(1, phrases.UNSURE))

@@ -12,10 +12,8 @@ from arm_rl.demo import phrases, scenes
 from arm_rl.demo.tasks import Look
 
 NUM_PAGES = 8  # of each document
-DOCUMENTS = {
-    "train": tuple(range(1, 17)),
-    "held_out": tuple(range(17, 25)),
-}  # by number: no page of the one is in the other
+# by number: no page of the one is in the other
+DOCUMENTS = {"train": tuple(range(1, 17)), "held_out": tuple(range(17, 25))}
 ALL_DOCUMENTS = DOCUMENTS["train"] + DOCUMENTS["held_out"]
 
 Place = tuple[int, int]  # number of a document, and of a page in it, from 1
@@ -58,25 +56,27 @@ class PagesTask:
         """A page is not a part of an image."""
 
     @property
-    def at_once(self) -> None:
-        """Nobody."""
+    def immediate_thought(self) -> None:
+        """None: the prompt shows nothing."""
 
-    def right(self, rng: np.random.Generator) -> Look:
-        """The asked page."""
+    def right_look(self, rng: np.random.Generator) -> Look:
+        """Return a look at the asked page."""
         return self._look(self.place)
 
-    def wrong(self, rng: np.random.Generator, *, near: bool) -> Look:
-        """Another page of the same document, or any other page."""
+    def wrong_look(self, rng: np.random.Generator, *, near: bool) -> Look:
+        """Return a look at another page of the same document, or at any other page."""
         document, page = self.place
         if near:
-            return self._look((document, _other(page, range(1, NUM_PAGES + 1), rng)))
-        return self._look((_other(document, _documents(self.split), rng), int(rng.integers(1, NUM_PAGES + 1))))
+            return self._look((document, _draw_other(page, range(1, NUM_PAGES + 1), rng)))
+        return self._look(
+            (_draw_other(document, _documents_of_split(self.split), rng), int(rng.integers(1, NUM_PAGES + 1)))
+        )
 
     def _look(self, place: Place) -> Look:
         """Whoever sees a page believes it is the right one."""
         tile = self._tile(place)
         choice = self.claims.index(tile.digit) + 1 if tile.digit in self.claims else None
-        thought = phrases.seen(tile.digit)
+        thought = phrases.conclusion(tile.digit)
         return Look(
             tool=Pages.tool,
             arguments=arguments(place),
@@ -113,13 +113,13 @@ class Pages:
         if split == "pretrain":
             places = [(document, page) for document in ALL_DOCUMENTS for page in range(1, NUM_PAGES + 1)]
         else:
-            places = _places_of(seed, split, right)
+            places = _pages_with_digit(seed, split, right)
         place = places[int(rng.integers(len(places)))]
         claims = (right, wrong) if first == 0 else (wrong, right)
         return PagesTask(key=(seed, index), split=split, place=place, claims=claims, label="1" if first == 0 else "2")
 
-    def stray(self, rng: np.random.Generator) -> Look:
-        """Any page that a judge in training can know of."""
+    def stray_look(self, rng: np.random.Generator) -> Look:
+        """Return a look at any page that a judge in training can know of."""
         place = int(rng.choice(DOCUMENTS["train"])), int(rng.integers(1, NUM_PAGES + 1))
         tile = _draw_tile(int(rng.choice(scenes.CLASSES)), "pretrain", rng)
         return Look(
@@ -132,9 +132,8 @@ class Pages:
 
     def prepare(self, folder: Path, seed: int) -> None:
         """Writes the documents' pages and their index."""
-        from arm_rl.prepare.document_builder import (
-            build_index,
-        )  # brings a data base along, which the other tracks do without
+        # brings a data base along, which the other tracks do without
+        from arm_rl.prepare.document_builder import build_index
 
         write_documents(folder / "documents", seed)
         build_index(sorted((folder / "documents").iterdir()), folder / "index", ocr="never")
@@ -200,13 +199,13 @@ def write_documents(folder: Path, seed: int) -> None:
 
 
 @functools.cache
-def _places_of(seed: int, split: scenes.Split, digit: int) -> list[Place]:
-    """Pages of a split with a digit on them."""
-    places = [(document, page) for document in _documents(split) for page in range(1, NUM_PAGES + 1)]
+def _pages_with_digit(seed: int, split: scenes.Split, digit: int) -> list[Place]:
+    """Return the pages of a split with a digit on them."""
+    places = [(document, page) for document in _documents_of_split(split) for page in range(1, NUM_PAGES + 1)]
     return [place for place in places if page_tile(seed, place).digit == digit]
 
 
-def _documents(split: scenes.Split) -> tuple[int, ...]:
+def _documents_of_split(split: scenes.Split) -> tuple[int, ...]:
     return DOCUMENTS.get(split, ALL_DOCUMENTS)
 
 
@@ -218,7 +217,7 @@ def _draw_tile(digit: int, split: scenes.Split, rng: np.random.Generator) -> sce
     )
 
 
-def _other(one: int, all_of_them: Sequence[int], rng: np.random.Generator) -> int:
+def _draw_other(one: int, all_of_them: Sequence[int], rng: np.random.Generator) -> int:
     return int(rng.choice([other for other in all_of_them if other != one]))
 
 

@@ -27,6 +27,6 @@ def answer_turn(choice: int | str, thought: str) -> str:
     return f"<think>{thought}</think><answer>Overall Judgment: Answer {choice} is better.</answer>"
 
 
-def seen(fact: object) -> str:
-    """The thought of someone who has found out."""
+def conclusion(fact: object) -> str:
+    """Return the thought of a judge that has seen a fact."""
     return f"it is {fact}"

@@ -23,13 +23,13 @@ NUM_PATCHES = SIDE * SIDE
 NUM_TOKENS = NUM_PATCHES // MERGE**2  # image tokens of a view
 
 
-def scene_view(scene: scenes.Scene) -> np.ndarray:
-    """What the judge sees of a scene: (VIEW, VIEW, 3), uint8, within 1 of the resized drawing.
+def resized_scene(scene: scenes.Scene) -> np.ndarray:
+    """Return a scene as the judge sees it: (VIEW, VIEW, 3), uint8, within 1 of the resized drawing.
 
     A bicubic filter is linear and the engraving invisible to it, so the view is the background's, each tile's and each plain digit's share:
     ten times as fast.
     """
-    total = _resized(scenes.background()).astype(np.float32)
+    total = _resize(scenes.background()).astype(np.float32)
     for tile in scene.tiles:
         total = total + _tile_share(tile.color, tile.row, tile.column)
         if tile.plain:
@@ -49,7 +49,7 @@ def _tile_share(color: str, row: int, column: int) -> np.ndarray:
         scenes.CELL - 2 * scenes.MARGIN,
     )
     canvas[top : top + side, left : left + side] = scenes.COLORS[color]
-    return _resized(canvas).astype(np.float32) - _resized(scenes.background())
+    return _resize(canvas).astype(np.float32) - _resize(scenes.background())
 
 
 @functools.cache
@@ -61,12 +61,12 @@ def _plain_share(image: int) -> np.ndarray:
     return np.asarray(PILImage.fromarray(ink).resize((CELL_VIEW, CELL_VIEW), PILImage.Resampling.BICUBIC))
 
 
-def _resized(pixels: np.ndarray) -> np.ndarray:
+def _resize(pixels: np.ndarray) -> np.ndarray:
     return np.asarray(PILImage.fromarray(pixels).resize((VIEW, VIEW), PILImage.Resampling.BICUBIC))
 
 
-def patches(views: np.ndarray) -> Tensor:
-    """What the image processor makes of views (N, VIEW, VIEW, 3), uint8: (N, NUM_PATCHES, 3 * PATCH * PATCH), merge blocks together.
+def make_patches(views: np.ndarray) -> Tensor:
+    """Return what the image processor makes of views (N, VIEW, VIEW, 3), uint8: (N, NUM_PATCHES, 3 * PATCH * PATCH).
 
     One frame where the processor writes two equal ones: `encode` knows.
     """
@@ -83,9 +83,8 @@ def encode(tower: Qwen2_5_VisionTransformerPretrainedModel, pixel_patches: Tenso
     The same as the tower's own forward pass, but one call of attention for all images, and the two frames of a still image as one.
     """
     num_images = pixel_patches.shape[0]
-    filters = tower.patch_embed.proj.weight.sum(dim=2).flatten(
-        1
-    )  # (width, 3 * PATCH * PATCH): both frames see the same pixels
+    # (width, 3 * PATCH * PATCH): both frames see the same pixels
+    filters = tower.patch_embed.proj.weight.sum(dim=2).flatten(1)
     hidden = functional.linear(pixel_patches.flatten(0, 1), filters)  # (N * NUM_PATCHES, width)
     cos, sin = tower.rotary_pos_emb(hidden, _positions())
     for block in tower.blocks:

@@ -55,9 +55,8 @@ class Probe(nn.Module):
     def __init__(self, plain: bool = False) -> None:
         """With `plain`, image tokens should tell plain digits as well."""
         super().__init__()
-        self.cell = nn.Linear(
-            small_judge.HIDDEN, len(COLOR_NAMES) + 1 + 2 * scenes.GRID
-        )  # of an image token: colour or none, row, column
+        # of an image token: colour or none, row, column
+        self.cell = nn.Linear(small_judge.HIDDEN, len(COLOR_NAMES) + 1 + 2 * scenes.GRID)
         self.digit = nn.Linear(small_judge.HIDDEN, len(scenes.CLASSES))  # of a crop
         self.where = nn.Linear(small_judge.HIDDEN, scenes.GRID**2 + 1)  # of a question: the cell of its tile, or none
         # Of an image token, and of a question: a plain digit, or none.
@@ -99,7 +98,7 @@ def _targets(batch: Sequence[scenes.Scene]) -> tuple[Tensor, Tensor, Tensor]:
         for tile in scene.tiles:
             cell, color = tile.row * scenes.GRID + tile.column, COLOR_NAMES.index(tile.color)
             colors[number, cell], cells[number, color] = color, cell
-    return colors, torch.tensor([scenes.CLASSES.index(scene.asked.digit) for scene in batch]), cells
+    return colors, torch.tensor([scenes.CLASSES.index(scene.asked_tile.digit) for scene in batch]), cells
 
 
 def _plain_digits(batch: Sequence[scenes.Scene]) -> Tensor:
@@ -153,11 +152,11 @@ def positions(is_image: Tensor) -> Tensor:
 def lessons_loss(model: Qwen2_5_VLForConditionalGeneration, lessons: Sequence[Lesson]) -> tuple[Tensor, Tensor | None]:
     """Weighted mean of the negative log-likelihoods, and the image tokens of all lessons in order."""
     views = [view for lesson in lessons for view in lesson.views]
-    tokens = pixels.encode(model.model.visual, pixels.patches(np.stack(views))) if views else None
+    tokens = pixels.encode(model.model.visual, pixels.make_patches(np.stack(views))) if views else None
     ends = np.cumsum([len(lesson.views) for lesson in lessons])
     total = sum(sum(lesson.weights) for lesson in lessons)
     loss = torch.zeros(())
-    for group in _by_length(lessons):
+    for group in _batches_by_length(lessons):
         chosen = (
             [tokens[ends[n] - len(lessons[n].views) : ends[n]].flatten(0, 1) for n in group]
             if tokens is not None
@@ -168,8 +167,8 @@ def lessons_loss(model: Qwen2_5_VLForConditionalGeneration, lessons: Sequence[Le
     return loss, tokens
 
 
-def _by_length(lessons: Sequence[Lesson]) -> list[list[int]]:
-    """Indices of lessons in groups of little padding: by their number of images."""
+def _batches_by_length(lessons: Sequence[Lesson]) -> list[list[int]]:
+    """Return sets of indices of lessons with equally many images, which need little padding."""
     groups: dict[int, list[int]] = {}
     for number, lesson in enumerate(lessons):
         groups.setdefault(len(lesson.views), []).append(number)
@@ -198,18 +197,18 @@ def train(
 
     def warm_up(batch: list[int]) -> Tensor:
         drawn = [tiles[index % len(tiles)].task(seed, "pretrain", index).scene for index in batch]
-        views = [pixels.scene_view(scene) for scene in drawn]
-        views += [scenes.draw_cell(scene, scene.asked.row, scene.asked.column) for scene in drawn]
-        shown, read = pixels.encode(model.model.visual, pixels.patches(np.stack(views))).split(len(drawn))
-        ids = torch.tensor(teacher.questions()).expand(len(drawn), -1)
+        views = [pixels.resized_scene(scene) for scene in drawn]
+        views += [scenes.draw_cell(scene, scene.asked_tile.row, scene.asked_tile.column) for scene in drawn]
+        shown, read = pixels.encode(model.model.visual, pixels.make_patches(np.stack(views))).split(len(drawn))
+        ids = torch.tensor(teacher.question_ids()).expand(len(drawn), -1)
         hidden = hidden_states(model, ids, shown.flatten(0, 1))[:, -len(COLOR_NAMES) :]
         return probe.loss(shown, read, hidden, drawn)
 
     def matching(batch: list[int]) -> Tensor:
-        return lessons_loss(model, [teacher.matching(*teacher.task(seed, index), rng) for index in batch])[0]
+        return lessons_loss(model, [teacher.matching_lesson(*teacher.task(seed, index), rng) for index in batch])[0]
 
     def joint(batch: list[int]) -> Tensor:
-        return lessons_loss(model, [teacher.joint(*teacher.task(seed, index), rng) for index in batch])[0]
+        return lessons_loss(model, [teacher.joint_lesson(*teacher.task(seed, index), rng) for index in batch])[0]
 
     for name, phase, objective, parameters in (
         ("warm-up", plan.warm_up, warm_up, [*model.parameters(), *probe.parameters()]),

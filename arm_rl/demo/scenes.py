@@ -67,14 +67,14 @@ class Scene:
     label: Literal["1", "2"]  # the answer that is right
 
     @property
-    def asked(self) -> Tile:
-        """The tile that the question is about."""
+    def asked_tile(self) -> Tile:
+        """Tile that the question is about."""
         return self.tiles[0]
 
     @property
     def question(self) -> str:
         """The question, without the claimed answers."""
-        return question(self.asked.color)
+        return question(self.asked_tile.color)
 
 
 def question(color: str) -> str:
@@ -88,21 +88,21 @@ def cell_box(row: int, column: int) -> Box:
 
 
 @functools.cache
-def _digits() -> tuple[np.ndarray, np.ndarray]:
-    """Images (N, POINTS, POINTS) as ink in 0..1, and their classes (N,)."""
-    images, classes = _written()
+def _enlarged_digits() -> tuple[np.ndarray, np.ndarray]:
+    """Return images (N, POINTS, POINTS) as ink in 0..1, and their classes (N,)."""
+    images, classes = _small_digits()
     return np.stack([_enlarge(image, POINTS) for image in images]), classes
 
 
 @functools.cache
 def plain_ink(image: int) -> np.ndarray:
     """A plain digit's ink in 0..1, (PLAIN, PLAIN)."""
-    return _enlarge(_written()[0][image], PLAIN)
+    return _enlarge(_small_digits()[0][image], PLAIN)
 
 
 @functools.cache
-def _written() -> tuple[np.ndarray, np.ndarray]:
-    """scikit-learn's digits as they are: ink in 0..1, (N, 8, 8), and their classes (N,)."""
+def _small_digits() -> tuple[np.ndarray, np.ndarray]:
+    """Return scikit-learn's digits: ink in 0..1, (N, 8, 8), and their classes (N,)."""
     bundled = load_digits()
     return bundled.images / 16.0, bundled.target
 
@@ -115,7 +115,7 @@ def _enlarge(image: np.ndarray, side: int) -> np.ndarray:
 @functools.cache
 def digit_images(split: Split, digit: int) -> np.ndarray:
     """Indices of a class's images in a split. `pretrain` has those of `train`; `validation` and `test` are halves of `held_out`."""
-    indices = np.flatnonzero(_digits()[1] == digit)
+    indices = np.flatnonzero(_enlarged_digits()[1] == digit)
     order = np.random.default_rng(digit).permutation(len(indices))
     num_held_out = round(len(indices) * HELD_OUT_SHARE)
     half = num_held_out // 2
@@ -165,7 +165,7 @@ def other_tile(scene: Scene, rng: np.random.Generator) -> tuple[int, int]:
 
 def any_other_cell(scene: Scene, rng: np.random.Generator) -> tuple[int, int]:
     """Row and column of any cell but the asked tile's."""
-    asked = scene.asked.row * GRID + scene.asked.column
+    asked = scene.asked_tile.row * GRID + scene.asked_tile.column
     return divmod((asked + int(rng.integers(1, GRID**2))) % GRID**2, GRID)
 
 
@@ -191,9 +191,8 @@ def tile_pixels(color: str, image: int, plain: bool = False) -> np.ndarray:
             INK - np.array(COLORS[color])
         )
         return pixels.round().astype(np.uint8)
-    ink = (
-        np.kron(_digits()[0][image], np.array([[1, -1], [-1, 1]])) * DEPTH
-    )  # (2 POINTS, 2 POINTS), zero mean in each point
+    # (2 POINTS, 2 POINTS), zero mean in each point
+    ink = np.kron(_enlarged_digits()[0][image], np.array([[1, -1], [-1, 1]])) * DEPTH
     edge = (side - ink.shape[0]) // 2
     pixels[edge : edge + ink.shape[0], edge : edge + ink.shape[1]] += ink[..., None]
     return pixels.round().astype(np.uint8)

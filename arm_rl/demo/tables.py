@@ -7,10 +7,8 @@ from rich.table import Table
 from arm_rl.run.metrics import NO_TOOL, OTHER_TOOL
 
 COLUMNS = ("accuracy", "tool_calls", "tool_rate", "box_hit", "accuracy_without_tools", "num_samples")
-ACCURACY, FIRST_TOOL = (
-    "accuracy/",
-    "first_tool/",
-)  # begin the metrics of each track: accuracy/TRACK, first_tool/NAME/TRACK
+# begin the metrics of each track: accuracy/TRACK, first_tool/NAME/TRACK
+ACCURACY, FIRST_TOOL = "accuracy/", "first_tool/"
 
 
 def is_shown(key: str) -> bool:
@@ -18,8 +16,8 @@ def is_shown(key: str) -> bool:
     return key in COLUMNS or key.startswith((ACCURACY, FIRST_TOOL))
 
 
-def tables(summary: Mapping[str, Mapping[str, float]], tracks: Sequence[str]) -> Iterator[Table]:
-    """What held-out samples say.
+def evaluation_tables(summary: Mapping[str, Mapping[str, float]], tracks: Sequence[str]) -> Iterator[Table]:
+    """Yield the tables of the held-out evaluation.
 
     Args:
         summary: metrics by stage.
@@ -39,7 +37,8 @@ def _track_table(summary: Mapping[str, Mapping[str, float]], tracks: Sequence[st
     for column in ("track", "", *summary):
         table.add_column(column, overflow="fold")  # names of tools are long, and their ends tell them apart
     tools = sorted(
-        {key.split("/")[1] for metrics in summary.values() for key in metrics if key.startswith(FIRST_TOOL)}, key=_order
+        {key.split("/")[1] for metrics in summary.values() for key in metrics if key.startswith(FIRST_TOOL)},
+        key=_tool_sort_key,
     )
     for track in tracks:
         rows = {"accuracy": f"{ACCURACY}{track}", **{name: f"{FIRST_TOOL}{name}/{track}" for name in tools}}
@@ -51,6 +50,6 @@ def _track_table(summary: Mapping[str, Mapping[str, float]], tracks: Sequence[st
     return table
 
 
-def _order(tool: str) -> tuple[bool, str]:
-    """Tools by name; then what is none of them."""
+def _tool_sort_key(tool: str) -> tuple[bool, str]:
+    """Sort tools by name; entries that are no tool come last."""
     return tool in (NO_TOOL, OTHER_TOOL), tool

@@ -60,14 +60,14 @@ class Task(Protocol):
         """Where in the image the evidence is."""
 
     @property
-    def at_once(self) -> str | None:
-        """The thought of someone to whom the prompt shows the answer; None where it does not."""
+    def immediate_thought(self) -> str | None:
+        """Thought of a judge to whom the prompt shows the answer; None if it does not."""
 
-    def right(self, rng: np.random.Generator) -> Look:
-        """The right tool at the right place."""
+    def right_look(self, rng: np.random.Generator) -> Look:
+        """Return a call of the right tool at the right place."""
 
-    def wrong(self, rng: np.random.Generator, *, near: bool) -> Look:
-        """The right tool at a wrong place: one that resembles the right one, or any other."""
+    def wrong_look(self, rng: np.random.Generator, *, near: bool) -> Look:
+        """Return a call of the right tool at a wrong place: one that resembles the right one, or any other."""
 
 
 class Misfit(Protocol):
@@ -75,8 +75,8 @@ class Misfit(Protocol):
 
     tool: str
 
-    def stray(self, rng: np.random.Generator) -> Look:
-        """A call of it by someone whose task it does not fit: it tells nothing."""
+    def stray_look(self, rng: np.random.Generator) -> Look:
+        """Return a call by a judge whose task the tool does not fit: the call tells nothing."""
 
     def turns(self) -> list[str]:
         """Its calls: for the tokenizer."""

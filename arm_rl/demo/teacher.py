@@ -13,7 +13,7 @@ from arm_rl.core.session import Completion, Policy, PolicyRequest
 from arm_rl.core.template import Template
 from arm_rl.core.types import Sample
 from arm_rl.demo import phrases
-from arm_rl.demo.dataset import task_of
+from arm_rl.demo.dataset import parse_sample_id
 from arm_rl.demo.tasks import Look, Task, Track
 from arm_rl.demo.tracks import TILES, misfits
 
@@ -27,9 +27,8 @@ class ScriptedTeacher:
     call_share: float = 0.3  # sessions with a call
     stray_share: float = 0.5  # of the calls: another track's tool
     right_place_share: float = 1 / 2  # of the calls of the right tool: as asked
-    near_place_share: float = (
-        1 / 4
-    )  # of the calls of the right tool: a place that resembles it; the rest goes anywhere else
+    # of the calls of the right tool: a place that resembles it; the rest goes anywhere else
+    near_place_share: float = 1 / 4
     repeat_share: float = 0.0  # of the sessions with a call: a second one, in the same way
 
     def script(self, task: Task, track: Track, *, tools: bool) -> tuple[str, ...]:
@@ -37,7 +36,11 @@ class ScriptedTeacher:
         rng = np.random.default_rng([self.seed, 11, *task.key])
         guess = int(rng.integers(1, 3))
         if not tools or rng.random() >= self.call_share:
-            return (phrases.answer_turn(int(task.label) if task.at_once else guess, task.at_once or phrases.UNSURE),)
+            return (
+                phrases.answer_turn(
+                    int(task.label) if task.immediate_thought else guess, task.immediate_thought or phrases.UNSURE
+                ),
+            )
         looks = [self._look(task, track, rng)]
         if rng.random() < self.repeat_share:
             looks.append(self._look(task, track, rng))
@@ -47,15 +50,15 @@ class ScriptedTeacher:
     def _look(self, task: Task, track: Track, rng: np.random.Generator) -> Look:
         others = misfits(self.tracks, track)
         if others and rng.random() < self.stray_share:
-            return others[rng.integers(len(others))].stray(rng)
+            return others[rng.integers(len(others))].stray_look(rng)
         draw = rng.random()
         if draw < self.right_place_share:
-            return task.right(rng)
-        return task.wrong(rng, near=draw < self.right_place_share + self.near_place_share)
+            return task.right_look(rng)
+        return task.wrong_look(rng, near=draw < self.right_place_share + self.near_place_share)
 
     def policy(self, sample: Sample, template: Template) -> Policy:
         """The teacher as the policy of a session about `sample`."""
-        turns = self.script(*task_of(sample.id), tools=bool(sample.tools))
+        turns = self.script(*parse_sample_id(sample.id), tools=bool(sample.tools))
 
         async def speak(request: PolicyRequest) -> Completion:
             text = turns[sum(message.role == "assistant" for message in request.messages)]

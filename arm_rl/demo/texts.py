@@ -75,15 +75,15 @@ class TextsTask:
         """There is no image."""
 
     @property
-    def at_once(self) -> None:
-        """Nobody."""
+    def immediate_thought(self) -> None:
+        """None: the prompt shows nothing."""
 
-    def right(self, rng: np.random.Generator) -> Look:
-        """The asked bounds, on either text."""
+    def right_look(self, rng: np.random.Generator) -> Look:
+        """Return a check of the asked bounds, on either text."""
         return self._look(int(rng.integers(2)), self.lower)
 
-    def wrong(self, rng: np.random.Generator, *, near: bool) -> Look:
-        """Other bounds: the next ones, or any."""
+    def wrong_look(self, rng: np.random.Generator, *, near: bool) -> Look:
+        """Return a check of other bounds: the next ones, or any."""
         others = [
             lower for lower in LOWER_BOUNDS if lower != self.lower and (not near or abs(lower - self.lower) == WIDTH)
         ]
@@ -93,7 +93,7 @@ class TextsTask:
         """Whoever sees a result believes that it was for the asked bounds."""
         fits = lower <= self.counts[text] <= lower + WIDTH
         better = text if fits else 1 - text
-        thought = phrases.seen(NAMES[better])
+        thought = phrases.conclusion(NAMES[better])
         return Look(
             tool=Texts.tool, arguments=arguments(text, lower), text=result(fits), thought=thought, choice=better + 1
         )
@@ -120,8 +120,8 @@ class Texts:
         counts = (fitting, not_fitting) if better == 0 else (not_fitting, fitting)
         return TextsTask(key=(seed, stream, index), lower=lower, counts=counts, label=str(better + 1))
 
-    def stray(self, rng: np.random.Generator) -> Look:
-        """A claim of one word is outside of all bounds."""
+    def stray_look(self, rng: np.random.Generator) -> Look:
+        """Return a check for one word, which is outside of all bounds."""
         called = arguments(int(rng.integers(2)), int(rng.choice(LOWER_BOUNDS)))
         return Look(tool=self.tool, arguments=called, text=result(False), thought=phrases.UNCLEAR)
 
@@ -150,8 +150,8 @@ class SentenceCheck:
 
     tool = "check_whether_response_sentence_number_in_range"
 
-    def stray(self, rng: np.random.Generator) -> Look:
-        """A check of one of the texts."""
+    def stray_look(self, rng: np.random.Generator) -> Look:
+        """Return a check of one of the texts."""
         called = arguments(int(rng.integers(2)), int(rng.choice(LOWER_BOUNDS)))
         return Look(tool=self.tool, arguments=called, text=result(False), thought=phrases.UNCLEAR)
 

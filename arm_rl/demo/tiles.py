@@ -41,7 +41,7 @@ class TilesTask:
     @property
     def view(self) -> np.ndarray:
         """The scene, small."""
-        return pixels.scene_view(self.scene)
+        return pixels.resized_scene(self.scene)
 
     @property
     def image(self) -> PILImage.Image:
@@ -54,22 +54,22 @@ class TilesTask:
         return tuple(map(str, self.scene.claims))
 
     @property
-    def at_once(self) -> str | None:
-        """Of a plain digit: what it is."""
-        return phrases.seen(self.scene.asked.digit) if self.scene.asked.plain else None
+    def immediate_thought(self) -> str | None:
+        """Thought about a plain digit: what the digit is."""
+        return phrases.conclusion(self.scene.asked_tile.digit) if self.scene.asked_tile.plain else None
 
     @property
     def target_box(self) -> scenes.Box:
         """The asked tile's cell."""
-        return self.scene.asked.box
+        return self.scene.asked_tile.box
 
-    def right(self, rng: np.random.Generator) -> Look:
-        """The asked tile."""
-        asked = self.scene.asked
-        return self._look((asked.row, asked.column), phrases.seen(asked.digit), int(self.scene.label))
+    def right_look(self, rng: np.random.Generator) -> Look:
+        """Return a look at the asked tile."""
+        asked = self.scene.asked_tile
+        return self._look((asked.row, asked.column), phrases.conclusion(asked.digit), int(self.scene.label))
 
-    def wrong(self, rng: np.random.Generator, *, near: bool) -> Look:
-        """Another tile, or any other cell."""
+    def wrong_look(self, rng: np.random.Generator, *, near: bool) -> Look:
+        """Return a look at another tile, or at any other cell."""
         cell = scenes.other_tile(self.scene, rng) if near else scenes.any_other_cell(self.scene, rng)
         return self._look(cell, phrases.UNCLEAR, None)
 
@@ -99,11 +99,14 @@ class Tiles:
         kind = () if self.asked_plain is None else (int(self.asked_plain),)
         return TilesTask(scene=scenes.make_scene(seed, split, index, self.asked_plain), key=(seed, index, *kind))
 
-    def stray(self, rng: np.random.Generator) -> Look:
-        """A cell of an image that is not there."""
+    def stray_look(self, rng: np.random.Generator) -> Look:
+        """Return a look at a cell of an image that does not exist."""
         row, column = divmod(int(rng.integers(scenes.GRID**2)), scenes.GRID)
         return Look(
-            tool=self.tool, arguments=arguments(scenes.cell_box(row, column)), text=_no_image(), thought=phrases.UNCLEAR
+            tool=self.tool,
+            arguments=arguments(scenes.cell_box(row, column)),
+            text=_missing_image_text(),
+            thought=phrases.UNCLEAR,
         )
 
     def prepare(self, folder: Path, seed: int) -> None:
@@ -135,6 +138,6 @@ def arguments(box: scenes.Box, image: str = IMAGE) -> dict[str, object]:
 
 
 @functools.cache
-def _no_image() -> str:
-    """What the tool itself says where the session has no image."""
+def _missing_image_text() -> str:
+    """Return the tool's text for a session without an image."""
     return ImageZoomTool().call(arguments(scenes.cell_box(0, 0)), ToolContext(images={}, texts={}, image_names=())).text

@@ -9,10 +9,8 @@ from arm_rl.demo.tiles import Tiles
 
 TRACKS: dict[str, Track] = {"digits": Tiles(), "pages": Pages(), "texts": Texts()}
 TILES: Sequence[Track] = (TRACKS["digits"],)  # of the first demo
-MIXED: Sequence[Track] = (
-    Tiles("engraved", asked_plain=False),
-    Tiles("plain", asked_plain=True),
-)  # half need the tool: `jobs.findings`
+# half need the tool: `jobs.findings`
+MIXED: Sequence[Track] = (Tiles("engraved", asked_plain=False), Tiles("plain", asked_plain=True))
 
 
 def misfits(tracks: Sequence[Track], track: Track | None = None) -> list[Misfit]:

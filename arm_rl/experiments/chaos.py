@@ -23,6 +23,7 @@ from typing import Any
 
 from actors.supervision import BACK
 from arm_rl.core import trajectory_file
+from arm_rl.core.atomic_file import replace_text
 from arm_rl.core.errors import UserError
 from arm_rl.experiments import processes
 from arm_rl.run import checkpoint
@@ -42,9 +43,8 @@ VICTIMS = {
     "learner": "ray::Learner",
 }
 KINDS = (*VICTIMS, "driver")
-BACK_AS = {
-    "engine": "rollout"
-}  # what the log says is back, where it is not the kind itself: an engine takes its rollout actor along
+# what the log says is back, where it is not the kind itself: an engine takes its rollout actor along
+BACK_AS = {"engine": "rollout"}
 POLL_SECONDS = 0.2
 GRACE_SECONDS = 300.0  # until a kind of process must be there (again)
 WORKER_SECONDS = 20.0  # until a tool worker may be: it comes back with the next call that needs it
@@ -63,7 +63,7 @@ class Summary:
     hangs: int = 0  # of the kills: processes that were stopped in place of killed
     lost: int = 0  # trajectories that were drawn and are nowhere in the ledger, or in no file
     trained_twice: int = 0  # in the ledger, or in the files
-    recovery_seconds: dict[str, float] = field(default_factory=dict)  # mean: as `_Recovery.seconds` says
+    recovery_seconds: dict[str, float] = field(default_factory=dict)  # mean: as `_Recovery.wait` says
     starts: int = 0  # of the driver
     reward: float = 0.0  # mean of the last steps
     reached_mark: bool = False
@@ -97,7 +97,7 @@ class Victim:
         """Those of a kind that live."""
         if kind == "driver":
             return {self._process.pid} if self.status is None else set()
-        return {process.number for process in processes.below(self._process.pid) if VICTIMS[kind] in process.command}
+        return {process.pid for process in processes.below(self._process.pid) if VICTIMS[kind] in process.command}
 
     def kill(self, kind: str, process: int, how: signal.Signals = signal.SIGKILL) -> None:
         """Kills it, or stops it so that it hangs; with the driver all others go, and the run is started again."""
@@ -106,17 +106,16 @@ class Victim:
         if kind == "driver":
             self._process.wait()
             limit = time.monotonic() + GRACE_SECONDS
-            while left := [
-                one for one in others if processes.read(one) is not None
-            ]:  # Ray ends with it, and they with Ray
+            # Ray ends with it, and they with Ray
+            while left := [one for one in others if processes.is_alive(one)]:
                 if time.monotonic() > limit:
                     raise ChaosError(f"processes {left} outlive the driver")
                 time.sleep(POLL_SECONDS)
             self._start()
 
-    def end(self) -> None:
-        """Ends what is left of it."""
-        left = [process.number for process in processes.below(self._process.pid)]
+    def kill_all(self) -> None:
+        """Kill what is left of the run."""
+        left = [process.pid for process in processes.below(self._process.pid)]
         for process in (self._process.pid, *left):
             try:
                 os.kill(process, signal.SIGKILL)
@@ -124,20 +123,20 @@ class Victim:
                 continue
         self._process.wait()
 
-    def said(self) -> str:
-        """Its output so far, of all its starts."""
+    def output(self) -> str:
+        """Return the output so far, of all starts."""
         return self._log.read_text(errors="replace")
 
-    def last_words(self) -> str:
-        """The end of it."""
-        return self.said()[-3000:]
+    def output_tail(self) -> str:
+        """Return the end of the output."""
+        return self.output()[-3000:]
 
-    def recoveries(self, kind: str) -> list[float]:
-        """The seconds that each took which it has told of."""
-        return [float(seconds) for name, seconds in _BACK.findall(self.said()) if name == BACK_AS.get(kind, kind)]
+    def recovery_seconds(self, kind: str) -> list[float]:
+        """Return the seconds of each recovery of a kind that the run has logged."""
+        return [float(seconds) for name, seconds in _BACK.findall(self.output()) if name == BACK_AS.get(kind, kind)]
 
 
-def chaos(
+def run_chaos(
     command: Sequence[str],
     run: Path,
     *,
@@ -147,7 +146,7 @@ def chaos(
     mark: float,
     hangs: Collection[str] = (),
 ) -> Summary:
-    """Runs the command to its end, killing as many of each kind as is said, in a random order and at random times.
+    """Run the command to its end while killing its processes in a random order and at random times.
 
     Args:
         command: `jobs.train CONFIG key=value ...`, of a synchronous or an asynchronous run; with `metrics.trajectories_every=1`.
@@ -185,36 +184,37 @@ def chaos(
             summary.kills[kind] += 1
             summary.hangs += hang
             logger.info("%s %s %d; %d to come", "stopped" if hang else "killed", kind, killed, len(plan))
-            seconds[kind] += recovered.seconds()
+            seconds[kind] += recovered.wait()
         while victim.status is None:
             time.sleep(POLL_SECONDS)
         if victim.status or plan:
             raise ChaosError(
-                f"the run ended with status {victim.status} and {len(plan)} kills to come: {victim.last_words()}"
+                f"the run ended with status {victim.status} and {len(plan)} kills to come: {victim.output_tail()}"
             )
     finally:
-        victim.end()
+        victim.kill_all()
     summary.starts = victim.num_starts
     summary.recovery_seconds = {kind: round(sum(found) / len(found), 1) for kind, found in seconds.items() if found}
-    _judge(summary, run, mark)
+    _evaluate_run(summary, run, mark)
     return summary
 
 
-def write(summary: Summary, path: Path) -> None:
-    """Writes `summary.json`."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    path.write_text(json.dumps(vars(summary), indent=2))
+def write_summary(summary: Summary, path: Path) -> None:
+    """Write `summary.json`."""
+    replace_text(path, json.dumps(vars(summary), indent=2))
 
 
-def _judge(summary: Summary, run: Path, mark: float) -> None:
-    """Compares what was drawn with what became of it, and reads the reward."""
+def _evaluate_run(summary: Summary, run: Path, mark: float) -> None:
+    """Compare the trajectories drawn with their fates, and read the reward."""
     state = _newest_state(run)
     table = Ledger.of(state["collector"]["ledger"]).table()
     drawn = sum(row["drawn"] for row in table.values())
     found = sum(row[name] for row in table.values() for name in (*FATES, "pending"))
     used = sum(row[name] for row in table.values() for name in FATES if name != "too_old")  # what a step was given
     written = Counter(
-        (row["group_id"], row["index"]) for path in _trajectory_files(run) for row in trajectory_file.read_light(path)
+        (row["group_id"], row["index"])
+        for path in _trajectory_files(run)
+        for row in trajectory_file.read_summaries(path)
     )
     summary.lost = max(drawn - found, 0) + max(used - len(written), 0)
     summary.trained_twice = max(found - drawn, 0) + written.total() - len(written) + max(len(written) - used, 0)
@@ -243,8 +243,8 @@ def _is_underway(run: Path) -> bool:
     return bool(read_lines(run / "metrics.jsonl"))
 
 
-def _written(run: Path) -> float:
-    """When the last step was logged."""
+def _last_logged_at(run: Path) -> float:
+    """Return when the last step was logged."""
     return (run / "metrics.jsonl").stat().st_mtime
 
 
@@ -253,11 +253,17 @@ class _Recovery:
 
     def __init__(self, victim: Victim, run: Path, kind: str, before: set[int]) -> None:
         self._victim, self._run, self._kind, self._before = victim, run, kind, before
-        self._started, self._step, self._told = time.monotonic(), _written(run), len(victim.recoveries(kind))
+        self._started, self._step, self._num_logged = (
+            time.monotonic(),
+            _last_logged_at(run),
+            len(victim.recovery_seconds(kind)),
+        )
 
-    def seconds(self) -> list[float]:
-        """Waits for it. Of an actor, its group of learners or its engine, what the run says it took; of a tool worker until another one is
-        there; of the driver until another step is done. Nothing where none was needed before the run ended, or no call needed a worker.
+    def wait(self) -> list[float]:
+        """Wait until the victim has recovered, and return the seconds of each recovery; none if none was needed.
+
+        The seconds of an actor are those that the run logs. A tool worker has recovered when another one exists, and the driver when
+        another step is done. None is needed if the run ended before, or if no call needed a worker.
 
         Raises:
             ChaosError: it does not come.
@@ -266,14 +272,14 @@ class _Recovery:
             came = self._wait_until(lambda: bool(self._victim.processes("tool_worker") - self._before), WORKER_SECONDS)
             return [time.monotonic() - self._started] if came else []
         if self._kind == "driver":
-            came = self._wait_until(lambda: _written(self._run) > self._step)
+            came = self._wait_until(lambda: _last_logged_at(self._run) > self._step)
         else:
-            came = self._wait_until(lambda: len(self._victim.recoveries(self._kind)) > self._told)
+            came = self._wait_until(lambda: len(self._victim.recovery_seconds(self._kind)) > self._num_logged)
         if not came and self._victim.status is None:
-            raise ChaosError(f"no other {self._kind} in {GRACE_SECONDS:g} seconds: {self._victim.last_words()}")
+            raise ChaosError(f"no other {self._kind} in {GRACE_SECONDS:g} seconds: {self._victim.output_tail()}")
         if self._kind == "driver":
             return [time.monotonic() - self._started]
-        return self._victim.recoveries(self._kind)[self._told :]
+        return self._victim.recovery_seconds(self._kind)[self._num_logged :]
 
     def _wait_until(self, done: Callable[[], bool], limit: float = GRACE_SECONDS) -> bool:
         """Whether it was, before the limit and the run's end."""

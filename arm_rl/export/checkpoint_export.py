@@ -7,7 +7,7 @@ from actors.learner import state as learner_state
 from actors.learner.hf_folder import write_folder
 from actors.learner.policy_model import PolicyModel
 from actors.weights import gather, lora
-from arm_rl.core.config import SftConfig, TrainConfig
+from arm_rl.core.stage_config import SftConfig, TrainConfig
 from arm_rl.export.model_card import write_card
 from arm_rl.export.model_check import check_files, check_weights
 from arm_rl.run import checkpoint

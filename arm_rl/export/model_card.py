@@ -6,8 +6,9 @@ from typing import Any
 
 from omegaconf import OmegaConf
 
-from arm_rl.core.config import SftConfig, TrainConfig
+from arm_rl.core.atomic_file import replace_text
 from arm_rl.core.config_file import save
+from arm_rl.core.stage_config import SftConfig, TrainConfig
 from arm_rl.export.judge_config import FILE
 from arm_rl.run.metrics_log import read_lines
 
@@ -93,22 +94,22 @@ def write_card(config: TrainConfig | SftConfig, run: Path, folder: Path, step: i
         stage=stage,
         base=base,
         step=step,
-        numbers=_table(_last_numbers(run / "metrics.jsonl", step)),
+        numbers=_format_table(_last_metrics(run / "metrics.jsonl", step)),
         file=FILE,
         folder=folder,
         parser=config.template.tool_format,
-        data="\n".join(f"- {use}: {', '.join(files)}" for use, files in _data(config).items() if files),
+        data="\n".join(f"- {use}: {', '.join(files)}" for use, files in _data_files(config).items() if files),
         config=(folder / FILE).read_text(),
     )
-    (folder / "README.md").write_text(card)
+    replace_text(folder / "README.md", card)
 
 
-def _data(config: TrainConfig | SftConfig) -> dict[str, tuple[str, ...]]:
+def _data_files(config: TrainConfig | SftConfig) -> dict[str, tuple[str, ...]]:
     return {"trained on": config.data.train, "held out": config.data.held_out, "tools": config.tools.files}
 
 
-def _last_numbers(metrics: Path, step: int) -> dict[str, float]:
-    """The newest values up to a step."""
+def _last_metrics(metrics: Path, step: int) -> dict[str, float]:
+    """Return the newest metrics up to a step."""
     found: dict[str, float] = {}
     for line in read_lines(metrics):
         if line["step"] <= step:
@@ -116,7 +117,7 @@ def _last_numbers(metrics: Path, step: int) -> dict[str, float]:
     return found
 
 
-def _table(numbers: Mapping[str, float]) -> str:
+def _format_table(numbers: Mapping[str, float]) -> str:
     if not numbers:
         return "This run wrote none."
     rows = [f"| {label} | {numbers[name]:.4g} |" for name, label in _NUMBERS.items() if name in numbers]

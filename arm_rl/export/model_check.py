@@ -31,7 +31,7 @@ def check_files(path: str, *, a_folder: bool = False) -> None:
         return
     for file in ("config.json", *sorted(one.name for one in folder.glob("*.json") if one.name != "config.json")):
         _read_json(folder / file)
-    _shapes(folder)
+    _read_shapes(folder)
 
 
 def check_weights(path: str) -> None:
@@ -55,7 +55,7 @@ def check_weights(path: str) -> None:
         raise ModelFolderError(
             f"model.path: {folder / 'config.json'}: a {type(model).__name__} cannot be trained here; a model such as Qwen2.5-VL is needed"
         )
-    held = Counter(shape for shapes in _shapes(folder).values() for shape in shapes)
+    held = Counter(shape for shapes in _read_shapes(folder).values() for shape in shapes)
     for name, weight in model.named_parameters():  # by shape: in files, weights may have names of older versions
         shape = tuple(weight.shape)
         held[shape] -= 1
@@ -66,8 +66,8 @@ def check_weights(path: str) -> None:
             )
 
 
-def _shapes(folder: Path) -> dict[str, list[tuple[int, ...]]]:
-    """Shapes of the weights in each file."""
+def _read_shapes(folder: Path) -> dict[str, list[tuple[int, ...]]]:
+    """Return the shapes of the weights in each file."""
     index = folder / _INDEX
     if index.exists():
         weight_map = _read_json(index).get("weight_map")

@@ -14,7 +14,6 @@ from concurrent.futures import Future
 from contextlib import AbstractAsyncContextManager, AsyncExitStack, asynccontextmanager, closing
 from dataclasses import dataclass
 from pathlib import Path
-from types import TracebackType
 from typing import Any, TypeVar
 
 import torch
@@ -26,13 +25,13 @@ from arm_rl.core import session
 from arm_rl.core.config import SessionConfig, TemplateConfig
 from arm_rl.core.errors import UserError
 from arm_rl.core.images import Image
+from arm_rl.core.loop_thread import LoopThread
 from arm_rl.core.question_template import Phrase, read_phrase
-from arm_rl.core.seeding import derive
+from arm_rl.core.seeding import derive_seed
 from arm_rl.core.session import Memory, Policy, Start, Tools
 from arm_rl.core.template import Template
 from arm_rl.core.types import ImagePart, Message, Sample
 from arm_rl.export.judge_config import JudgeSetup
-from arm_rl.judge.background_loop import LoopThread
 from arm_rl.judge.remote_policy import ServerPolicy
 from arm_rl.judge.verdict import Opinion, Ranking, Verdict
 from tools.execution.local import LocalTools
@@ -77,7 +76,7 @@ class Judge:
         concurrency: int = 16,
         seed: int = 0,
     ) -> None:
-        """Prepares. `load` and `at` make one of a folder and of a server.
+        """Prepares. `load` and `connect` make one of a folder and of a server.
 
         Args:
             policy: the model; entered with the judge.
@@ -100,7 +99,7 @@ class Judge:
         self._stack = AsyncExitStack()
 
     @classmethod
-    def at(
+    def connect(
         cls,
         base_url: str,
         model: str,
@@ -114,7 +113,7 @@ class Judge:
         with_logprobs: bool = False,
         **settings: Any,
     ) -> "Judge":
-        """A judge behind an OpenAI-compatible server.
+        """Return a judge behind an OpenAI-compatible server.
 
         Args:
             base_url: of the server, with its `/v1`.
@@ -128,9 +127,9 @@ class Judge:
             settings: as for `Judge`.
         """
         setup = setup or JudgeSetup.read(folder)
-        loaded, written = setup.spoken_to(folder)
+        loaded, written = setup.load_tools_and_template(folder)
         local = LocalTools(loaded)
-        policy = _at_server(
+        policy = _open_server_policy(
             base_url,
             model,
             written,
@@ -142,7 +141,7 @@ class Judge:
             with_logprobs=with_logprobs,
         )
         phrase = read_phrase(setup.template.question)
-        return cls(_with(local, policy), written, local, limits=setup.limits, phrase=phrase, **settings)
+        return cls(_close_tools_after(local, policy), written, local, limits=setup.limits, phrase=phrase, **settings)
 
     @classmethod
     def load(
@@ -159,10 +158,10 @@ class Judge:
         Args:
             folder: an exported model.
             use_gpu: by default, where there is one.
-            setup, settings: as for `at`.
+            setup, settings: as for `connect`.
         """
         setup = setup or JudgeSetup.read(folder)
-        loaded, written = setup.spoken_to(folder)
+        loaded, written = setup.load_tools_and_template(folder)
         on_gpu = torch.cuda.is_available() if use_gpu is None else use_gpu
 
         @asynccontextmanager
@@ -176,16 +175,17 @@ class Judge:
                     "max_tokens": setup.limits.max_response_tokens,
                     "timeout_seconds": TURN_SECONDS,
                 }
-                asking["num_retries"] = (
-                    3  # the server closes a connection that was idle for a while just as it is used again
-                )
+                # the server closes a connection that was idle for a while just as it is used again
+                asking["num_retries"] = 3
                 with server:
-                    async with _at_server(server.base_url, SERVED_NAME, written, **asking, with_logprobs=True) as asked:
+                    async with _open_server_policy(
+                        server.base_url, SERVED_NAME, written, **asking, with_logprobs=True
+                    ) as asked:
                         yield asked
 
         local = LocalTools(loaded)
         phrase = read_phrase(setup.template.question)
-        return cls(_with(local, policy()), written, local, limits=setup.limits, phrase=phrase, **settings)
+        return cls(_close_tools_after(local, policy()), written, local, limits=setup.limits, phrase=phrase, **settings)
 
     def __enter__(self) -> "Judge":
         self._loop = LoopThread("judge")
@@ -197,9 +197,7 @@ class Judge:
             raise
         return self
 
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
-    ) -> None:
+    def __exit__(self, *_: object) -> None:
         self.close()
 
     def close(self) -> None:
@@ -216,89 +214,91 @@ class Judge:
 
     def compare(self, question: str, images: Sequence[Picture], answers: Sequence[str]) -> Verdict:
         """Which of two or more answers is better."""
-        return self._wait(self._compared(question, images, answers))
+        return self._wait(self._compare(question, images, answers))
 
     async def acompare(self, question: str, images: Sequence[Picture], answers: Sequence[str]) -> Verdict:
         """As `compare`."""
-        return await self._awaited(self._compared(question, images, answers))
+        return await self._wrap_future(self._compare(question, images, answers))
 
     def verify(self, question: str, images: Sequence[Picture], answer: str) -> Verdict:
         """Whether an answer is right."""
-        return self._wait(self._verified(question, images, answer))
+        return self._wait(self._verify(question, images, answer))
 
     async def averify(self, question: str, images: Sequence[Picture], answer: str) -> Verdict:
         """As `verify`."""
-        return await self._awaited(self._verified(question, images, answer))
+        return await self._wrap_future(self._verify(question, images, answer))
 
     def rank(self, question: str, images: Sequence[Picture], answers: Sequence[str]) -> Ranking:
         """The best of many answers, by n - 1 comparisons of two, rounds of which run at the same time."""
-        return self._wait(self._ranked(question, images, answers))
+        return self._wait(self._rank(question, images, answers))
 
     async def arank(self, question: str, images: Sequence[Picture], answers: Sequence[str]) -> Ranking:
         """As `rank`."""
-        return await self._awaited(self._ranked(question, images, answers))
+        return await self._wrap_future(self._rank(question, images, answers))
 
     # Many questions
 
     def judge_all(self, comparisons: Iterable[Comparison], *, progress: bool = True) -> list[Verdict]:
         """The verdicts of many questions, in order. Shows how far it is."""
-        waiting = [self._submitted(self._compared_or_verified(one)) for one in comparisons]
+        waiting = [self._submit(self._compare_or_verify(one)) for one in comparisons]
         shown = track(waiting, description="judging", disable=not progress)
         return [future.result() for future in shown]
 
     async def ajudge_all(self, comparisons: Iterable[Comparison]) -> list[Verdict]:
         """As `judge_all`."""
-        return list(await asyncio.gather(*(self._awaited(self._compared_or_verified(one)) for one in comparisons)))
+        return list(await asyncio.gather(*(self._wrap_future(self._compare_or_verify(one)) for one in comparisons)))
 
-    async def _compared_or_verified(self, one: Comparison) -> Verdict:
+    async def _compare_or_verify(self, one: Comparison) -> Verdict:
         if len(one.answers) == 1:
-            return await self._verified(one.question, one.images, one.answers[0])
-        return await self._compared(one.question, one.images, one.answers)
+            return await self._verify(one.question, one.images, one.answers[0])
+        return await self._compare(one.question, one.images, one.answers)
 
-    async def _compared(self, question: str, images: Sequence[Picture], answers: Sequence[str]) -> Verdict:
+    async def _compare(self, question: str, images: Sequence[Picture], answers: Sequence[str]) -> Verdict:
         if not 2 <= len(answers) <= MAX_ANSWERS:
             raise JudgeError(f"answers: 2 to {MAX_ANSWERS} are compared, not {len(answers)}")
         order = tuple(range(1, len(answers) + 1))
         orders = [order, order[::-1]] if self._both_orders else [order]
-        return await self._weighed(question, images, answers, orders)
+        return await self._weigh_opinions(question, images, answers, orders)
 
-    async def _verified(self, question: str, images: Sequence[Picture], answer: str) -> Verdict:
-        return await self._weighed(question, images, [answer], [()])
+    async def _verify(self, question: str, images: Sequence[Picture], answer: str) -> Verdict:
+        return await self._weigh_opinions(question, images, [answer], [()])
 
-    async def _ranked(self, question: str, images: Sequence[Picture], answers: Sequence[str]) -> Ranking:
+    async def _rank(self, question: str, images: Sequence[Picture], answers: Sequence[str]) -> Ranking:
         if len(answers) < 2:
             raise JudgeError(f"answers: at least 2 are ranked, not {len(answers)}")
         standing = list(range(1, len(answers) + 1))
         comparisons: list[tuple[tuple[int, int], Verdict]] = []
         while len(standing) > 1:
             pairs = list(zip(standing[::2], standing[1::2], strict=False))
-            met = await asyncio.gather(
-                *(
-                    self._compared(question, images, [answers[first - 1], answers[second - 1]])
-                    for first, second in pairs
-                )
+            verdicts = await asyncio.gather(
+                *(self._compare(question, images, [answers[first - 1], answers[second - 1]]) for first, second in pairs)
             )
-            comparisons += zip(pairs, met, strict=True)
+            comparisons += zip(pairs, verdicts, strict=True)
             winners = [
-                second if verdict.choice == 2 else first for (first, second), verdict in zip(pairs, met, strict=True)
+                second if verdict.choice == 2 else first
+                for (first, second), verdict in zip(pairs, verdicts, strict=True)
             ]
             standing = [*winners, *standing[2 * len(pairs) :]]
         return Ranking(best=standing[0], comparisons=tuple(comparisons))
 
-    async def _weighed(
+    async def _weigh_opinions(
         self, question: str, images: Sequence[Picture], answers: Sequence[str], orders: Sequence[tuple[int, ...]]
     ) -> Verdict:
         seen = [order for order in orders for _ in range(self._votes)]
-        shown = [_read(image) for image in images]
+        shown = [_read_image(image) for image in images]
         opinions = await asyncio.gather(
             *(
-                self._opinion(question, shown, [answers[answer - 1] for answer in order] if order else answers, number)
+                self._run_session(
+                    question, shown, [answers[answer - 1] for answer in order] if order else answers, number
+                )
                 for number, order in enumerate(seen)
             )
         )
         return Verdict.of(opinions, seen)
 
-    async def _opinion(self, question: str, images: Sequence[Image], answers: Sequence[str], number: int) -> Opinion:
+    async def _run_session(
+        self, question: str, images: Sequence[Image], answers: Sequence[str], number: int
+    ) -> Opinion:
         assert self._policy is not None  # nothing is asked of a judge that is not open
         shown = [ImagePart.original(place) for place in range(1, len(images) + 1)]
         sample = Sample(
@@ -309,14 +309,14 @@ class Judge:
             label="",
             tools=tuple(self._template.schemas),
         )
-        memory = Memory.holding({part.name: image for part, image in zip(shown, images, strict=True)}, answers)
+        memory = Memory.from_images({part.name: image for part, image in zip(shown, images, strict=True)}, answers)
         start = Start(
             memory=memory,
             messages=self._template.conversation(sample),
             prompt_ids=self._template.prompt_ids(sample, memory.images),
         )
         async with self._slots:
-            seed = derive(self._seed, question, *answers, number)
+            seed = derive_seed(self._seed, question, *answers, number)
             judged = await session.run(
                 sample, self._policy, self._tools, self._limits, template=self._template, seed=seed, start=lambda: start
             )
@@ -324,21 +324,21 @@ class Judge:
             raise SessionBroke(f"the session broke:\n{judged.trajectory.error}")
         return Opinion.of(judged, self._template)
 
-    def _submitted(self, work: Coroutine[Any, Any, Result]) -> "Future[Result]":
+    def _submit(self, work: Coroutine[Any, Any, Result]) -> "Future[Result]":
         if self._loop is None:
             work.close()
             raise JudgeError("the judge is not open: use it in a `with` statement")
         return self._loop.submit(work)
 
     def _wait(self, work: Coroutine[Any, Any, Result]) -> Result:
-        return self._submitted(work).result()
+        return self._submit(work).result()
 
-    def _awaited(self, work: Coroutine[Any, Any, Result]) -> Awaitable[Result]:
-        return asyncio.wrap_future(self._submitted(work))
+    def _wrap_future(self, work: Coroutine[Any, Any, Result]) -> Awaitable[Result]:
+        return asyncio.wrap_future(self._submit(work))
 
 
 @asynccontextmanager
-async def _at_server(base_url: str, model: str, template: Template, **settings: Any) -> AsyncIterator[Policy]:
+async def _open_server_policy(base_url: str, model: str, template: Template, **settings: Any) -> AsyncIterator[Policy]:
     policy = ServerPolicy(base_url, model, template, **settings)
     try:
         yield policy
@@ -347,15 +347,15 @@ async def _at_server(base_url: str, model: str, template: Template, **settings: 
 
 
 @asynccontextmanager
-async def _with(tools: LocalTools, policy: AbstractAsyncContextManager[Policy]) -> AsyncIterator[Policy]:
-    """The policy, and an end of the tools with it."""
+async def _close_tools_after(tools: LocalTools, policy: AbstractAsyncContextManager[Policy]) -> AsyncIterator[Policy]:
+    """Open the policy, and close the tools after it."""
     with closing(tools):
         async with policy as entered:
             yield entered
 
 
-def _read(picture: Picture) -> Image:
-    """An image from whatever holds it.
+def _read_image(picture: Picture) -> Image:
+    """Return an image from a path, bytes, a PIL image or an image.
 
     Raises:
         JudgeError: there is no such file.

@@ -7,7 +7,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from arm_rl.core.images import Image
-from arm_rl.core.parsing import whole_characters
+from arm_rl.core.parsing import replace_surrogates
 from arm_rl.core.session import Completion, PolicyRequest
 from arm_rl.core.template import Template
 from arm_rl.core.types import ImagePart, Message
@@ -58,7 +58,7 @@ class ServerPolicy:
         body: dict[str, Any] = {
             "model": self._model,
             "messages": await asyncio.to_thread(
-                self._messages, request.messages, dict(zip(names, request.images, strict=True))
+                self._format_messages, request.messages, dict(zip(names, request.images, strict=True))
             ),
             "temperature": self._temperature,
             "max_tokens": min(self._max_tokens, request.max_tokens),
@@ -73,20 +73,20 @@ class ServerPolicy:
             body["stop"] = [self._template.tool_format.call_end]
         choice = await self._server.complete(body)
         try:
-            text, cut = self._turn(choice["message"]), choice["finish_reason"] == "length"
-            ids, logprobs = _tokens(choice) if self._with_logprobs else ((), ())
+            text, cut = self._turn_text(choice["message"]), choice["finish_reason"] == "length"
+            ids, logprobs = _read_tokens(choice) if self._with_logprobs else ((), ())
         except (ValueError, KeyError, IndexError, TypeError, AttributeError) as error:
             raise ServerError(f"{self._server.url}: not a chat completion ({error!r}): {choice!r:.2000}") from error
         return Completion(
-            token_ids=ids, logprobs=logprobs, text=whole_characters(text), finish_reason="length" if cut else "stop"
+            token_ids=ids, logprobs=logprobs, text=replace_surrogates(text), finish_reason="length" if cut else "stop"
         )
 
     async def close(self) -> None:
         """Closes the connections."""
         await self._server.close()
 
-    def _turn(self, message: Mapping[str, Any]) -> str:
-        """The turn as the model wrote it: servers take the first call out of the text, here it goes back in."""
+    def _turn_text(self, message: Mapping[str, Any]) -> str:
+        """Return the turn as the model wrote it: servers take the first call out of the text."""
         text = message.get("content") or ""
         calls = message.get("tool_calls") or []
         if not calls:
@@ -99,14 +99,14 @@ class ServerPolicy:
         written = json.dumps({"name": function["name"], "arguments": arguments}, ensure_ascii=False)
         return f"{text}{self._template.tool_format.call_start}{written}{self._template.tool_format.call_end}"
 
-    def _messages(self, messages: tuple[Message, ...], images: Mapping[str, Image]) -> list[dict[str, Any]]:
-        """OpenAI's messages; images as the views that the model sees where the server then leaves them as they are."""
+    def _format_messages(self, messages: tuple[Message, ...], images: Mapping[str, Image]) -> list[dict[str, Any]]:
+        """Return OpenAI's messages, with resized images if the server will not resize them again."""
         written: list[dict[str, Any]] = []
         for number, message in enumerate(messages):
             content = [
                 {"type": "image_url", "image_url": {"url": self._data_url(images[part.name])}}
                 if isinstance(part, ImagePart)
-                else {"type": "text", "text": self._template.harmless(part)}
+                else {"type": "text", "text": self._template.break_control_tokens(part)}
                 for part in message.parts
             ]
             extra = {"tool_call_id": f"call_{number}"} if message.role == "tool" else {}
@@ -115,11 +115,13 @@ class ServerPolicy:
 
     def _data_url(self, image: Image) -> str:
         view = self._template.view
-        size = view.of(*image.size)
-        stays = view.of(*size) == size  # where a view's bounds are narrow, the server would make another one of it
-        sent = Image.from_pil(view.view(image) if stays else image.pil())
+        size = view.resized_size(*image.size)
+        stays = (
+            view.resized_size(*size) == size
+        )  # where a view's bounds are narrow, the server would make another one of it
+        sent = Image.from_pil(view.resize(image) if stays else image.pil())
         return "data:image/png;base64," + base64.b64encode(sent.data).decode()
 
 
-def _tokens(choice: Mapping[str, Any]) -> tuple[tuple[int, ...], tuple[float, ...]]:
+def _read_tokens(choice: Mapping[str, Any]) -> tuple[tuple[int, ...], tuple[float, ...]]:
     return tuple(choice["token_ids"]), tuple(float(token["logprob"]) for token in choice["logprobs"]["content"])

@@ -52,7 +52,7 @@ class RewardClient:
             RuntimeError: the service refuses the question.
             httpx.HTTPError: it does not answer in time.
         """
-        body = {"question": question, "answers": [answer], "images": [_written(image) for image in images]}
+        body = {"question": question, "answers": [answer], "images": [_encode_image(image) for image in images]}
         deadline, wait = time.monotonic() + self._timeout, 0.5
         while True:
             response = self._client.post("/v1/judge", json=body)
@@ -91,7 +91,10 @@ def trl_reward(url: str, **settings: Any) -> Callable[..., list[float | None]]:
         ]
         said = zip(prompts, completions, images, strict=True)
         return client.rewards(
-            [(_text(prompt, "user"), _text(completion, "assistant"), shown or ()) for prompt, completion, shown in said]
+            [
+                (_last_text(prompt, "user"), _last_text(completion, "assistant"), shown or ())
+                for prompt, completion, shown in said
+            ]
         )
 
     return judge
@@ -131,28 +134,28 @@ def compute_scores(
             raise ValueError("extra_info: the judge needs the row's question there (and its images, where it has any)")
         shown = info.get("images")
         asked.append((info["question"], solution, [] if shown is None else list(shown)))
-    rewards = _client(url, tuple(sorted(settings.items()))).rewards(asked)
+    rewards = _shared_client(url, tuple(sorted(settings.items()))).rewards(asked)
     return [0.5 if reward is None else reward for reward in rewards]
 
 
 @functools.cache
-def _client(url: str, settings: tuple[tuple[str, Any], ...]) -> RewardClient:
-    """One a process: connections are kept."""
+def _shared_client(url: str, settings: tuple[tuple[str, Any], ...]) -> RewardClient:
+    """Return the process's client for a URL: its connections are kept."""
     return RewardClient(url, **dict(settings))
 
 
-def _text(said: Any, role: str) -> str:
-    """A text as it is; of messages, the last one of that role, its images left out."""
+def _last_text(said: Any, role: str) -> str:
+    """Return a text as it is, or the text of the last message of that role."""
     if isinstance(said, str):
         return said
     content = next((message["content"] for message in reversed(said) if message["role"] == role), "") or ""
     return content if isinstance(content, str) else "".join(part.get("text") or "" for part in content)
 
 
-def _written(picture: Picture) -> str:
-    """As the service takes it."""
+def _encode_image(picture: Picture) -> str:
+    """Return an image as base64."""
     if isinstance(picture, Mapping):  # Hugging Face's and verl's way to keep an image in a row
-        return _written(picture.get("bytes") or picture["path"])
+        return _encode_image(picture.get("bytes") or picture["path"])
     if isinstance(picture, Image.Image):
         buffer = io.BytesIO()
         picture.save(buffer, format="PNG")

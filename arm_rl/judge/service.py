@@ -1,4 +1,4 @@
-"""The judge as an HTTP service: requests in, verdicts out. Knows no Ray: `jobs.serve` puts it on Ray Serve.
+"""The judge as an HTTP service: requests in, verdicts out. Knows no Ray: `deployment` puts it on Ray Serve.
 
 POST /v1/judge    a question and its answers; a single one is checked
 POST /v1/rank     the best of many
@@ -43,11 +43,11 @@ class ServiceLimits:
     max_characters: int = 200_000  # of one text
 
 
-class _Asked(BaseModel):
+class _StrictModel(BaseModel):
     model_config = ConfigDict(extra="forbid")
 
 
-class JudgeRequest(_Asked):
+class JudgeRequest(_StrictModel):
     """What is to be judged."""
 
     question: str
@@ -75,9 +75,11 @@ class VerdictAnswer(BaseModel):
     opinions: list[OpinionAnswer]
 
     @classmethod
-    def of(cls, verdict: Verdict) -> "VerdictAnswer":
-        """As it is sent."""
-        told = [_told(opinion, choice) for opinion, choice in zip(verdict.opinions, verdict.choices, strict=True)]
+    def from_verdict(cls, verdict: Verdict) -> "VerdictAnswer":
+        """Return the verdict as the service sends it."""
+        told = [
+            _opinion_answer(opinion, choice) for opinion, choice in zip(verdict.opinions, verdict.choices, strict=True)
+        ]
         return cls(
             choice=verdict.choice,
             confidence=verdict.confidence,
@@ -94,12 +96,12 @@ class RankAnswer(BaseModel):
     comparisons: list[dict[str, Any]]
 
     @classmethod
-    def of(cls, ranking: Ranking) -> "RankAnswer":
-        """As it is sent."""
+    def from_ranking(cls, ranking: Ranking) -> "RankAnswer":
+        """Return the ranking as the service sends it."""
         return cls(
             best=ranking.best,
             comparisons=[
-                {"answers": list(pair), "verdict": VerdictAnswer.of(verdict).model_dump()}
+                {"answers": list(pair), "verdict": VerdictAnswer.from_verdict(verdict).model_dump()}
                 for pair, verdict in ranking.comparisons
             ],
         )
@@ -124,15 +126,15 @@ def build_app(judge: Judge | AbstractContextManager[Judge], limits: ServiceLimit
     app.add_middleware(_BodyLimit, max_bytes=limits.max_body_bytes)
     bearer = HTTPBearer(auto_error=False)
 
-    def let_in(given: Annotated[HTTPAuthorizationCredentials | None, Depends(bearer)]) -> None:
+    def authorize(given: Annotated[HTTPAuthorizationCredentials | None, Depends(bearer)]) -> None:
         if token is not None and (given is None or not hmac.compare_digest(given.credentials.encode(), token.encode())):
             raise HTTPException(
                 401, "a valid access token is needed: Authorization: Bearer TOKEN", {"WWW-Authenticate": "Bearer"}
             )
 
-    guarded = [Depends(let_in)]
+    guarded = [Depends(authorize)]
 
-    async def run(name: str, work: Callable[[], Awaitable[Any]]) -> Any:
+    async def run_request(name: str, work: Callable[[], Awaitable[Any]]) -> Any:
         with meter.request(name, limits.max_requests):
             try:
                 return await work()
@@ -145,7 +147,7 @@ def build_app(judge: Judge | AbstractContextManager[Judge], limits: ServiceLimit
     @app.post("/v1/judge", dependencies=guarded)
     async def judge_one(asked: JudgeRequest, request: Request) -> VerdictAnswer:
         """The better answer; of a single one, whether it is right."""
-        images = _checked(asked, limits)
+        images = _read_images(asked, limits)
         one: Judge = request.app.state.judge
 
         async def work() -> Verdict:
@@ -153,17 +155,19 @@ def build_app(judge: Judge | AbstractContextManager[Judge], limits: ServiceLimit
                 return await one.averify(asked.question, images, asked.answers[0])
             return await one.acompare(asked.question, images, asked.answers)
 
-        verdict = await run("judge", work)
-        meter.count(verdict.opinions)
-        return VerdictAnswer.of(verdict)
+        verdict = await run_request("judge", work)
+        meter.count_calls(verdict.opinions)
+        return VerdictAnswer.from_verdict(verdict)
 
     @app.post("/v1/rank", dependencies=guarded)
     async def rank(asked: JudgeRequest, request: Request) -> RankAnswer:
         """The best of many answers."""
-        images = _checked(asked, limits)
-        ranking = await run("rank", lambda: request.app.state.judge.arank(asked.question, images, asked.answers))
-        meter.count([opinion for _, verdict in ranking.comparisons for opinion in verdict.opinions])
-        return RankAnswer.of(ranking)
+        images = _read_images(asked, limits)
+        ranking = await run_request(
+            "rank", lambda: request.app.state.judge.arank(asked.question, images, asked.answers)
+        )
+        meter.count_calls([opinion for _, verdict in ranking.comparisons for opinion in verdict.opinions])
+        return RankAnswer.from_ranking(ranking)
 
     @app.post("/get_reward", dependencies=guarded)
     async def get_reward(asked: RewardRequest, request: Request) -> dict[str, Any]:
@@ -174,10 +178,10 @@ def build_app(judge: Judge | AbstractContextManager[Judge], limits: ServiceLimit
         except RemoteRewardError as error:
             raise HTTPException(422, str(error)) from error
         one: Judge = request.app.state.judge
-        verdicts = await run(
+        verdicts = await run_request(
             "get_reward", lambda: asyncio.gather(*(one.averify(prompt, [], answer) for prompt, answer in pairs))
         )
-        meter.count([opinion for verdict in verdicts for opinion in verdict.opinions])
+        meter.count_calls([opinion for verdict in verdicts for opinion in verdict.opinions])
         return reward_answer(verdicts)
 
     @app.get("/health")
@@ -208,19 +212,19 @@ class _Meter:
         self._calls = Counter("judge_tool_calls", "Calls of tools.", ["tool", "status"], registry=self.registry)
         self._number = 0
 
-    def request(self, endpoint: str, most: int) -> "_Running":
+    def request(self, endpoint: str, most: int) -> "_RequestContext":
         """A request, for as long as the context lasts."""
-        return _Running(self, endpoint, most)
+        return _RequestContext(self, endpoint, most)
 
-    def count(self, opinions: "list[Opinion] | tuple[Opinion, ...]") -> None:
-        """The calls of these sessions."""
+    def count_calls(self, opinions: "list[Opinion] | tuple[Opinion, ...]") -> None:
+        """Count the tool calls of these sessions."""
         for opinion in opinions:
             for event in opinion.session.trajectory.tool_events:
                 known = event.status != "unknown_tool"  # what a model makes up is no name of a metric
                 self._calls.labels(event.call.name if known else "unknown", event.status).inc()
 
 
-class _Running:
+class _RequestContext:
     def __init__(self, meter: _Meter, endpoint: str, most: int) -> None:
         self._meter, self._endpoint, self._most = meter, endpoint, most
 
@@ -258,7 +262,7 @@ class _BodyLimit:
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         received = 0
 
-        async def limited() -> Message:
+        async def receive_limited() -> Message:
             nonlocal received
             message = await receive()
             received += len(message.get("body", b""))
@@ -266,11 +270,11 @@ class _BodyLimit:
                 raise HTTPException(413, f"the body has more than {self._max_bytes} bytes")
             return message
 
-        await self._app(scope, limited if scope["type"] == "http" else receive, send)
+        await self._app(scope, receive_limited if scope["type"] == "http" else receive, send)
 
 
-def _checked(asked: JudgeRequest, limits: ServiceLimits) -> list[Image]:
-    """The images; refuses what is too much, and what is no image."""
+def _read_images(asked: JudgeRequest, limits: ServiceLimits) -> list[Image]:
+    """Return the images of a request; refuse a request that is too large, and what is no image."""
     if len(asked.answers) > limits.max_answers:
         raise HTTPException(422, f"answers: {limits.max_answers} at most, not {len(asked.answers)}")
     _check_lengths(limits, asked.question, *asked.answers)
@@ -292,7 +296,7 @@ def _check_lengths(limits: ServiceLimits, *texts: str) -> None:
         raise HTTPException(422, f"a text has {longest} characters, {limits.max_characters} at most")
 
 
-def _told(opinion: Opinion, choice: int | bool | None) -> OpinionAnswer:
+def _opinion_answer(opinion: Opinion, choice: int | bool | None) -> OpinionAnswer:
     trajectory = opinion.session.trajectory
     return OpinionAnswer(
         choice=choice,

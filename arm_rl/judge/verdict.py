@@ -19,12 +19,10 @@ _DECISION = re.compile(r"<answer>\s*Overall Judgment:\s*(?:Answer )?")  # what f
 class Opinion:
     """One session's judgment."""
 
-    label: (
-        str | None
-    )  # "1".."N" in the order in which the answers were shown, "true" or "false"; None: no judgment that can be read
-    probability: (
-        float | None
-    )  # of the tokens that decide, under the distribution they were sampled from; None where it is not known
+    # "1".."N" in the order in which the answers were shown, "true" or "false"; None: no judgment that can be read
+    label: str | None
+    # of the tokens that decide, under the distribution they were sampled from; None where it is not known
+    probability: float | None
     session: Session
 
     @classmethod
@@ -34,7 +32,11 @@ class Opinion:
         if not turns:
             return cls(label=None, probability=None, session=session)
         label = parse_judgment(turns[-1].text)
-        return cls(label=label, probability=None if label is None else _decided(turns[-1], template), session=session)
+        return cls(
+            label=label,
+            probability=None if label is None else _decision_probability(turns[-1], template),
+            session=session,
+        )
 
     @property
     def reasoning(self) -> str:
@@ -48,23 +50,20 @@ class Opinion:
 class Verdict:
     """What the judge decided about one question. Answers count from 1, in the caller's order."""
 
-    choice: (
-        int | bool | None
-    )  # the better answer, or whether the one answer is right; None: no judgment, or a tie of opposed ones
-    confidence: (
-        float | None
-    )  # 0 to 1: the share of the sessions' weight that is behind the choice; None where there is no choice
+    # the better answer, or whether the one answer is right; None: no judgment, or a tie of opposed ones
+    choice: int | bool | None
+    # 0 to 1: the share of the sessions' weight that is behind the choice; None where there is no choice
+    confidence: float | None
     opinions: tuple[Opinion, ...]  # one a session; each names the answers in the order in which it saw them
-    orders: tuple[
-        tuple[int, ...], ...
-    ]  # of each session: the answers' numbers as it saw them; empty for a single answer
+    # of each session: the answers' numbers as it saw them; empty for a single answer
+    orders: tuple[tuple[int, ...], ...]
 
     @classmethod
     def of(cls, opinions: Sequence[Opinion], orders: Sequence[tuple[int, ...]]) -> "Verdict":
         """Weighs the opinions. One that tells its probability p weighs p, and what is left is shared by the other answers."""
         weights: dict[int | bool, float] = {}
         for opinion, order in zip(opinions, orders, strict=True):
-            chosen = _chosen(opinion, order)
+            chosen = _original_choice(opinion, order)
             if chosen is None:
                 continue
             others = [answer for answer in (order or (True, False)) if answer != chosen]
@@ -82,7 +81,9 @@ class Verdict:
     @property
     def choices(self) -> tuple[int | bool | None, ...]:
         """What each session chose, in the caller's order of the answers."""
-        return tuple(_chosen(opinion, order) for opinion, order in zip(self.opinions, self.orders, strict=True))
+        return tuple(
+            _original_choice(opinion, order) for opinion, order in zip(self.opinions, self.orders, strict=True)
+        )
 
     @property
     def consistent(self) -> bool:
@@ -111,8 +112,8 @@ class Ranking:
     comparisons: tuple[tuple[tuple[int, int], Verdict], ...]  # who met whom, and the verdict: 1 is the first of the two
 
     @property
-    def wins(self) -> Counter[int]:
-        """Comparisons won, by answer."""
+    def num_wins(self) -> Counter[int]:
+        """Number of comparisons won, by answer."""
         return Counter(pair[verdict.choice - 1] for pair, verdict in self.comparisons if verdict.choice is not None)
 
 
@@ -137,15 +138,15 @@ def position_bias(verdicts: Sequence[Verdict]) -> dict[str, float]:
     }
 
 
-def _chosen(opinion: Opinion, order: Sequence[int]) -> int | bool | None:
+def _original_choice(opinion: Opinion, order: Sequence[int]) -> int | bool | None:
     if opinion.label in (None, "true", "false"):
         return {None: None, "true": True, "false": False}[opinion.label] if not order else None
     place = int(opinion.label or 0)
     return order[place - 1] if place <= len(order) else None
 
 
-def _decided(turn: Turn, template: Template) -> float | None:
-    """Probability of the first token that tells this judgment from the others."""
+def _decision_probability(turn: Turn, template: Template) -> float | None:
+    """Return the probability of the first token that tells this judgment from the others."""
     start = _DECISION.search(turn.text)
     if start is None or len(turn.logprobs) != len(turn.token_ids):
         return None

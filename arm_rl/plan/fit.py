@@ -4,7 +4,8 @@ import math
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, replace
 
-from arm_rl.core.config import LearnerConfig, SftConfig, TrainConfig
+from arm_rl.core.compute_config import LearnerConfig
+from arm_rl.core.stage_config import SftConfig, TrainConfig
 from arm_rl.plan import memory
 from arm_rl.plan.hardware import GIB
 from arm_rl.plan.modelled import Setting

@@ -65,14 +65,12 @@ class Efficiency:
     decode: float = 0.7  # of the memory's bandwidth where an engine samples
     network: float = 0.7  # of a link in collectives
     hop_seconds: float = 5e-6  # that a collective takes for each rank that it passes (rings)
-    engine_step_seconds: float = (
-        0.004  # an engine's own work between two forward passes: scheduling, sampling, log-probabilities
-    )
+    # an engine's own work between two forward passes: scheduling, sampling, log-probabilities
+    engine_step_seconds: float = 0.004
     host_bandwidth: float = 5e9  # bytes/s of one core that copies, as for a file in shared memory
     object_bandwidth: float = 2e9  # bytes/s of Ray's object store between two nodes (TCP)
     offload_bandwidth: float = 40e9  # bytes/s of the host's memory for one rank's optimizer
-    driver_seconds: float = (
-        0.0005  # of the driver, for a trajectory: `python -m jobs.bench driver` measures 2,090 a second
-    )
+    # of the driver, for a trajectory: `python -m jobs.bench driver` measures 2,090 a second
+    driver_seconds: float = 0.0005
     update_seconds: float = 0.5  # fixed part of an engine's update: pause, caches emptied, resume
     sleep_seconds: float = 1.0  # fixed part of sending an engine to sleep, or of waking it

@@ -8,7 +8,7 @@ are counted as Korthikanti et al. count them (2022, arXiv 2205.05198, section 4)
 from collections.abc import Mapping
 from dataclasses import dataclass
 
-from arm_rl.core.config import LearnerConfig, RolloutConfig
+from arm_rl.core.compute_config import LearnerConfig, RolloutConfig
 from arm_rl.plan.hardware import GIB, Gpu
 from arm_rl.plan.shapes import Blocks, ModelShape
 

@@ -9,8 +9,8 @@ from dataclasses import dataclass, replace
 import numpy as np
 
 from arm_rl.core.batching import cost
-from arm_rl.core.config import SftConfig, TrainConfig
-from arm_rl.core.seeding import derive
+from arm_rl.core.seeding import derive_seed
+from arm_rl.core.stage_config import SftConfig, TrainConfig
 from arm_rl.core.training_sample import training_sample
 from arm_rl.core.types import Batch, ImageInfo, Sample, TrainingSample, Trajectory
 from arm_rl.plan import memory
@@ -115,7 +115,7 @@ class ModelledRollouts:
     async def group(self, engine: int, sample: Sample, group_id: str, size: int, version: Version) -> list[Trajectory]:
         """Its first session reads the prompt, which the others find in the cache."""
         workload = self._workload
-        source = np.random.default_rng(derive(self.setting.config.run.seed, group_id))
+        source = np.random.default_rng(derive_seed(self.setting.config.run.seed, group_id))
         scale = float(source.lognormal(-(workload.spread**2) / 2, workload.spread))
         prompt, images = max(workload.prompt_tokens * scale, 1.0), workload.image_tokens * scale
         limits = self.setting.train.session
@@ -160,7 +160,7 @@ class ModelledRollouts:
     def rewards(self, group_id: str, size: int) -> list[float]:
         """Flat as often as the workload says."""
         flat = (
-            np.random.default_rng(derive(self.setting.config.run.seed, group_id, "flat")).random()
+            np.random.default_rng(derive_seed(self.setting.config.run.seed, group_id, "flat")).random()
             < self._workload.flat_groups
         )
         return [1.0] * size if flat else spread_rewards(size)

@@ -5,7 +5,8 @@ from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
-from arm_rl.core.config import ConfigError, SftConfig
+from arm_rl.core.config import ConfigError
+from arm_rl.core.stage_config import SftConfig
 from arm_rl.plan.fit import memory_of
 from arm_rl.plan.modelled import Setting
 from arm_rl.plan.steps import StepPlan, fraction_of, step_of

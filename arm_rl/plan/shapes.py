@@ -9,7 +9,7 @@ import torch
 from torch import nn
 from transformers import AutoConfig, AutoModelForImageTextToText, PreTrainedConfig, Qwen2_5_VLConfig, Qwen3VLConfig
 
-from arm_rl.core.config import LearnerConfig
+from arm_rl.core.compute_config import LearnerConfig
 from arm_rl.core.errors import UserError
 
 

@@ -41,9 +41,8 @@ class SimulatedEngine:
         self._times, self._max_sequences, self._cache_tokens = times, max_sequences, max(cache_tokens, 1.0)
         self._chunk_seconds = times.prefill(_CHUNK, 0, _CHUNK)
         self._reading: deque[_Prefill] = deque()
-        self._sampling: list[
-            tuple[float, int, float, asyncio.Future[None]]
-        ] = []  # heap: progress at its end, its context at the end
+        # heap: progress at its end, its context at the end
+        self._sampling: list[tuple[float, int, float, asyncio.Future[None]]] = []
         self._waiting: deque[tuple[float, asyncio.Future[None]]] = deque()
         self._numbers = itertools.count()
         self._progress = 0.0  # tokens that a sequence would have got that was always there

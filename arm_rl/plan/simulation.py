@@ -1,7 +1,7 @@
 """A run without a GPU: the real driver, collector, groups and rollout routing, on a simulated clock, between actors that only take time.
 
-    Driver -> Collector -> GroupRunner -> RolloutPool -> simulated engines   (sessions: measured, or drawn from a workload)
-           -> make_batch -> simulated learners                                (seconds of a batch: measured, or from the roofline)
+    Driver -> Collector -> GroupRunner -> RolloutPool -> simulated engines   (sessions drawn from a workload)
+           -> make_batch -> simulated learners                                (seconds of a batch from the roofline)
 
 Nothing of the policy is written a second time: how groups are started, taken, dropped and redrawn, which engine runs them, how a batch is
 cut for the ranks and when weights travel is the code that trains. What is simulated is how long each part takes.
@@ -9,7 +9,6 @@ cut for the ranks and when weights travel is the code that trains. What is simul
 
 import asyncio
 import inspect
-import io
 import itertools
 import tempfile
 from collections.abc import Mapping, Sequence
@@ -18,19 +17,17 @@ from pathlib import Path
 from types import SimpleNamespace
 from typing import Any, Protocol
 
-from rich.console import Console
-
 from actors.learner.ranks import LearnerRanks
 from actors.rollout.pool import RolloutPool
 from actors.scorer import Score
-from actors.weights.files import Published, WeightFile
-from arm_rl.core.config import MetricsConfig, TrainConfig
+from actors.weights.files import PublishedWeights, WeightFile
+from arm_rl.core.stage_config import TrainConfig
 from arm_rl.core.types import Batch, ImageInfo, Message, Sample, Trajectory, Turn
 from arm_rl.data.samples import Cursor
 from arm_rl.plan import clock
-from arm_rl.run.metrics_log import MetricsLog
-from arm_rl.training.driver import Driver
-from arm_rl.training.groups import Group, GroupRunner
+from arm_rl.training.group import Group
+from arm_rl.training.group_runner import GroupRunner
+from arm_rl.training.silent_driver import silent_driver
 
 PAD = -1  # stands for an image token of a simulated trajectory
 _SAMPLES = 4096  # of the simulated data
@@ -105,34 +102,29 @@ def steady(steps: Sequence[SimulatedStep], max_staleness: int) -> list[Simulated
 
 
 async def _simulate(config: TrainConfig, rollouts: Rollouts, learning: Learning, steps: int) -> list[SimulatedStep]:
-    config = replace(
-        config,
-        metrics=replace(config.metrics, trajectories_every=0, timeline=False),
-        placement=replace(config.placement, weight_transfer="file"),  # what `Learning.publish` tells the seconds of
-    )
+    makers = [lambda number=number: _engine(number, rollouts) for number in range(config.rollout.num_actors)]
     done = []
-    with (
-        tempfile.TemporaryDirectory() as folder,
-        MetricsLog(Path(folder), MetricsConfig(wandb="disabled"), None, 0, console=Console(file=io.StringIO())) as log,
-    ):
-        makers = [lambda number=number: _engine(number, rollouts) for number in range(config.rollout.num_actors)]
+    with tempfile.TemporaryDirectory() as folder:
+        config = replace(
+            config,
+            run=replace(config.run, root=folder),
+            metrics=replace(config.metrics, trajectories_every=0, timeline=False),
+            placement=replace(config.placement, weight_transfer="file"),  # what `Learning.publish` tells the seconds of
+        )
         runner = _Runner(config, RolloutPool(makers, config.run.stall_seconds), [_scorer(rollouts)])
-        driver = Driver(
+        async with silent_driver(
             config,
             runner=runner,
             learners=_Learners(learning),
             cursor=Cursor([_sample(number) for number in range(_SAMPLES)], config.run.seed),
-            held_out=[],
             image_pad_id=PAD,
             num_steps=steps,
-            log=log,
-        )
-        for _ in range(steps):
-            metrics = await driver.step()
-            driver.steps_done += 1
-            phases = {name: metrics[f"time/{name}"] for name in ("rollout", "learner", "sync")}
-            done.append(SimulatedStep(seconds=metrics["time/step"], phases=phases, metrics=metrics))
-        await driver.close()
+        ) as driver:
+            for _ in range(steps):
+                metrics = await driver.step()
+                driver.steps_done += 1
+                phases = {name: metrics[f"time/{name}"] for name in ("rollout", "learner", "sync")}
+                done.append(SimulatedStep(seconds=metrics["time/step"], phases=phases, metrics=metrics))
         runner.close()
     return done
 
@@ -144,7 +136,7 @@ def _engine(number: int, rollouts: Rollouts) -> Any:
     async def start() -> str:
         return f"node of {number}"
 
-    async def update(weights: WeightFile, data: Any) -> None:
+    async def load_weights(weights: WeightFile, data: Any) -> None:
         await rollouts.update(number)
         version.number = weights.version
 
@@ -155,7 +147,7 @@ def _engine(number: int, rollouts: Rollouts) -> Any:
         await rollouts.sleep(number)
 
     return _handle(
-        run_group=SimpleNamespace(remote=run_group), start=start, update_weights=update, sleep=rest, wake=rest
+        run_group=SimpleNamespace(remote=run_group), start=start, load_weights=load_weights, sleep=rest, wake=rest
     )
 
 
@@ -172,13 +164,15 @@ def _scorer(rollouts: Rollouts) -> Any:
 def _handle(**methods: Any) -> Any:
     """An actor that never dies. Methods that are no coroutines are taken as they are."""
 
-    async def lives() -> None:
+    async def wait_until_death() -> None:
         await asyncio.Event().wait()
 
     async def at_once() -> None: ...
 
     handle = SimpleNamespace()
-    for name, method in (methods | {"lives": lives, "pulse": at_once, "__ray_ready__": at_once}).items():
+    for name, method in (
+        methods | {"wait_until_death": wait_until_death, "pulse": at_once, "__ray_ready__": at_once}
+    ).items():
         setattr(handle, name, _remote(method) if inspect.iscoroutinefunction(method) else method)
     return handle
 
@@ -190,9 +184,9 @@ def _remote(method: Any) -> Any:
 class _Runner(GroupRunner):
     """Keeps no finished groups on disk: there is nothing to go on from."""
 
-    async def keep(self, path: Path, groups: Sequence[Group], step: int) -> None: ...
+    async def save_groups(self, path: Path, groups: Sequence[Group], step: int) -> None: ...
 
-    async def kept(self, path: Path, samples: Mapping[str, Sample]) -> dict[int, Group]:
+    async def load_groups(self, path: Path, samples: Mapping[str, Sample]) -> dict[int, Group]:
         return {}
 
 
@@ -206,13 +200,13 @@ class _Learners(LearnerRanks):
         clock.loop().spend(self._learning.train(batch))
         return {"learner/loss": 0.0}
 
-    def score(self, batch: Batch, images: Any, temperature: float) -> Batch:
+    def score(self, batch: Batch, images: Any, temperature: float) -> dict[str, tuple[float, ...]]:
         clock.loop().spend(self._learning.score(batch))
-        return batch
+        return {}
 
-    def publish(self, folder: Path, version: int, node_ids: Sequence[str] = ()) -> Published:
+    def publish(self, folder: Path, version: int, node_ids: Sequence[str] = ()) -> PublishedWeights:
         clock.loop().spend(self._learning.publish())
-        return Published(file=WeightFile(path=folder / "none", version=version, num_bytes=0), node_id="", data=None)
+        return PublishedWeights(file=WeightFile(path=folder / "none", version=version), node_id="", data=None)
 
     def free_cache(self) -> None:
         """Takes no time."""

@@ -8,7 +8,7 @@ import math
 from dataclasses import dataclass
 from typing import Literal, NamedTuple
 
-from arm_rl.core.config import LearnerConfig
+from arm_rl.core.compute_config import LearnerConfig
 from arm_rl.plan.hardware import Cluster, Efficiency
 from arm_rl.plan.memory import key_value_bytes
 from arm_rl.plan.shapes import ModelShape

@@ -7,7 +7,8 @@ from dataclasses import dataclass, replace
 from statistics import mean
 
 from arm_rl.core.batching import make_batch
-from arm_rl.core.config import ConfigError, SftConfig, TrainConfig
+from arm_rl.core.config import ConfigError
+from arm_rl.core.stage_config import SftConfig, TrainConfig
 from arm_rl.plan.modelled import UNIT, ModelledLearning, ModelledRollouts, Setting, demonstrations
 from arm_rl.plan.simulation import simulate
 

@@ -7,21 +7,34 @@ their size nor Ray Data comes into it.
 """
 
 import asyncio
+import json
 from collections import Counter, defaultdict
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import asdict, dataclass
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any, Literal
 
 import pyarrow as pa
 import pyarrow.parquet as pq
 
+from actors.cluster.connection import cluster
+from actors.cluster.reservation import reserve
+from arm_rl.core.atomic_file import replace_file, replace_text
+from arm_rl.core.concurrency import for_each
+from arm_rl.core.json_lines import JsonLines
+from arm_rl.core.stage_config import TrainConfig
+from arm_rl.core.template import Template
 from arm_rl.core.types import Sample
 from arm_rl.data.samples import sample_id
-from arm_rl.prepare.resumable_jsonl import JsonLines
-from arm_rl.training.groups import GroupRunner, RunStopped
+from arm_rl.prepare.progress import progress_bar
+from arm_rl.run.folder import open_run
+from arm_rl.training.group import RunStopped
+from arm_rl.training.group_runner import GroupRunner
+from arm_rl.training.inputs import read_inputs
+from arm_rl.training.startup import group_runner
 
 NeverRight = Literal["keep", "drop"]
+JUDGED, REPORT = "difficulty.jsonl", "report.json"
 _AT_A_TIME = 2  # more groups than fill the engines: they are of different length
 
 
@@ -34,16 +47,65 @@ class SampleRollouts:
     num_right: int
     num_rollouts: int
 
-    def verdict(self, never_right: NeverRight) -> str | None:
-        """Why the sample is left out; None where it is kept."""
+    def drop_reason(self, never_right: NeverRight) -> str | None:
+        """Return why the sample is dropped; None if it is kept."""
         if self.num_right == self.num_rollouts:
             return "right in all rollouts"
         return "never right" if self.num_right == 0 and never_right == "drop" else None
 
 
-def judged_before(samples: Sequence[Sample], lines: JsonLines, num_rollouts: int) -> dict[str, SampleRollouts]:
-    """Those of the samples that an earlier run judged by as many rollouts, by id."""
-    known = {one.id: one for one in (SampleRollouts(**values) for values in lines.found)}
+def filter_by_difficulty(config: TrainConfig, num_rollouts: int, never_right: NeverRight) -> list[str]:
+    """Write the samples of `config.data.train` from which the configured model can still learn.
+
+    The model judges every sample; verdicts of an earlier run in the same folder are reused.
+
+    Args:
+        config: Configuration of a GRPO stage; the run's name gets the suffix "-difficulty".
+        num_rollouts: Number of rollouts of each sample.
+        never_right: Whether to keep samples that no rollout gets right.
+
+    Returns:
+        A summary, one string a line; the last line names the files that were written.
+    """
+    config = replace(config, run=replace(config.run, name=f"{config.run.name}-difficulty"))
+    inputs = read_inputs(replace(config, data=replace(config.data, held_out=())))
+    folder = open_run(config)
+    with JsonLines(folder / JUDGED) as lines:
+        judged = known_rollouts(inputs.samples, lines, num_rollouts)
+        pending = [sample for sample in inputs.samples if sample.id not in judged]
+        if pending:
+            with cluster():
+                judged |= asyncio.run(_judge_on_cluster(config, inputs.template, pending, lines, num_rollouts))
+    written = [write_filtered(Path(file), judged, never_right) for file in config.data.train]
+    summary = report(inputs.samples, judged, num_rollouts, never_right)
+    replace_text(folder / REPORT, json.dumps(summary, indent=2))
+    files = ", ".join(f"{path} ({num_rows} rows)" for path, num_rows in written)
+    return [*_summary_lines(summary), f"done: {files}; {REPORT} and {JUDGED} are in {folder}"]
+
+
+async def _judge_on_cluster(
+    config: TrainConfig, template: Template, samples: Sequence[Sample], lines: JsonLines, num_rollouts: int
+) -> dict[str, SampleRollouts]:
+    async with (
+        reserve(config.run.name, config.placement, 0, config.rollout) as reservation,
+        group_runner(config, template, reservation) as runner,
+    ):
+        with progress_bar("judging", len(samples), "samples") as step:
+            return await judge_all(
+                runner,
+                samples,
+                lines,
+                num_rollouts=num_rollouts,
+                temperature=config.rollout.temperature,
+                sessions_at_a_time=config.rollout.num_actors * config.rollout.max_concurrent_sessions,
+                max_broken=config.run.max_broken_sessions,
+                on_done=step,
+            )
+
+
+def known_rollouts(samples: Sequence[Sample], lines: JsonLines, num_rollouts: int) -> dict[str, SampleRollouts]:
+    """Return the rollouts, by sample id, of the samples that an earlier run judged with as many rollouts."""
+    known = {one.id: one for one in (SampleRollouts(**values) for values in lines.entries)}
     return {one.id: known[one.id] for one in samples if one.id in known and known[one.id].num_rollouts == num_rollouts}
 
 
@@ -73,48 +135,43 @@ async def judge_all(
     judged: dict[str, SampleRollouts] = {}
     may_break, num_broken = int(max_broken * len(samples)), 0
 
-    async def work(waiting: Iterator[Sample]) -> None:
+    async def roll_out(sample: Sample) -> None:
         nonlocal num_broken
-        for sample in waiting:
-            group = await runner.group(sample, f"difficulty/{sample.id}", size=num_rollouts, temperature=temperature)
-            error = next((one.error for one in group.scored if one.error is not None), None)
-            if error is None:
-                num_right = sum(one.correct for one in group.scored)
-                judged[sample.id] = SampleRollouts(
-                    id=sample.id, track=sample.track, num_right=num_right, num_rollouts=num_rollouts
+        group = await runner.run_group(sample, f"difficulty/{sample.id}", size=num_rollouts, temperature=temperature)
+        error = next((one.error for one in group.scored if one.error is not None), None)
+        if error is None:
+            num_right = sum(one.correct for one in group.scored)
+            judged[sample.id] = SampleRollouts(
+                id=sample.id, track=sample.track, num_right=num_right, num_rollouts=num_rollouts
+            )
+            lines.add(asdict(judged[sample.id]))
+        else:
+            num_broken += 1
+            if num_broken > may_break:
+                raise RunStopped(
+                    f"sessions of {num_broken} samples broke, more than run.max_broken_sessions allows; what was judged is kept, and "
+                    f"the same command goes on from there. The last one:\n{error}"
                 )
-                lines.add(asdict(judged[sample.id]))
-            else:
-                num_broken += 1
-                if num_broken > may_break:
-                    raise RunStopped(
-                        f"sessions of {num_broken} samples broke, more than run.max_broken_sessions allows; what was judged is kept, and "
-                        f"the same command goes on from there. The last one:\n{error}"
-                    )
-            on_done()
+        on_done()
 
-    waiting = iter(samples)
-    places = max(1, _AT_A_TIME * sessions_at_a_time // num_rollouts)
-    try:
-        async with asyncio.TaskGroup() as group:
-            for _ in range(min(places, len(samples))):
-                group.create_task(work(waiting))
-    except* RunStopped as stopped:
-        raise stopped.exceptions[0] from None
+    await for_each(samples, roll_out, at_a_time=max(1, _AT_A_TIME * sessions_at_a_time // num_rollouts))
     return judged
 
 
-def write_kept(path: Path, judged: Mapping[str, SampleRollouts], never_right: NeverRight) -> tuple[Path, int]:
-    """Writes the rows of a file that are kept, in their order, beside it, where the paths of its images lead to the same files.
+def write_filtered(path: Path, judged: Mapping[str, SampleRollouts], never_right: NeverRight) -> tuple[Path, int]:
+    """Write the kept rows of a file, in order, to a new file in the same folder, so that relative image paths hold.
 
     Returns:
         The file, `NAME-filtered.parquet`, and its number of rows.
     """
-    kept = {id for id, one in judged.items() if one.verdict(never_right) is None}
+    kept = {id for id, one in judged.items() if one.drop_reason(never_right) is None}
     out = path.with_name(f"{path.stem}-filtered.parquet")
-    unfinished = out.with_name(out.name + ".tmp")
     number = num_kept = 0
-    with pq.ParquetFile(path) as file, pq.ParquetWriter(unfinished, file.schema_arrow) as writer:
+    with (
+        pq.ParquetFile(path) as file,
+        replace_file(out) as temporary,
+        pq.ParquetWriter(temporary, file.schema_arrow) as writer,
+    ):
         for group in range(file.num_row_groups):
             table = file.read_row_group(group)
             infos = (
@@ -125,7 +182,6 @@ def write_kept(path: Path, judged: Mapping[str, SampleRollouts], never_right: Ne
             num_kept += sum(mask)
             if any(mask):
                 writer.write_table(table.filter(pa.array(mask)))
-    unfinished.replace(out)
     return out, num_kept
 
 
@@ -133,7 +189,7 @@ def report(
     samples: Sequence[Sample], judged: Mapping[str, SampleRollouts], num_rollouts: int, never_right: NeverRight
 ) -> dict[str, Any]:
     """What was kept and why the rest was not, for JSON."""
-    verdicts = Counter(one.verdict(never_right) or "kept" for one in judged.values())
+    verdicts = Counter(one.drop_reason(never_right) or "kept" for one in judged.values())
     broken = len(samples) - len(judged)
     tracks: defaultdict[str, Counter[int]] = defaultdict(Counter)
     for one in judged.values():
@@ -147,3 +203,12 @@ def report(
             track: [counts[right] for right in range(num_rollouts + 1)] for track, counts in sorted(tracks.items())
         },
     }
+
+
+def _summary_lines(summary: Mapping[str, Any]) -> list[str]:
+    lines = [f"{summary['kept']} of {summary['samples']} samples kept"]
+    lines += [f"  left out: {reason}: {number}" for reason, number in summary["left_out"].items()]
+    for track, counts in summary["histogram"].items():
+        histogram = ", ".join(f"{right}: {number}" for right, number in enumerate(counts))
+        lines.append(f"{track}: samples by right rollouts of {summary['rollouts']}: {histogram}")
+    return lines

@@ -97,7 +97,7 @@ def build_index(
     opened = _open_all(sources, summary if skip_unreadable else None)
     reader = None if ocr == "never" else TextReader(threads=threads or os.cpu_count() or 1)
     embedder = None if model is None else TextEmbedder(model)
-    with _locked(out):
+    with _lock_folder(out):
         writer = _IndexWriter(out, embedder)
         builder = _Builder(writer, summary, ocr, reader, long_side, on_page)
         builder.run(opened, skip_unreadable)
@@ -133,8 +133,8 @@ def _open_all(paths: Sequence[Path], skipping: BuildSummary | None) -> list[Sour
 
 
 @contextmanager
-def _locked(out: Path) -> Iterator[None]:
-    """Makes the folder and holds it against a second build."""
+def _lock_folder(out: Path) -> Iterator[None]:
+    """Make the folder and hold it against a second build."""
     if out.exists() and not (out.is_dir() and ((out / MARKER).exists() or _is_unused(out))):
         raise DocumentIndexError(f"{out}: there is something else: give a new folder, or an index of documents")
     out.mkdir(parents=True, exist_ok=True)
@@ -172,7 +172,7 @@ class _Builder:
         try:
             for source in sources:
                 try:
-                    self._document(source, num_pages)
+                    self._add_document(source, num_pages)
                 except SourceError as error:
                     if not skip_unreadable:
                         raise
@@ -180,7 +180,7 @@ class _Builder:
         finally:
             self.writer.finish()  # what was written up to an error is whole, and stays
 
-    def _document(self, source: Source, num_pages: int) -> None:
+    def _add_document(self, source: Source, num_pages: int) -> None:
         fingerprint = self._fingerprint(source)
         before = self.writer.documents.get(source.name)
         if before is not None and before.fingerprint == fingerprint:
@@ -189,9 +189,9 @@ class _Builder:
             return
         counts = {"ocr": 0, "empty": 0}
 
-        def read() -> Iterator[tuple[Page, str]]:
+        def read_pages() -> Iterator[tuple[Page, str]]:
             for page in source.pages(self.long_side):
-                text, by_ocr = self._text(page)
+                text, by_ocr = self._page_text(page)
                 counts["ocr"] += by_ocr
                 counts["empty"] += not page_terms(text)
                 yield page, text
@@ -199,7 +199,7 @@ class _Builder:
                 if self.on_page is not None:
                     self.on_page(BuildProgress(document=source.name, pages_done=self.pages_done, num_pages=num_pages))
 
-        self.writer.write(source.name, fingerprint, read())
+        self.writer.write(source.name, fingerprint, read_pages())
         (self.summary.added if before is None else self.summary.replaced).append(source.name)
         self.summary.num_pages += source.num_pages
         self.summary.num_pages_by_ocr += counts["ocr"]
@@ -208,8 +208,8 @@ class _Builder:
     def _fingerprint(self, source: Source) -> str:
         return f"{source.content_hash()} ocr={self.ocr} long_side={self.long_side}"
 
-    def _text(self, page: Page) -> tuple[str, bool]:
-        """The page's text, and whether it was read by OCR."""
+    def _page_text(self, page: Page) -> tuple[str, bool]:
+        """Return the page's text, and whether OCR read it."""
         enough = sum(character.isalnum() for character in page.text) >= _MIN_LAYER_CHARACTERS
         if self.reader is None or (self.ocr == "auto" and enough):
             return page.text, False
@@ -239,9 +239,8 @@ class _IndexWriter:
 
         dimension = 0 if self.embedder is None else self.embedder.encode(["a"]).shape[1]
         for name, schema in (("documents", DOCUMENTS), ("texts", texts_schema(dimension)), ("images", IMAGES)):
-            shutil.rmtree(
-                self.out / f"{name}.lance", ignore_errors=True
-            )  # of a build that was interrupted before the marker stood
+            # of a build that was interrupted before the marker stood
+            shutil.rmtree(self.out / f"{name}.lance", ignore_errors=True)
             table = self.database.create_table(name, schema=schema)
             if name == "texts":  # the terms are split already; English words are also found by their other forms
                 words = FTS(base_tokenizer="whitespace", stem=True, remove_stop_words=False, max_token_length=None)

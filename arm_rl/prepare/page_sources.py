@@ -89,9 +89,8 @@ class _FolderSource:
 
     def __init__(self, path: Path, name: str) -> None:
         self.path, self.name = path, name
-        present = (
-            entry for entry in path.iterdir() if entry.is_file() or not entry.exists()
-        )  # a link that leads nowhere is a page too
+        # a link that leads nowhere is a page too
+        present = (entry for entry in path.iterdir() if entry.is_file() or not entry.exists())
         entries = [entry.name for entry in present if not entry.name.startswith(".")]
         images = [entry for entry in entries if Path(entry).suffix.lower() in IMAGE_SUFFIXES]
         if not images:
@@ -135,14 +134,14 @@ def _read_image(file: Path, long_side: int) -> Page:
     if long_side and max(pixels.size) > long_side:
         small = pixels.copy()
         small.thumbnail((long_side, long_side), PILImage.Resampling.LANCZOS)
-        image = encoded(small)
+        image = encode_jpeg(small)
     elif not kept:
         image = Image.from_pil(pixels)
     return Page(image=image, text="", pixels=lambda: pixels)
 
 
-def encoded(pixels: PILImage.Image) -> Image:
-    """As JPEG: a scan is many times smaller than as PNG. Without subsampling, from which thin coloured print suffers."""
+def encode_jpeg(pixels: PILImage.Image) -> Image:
+    """Encode as JPEG, which makes scans much smaller than PNG; without subsampling, which blurs thin coloured print."""
     buffer = io.BytesIO()
     pixels.convert("RGB").save(buffer, format="JPEG", quality=90, subsampling=0)
     return Image.from_bytes(buffer.getvalue())
@@ -168,23 +167,23 @@ class _PdfSource:
         try:
             document.init_forms()  # filled-in fields are drawn too
             for number in range(self.num_pages):
-                yield self._page(document, number, long_side)
+                yield self._read_page(document, number, long_side)
         finally:
             document.close()
 
-    def _page(self, document: Any, number: int, long_side: int) -> Page:
+    def _read_page(self, document: Any, number: int, long_side: int) -> Page:
         from pypdfium2 import PdfiumError
 
         try:
             page = document[number]
-            image = encoded(_rendered(page, long_side))
+            image = encode_jpeg(_render_page(page, long_side))
             text = page.get_textpage().get_text_bounded()
         except (PdfiumError, ValueError) as error:
             raise SourceError(f"{self.path}: page {number + 1} cannot be rendered: {error}") from error
-        return Page(image=image, text=text, pixels=lambda: _rendered(page, OCR_SIDE))
+        return Page(image=image, text=text, pixels=lambda: _render_page(page, OCR_SIDE))
 
 
-def _rendered(page: Any, long_side: int) -> PILImage.Image:
+def _render_page(page: Any, long_side: int) -> PILImage.Image:
     longest = max(*page.get_size(), 1.0)  # points, 72 an inch
     scale = long_side / longest if long_side else min(_PDF_POINTS_SCALE, _MAX_PDF_SIDE / longest)
     return page.render(scale=scale).to_pil()

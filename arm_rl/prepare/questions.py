@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from arm_rl.core import images
+from arm_rl.core.atomic_file import replace_file
 from arm_rl.core.errors import UserError
 from arm_rl.core.images import Image, ImageError
 from arm_rl.core.types import ImageRef
@@ -62,7 +63,7 @@ def read_questions(path: Path) -> Iterator[Question]:
             for number, line in enumerate(file, 1):
                 if not line.strip():
                     continue
-                question = _question(line, path.parent, f"{path}: line {number}")
+                question = _parse_question(line, path.parent, f"{path}: line {number}")
                 if question.id in seen:
                     raise QuestionError(
                         f"{path}: line {number}: the id {question.id!r} stands twice, first in line {seen[question.id]}"
@@ -76,19 +77,16 @@ def read_questions(path: Path) -> Iterator[Question]:
 
 
 def write_questions(path: Path, questions: Iterable[Question]) -> int:
-    """Writes a file; it is there only when it is whole. Images in its folder or below are named relative to it.
+    """Write a file of questions, with images in its folder or below named relative to the folder.
 
     Returns:
         The number of questions.
     """
-    path.parent.mkdir(parents=True, exist_ok=True)
-    unfinished = path.with_name(path.name + ".tmp")
     number = 0
-    with unfinished.open("w", encoding="utf-8") as file:
+    with replace_file(path) as temporary, temporary.open("w", encoding="utf-8") as file:
         for question in questions:
-            file.write(json.dumps(_plain(question, path.parent), ensure_ascii=False) + "\n")
+            file.write(json.dumps(_to_json(question, path.parent), ensure_ascii=False) + "\n")
             number += 1
-    unfinished.replace(path)
     return number
 
 
@@ -109,7 +107,7 @@ def read_images(question: Question) -> list[Image]:
     return found
 
 
-def _question(line: str, folder: Path, where: str) -> Question:
+def _parse_question(line: str, folder: Path, where: str) -> Question:
     try:
         values = json.loads(line)
     except ValueError as error:
@@ -131,21 +129,21 @@ def _question(line: str, folder: Path, where: str) -> Question:
         raise QuestionError(f"{where}: document: a name is needed, not {document!r:.80}")
     return Question(
         **{key: values[key] for key in _TEXTS},
-        images=tuple(folder / name for name in _names(values.get("images"), "images", where)),
-        tools=None if tools is None else _names(tools, "tools", where),
+        images=tuple(folder / name for name in _parse_names(values.get("images"), "images", where)),
+        tools=None if tools is None else _parse_names(tools, "tools", where),
         document=document,
-        constraints=_constraints(values.get("constraints") or [], where),
+        constraints=_parse_constraints(values.get("constraints") or [], where),
         source=str(values.get("source") or ""),
     )
 
 
-def _names(value: Any, key: str, where: str) -> tuple[str, ...]:
+def _parse_names(value: Any, key: str, where: str) -> tuple[str, ...]:
     if not isinstance(value or [], list) or not all(isinstance(one, str) and one for one in value or ()):
         raise QuestionError(f"{where}: {key}: a list of texts is needed, not {value!r:.80}")
     return tuple(value or ())
 
 
-def _constraints(value: Any, where: str) -> tuple[Constraint, ...]:
+def _parse_constraints(value: Any, where: str) -> tuple[Constraint, ...]:
     kinds = {"instruction": str, "tool": str, "arguments": dict}
     if not isinstance(value, list):
         raise QuestionError(f"{where}: constraints: a list of objects is needed, not {value!r:.80}")
@@ -161,10 +159,10 @@ def _constraints(value: Any, where: str) -> tuple[Constraint, ...]:
     return tuple(Constraint(**one) for one in value)
 
 
-def _plain(question: Question, folder: Path) -> dict[str, Any]:
-    """What is not known is left out."""
+def _to_json(question: Question, folder: Path) -> dict[str, Any]:
+    """Return the question as plain values, without those that are unknown."""
     values: dict[str, Any] = {key: getattr(question, key) for key in _TEXTS}
-    values["images"] = [_relative(image, folder) for image in question.images]
+    values["images"] = [_relative_path(image, folder) for image in question.images]
     values["tools"] = None if question.tools is None else list(question.tools)
     values["document"] = question.document
     values["constraints"] = [
@@ -174,6 +172,6 @@ def _plain(question: Question, folder: Path) -> dict[str, Any]:
     return {key: value for key, value in values.items() if value is not None}
 
 
-def _relative(image: Path, folder: Path) -> str:
+def _relative_path(image: Path, folder: Path) -> str:
     absolute, root = Path(os.path.abspath(image)), Path(os.path.abspath(folder))
     return str(absolute.relative_to(root) if absolute.is_relative_to(root) else absolute)

@@ -22,9 +22,8 @@ class Record:
     images: tuple[Any, ...] = ()  # in the order of their `<image>`: whatever the reader's `load` gave for them
     tools: tuple[str, ...] | None = None  # names of those offered; None: the row does not say
     schemas: tuple[Mapping[str, Any], ...] | None = None  # of these tools, in OpenAI's form; None: not known
-    others: Mapping[str, Any] = field(
-        default_factory=dict
-    )  # other columns or keys; a null, an empty struct and an absent key are one
+    # other columns or keys; a null, an empty struct and an absent key are one
+    others: Mapping[str, Any] = field(default_factory=dict)
 
     @property
     def is_rl(self) -> bool:
@@ -32,13 +31,13 @@ class Record:
         return "reward_model" in self.others
 
 
-def pruned(value: Any) -> Any:
-    """A value without nulls and empty structs in its structs, which parquet cannot tell from absent ones."""
+def prune(value: Any) -> Any:
+    """Return a value without nulls and empty structs in its structs, which parquet cannot tell from absent ones."""
     if isinstance(value, Mapping):
-        kept = {str(name): pruned(one) for name, one in value.items()}
+        kept = {str(name): prune(one) for name, one in value.items()}
         return {name: one for name, one in kept.items() if one is not None and one != {}}
     if isinstance(value, list | tuple):
-        return [pruned(one) for one in value]
+        return [prune(one) for one in value]
     return value
 
 
@@ -79,6 +78,6 @@ def _is_json(text: str) -> bool:
     return True
 
 
-def names_of(schemas: Sequence[Mapping[str, Any]]) -> tuple[str, ...]:
-    """The tools' names."""
+def tool_names(schemas: Sequence[Mapping[str, Any]]) -> tuple[str, ...]:
+    """Return the names of the tools."""
     return tuple(str(schema.get("function", schema).get("name")) for schema in schemas)

@@ -11,10 +11,10 @@ from arm_rl.core.types import Sample
 from rewards.outcome import Outcome
 
 
-def refusal(
+def refusal_reason(
     *, format_ok: bool, correct: bool, num_calls: int, num_successful_calls: int, call_needed: bool
 ) -> str | None:
-    """Why a session may not be learned from; None where it may: right form, right judgment, and calls as they should be.
+    """Return why a session may not be learned from; None if its form, judgment and calls are right.
 
     Args:
         call_needed: a call must have succeeded, whatever others did; else it may do without, but no call may have failed.
@@ -29,8 +29,8 @@ def refusal(
 
 
 def passes(outcome: Outcome, *, call_needed: bool) -> bool:
-    """Whether a session may be learned from, as `refusal`."""
-    reason = refusal(
+    """Whether a session may be learned from, as `refusal_reason`."""
+    reason = refusal_reason(
         format_ok=outcome.format_ok,
         correct=outcome.correct,
         num_calls=outcome.num_calls,
@@ -40,7 +40,7 @@ def passes(outcome: Outcome, *, call_needed: bool) -> bool:
     return reason is None
 
 
-def screened_sessions(
+def run_screened_sessions(
     samples: Iterable[Sample],
     policy_of: Callable[[Sample], Policy],
     tools: Tools,
@@ -49,7 +49,7 @@ def screened_sessions(
     *,
     call_needed: bool = False,
 ) -> Iterator[tuple[Sample, Session]]:
-    """Runs a teacher in this process on each sample, one after the other, and gives the sessions that pass."""
+    """Run a teacher in this process on each sample, one after the other, and yield the sessions that pass."""
     for sample in samples:
         finished = asyncio.run(session.run(sample, policy_of(sample), tools, limits, template=template))
         if passes(Outcome.of(finished.trajectory, sample, template.tool_format), call_needed=call_needed):

@@ -3,7 +3,6 @@
 samples -> sessions -> trajectories/*.parquet -> those that pass -> the best one of each sample -> demonstrations.parquet
 """
 
-import asyncio
 import logging
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -13,18 +12,18 @@ from typing import Any
 
 from actors.scorer import score
 from arm_rl.core import trajectory_file
-from arm_rl.core.config import TrainConfig
+from arm_rl.core.concurrency import for_each
 from arm_rl.core.parsing import ToolFormat
 from arm_rl.core.session import Session, observation
-from arm_rl.core.types import Message, Sample, ScoredTrajectory, Trajectory
-from arm_rl.judge.backends import Backend, JudgedSession
-from arm_rl.prepare.screening import refusal
-from arm_rl.training.groups import RunStopped
+from arm_rl.core.stage_config import TrainConfig
+from arm_rl.core.types import Message, Sample, Trajectory
+from arm_rl.judge.backends import Backend, SessionFiles, trajectories_folder
+from arm_rl.prepare.screening import refusal_reason
+from arm_rl.training.group import RunStopped
 
 logger = logging.getLogger(__name__)
 
 STAGE = "cold-start"
-SESSIONS_PER_FILE = 64
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -39,15 +38,15 @@ class SessionSummary:
     num_calls: int
 
 
-def recorded(folder: Path) -> list[SessionSummary]:
-    """The sessions of a run, by file and row; those that broke are left out, to be run again."""
+def read_recorded(folder: Path) -> list[SessionSummary]:
+    """Return the recorded sessions of a run, by file and row; broken ones are skipped, to be run again."""
     found = []
     for path in sorted((folder / "trajectories").glob(f"{STAGE}-*.parquet")):
-        for row, light in enumerate(trajectory_file.read_light(path)):
+        for row, light in enumerate(trajectory_file.read_summaries(path)):
             if light["end"] == "aborted":
                 continue
             statuses = [event["status"] for turn in light["turns"] for event in turn["tool_events"]]
-            against = refusal(
+            reason = refusal_reason(
                 format_ok=light["format_ok"],
                 correct=light["correct"],
                 num_calls=len(statuses),
@@ -55,12 +54,12 @@ def recorded(folder: Path) -> list[SessionSummary]:
                 call_needed=True,
             )
             names = {name: light[name] for name in ("sample_id", "group_id")}
-            found.append(SessionSummary(path=path, row=row, **names, refusal=against, num_calls=len(statuses)))
+            found.append(SessionSummary(path=path, row=row, **names, refusal=reason, num_calls=len(statuses)))
     return found
 
 
-def sessions_of(samples: Sequence[Sample], best_of: int) -> dict[str, Sample]:
-    """The sessions that are to be run, by their group's id."""
+def plan_sessions(samples: Sequence[Sample], best_of: int) -> dict[str, Sample]:
+    """Return the sample of each session to run, by the group id of the session."""
     return {f"{STAGE}/{number}/{sample.id}": sample for sample in samples for number in range(best_of)}
 
 
@@ -77,47 +76,31 @@ async def run_sessions(
     Raises:
         RunStopped: more broke than run.max_broken_sessions allows. The others are recorded.
     """
-    folder = config.run.folder / "trajectories"
-    step = max((int(path.stem.rpartition("-")[2]) for path in folder.glob(f"{STAGE}-*.parquet")), default=-1) + 1
-    unwritten: list[tuple[JudgedSession[Any], ScoredTrajectory]] = []
+    files = SessionFiles(backend, trajectories_folder(config))
     may_break, num_broken = int(config.run.max_broken_sessions * len(sessions)), 0
 
-    async def record() -> None:
-        nonlocal step, unwritten
-        ready, unwritten, number = unwritten, [], step
-        step += 1
-        await backend.record(STAGE, number, ready)
-
-    async def work(waiting: Iterator[tuple[str, Sample]]) -> None:
+    async def ask(session: tuple[str, Sample]) -> None:
         nonlocal num_broken
-        for group_id, sample in waiting:
-            asked = await backend.ask(sample, group_id)
-            unwritten.append((asked, score(asked.trajectory, sample, config.reward, tool_format)))
-            if asked.trajectory.error is not None:
-                num_broken += 1
-                if num_broken > may_break:
-                    raise RunStopped(
-                        f"{num_broken} sessions broke, more than run.max_broken_sessions allows; the others are kept, and the same command "
-                        f"goes on from there. The last one:\n{asked.trajectory.error}"
-                    )
-            on_done()
-            if len(unwritten) >= SESSIONS_PER_FILE:
-                await record()
+        group_id, sample = session
+        asked = await backend.ask(sample, group_id)
+        await files.add(STAGE, asked, score(asked.trajectory, sample, config.reward, tool_format))
+        if asked.trajectory.error is not None:
+            num_broken += 1
+            if num_broken > may_break:
+                raise RunStopped(
+                    f"{num_broken} sessions broke, more than run.max_broken_sessions allows; the others are kept, and the same command "
+                    f"goes on from there. The last one:\n{asked.trajectory.error}"
+                )
+        on_done()
 
-    waiting = iter(sessions.items())
     try:
-        async with asyncio.TaskGroup() as group:
-            for _ in range(min(backend.concurrency, len(sessions))):
-                group.create_task(work(waiting))
-    except* RunStopped as stopped:
-        raise stopped.exceptions[0] from None
+        await for_each(sessions.items(), ask, at_a_time=backend.concurrency)
     finally:
-        if unwritten:
-            await record()
+        await files.flush()
 
 
-def best(found: Sequence[SessionSummary], samples: Sequence[Sample]) -> list[SessionSummary]:
-    """Of each sample the session that passes with the fewest calls, the first of equals; in the samples' order."""
+def choose_best(found: Sequence[SessionSummary], samples: Sequence[Sample]) -> list[SessionSummary]:
+    """Return for each sample the passing session with the fewest calls, in the samples' order."""
     passing: dict[str, list[SessionSummary]] = {}
     for one in found:
         if one.refusal is None:
@@ -129,8 +112,8 @@ def best(found: Sequence[SessionSummary], samples: Sequence[Sample]) -> list[Ses
     ]
 
 
-def demonstrations(chosen: Sequence[SessionSummary], notice: str) -> Iterator[tuple[Sample, Session]]:
-    """Reads sessions back, one at a time. `notice` is the configuration's `session.last_turn_notice`.
+def load_sessions(chosen: Sequence[SessionSummary], notice: str) -> Iterator[tuple[Sample, Session]]:
+    """Read sessions back, one at a time. `notice` is the configuration's `session.last_turn_notice`.
 
     A session in which somebody wrote `<image>` is left out, and said so: in a demonstration it would be read as one.
     """
@@ -138,7 +121,7 @@ def demonstrations(chosen: Sequence[SessionSummary], notice: str) -> Iterator[tu
         ((scored, sample),) = trajectory_file.read_rows(one.path, [one.row])
         trajectory = scored.trajectory
         images = trajectory_file.read_images(one.path, [info.key for info in trajectory.images])
-        messages = _messages(trajectory, notice)
+        messages = _rebuild_messages(trajectory, notice)
         if any("<image>" in message.text for message in messages):
             logger.warning("%s: a session with the text <image> is left out", sample.id)
             continue
@@ -163,8 +146,8 @@ def report(
     }
 
 
-def _messages(trajectory: Trajectory, notice: str) -> tuple[Message, ...]:
-    """What followed the prompt, as the session had it."""
+def _rebuild_messages(trajectory: Trajectory, notice: str) -> tuple[Message, ...]:
+    """Return the messages after the prompt, as the session had them."""
     messages: list[Message] = []
     for number, turn in enumerate(trajectory.turns):
         messages.append(Message(role="assistant", parts=(turn.text,)))

@@ -12,7 +12,7 @@ from arm_rl.core import trajectory_file
 from arm_rl.core.advantage import group_advantages
 from arm_rl.report import tokens, trajectories
 from arm_rl.report.index import Index, LogFile
-from arm_rl.report.pictures import picture
+from arm_rl.report.pictures import encode_picture
 from arm_rl.report.run_data import read_config
 
 
@@ -23,8 +23,8 @@ class ContentReader:
     index: Index
     tokenizer: Tokenizer | None = None  # None: there are no tokens
 
-    def of(self, file: LogFile, rows: Sequence[int]) -> list[dict[str, Any]]:
-        """Trajectories: `question` and `card` as HTML, `tokens`, `advantage`, and the `keys` of their images.
+    def read(self, file: LogFile, rows: Sequence[int]) -> list[dict[str, Any]]:
+        """Return trajectories: `question` and `card` as HTML, `tokens`, `advantage`, and the `keys` of their images.
 
         Raises:
             IndexError: there is no such row.
@@ -37,7 +37,7 @@ class ContentReader:
                 {
                     "question": trajectories.question(sample),
                     "card": trajectories.card(file, scored, sample, advantage),
-                    "tokens": tokens.conversation(self.tokenizer, trajectory) if self.tokenizer else None,
+                    "tokens": tokens.conversation_parts(self.tokenizer, trajectory) if self.tokenizer else None,
                     "advantage": advantage,
                     "keys": list(dict.fromkeys(info.key for info in trajectory.images)),
                 }
@@ -47,7 +47,7 @@ class ContentReader:
     def pictures(self, file: LogFile, keys: Sequence[str]) -> dict[str, dict[str, Any]]:
         """Images that were kept, by key: `uri` for the page, and their own `width` and `height`."""
         images = trajectory_file.read_images(file.path, keys)
-        seen = {key: picture(image) for key, image in images.items()}
+        seen = {key: encode_picture(image) for key, image in images.items()}
         return {key: {"uri": one.uri, "width": one.width, "height": one.height} for key, one in seen.items()}
 
     def _advantages(self, file: LogFile, rows: Sequence[int]) -> list[float | None]:

@@ -17,18 +17,11 @@ import pyarrow as pa
 from arm_rl.core import trajectory_file
 from arm_rl.core.errors import UserError
 from arm_rl.report.embedding import dump
-from arm_rl.report.run_data import EVALUATION, files_of
+from arm_rl.report.run_data import EVALUATION, find_files
 
 CORRECT, FORMAT_OK = 1, 2  # bits of a row's flags
-COLUMNS = (
-    "sample",
-    "track",
-    "group",
-    "index",
-    "flags",
-    "end",
-    "calls",
-)  # numbers of a row; the reward stands beside them
+# numbers of a row; the reward stands beside them
+COLUMNS = ("sample", "track", "group", "index", "flags", "end", "calls")
 LONGEST_NAME = 60  # characters of a tool's name; a model may write anything there
 
 Calls = tuple[tuple[str, str], ...]  # (tool, status) of a trajectory's calls, in order
@@ -112,8 +105,8 @@ class Index:
             UserError: a file is broken.
         """
         known = {(file.path, file.path.stat().st_mtime_ns): file for file in self.files if file.path.exists()}
-        found = {path.stem: path for path in files_of(self.folder, "trajectories/*.parquet")}  # the demo keeps copies
-        files = [known.get((path, path.stat().st_mtime_ns)) or self._checked(path) for path in found.values()]
+        found = {path.stem: path for path in find_files(self.folder, "trajectories/*.parquet")}  # the demo keeps copies
+        files = [known.get((path, path.stat().st_mtime_ns)) or self._load_file(path) for path in found.values()]
         order = {stage: number for number, stage in enumerate(stages)}
         self.files[:] = sorted(
             files, key=lambda file: (order.get(file.model, len(order)), file.step, file.is_evaluation)
@@ -153,7 +146,7 @@ class Index:
         ]
         return dump({"files": about, "names": tables, "columns": columns | {"reward": rewards}})
 
-    def _checked(self, path: Path) -> LogFile:
+    def _load_file(self, path: Path) -> LogFile:
         try:
             return self._read(path)
         except (OSError, pa.ArrowException, KeyError) as error:
@@ -162,11 +155,11 @@ class Index:
             ) from error
 
     def _read(self, path: Path) -> LogFile:
-        stage, step = trajectory_file.stage_and_step(path)
+        stage, step = trajectory_file.read_stage_and_step(path)
         columns = {name: array("i") for name in COLUMNS}
         rewards, groups = array("d"), Names()
         seconds: Counter[tuple[str, str]] = Counter()
-        for row in trajectory_file.read_light(path):
+        for row in trajectory_file.read_summaries(path):
             events = [event for turn in row["turns"] for event in turn["tool_events"]]
             calls = tuple((_tool_name(event["call"]), event["status"]) for event in events)
             for call, event in zip(calls, events, strict=True):

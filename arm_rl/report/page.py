@@ -16,30 +16,30 @@ from arm_rl.report.selection import Selection, Unit
 SCRIPTS = ("charts.js", "source.js", "filters.js", "browser.js")
 
 
-def static(
+def static_page(
     run: RunData, index: Index, contents: ContentReader, followed: Unit, chosen: Selection, listed: int, index_json: str
 ) -> str:
-    """A page that holds its trajectories itself."""
+    """Return a page that holds its trajectories itself."""
     data = {
-        "about": dump({"live": False, "total": _total(index), "listed": listed}),
+        "about": dump({"live": False, "total": _count_rows(index), "listed": listed}),
         "index": index_json,
         "rows": as_object(chosen.rows.items()),
         "pictures": as_object(chosen.pictures.items()),
     }
-    return _page(run, index, contents, followed, as_object(data.items()), connect="'none'")
+    return _render_page(run, index, contents, followed, as_object(data.items()), connect="'none'")
 
 
-def live(run: RunData, index: Index, contents: ContentReader) -> str:
-    """A page that asks its server for them."""
-    data = as_object([("about", dump({"live": True, "total": _total(index), "listed": _total(index)}))])
-    return _page(run, index, contents, selection.followed(index), data, connect="'self'")
+def live_page(run: RunData, index: Index, contents: ContentReader) -> str:
+    """Return a page that requests its trajectories from its server."""
+    data = as_object([("about", dump({"live": True, "total": _count_rows(index), "listed": _count_rows(index)}))])
+    return _render_page(run, index, contents, selection.choose_followed(index), data, connect="'self'")
 
 
-def _page(run: RunData, index: Index, contents: ContentReader, followed: Unit, data: str, connect: str) -> str:
-    script = "\n".join(_file(name) for name in SCRIPTS)
+def _render_page(run: RunData, index: Index, contents: ContentReader, followed: Unit, data: str, connect: str) -> str:
+    script = "\n".join(_read_resource(name) for name in SCRIPTS)
     digest = base64.b64encode(hashlib.sha256(f"\n{script}\n".encode()).digest()).decode()
     run_with_tools = run.with_lines(table.tool_lines(index))
-    return Template(_file("page.html")).substitute(
+    return Template(_read_resource("page.html")).substitute(
         name=escape(run.name),
         headline=table.headline(run),
         table=table.stages(run),
@@ -47,28 +47,28 @@ def _page(run: RunData, index: Index, contents: ContentReader, followed: Unit, d
         curves=curves.draw(run_with_tools),
         tools=table.tools(index),
         seconds=table.seconds(run),
-        times=times.show(index.folder),
-        followed=_followed(contents, followed),
+        times=times.render_times(index.folder),
+        followed=_render_followed(contents, followed),
         data=data,
-        style=_file("style.css"),
+        style=_read_resource("style.css"),
         script=script,
         script_digest=digest,  # no other script runs, whatever comes into the page
         connect=connect,
     )
 
 
-def _followed(contents: ContentReader, followed: Unit) -> str:
-    """One sample, after each stage, side by side."""
-    shown = [contents.of(file, rows)[0] for file, rows in followed]
+def _render_followed(contents: ContentReader, followed: Unit) -> str:
+    """Return one sample's trajectories after each stage, side by side."""
+    shown = [contents.read(file, rows)[0] for file, rows in followed]
     if not shown:
         return '<p class="empty">No trajectories have been written yet.</p>'
     title = "<h3>One sample, judged after each stage</h3>" if len(shown) > 1 else ""
     return f'{title}{shown[-1]["question"]}<div class="cards">{"".join(one["card"] for one in shown)}</div>'
 
 
-def _total(index: Index) -> int:
+def _count_rows(index: Index) -> int:
     return sum(file.num_rows for file in index.files)
 
 
-def _file(name: str) -> str:
+def _read_resource(name: str) -> str:
     return resources.files("arm_rl.report").joinpath(name).read_text(encoding="utf-8")

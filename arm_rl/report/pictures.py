@@ -29,8 +29,8 @@ class Picture:
 
 
 @functools.lru_cache(maxsize=64)
-def picture(image: Image) -> Picture:
-    """Encodes an image."""
+def encode_picture(image: Image) -> Picture:
+    """Encode an image for a page."""
     pixels = image.pil()
     data, kind = image.data, PILImage.open(io.BytesIO(image.data)).format
     if kind not in SHOWN_BY_BROWSERS or max(pixels.size) > LARGEST_SIDE:

@@ -19,9 +19,8 @@ class RunData:
     """A run, as far as it got."""
 
     name: str
-    stages: dict[
-        str, dict[str, float]
-    ]  # of summary.json: numbers of the held-out evaluation after each stage, in order
+    # of summary.json: numbers of the held-out evaluation after each stage, in order
+    stages: dict[str, dict[str, float]]
     seconds: dict[str, float]  # of each phase
     lines: list[dict[str, Any]]  # of metrics.jsonl, stage after stage; one for each step
 
@@ -34,7 +33,7 @@ class RunData:
         """With more numbers of its steps."""
         known = {(line["stage"], line["step"]) for line in self.lines}
         return dataclasses.replace(
-            self, lines=_by_step([*self.lines, *(one for one in lines if (one["stage"], one["step"]) in known)])
+            self, lines=_join_by_step([*self.lines, *(one for one in lines if (one["stage"], one["step"]) in known)])
         )
 
     @property
@@ -47,18 +46,18 @@ def read(folder: Path) -> RunData:
     """Reads a run folder, or a folder of them (one for each stage)."""
     summary = _read_json(folder / "summary.json")
     stages = {name: value for name, value in summary.items() if isinstance(value, dict) and "accuracy" in value}
-    lines = [line for path in files_of(folder, "metrics.jsonl") for line in read_lines(path)]
+    lines = [line for path in find_files(folder, "metrics.jsonl") for line in read_lines(path)]
     order = list(dict.fromkeys([*stages, *(line["stage"] for line in lines)]))
     return RunData(
         name=folder.resolve().name,
         stages=stages,
         seconds=summary.get("seconds", {}),
-        lines=_by_step(sorted(lines, key=lambda line: order.index(line["stage"]))),
+        lines=_join_by_step(sorted(lines, key=lambda line: order.index(line["stage"]))),
     )
 
 
-def files_of(folder: Path, pattern: str) -> list[Path]:
-    """Files of the folder itself, then of those in it, oldest first."""
+def find_files(folder: Path, pattern: str) -> list[Path]:
+    """Return the files of the folder itself, then of the folders in it, oldest first."""
     return sorted(folder.glob(pattern)) + sorted(folder.glob(f"*/{pattern}"), key=lambda path: path.stat().st_mtime)
 
 
@@ -80,8 +79,8 @@ def _read_json(path: Path) -> dict[str, Any]:
     return content
 
 
-def _by_step(lines: list[dict[str, Any]]) -> list[dict[str, Any]]:
-    """Lines of one step joined: an evaluation writes one of its own."""
+def _join_by_step(lines: list[dict[str, Any]]) -> list[dict[str, Any]]:
+    """Join the lines of one step: an evaluation writes a line of its own."""
     joined: dict[tuple[str, int], dict[str, Any]] = {}
     for line in lines:
         joined[line["stage"], line["step"]] = joined.get((line["stage"], line["step"]), {}) | line

@@ -36,14 +36,14 @@ class Report:
         """
         self._folder = folder
         self._index = Index(folder=folder)
-        self._contents = ContentReader(index=self._index, tokenizer=tokenizer or tokens.find(folder))
+        self._contents = ContentReader(index=self._index, tokenizer=tokenizer or tokens.find_tokenizer(folder))
         self._refreshing = threading.Lock()
         self._refresh()
 
     def page(self, query: Query) -> str:
         """The page, with what the run has written since."""
         run = self._refresh()
-        return page.live(run, self._index, self._contents)
+        return page.live_page(run, self._index, self._contents)
 
     def index(self, query: Query) -> str:
         """A few numbers for each trajectory."""
@@ -52,7 +52,7 @@ class Report:
     def contents(self, query: Query) -> str:
         """The trajectories of each `row` (FILE/ROW)."""
         rows = [name.rpartition("/") for _, name in query]
-        return json.dumps([self._contents.of(self._file(file), [int(row)])[0] for file, _, row in rows])
+        return json.dumps([self._contents.read(self._file(file), [int(row)])[0] for file, _, row in rows])
 
     def picture(self, query: Query) -> str:
         """The image of a `key` in a `file`; null where it was not kept."""
@@ -64,7 +64,11 @@ class Report:
         text = dict(query)["text"]
         files = list(self._index.files)
         return json.dumps(
-            [selection.row_name(file, row) for file in files for row in trajectory_file.find_text(file.path, text)]
+            [
+                selection.name_row(file, row)
+                for file in files
+                for row in trajectory_file.find_rows_with_text(file.path, text)
+            ]
         )
 
     def _file(self, name: str) -> LogFile:

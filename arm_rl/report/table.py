@@ -73,7 +73,7 @@ def _row(run: RunData, key: str) -> str:
 
 def tool_lines(index: Index) -> list[dict[str, Any]]:
     """Calls of each tool, a trajectory, in the steps whose trajectories were written: numbers for a curve."""
-    lines, shown = [], _tools(index)
+    lines, shown = [], _most_called_tools(index)
     for file in index.files:
         if file.num_rows and not file.is_evaluation:
             used = index.tool_use([file])
@@ -84,7 +84,7 @@ def tool_lines(index: Index) -> list[dict[str, Any]]:
 
 def tools(index: Index) -> str:
     """A row for each tool that a stage's trajectories call, with what came of it."""
-    rows, seen = "", _statuses(index)
+    rows, seen = "", _used_statuses(index)
     for stage in dict.fromkeys(file.stage for file in index.files):
         rows += _tool_rows(index, stage, [file for file in index.files if file.stage == stage], seen)
     if not rows:
@@ -95,8 +95,8 @@ def tools(index: Index) -> str:
     return title + _table(f'{left}{head}<th scope="col">ms a call</th>', rows, "tools")
 
 
-def _statuses(index: Index) -> list[str]:
-    """Those that any call has."""
+def _used_statuses(index: Index) -> list[str]:
+    """Return the statuses that any call has."""
     found = {status for _, status in index.tool_use(index.files)}
     return [status for status in STATUSES if status in found]
 
@@ -104,16 +104,16 @@ def _statuses(index: Index) -> list[str]:
 def _tool_rows(index: Index, stage: str, files: list[LogFile], statuses: list[str]) -> str:
     used = index.tool_use(files)
     num_rows = sum(file.num_rows for file in files)
-    rows, shown = "", _tools(index)
+    rows, shown = "", _most_called_tools(index)
     for tool in [*shown, OTHER]:
-        counts = {status: sum(used[name, status] for name in _names(used, tool, shown)) for status in statuses}
+        counts = {status: sum(used[name, status] for name in _names_in_row(used, tool, shown)) for status in statuses}
         calls = sum(counts.values())
         if not calls:
             continue
         seconds = sum(
             file.tool_seconds[name, status]
             for file in files
-            for name in _names(used, tool, shown)
+            for name in _names_in_row(used, tool, shown)
             for status in statuses
         )
         cells = "".join(_cell(count / calls, ".1%") for count in counts.values())
@@ -125,13 +125,13 @@ def _tool_rows(index: Index, stage: str, files: list[LogFile], statuses: list[st
     return rows
 
 
-def _names(used: Counter[tuple[str, str]], tool: str, shown: list[str]) -> set[str]:
-    """The tool's name, or those of all that have no row."""
+def _names_in_row(used: Counter[tuple[str, str]], tool: str, shown: list[str]) -> set[str]:
+    """Return the tool's name, or for the last row the names of all tools without a row."""
     return {tool} if tool != OTHER else {name for name, _ in used} - set(shown)
 
 
-def _tools(index: Index) -> list[str]:
-    """The tools that are called most; what a policy makes up is rare."""
+def _most_called_tools(index: Index) -> list[str]:
+    """Return the tools that are called most; a name that a policy makes up is rare."""
     totals: Counter[str] = Counter()
     for (tool, status), times in index.tool_use(index.files).items():
         totals[tool] += times if status != "unknown_tool" else 0

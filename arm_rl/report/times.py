@@ -8,14 +8,14 @@ from arm_rl.run import timeline
 from arm_rl.run.step_times import StepTimes, TimeRow, step_times
 
 
-def timelines(folder: Path) -> list[Path]:
-    """The run folders that have a timeline: the folder itself, and those in it."""
+def find_timelines(folder: Path) -> list[Path]:
+    """Return the run folders that have a timeline: the folder itself, and those in it."""
     runs = (folder, *sorted(path for path in folder.iterdir() if path.is_dir()))
     return [run for run in runs if (run / timeline.FILE).exists()]
 
 
-def of_runs(runs: list[Path]) -> dict[Path, StepTimes]:
-    """The times of those in which a step was finished."""
+def read_times(runs: list[Path]) -> dict[Path, StepTimes]:
+    """Return the step times of the runs that finished a step."""
     times = {}
     for run in runs:
         with contextlib.suppress(ValueError):  # a stage that has just begun
@@ -23,9 +23,9 @@ def of_runs(runs: list[Path]) -> dict[Path, StepTimes]:
     return times
 
 
-def show(folder: Path) -> str:
-    """A table a stage."""
-    return "".join(_table(run.name, times) for run, times in of_runs(timelines(folder)).items())
+def render_times(folder: Path) -> str:
+    """Return a table for each stage as HTML."""
+    return "".join(_table(run.name, times) for run, times in read_times(find_timelines(folder)).items())
 
 
 def _table(name: str, times: StepTimes) -> str:

@@ -19,14 +19,14 @@ def card(file: LogFile, scored: ScoredTrajectory, sample: Sample, advantage: flo
     trajectory = scored.trajectory
     turns = "".join(_turn(trajectory, number, turn) for number, turn in enumerate(trajectory.turns, start=1))
     return (
-        f'<article class="card" data-file="{escape(file.name)}"><header><h4>{when(file)}</h4>{_verdict(scored)}</header>'
-        f'{_given_images(trajectory, sample)}<div class="tokens" hidden></div><ol class="turns">{turns}</ol>'
-        f"{_broken(scored)}<footer>{_reward(scored, advantage)}<br>{_facts(trajectory)}</footer></article>"
+        f'<article class="card" data-file="{escape(file.name)}"><header><h4>{model_label(file)}</h4>{_verdict(scored)}</header>'
+        f'{_prompt_images(trajectory, sample)}<div class="tokens" hidden></div><ol class="turns">{turns}</ol>'
+        f"{_error_details(scored)}<footer>{_reward(scored, advantage)}<br>{_facts(trajectory)}</footer></article>"
     )
 
 
-def when(file: LogFile) -> str:
-    """Which model it was."""
+def model_label(file: LogFile) -> str:
+    """Return which model a trajectory is of."""
     if file.is_evaluation:
         return f"held out, {escape(file.model)} step {file.step}"
     return f"in {escape(file.stage)}, step {file.step}"
@@ -36,7 +36,7 @@ def question(sample: Sample) -> str:
     """What was asked."""
     asked = [message for message in sample.messages if message.role != "system"]
     text = "\n".join(" ".join(part for part in message.parts if not isinstance(part, ImagePart)) for message in asked)
-    return f'<p class="question">{_folded(text.strip())} <span class="label">Right judgment: {_escaped(_judgment(sample.label))}</span></p>'
+    return f'<p class="question">{_fold(text.strip())} <span class="label">Right judgment: {_escape(_judgment(sample.label))}</span></p>'
 
 
 def _judgment(label: str) -> str:
@@ -49,17 +49,17 @@ def _verdict(scored: ScoredTrajectory) -> str:
     return '<span class="badge right">✓ right</span>' if scored.correct else '<span class="badge wrong">✗ wrong</span>'
 
 
-def _broken(scored: ScoredTrajectory) -> str:
-    """The traceback of a session or of a scorer that failed."""
+def _error_details(scored: ScoredTrajectory) -> str:
+    """Return the traceback of a session or a scorer that failed."""
     error = scored.trajectory.error or scored.error
     if not error:
         return ""
     title = "the session broke" if scored.trajectory.error else "the scorer failed"
-    return f'<details class="error"><summary>{title}</summary><pre>{_escaped(error)}</pre></details>'
+    return f'<details class="error"><summary>{title}</summary><pre>{_escape(error)}</pre></details>'
 
 
-def _given_images(trajectory: Trajectory, sample: Sample) -> str:
-    """The images that the sample came with; the target on the first."""
+def _prompt_images(trajectory: Trajectory, sample: Sample) -> str:
+    """Return the images that the sample came with; the target box is on the first."""
     made = {name for event in trajectory.tool_events for name in event.image_names}
     given = [info.name for info in trajectory.images if info.name not in made]
     target = "" if sample.target_box is None else _box(sample.target_box, "", "target")
@@ -67,15 +67,17 @@ def _given_images(trajectory: Trajectory, sample: Sample) -> str:
 
 
 def _turn(trajectory: Trajectory, number: int, turn: Turn) -> str:
-    pieces = [_piece(kind, text) for kind, text in _split(turn.text) if not (kind == "tool_call" and turn.tool_events)]
+    pieces = [
+        _piece(kind, text) for kind, text in _split_pieces(turn.text) if not (kind == "tool_call" and turn.tool_events)
+    ]
     pieces += [_event(trajectory, number, event) for event in turn.tool_events]
     if turn.finish_reason == "length":
         pieces.append('<p class="note">cut off: no tokens were left</p>')
     return f'<li value="{number}">{"".join(pieces)}</li>'
 
 
-def _split(text: str) -> Iterator[tuple[str, str]]:
-    """A turn's pieces as (`think` | `tool_call` | `answer` | `other`, text): all that the judge wrote, in order."""
+def _split_pieces(text: str) -> Iterator[tuple[str, str]]:
+    """Yield a turn's pieces in order as (`think` | `tool_call` | `answer` | `other`, text)."""
     end = 0
     for match in _PIECES.finditer(text):
         if text[end : match.start()].strip():
@@ -87,7 +89,7 @@ def _split(text: str) -> Iterator[tuple[str, str]]:
 
 
 def _piece(kind: str, text: str) -> str:
-    return f'<p class="{kind}">{_folded(text)}</p>'
+    return f'<p class="{kind}">{_fold(text)}</p>'
 
 
 def _event(trajectory: Trajectory, number: int, event: ToolEvent) -> str:
@@ -97,7 +99,7 @@ def _event(trajectory: Trajectory, number: int, event: ToolEvent) -> str:
     status = (
         f'<span class="status {event.status}">{event.status.replace("_", " ")} · {event.seconds * 1000:.0f} ms</span>'
     )
-    text = f'<p class="observation">{_folded(event.text)}</p>' if event.text.strip() else ""
+    text = f'<p class="observation">{_fold(event.text)}</p>' if event.text.strip() else ""
     images = [_image(trajectory, name) for name in event.image_names]
     box, source = _box_of(event), event.call.arguments.get("image")
     if box is not None and isinstance(source, str) and any(info.name == source for info in trajectory.images):
@@ -105,7 +107,7 @@ def _event(trajectory: Trajectory, number: int, event: ToolEvent) -> str:
             _image(trajectory, source, _box(box, str(number), "zoomed" if event.status == "ok" else "refused")),
             *images,
         ]
-    call = f'<p class="call"><code>{_escaped(event.call.name or "?")}({_escaped(arguments)})</code> {status}</p>'
+    call = f'<p class="call"><code>{_escape(event.call.name or "?")}({_escape(arguments)})</code> {status}</p>'
     return f"{call}{text}{_pictures(images)}"
 
 
@@ -117,8 +119,8 @@ def _image(trajectory: Trajectory, name: str, boxes: str = "") -> str:
     """An image by its name in the session's memory, with boxes on it."""
     keys = {info.name: info.key for info in trajectory.images}
     return (
-        f'<figure class="image"><div><img data-key="{_escaped(keys.get(name, ""))}" alt="{_escaped(name)}">{boxes}</div>'
-        f"<figcaption>{_escaped(name)}</figcaption></figure>"
+        f'<figure class="image"><div><img data-key="{_escape(keys.get(name, ""))}" alt="{_escape(name)}">{boxes}</div>'
+        f"<figcaption>{_escape(name)}</figcaption></figure>"
     )
 
 
@@ -129,9 +131,8 @@ def _box_of(event: ToolEvent) -> list[float] | None:
         return None
     if not all(isinstance(value, int) or (isinstance(value, float) and math.isfinite(value)) for value in box):
         return None
-    x1, y1, x2, y2 = (
-        float(min(max(value, 0), 1000)) for value in box
-    )  # clamped first: a whole number may be too large for a float
+    # clamped first: a whole number may be too large for a float
+    x1, y1, x2, y2 = (float(min(max(value, 0), 1000)) for value in box)
     return [min(x1, x2), min(y1, y2), max(x1, x2), max(y1, y2)]
 
 
@@ -144,7 +145,7 @@ def _box(box: Sequence[float], label: str, kind: str) -> str:
 def _reward(scored: ScoredTrajectory, advantage: float | None) -> str:
     if scored.reward is None:
         return "no reward"
-    parts = " + ".join(f"{_escaped(name)} {value:g}" for name, value in scored.parts.items() if value)
+    parts = " + ".join(f"{_escape(name)} {value:g}" for name, value in scored.parts.items() if value)
     form = "" if scored.format_ok else ' <span class="badge wrong">format broken</span>'
     better = "" if advantage is None else f" · advantage <strong>{advantage:+.2f}</strong>"
     return f"reward <strong>{scored.reward:g}</strong>{f' = {parts}' if parts else ''}{better}{form}"
@@ -160,13 +161,13 @@ def _facts(trajectory: Trajectory) -> str:
     )
 
 
-def _folded(text: str) -> str:
-    """A text as HTML; a long one can be unfolded."""
+def _fold(text: str) -> str:
+    """Return a text as HTML; a long one can be unfolded."""
     if len(text) <= LONG_TEXT:
-        return _escaped(text)
-    return f'{_escaped(text[:LONG_TEXT])}<span class="more" hidden>{_escaped(text[LONG_TEXT:])}</span><button class="unfold">… all</button>'
+        return _escape(text)
+    return f'{_escape(text[:LONG_TEXT])}<span class="more" hidden>{_escape(text[LONG_TEXT:])}</span><button class="unfold">… all</button>'
 
 
-def _escaped(text: str) -> str:
-    """Whatever a model wrote, as text: no markup, and no half characters, which cannot be encoded."""
+def _escape(text: str) -> str:
+    """Escape a model's text: no markup, and no lone surrogates, which cannot be encoded."""
     return escape(text.encode("utf-8", "replace").decode("utf-8"))

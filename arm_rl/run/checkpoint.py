@@ -43,8 +43,8 @@ class Checkpoint:
 
 
 @contextmanager
-def writing(root: Path, step: int, state: Mapping[str, Any], keep: int) -> Iterator[Path]:
-    """A folder to write a checkpoint into; under its name it appears only when everything is there.
+def write_checkpoint(root: Path, step: int, state: Mapping[str, Any], keep: int) -> Iterator[Path]:
+    """Open a folder to write a checkpoint into; it gets its name only when it is complete.
 
     Raises:
         CheckpointError: it cannot be written; those before it stand.
@@ -57,7 +57,7 @@ def writing(root: Path, step: int, state: Mapping[str, Any], keep: int) -> Itera
         yield aside
         (aside / _STATE).write_text(json.dumps(state))
         (aside / _CHECKSUMS).write_text(json.dumps(_checksums(aside), indent=1))
-        _put_on_disk(aside)
+        _flush_to_disk(aside)
         _rename(aside, root / str(step))
     except OSError as error:
         shutil.rmtree(aside, ignore_errors=True)  # a full disk has room again for the rest of the run's last words
@@ -80,7 +80,7 @@ def latest(root: Path) -> Checkpoint | None:
     broken: CheckpointError | None = None
     for step in reversed(steps(root)):
         try:
-            return _verified(root / str(step))
+            return _verify(root / str(step))
         except CheckpointError as error:
             logger.warning("a checkpoint is passed over: %s", error)
             broken = broken or error
@@ -96,8 +96,8 @@ def steps(root: Path) -> list[int]:
     )
 
 
-def state_of(root: Path, step: int) -> dict[str, Any]:
-    """What the driver wrote into a checkpoint, whatever became of the other files.
+def read_state(root: Path, step: int) -> dict[str, Any]:
+    """Return the driver's state of a checkpoint, even if its other files are broken.
 
     Raises:
         CheckpointError: it cannot be read.
@@ -109,7 +109,7 @@ def state_of(root: Path, step: int) -> dict[str, Any]:
         raise CheckpointError(f"{path}: not readable: {error}") from error
 
 
-def _verified(folder: Path) -> Checkpoint:
+def _verify(folder: Path) -> Checkpoint:
     try:
         expected = json.loads((folder / _CHECKSUMS).read_text())
     except (OSError, ValueError) as error:
@@ -124,7 +124,7 @@ def _verified(folder: Path) -> Checkpoint:
     for name, checksum in expected.items():
         if found[name] != checksum:
             raise CheckpointError(f"{folder / name}: its content is not what was written (SHA-256 differs)")
-    return Checkpoint(folder, state_of(folder.parent, int(folder.name)))
+    return Checkpoint(folder, read_state(folder.parent, int(folder.name)))
 
 
 def _files(folder: Path) -> list[Path]:
@@ -143,8 +143,8 @@ def _checksums(folder: Path) -> dict[str, str]:
         }
 
 
-def _put_on_disk(folder: Path) -> None:
-    """Waits until the disk has it: else a rename could outlive the files."""
+def _flush_to_disk(folder: Path) -> None:
+    """Wait until the disk holds all files: otherwise the rename could outlive them."""
     for path in (*_files(folder), folder / _CHECKSUMS, *(path for path in folder.rglob("*") if path.is_dir()), folder):
         _sync(path)
 

@@ -6,8 +6,10 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
-from arm_rl.core.config import ConfigError, SftConfig, TrainConfig
+from arm_rl.core.atomic_file import replace_text
+from arm_rl.core.config import ConfigError
 from arm_rl.core.config_file import read_saved, save
+from arm_rl.core.stage_config import SftConfig, TrainConfig
 from arm_rl.run import checkpoint
 
 # What may differ when a run is started again: how long it goes on, on which machines, in how much memory and what is written, not what is
@@ -54,7 +56,7 @@ def open_run(config: TrainConfig | SftConfig) -> Path:
     folder = config.run.folder
     file = folder / "config.yaml"
     if file.exists():
-        difference = _difference(read_saved(type(config), file), dataclasses.asdict(config))
+        difference = _find_difference(read_saved(type(config), file), dataclasses.asdict(config))
         if difference is not None:
             raise ConfigError(
                 f"{difference}; {folder} holds a run with it: choose another run.name, or remove that folder"
@@ -64,8 +66,8 @@ def open_run(config: TrainConfig | SftConfig) -> Path:
     return folder
 
 
-def finished(folder: Path, num_steps: int) -> bool:
-    """Whether a run's steps are all done and its model is exported."""
+def is_finished(folder: Path, num_steps: int) -> bool:
+    """Return whether all steps of a run are done and its model is exported."""
     written = checkpoint.steps(folder / "checkpoints")
     exported, model = folder / _EXPORTED, folder / "export" / "config.json"
     if not (written and exported.is_file() and model.is_file()):
@@ -74,20 +76,20 @@ def finished(folder: Path, num_steps: int) -> bool:
 
 
 @contextmanager
-def exporting(folder: Path, step: int) -> Iterator[Path]:
-    """The folder to export a run's model into, after that step. What an error leaves half-done does not count as exported."""
+def export_folder(folder: Path, step: int) -> Iterator[Path]:
+    """Open the folder to export a run's model into after a step; an error leaves the run not exported."""
     (folder / _EXPORTED).unlink(missing_ok=True)
     yield folder / "export"
-    (folder / _EXPORTED).write_text(json.dumps({"step": step}))
+    replace_text(folder / _EXPORTED, json.dumps({"step": step}))
 
 
-def _difference(old: object, new: object, key: str = "") -> str | None:
+def _find_difference(old: object, new: object, key: str = "") -> str | None:
     if isinstance(old, dict) and isinstance(new, dict):
         for name in sorted({*old, *new}):
             path = f"{key}.{name}".lstrip(".")
             if path in _MAY_CHANGE:
                 continue
-            found = _difference(old.get(name), new.get(name), path)
+            found = _find_difference(old.get(name), new.get(name), path)
             if found is not None:
                 return found
         return None

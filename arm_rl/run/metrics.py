@@ -39,12 +39,12 @@ def rollout_metrics(
         **_length_metrics([one.trajectory for one in finished]),
         **_tool_metrics([one.trajectory for one in finished]),
     }
-    for track, members in _by_track(judged).items():
+    for track, members in _split_by_track(judged).items():
         metrics[f"reward/mean/{track}"] = mean(one.reward for one in members if one.reward is not None)
         metrics[f"rollout/accuracy/{track}"] = share(one.correct for one in members)
         metrics[f"tools/calls/{track}"] = mean(len(one.trajectory.tool_events) for one in members)
     if samples is not None:
-        metrics["tools/box_hit"] = box_hit(samples, finished)
+        metrics["tools/box_hit"] = box_hit_rate(samples, finished)
         metrics |= _metrics_by_tool(samples, [one.trajectory for one in finished])
     return metrics
 
@@ -64,13 +64,13 @@ def evaluation_metrics(samples: Mapping[str, Sample], scored: Sequence[ScoredTra
         and `first_tool/NAME`: shares of sessions by the tool that they called first.
     """
     judged = [one for one in scored if one.trajectory.end != "aborted" and one.reward is not None]
-    metrics = _evaluation_of(samples, judged)
+    metrics = _judgment_metrics(samples, judged)
     metrics["broken_sessions"] = float(sum(one.trajectory.end == "aborted" for one in scored))
     metrics["scorer_failures"] = float(sum(one.trajectory.end != "aborted" and one.reward is None for one in scored))
     chosen = first_tools(samples, judged)
     metrics |= {f"first_tool/{name}": rate for name, rate in chosen.items()}
-    for track, members in _by_track(judged).items():
-        metrics |= {f"{name}/{track}": value for name, value in _evaluation_of(samples, members).items()}
+    for track, members in _split_by_track(judged).items():
+        metrics |= {f"{name}/{track}": value for name, value in _judgment_metrics(samples, members).items()}
         metrics |= {f"first_tool/{name}/{track}": first_tools(samples, members).get(name, 0.0) for name in chosen}
     return metrics
 
@@ -87,8 +87,8 @@ def first_tools(samples: Mapping[str, Sample], scored: Sequence[ScoredTrajectory
     return {name: counts[name] / max(len(scored), 1) for name in names}
 
 
-def box_hit(samples: Mapping[str, Sample], scored: Iterable[ScoredTrajectory]) -> float:
-    """Share of the successful zooms into the whole image whose box overlaps the sample's target box with an IoU of at least 0.5.
+def box_hit_rate(samples: Mapping[str, Sample], scored: Iterable[ScoredTrajectory]) -> float:
+    """Return the share of successful zooms into the whole image whose box overlaps the target box with IoU >= 0.5.
 
     Only calls on samples that have a target box count; 0 where there are none.
     """
@@ -200,12 +200,12 @@ def _metrics_by_tool(samples: Mapping[str, Sample], trajectories: Sequence[Traje
     return metrics
 
 
-def _evaluation_of(samples: Mapping[str, Sample], judged: Sequence[ScoredTrajectory]) -> dict[str, float]:
+def _judgment_metrics(samples: Mapping[str, Sample], judged: Sequence[ScoredTrajectory]) -> dict[str, float]:
     return {
         "accuracy": share(one.correct for one in judged),
         "tool_calls": mean(len(one.trajectory.tool_events) for one in judged),
         "tool_rate": share(bool(one.trajectory.tool_events) for one in judged),
-        "box_hit": box_hit(samples, judged),
+        "box_hit": box_hit_rate(samples, judged),
         "format": share(one.format_ok for one in judged),
         "num_samples": float(len({one.trajectory.sample_id for one in judged})),
     }
@@ -218,8 +218,8 @@ def _first_tool(sample: Sample, trajectory: Trajectory) -> str:
     return name if name in sample.tools else OTHER_TOOL
 
 
-def _by_track(scored: Iterable[ScoredTrajectory]) -> dict[str, list[ScoredTrajectory]]:
-    """Trajectories by track; nothing where there is only one track, which would say everything twice."""
+def _split_by_track(scored: Iterable[ScoredTrajectory]) -> dict[str, list[ScoredTrajectory]]:
+    """Return trajectories by track; nothing if there is one track only, which would duplicate every number."""
     tracks: dict[str, list[ScoredTrajectory]] = defaultdict(list)
     for one in scored:
         tracks[one.trajectory.track].append(one)

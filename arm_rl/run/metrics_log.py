@@ -13,6 +13,7 @@ from typing import Any, Literal
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn
 
+from arm_rl.core.atomic_file import replace_text
 from arm_rl.core.config import MetricsConfig
 from arm_rl.core.errors import UserError
 from arm_rl.run.tensorboard_log import TensorboardLog
@@ -110,14 +111,14 @@ class MetricsLog:
             self._tensorboard.log(step, metrics)
         self._show(step, metrics)
 
-    def trajectories(self, path: Path) -> None:
-        """Puts some of a trajectory log on the page, once it is written."""
+    def log_trajectories(self, path: Path) -> None:
+        """Log some rows of a trajectory file to the page, once the file is written."""
         self._unread.append(path)
 
-    def artifact(self, kind: Literal["checkpoint", "export"], folder: Path) -> None:
-        """Keeps a checkpoint or an exported model at Weights & Biases, where the configuration says so."""
+    def log_artifact(self, kind: Literal["checkpoint", "export"], folder: Path) -> None:
+        """Log a checkpoint or an exported model to Weights & Biases, if the configuration says so."""
         if self._page is not None:
-            self._page.artifact(kind, folder)
+            self._page.log_artifact(kind, folder)
 
     def close(self, failed: bool = False) -> None:
         """Finishes the progress bar, the page and the event file."""
@@ -143,7 +144,7 @@ class MetricsLog:
             [path for path in self._unread if not path.exists()],
         )
         for path in written:
-            page.trajectories(path)
+            page.log_trajectories(path)
 
     def _show(self, step: int, metrics: Mapping[str, float]) -> None:
         now = time.monotonic()
@@ -179,13 +180,11 @@ def read_lines(path: Path) -> list[dict[str, Any]]:
 
 
 def _drop_lines(path: Path, stage: str, first_step: int) -> None:
-    """Leaves out lines of steps that are done again, and half a line."""
+    """Remove the lines of steps that are repeated, and an incomplete last line."""
     if not path.exists():
         return
     kept = [line for line in read_lines(path) if line["stage"] != stage or line["step"] < first_step]
-    written = path.with_suffix(".tmp")
-    written.write_text("".join(json.dumps(line) + "\n" for line in kept))
-    written.replace(path)
+    replace_text(path, "".join(json.dumps(line) + "\n" for line in kept))
 
 
 def _time_left(seconds: deque[float], num_steps: int) -> str:

@@ -13,11 +13,8 @@ from arm_rl.run.timeline import ACTORS, Event
 
 Intervals = list[tuple[int, int]]  # sorted and apart, microseconds
 
-SAMPLES, TRAINS, SYNCS = (
-    {"turn"},
-    {"train", "score"},
-    {"update"},
-)  # kinds of spans: an engine's work, a learner's, new weights in an engine
+# kinds of spans: an engine's work, a learner's, new weights in an engine
+SAMPLES, TRAINS, SYNCS = {"turn"}, {"train", "score"}, {"update"}
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -38,7 +35,8 @@ class StepTimes:
     num_steps: int
     phases: list[TimeRow]  # what was recorded, by actor; phases may lie inside one another
     waits: list[TimeRow]  # engines and learners, busy and idle, and what for
-    overlap: float  # of the shorter of both: the share of an engine's or a learner's work during which the other side works too
+    # of the shorter of both: the share of an engine's or a learner's work during which the other side works too
+    overlap: float
 
 
 def step_times(events: Sequence[Event]) -> StepTimes:
@@ -56,8 +54,8 @@ def step_times(events: Sequence[Event]) -> StepTimes:
     waits = [
         *times.engine_waits(learners),
         *times.learner_waits(),
-        times.row("both", "engines and learners work", [either]),
-        times.row("both", "neither works", [difference(times.window, union([*engines, *learners]))]),
+        times.make_row("both", "engines and learners work", [either]),
+        times.make_row("both", "neither works", [difference(times.window, union([*engines, *learners]))]),
     ]
     overlap = total(either) / (min(total(engines), total(learners)) or 1)
     return StepTimes(num_steps=len(steps), phases=times.phases(), waits=waits, overlap=overlap)
@@ -71,7 +69,7 @@ class _Times:
         spans: defaultdict[tuple[str, str], Intervals] = defaultdict(list)  # actor, kind
         for event in events:
             spans[event.actor, event.kind].append((event.start, event.end))
-        self._counts = {key: sum(_within(start, window) for start, _ in found) for key, found in spans.items()}
+        self._counts = {key: sum(_is_within(start, window) for start, _ in found) for key, found in spans.items()}
         self._spans = {key: intersection(union(found), window) for key, found in spans.items()}
         self._actors = sorted(
             {actor for actor, _ in self._spans}, key=lambda actor: (ACTORS.index(actor.split(" ")[0]), actor)
@@ -80,16 +78,18 @@ class _Times:
     def actors(self, kind: str) -> list[str]:
         return [actor for actor in self._actors if actor.split(" ")[0] == kind]
 
-    def of(self, actor: str, kinds: Collection[str]) -> Intervals:
+    def intervals(self, actor: str, kinds: Collection[str]) -> Intervals:
         return union(interval for kind in kinds for interval in self._spans.get((actor, kind), ()))
 
-    def busy(self, actor_kind: str, kinds: Collection[str], but: Collection[str] = ()) -> Intervals:
+    def busy(self, actor_kind: str, kinds: Collection[str], excluding: Collection[str] = ()) -> Intervals:
         """When any actor of a kind works."""
         return union(
-            one for actor in self.actors(actor_kind) for one in difference(self.of(actor, kinds), self.of(actor, but))
+            one
+            for actor in self.actors(actor_kind)
+            for one in difference(self.intervals(actor, kinds), self.intervals(actor, excluding))
         )
 
-    def row(self, actor: str, phase: str, of_actors: Sequence[Intervals], count: float = 0.0) -> TimeRow:
+    def make_row(self, actor: str, phase: str, of_actors: Sequence[Intervals], count: float = 0.0) -> TimeRow:
         microseconds = sum(map(total, of_actors)) / max(len(of_actors), 1)
         seconds = microseconds / self._num_steps / 1e6
         return TimeRow(
@@ -107,7 +107,8 @@ class _Times:
             kinds = dict.fromkeys(kind for actor, kind in self._spans if actor in actors)
             counts = {kind: sum(self._counts.get((one, kind), 0) for one in actors) for kind in kinds}
             found = [
-                self.row(actor_kind, kind, [self.of(one, {kind}) for one in actors], counts[kind]) for kind in kinds
+                self.make_row(actor_kind, kind, [self.intervals(one, {kind}) for one in actors], counts[kind])
+                for kind in kinds
             ]
             rows += sorted((row for row in found if row.seconds or row.count), key=lambda row: -row.seconds)
         return rows
@@ -118,8 +119,8 @@ class _Times:
         hidden: list[Intervals] = []
         syncing = self.busy("driver", {"sync"})
         for actor in self.actors("rollout"):
-            updates, tools = self.of(actor, SYNCS), self.of(actor, {"tool"})
-            works = difference(self.of(actor, SAMPLES), updates)
+            updates, tools = self.intervals(actor, SYNCS), self.intervals(actor, {"tool"})
+            works = difference(self.intervals(actor, SAMPLES), updates)
             hidden.append(intersection(tools, works))
             left = self.window
             for reason, when in {
@@ -132,8 +133,8 @@ class _Times:
             }.items():
                 reasons[reason].append(intersection(left, when))
                 left = difference(left, when)
-        rows = [self.row("engine", reason, of_actors) for reason, of_actors in reasons.items()]
-        return [*rows, self.row("engine", "works while sessions wait for tools (hidden)", hidden)] if rows else []
+        rows = [self.make_row("engine", reason, of_actors) for reason, of_actors in reasons.items()]
+        return [*rows, self.make_row("engine", "works while sessions wait for tools (hidden)", hidden)] if rows else []
 
     def learner_waits(self) -> list[TimeRow]:
         """What a learner does, and where the driver is while it does nothing."""
@@ -141,14 +142,14 @@ class _Times:
         for actor in self.actors("learner"):
             left = self.window
             for reason, when in {
-                "works": self.of(actor, TRAINS),
+                "works": self.intervals(actor, TRAINS),
                 "idle: waits for groups": self.busy("driver", {"rollout"}),
                 "idle or publishing: engines take new weights": self.busy("driver", {"sync"}),
                 "idle: other (batches, transport)": self.window,
             }.items():
                 reasons[reason].append(intersection(left, when))
                 left = difference(left, when)
-        return [self.row("learner", reason, of_actors) for reason, of_actors in reasons.items()]
+        return [self.make_row("learner", reason, of_actors) for reason, of_actors in reasons.items()]
 
 
 def union(intervals: Iterable[tuple[int, int]]) -> Intervals:
@@ -195,6 +196,6 @@ def total(intervals: Intervals) -> int:
     return sum(end - start for start, end in intervals)
 
 
-def _within(moment: int, window: Intervals) -> bool:
+def _is_within(moment: int, window: Intervals) -> bool:
     place = bisect(window, moment, key=lambda interval: interval[0]) - 1
     return place >= 0 and moment < window[place][1]

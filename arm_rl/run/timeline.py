@@ -18,7 +18,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, get_args
 
-from actors.supervision import described
+from actors.supervision import describe_error
 from arm_rl.core import tracing
 from arm_rl.core.tracing import Span, SpanBatch, Track
 
@@ -43,7 +43,7 @@ class Timeline:
         self._fetching: set[asyncio.Task[None]] = set()
         self._named: set[tuple[int, ...]] = set()  # processes and threads whose names are in the file
         self._num_lost = 0
-        _mend(self._path)
+        _repair_file(self._path)
         tracing.take()
 
     def fetch(self, sources: Mapping[str, Awaitable[SpanBatch]]) -> None:
@@ -60,19 +60,19 @@ class Timeline:
 
     def write(self, actor: str, recorded: SpanBatch) -> None:
         """Appends an actor's spans."""
-        process = _process_id(actor)
+        process = _stable_process_id(actor)
         lines: list[str] = []
-        self._name(lines, "process", actor, process)
+        self._write_name_events(lines, "process", actor, process)
         for span in recorded.spans:
             thread = TRACKS.index(span.track) * _NUMBERS + span.lane
-            self._name(
+            self._write_name_events(
                 lines,
                 "thread",
                 f"{span.track} {span.lane}" if span.lane or span.track != "main" else "main",
                 process,
                 thread,
             )
-            lines.append(_line(span, process, thread))
+            lines.append(_format_span(span, process, thread))
         with self._path.open("a") as file:
             file.write("".join(lines))
             size = file.tell()
@@ -80,7 +80,7 @@ class Timeline:
         if size > self._max_bytes:
             self._path.replace(self._path.with_name(OLD_FILE))
             self._named.clear()
-            _mend(self._path)
+            _repair_file(self._path)
 
     async def close(self) -> None:
         """Waits for what is still to come, but not for long."""
@@ -96,13 +96,14 @@ class Timeline:
     async def _receive(self, name: str, source: Awaitable[SpanBatch]) -> None:
         try:
             recorded = await source
-        except Exception as error:  # a tool executor or a scorer may die and come back: the run goes on, and its errors are told elsewhere
-            logger.warning("no spans of %s: %s", name, described(error))
+        except Exception as error:
+            # a tool executor or a scorer may die and come back: the run goes on, and its errors are told elsewhere
+            logger.warning("no spans of %s: %s", name, describe_error(error))
             return
         self.write(name, recorded)
 
-    def _name(self, lines: list[str], of: str, name: str, *ids: int) -> None:
-        """Adds the events that give a process or a thread its name and its place, once."""
+    def _write_name_events(self, lines: list[str], of: str, name: str, *ids: int) -> None:
+        """Add the events that name and order a process or a thread, once."""
         if ids in self._named:
             return
         self._named.add(ids)
@@ -141,7 +142,7 @@ def read(folder: Path) -> list[Event]:
     """
     names: dict[int, str] = {}
     events = []
-    for line in _lines(folder):
+    for line in _read_lines(folder):
         if line["ph"] == "X":
             events.append(
                 Event(
@@ -160,7 +161,7 @@ def read(folder: Path) -> list[Event]:
     return events
 
 
-def _lines(folder: Path) -> Iterator[dict[str, Any]]:
+def _read_lines(folder: Path) -> Iterator[dict[str, Any]]:
     paths = [path for path in (folder / OLD_FILE, folder / FILE) if path.exists()]
     if not paths:
         raise FileNotFoundError(f"{folder / FILE}")
@@ -171,8 +172,8 @@ def _lines(folder: Path) -> Iterator[dict[str, Any]]:
             )
 
 
-def _mend(path: Path) -> None:
-    """Begins the file, or cuts off half a line."""
+def _repair_file(path: Path) -> None:
+    """Begin the file, or cut off half a line at its end."""
     path.parent.mkdir(parents=True, exist_ok=True)
     with path.open("a+b") as file:
         size = file.tell()
@@ -183,13 +184,13 @@ def _mend(path: Path) -> None:
             file.write(b"[\n")
 
 
-def _process_id(actor: str) -> int:
-    """The same whenever the run is started again."""
+def _stable_process_id(actor: str) -> int:
+    """Return a process id that is the same whenever the run is resumed."""
     kind, _, number = actor.partition(" ")
     return (ACTORS.index(kind) + 1) * _NUMBERS + int(number or 0)
 
 
-def _line(span: Span, process: int, thread: int) -> str:
+def _format_span(span: Span, process: int, thread: int) -> str:
     event = {
         "name": span.name,
         "cat": span.kind,

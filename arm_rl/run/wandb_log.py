@@ -17,6 +17,7 @@ from PIL import Image as PILImage
 from wandb.sdk.lib import wbauth
 
 from arm_rl.core import trajectory_file
+from arm_rl.core.atomic_file import replace_text
 from arm_rl.core.config import MetricsConfig
 from arm_rl.core.images import Image
 from arm_rl.core.types import ImageInfo, ImagePart, Sample, ScoredTrajectory, Trajectory
@@ -24,11 +25,8 @@ from arm_rl.run.metrics import ZOOM_TOOL, zoomed_box
 
 logger = logging.getLogger(__name__)
 
-BEST = {
-    "evaluation/accuracy": "max",
-    "rollout/accuracy": "last,mean",
-    "reward/mean": "last,mean",
-}  # in the list of runs; others: last
+# in the list of runs; others: last
+BEST = {"evaluation/accuracy": "max", "rollout/accuracy": "last,mean", "reward/mean": "last,mean"}
 COLUMNS = (
     "step",
     "track",
@@ -71,12 +69,11 @@ class WandbPage:
         own.mkdir(exist_ok=True)
         kept_id = own / f"{stage.replace('/', '-') or 'run'}.id"
         if not kept_id.exists():
-            kept_id.write_text(secrets.token_hex(4))
-        os.environ["WANDB_DATA_DIR"] = str(
-            own.resolve()
-        )  # the table's images lie with the run; wandb has no setting for it
-        self._run = _start(
-            _mode(config),
+            replace_text(kept_id, secrets.token_hex(4))
+        # the table's images lie with the run; wandb has no setting for it
+        os.environ["WANDB_DATA_DIR"] = str(own.resolve())
+        self._run = _start_run(
+            _choose_mode(config),
             project=config.wandb_project,
             dir=str(folder),
             id=kept_id.read_text().strip(),
@@ -93,22 +90,22 @@ class WandbPage:
 
     def log(self, step: int, metrics: Mapping[str, float]) -> None:
         """A step's metrics."""
-        self._try(lambda: self._run.log({"step": step, **metrics}))
+        self._run_or_warn(lambda: self._run.log({"step": step, **metrics}))
 
-    def trajectories(self, path: Path) -> None:
-        """A table of some rows of a trajectory log."""
-        self._try(lambda: self._log_table(path))
+    def log_trajectories(self, path: Path) -> None:
+        """Log a table of some rows of a trajectory file."""
+        self._run_or_warn(lambda: self._log_table(path))
 
-    def artifact(self, kind: str, folder: Path) -> None:
-        """A checkpoint or an exported model, where the configuration says so. Its files are linked, so that it may be removed meanwhile."""
+    def log_artifact(self, kind: str, folder: Path) -> None:
+        """Log a checkpoint or an exported model, if configured, with links to its files, so that it may be removed."""
         if self._artifacts == kind:
-            self._try(lambda: self._log_artifact(kind, folder))
+            self._run_or_warn(lambda: self._upload_artifact(kind, folder))
 
     def finish(self, failed: bool) -> None:
         """Waits for the server, but not for ever."""
-        self._try(lambda: self._run.finish(exit_code=1 if failed else 0))
+        self._run_or_warn(lambda: self._run.finish(exit_code=1 if failed else 0))
 
-    def _try(self, action: Any) -> None:
+    def _run_or_warn(self, action: Any) -> None:
         try:
             action()
         except _FAILURES as error:
@@ -116,14 +113,14 @@ class WandbPage:
 
     def _log_table(self, path: Path) -> None:
         table = wandb.Table(columns=list(COLUMNS))
-        _, step = trajectory_file.stage_and_step(path)
-        total = trajectory_file.num_rows(path)
+        _, step = trajectory_file.read_stage_and_step(path)
+        total = trajectory_file.count_rows(path)
         for scored, sample in trajectory_file.read_rows(path, range(0, total, max(1, -(-total // ROWS)))):
             images = trajectory_file.read_images(path, [info.key for info in scored.trajectory.images])
-            table.add_data(*_row(step, scored, sample, images))
+            table.add_data(*_table_row(step, scored, sample, images))
         self._run.log({"step": step, "trajectories": table})
 
-    def _log_artifact(self, kind: str, folder: Path) -> None:
+    def _upload_artifact(self, kind: str, folder: Path) -> None:
         linked = Path(os.environ["WANDB_DATA_DIR"]) / "linked" / f"{kind}-{folder.name}"
         artifact = wandb.Artifact(f"{self._name}-{kind}", type="model", metadata={"folder": str(folder)})
         for file in sorted(path for path in folder.rglob("*") if path.is_file()):
@@ -152,7 +149,7 @@ def code_version() -> dict[str, Any]:
         return {}
 
 
-def _mode(config: MetricsConfig) -> Literal["online", "offline", "disabled"]:
+def _choose_mode(config: MetricsConfig) -> Literal["online", "offline", "disabled"]:
     if config.wandb != "auto":
         return config.wandb
     given = os.environ.get("WANDB_API_KEY") or os.environ.get("WANDB_IDENTITY_TOKEN_FILE")
@@ -162,7 +159,7 @@ def _mode(config: MetricsConfig) -> Literal["online", "offline", "disabled"]:
         return "online"
 
 
-def _start(mode: Literal["online", "offline", "disabled"], **options: Any) -> wandb.Run:
+def _start_run(mode: Literal["online", "offline", "disabled"], **options: Any) -> wandb.Run:
     settings = wandb.Settings(
         silent=True,
         console="off",
@@ -186,7 +183,7 @@ def _start(mode: Literal["online", "offline", "disabled"], **options: Any) -> wa
         return wandb.init(mode="offline", settings=settings, reinit="create_new", **options)
 
 
-def _row(step: int, scored: ScoredTrajectory, sample: Sample, images: Mapping[str, Image]) -> list[Any]:
+def _table_row(step: int, scored: ScoredTrajectory, sample: Sample, images: Mapping[str, Image]) -> list[Any]:
     trajectory = scored.trajectory
     given = [info for info in trajectory.images if info.name.startswith("original_image")]
     observed = [info for info in trajectory.images if info not in given]
@@ -194,8 +191,8 @@ def _row(step: int, scored: ScoredTrajectory, sample: Sample, images: Mapping[st
         step,
         sample.track,
         sample.id,
-        _question(sample),
-        _picture(given[:1], images, _boxes(trajectory, sample)),
+        _question_text(sample),
+        _picture(given[:1], images, _box_data(trajectory, sample)),
         _picture(observed[-1:], images, {}),
         "\n".join(
             line for turn in trajectory.turns for line in (turn.text, *(event.text for event in turn.tool_events))
@@ -208,7 +205,7 @@ def _row(step: int, scored: ScoredTrajectory, sample: Sample, images: Mapping[st
     ]
 
 
-def _question(sample: Sample) -> str:
+def _question_text(sample: Sample) -> str:
     asked = [
         part
         for message in sample.messages
@@ -219,8 +216,8 @@ def _question(sample: Sample) -> str:
     return " ".join(asked).strip()
 
 
-def _boxes(trajectory: Trajectory, sample: Sample) -> dict[str, Any]:
-    """What was zoomed into, by turns, and where the evidence is."""
+def _box_data(trajectory: Trajectory, sample: Sample) -> dict[str, Any]:
+    """Return the zoomed boxes by turn, and the box of the evidence."""
     boxes = [
         (box, 1, f"turn {number}")
         for number, turn in enumerate(trajectory.turns, 1)

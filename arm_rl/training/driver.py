@@ -1,52 +1,45 @@
-"""The driver of a GRPO stage: it owns the loop, the data cursor, the group advantages, the checkpoints and the metrics.
+"""The driver of a GRPO stage: it owns the loop, the data cursor, the checkpoints and the metrics.
 
 One step:
 
-    samples -> rollouts (groups of trajectories) -> scorers -> advantages -> batches -> learners -> new weights -> rollouts
+    samples -> rollouts (groups of trajectories) -> scorers -> select -> advantages -> batches -> learners -> new weights -> rollouts
 
-With `algorithm.max_staleness` above 0, rollouts go on while the learners train (`collector.py` says how far ahead). The driver holds no
-maths and no pixels: a group carries a reference to its images, which the learners resolve.
+With `algorithm.max_staleness` above 0, rollouts continue while the learners train (`collector` says how far ahead). The driver holds
+no mathematics and no pixels: a group carries a reference to its images, which the learners resolve.
 """
 
 import asyncio
 import logging
-from collections.abc import AsyncIterator, Iterable, Iterator, Mapping, Sequence
+from collections.abc import AsyncIterator, Iterator, Sequence
 from contextlib import asynccontextmanager, contextmanager
-
-import ray
 
 from actors.gauges import Gauges
 from actors.learner.ranks import LearnerRanks
 from actors.supervision import cause_of
 from arm_rl.core import trajectory_file
-from arm_rl.core.advantage import group_advantages
-from arm_rl.core.batching import make_batch
-from arm_rl.core.config import TrainConfig
 from arm_rl.core.errors import BadBatch
-from arm_rl.core.loss import GrpoObjective
-from arm_rl.core.seeding import derive
+from arm_rl.core.stage_config import TrainConfig
 from arm_rl.core.tracing import recorded, span
-from arm_rl.core.training_sample import training_sample
-from arm_rl.core.types import Batch, Sample, TrainingSample
+from arm_rl.core.types import Sample
 from arm_rl.data.samples import Cursor
 from arm_rl.run import checkpoint
 from arm_rl.run.metrics import rollout_metrics
 from arm_rl.run.metrics_log import MetricsLog
 from arm_rl.run.timeline import Timeline
-from arm_rl.training.collector import Collector
+from arm_rl.training.collector import Collector, StepGroups
 from arm_rl.training.evaluation import evaluate
 from arm_rl.training.finished_groups import Journal
 from arm_rl.training.graceful_stop import StoppedOnRequest, StopRequest
-from arm_rl.training.groups import Group, GroupRunner, RunStopped, number_of
-from arm_rl.training.learners import published_folder
-from arm_rl.training.ledger import fates
+from arm_rl.training.group import RunStopped
+from arm_rl.training.group_runner import GroupRunner
 from arm_rl.training.restarts import StageProgress
+from arm_rl.training.select import Selection
+from arm_rl.training.updates import Updates
+from arm_rl.training.weight_sync import WeightSync
 
 logger = logging.getLogger(__name__)
 
 _FINISHED = "groups.parquet"  # in a checkpoint: groups that wait for a step
-
-GroupSamples = Sequence[Sequence[TrainingSample]]  # of each group
 
 
 class Driver:
@@ -70,10 +63,12 @@ class Driver:
         self.config = config
         self.runner, self.learners = runner, learners
         self.held_out = held_out
-        # A synchronous run needs none: what it does again after a kill, it does with the same bits.
         self._checkpoints = config.run.folder / "checkpoints"
+        # A synchronous run needs no journal: what it does again after a kill, it does with the same bits.
         self._journal = Journal(runner, self._checkpoints) if config.algorithm.max_staleness else None
         self.collector = Collector(config, self._journal or runner, cursor)
+        self._updates = Updates(config, learners, image_pad_id)
+        self._weights = WeightSync(learners, runner.rollouts, config)
         self.num_steps = num_steps
         self.log, self.timeline = log, timeline
         self._progress = progress or StageProgress()
@@ -82,17 +77,13 @@ class Driver:
         self._owes_evaluation = config.evaluation.initial
         self.steps_done = 0
         self._seconds: dict[str, float] = {}  # of the phases of this step
-        self._image_pad_id = image_pad_id
-        self._objective = GrpoObjective.of(config.algorithm, config.rollout.temperature)
-        # Where a step has one update, the learners score the very weights that it starts from: no pass of its own is needed.
-        self._rescores = config.algorithm.proximal == "recomputed" and config.algorithm.updates_per_step > 1
         self._takes_turns = config.placement.use_gpu and config.placement.kind == "shared"
 
     async def run(self) -> None:
-        """All steps that are left, with evaluations and checkpoints in between.
+        """Run all steps that are left, with evaluations and checkpoints in between.
 
         Raises:
-            StoppedOnRequest: it was asked to stop; a checkpoint is written.
+            StoppedOnRequest: If the run was asked to stop; a checkpoint is written.
         """
         with self._stop.deferred():
             try:
@@ -123,29 +114,50 @@ class Driver:
         await self.runner.written()
 
     async def step(self) -> dict[str, float]:
-        """One step, and its metrics."""
+        """Run one step; return its metrics."""
         self._seconds = {}
         with self._timed("step"):
             with self._timed("rollout"):
-                collected = await self._stop.interruptible(self.collector.collect(self.steps_done))
-                self.runner.stop_if_broken(collected.groups, f"step {self.steps_done}")
+                groups = await self._stop.interruptible(self.collector.collect(self.steps_done))
+                self.runner.stop_if_broken([one.group for one in groups.selections], f"step {self.steps_done}")
             with self._timed("learner"):
                 async with self._gpus_for_learners():
-                    learned = await self._learn(list(collected.kept.values()))
-            self.collector.settle(collected)
+                    learned = await self.learn(groups.trained)
+            self.collector.settle(groups)
             with self._timed("sync"):
-                await self._sync(self.steps_done + 1)
+                await self._weights.sync(self.steps_done + 1)
         self._fetch_spans()
+        return self._step_metrics(groups) | learned
+
+    async def learn(self, selections: Sequence[Selection]) -> dict[str, float]:
+        """Run all optimizer steps of this step; return the means of their metrics.
+
+        Raises:
+            RunStopped: If a batch was refused before it could change the weights; it is kept in the run folder.
+        """
+        try:
+            return await self._updates.run(self.steps_done, selections)
+        except BadBatch as error:
+            if self._journal is not None:
+                self._journal.forget(one.number for one in selections)  # or they would come again
+            file = trajectory_file.file_name(self.config.run.name, self.steps_done + 1)
+            path = self.config.run.folder / "failed_batch" / file
+            await self.runner.save_groups(path, [one.group for one in selections], self.steps_done + 1)
+            raise RunStopped(
+                f"step {self.steps_done + 1}: {cause_of(error)} The batch did not change the weights and is in {path}; "
+                f"its samples: {', '.join(one.group.sample.id for one in selections)}"
+            ) from error
+
+    def _step_metrics(self, groups: StepGroups) -> dict[str, float]:
+        """Write the step's trajectories where they are due; return its metrics but for the learners'."""
+        found = [one.group for one in groups.selections]
         every = self.config.metrics.trajectories_every
-        groups = collected.groups
         if every and self.steps_done % every == 0:
-            self.log.trajectories(self.runner.record(self.config.run.name, self.steps_done + 1, groups))
+            self.log.log_trajectories(self.runner.record(self.config.run.name, self.steps_done + 1, found))
+        samples = {group.sample.id: group.sample for group in found}
         return {
-            **rollout_metrics(
-                [one for group in groups for one in group.scored], {group.sample.id: group.sample for group in groups}
-            ),
-            **collected.metrics(self.steps_done),
-            **learned,
+            **rollout_metrics([one for group in found for one in group.scored], samples),
+            **groups.metrics(self.steps_done),
             **self.runner.recovery(),
             **self._progress.metrics(),
             **{f"time/{name}": seconds for name, seconds in self._seconds.items()},
@@ -153,162 +165,67 @@ class Driver:
 
     @recorded("checkpoint")
     async def save(self) -> None:
-        """Writes a checkpoint, with the groups that are finished and wait for a step."""
+        """Write a checkpoint, with the groups that are finished and wait for a step."""
         finished = self.collector.finished()
-        written = self._journal.numbers() if self._journal is not None else set()  # of which the checkpoint will know
-        state = {"step": self.steps_done, "collector": self.collector.state(), "owes_evaluation": self._owes_evaluation}
-        with checkpoint.writing(self._checkpoints, self.steps_done, state, self.config.checkpoint.keep) as target:
+        known = self._journal.numbers() if self._journal is not None else set()  # groups that the checkpoint covers
+        state = {
+            "step": self.steps_done,
+            "collector": self.collector.state(),
+            "owes_evaluation": self._owes_evaluation,
+        }
+        with checkpoint.write_checkpoint(
+            self._checkpoints, self.steps_done, state, self.config.checkpoint.keep
+        ) as target:
             await asyncio.to_thread(self.learners.save, target)
-            await self.runner.keep(target / _FINISHED, list(finished.values()), self.steps_done)
+            await self.runner.save_groups(target / _FINISHED, list(finished.values()), self.steps_done)
         if self._journal is not None:
-            self._journal.forget(written)
-        self.log.artifact("checkpoint", self._checkpoints / str(self.steps_done))
+            self._journal.forget(known)
+        self.log.log_artifact("checkpoint", self._checkpoints / str(self.steps_done))
 
     async def resume(self, *, serves_other: bool = False) -> None:
-        """Goes on from the run folder's newest checkpoint, if there is one, and serves its weights.
+        """Resume from the run folder's newest checkpoint, if there is one, and serve its weights.
 
         Args:
-            serves_other: the engines may have other weights than those that the learners began with.
+            serves_other: Whether the engines may have other weights than those that the learners began with.
         """
         found = await asyncio.to_thread(checkpoint.latest, self._checkpoints)
         if found is None:
             if serves_other:
-                await self._sync(0)
+                await self._weights.sync(0)
             return
         await asyncio.to_thread(self.learners.load, found.folder)
         self.steps_done = found.step
         self._owes_evaluation = found.state.get("owes_evaluation", False)
-        await self._sync(found.step)
+        await self._weights.sync(found.step)
         state = found.state["collector"]
         samples = {sample.id: sample for sample in self.collector.pending(state).values()}
-        self.collector.restore(state, await self.runner.kept(found.folder / _FINISHED, samples))
+        self.collector.restore(state, await self.runner.load_groups(found.folder / _FINISHED, samples))
         logger.info("going on from step %d (%s)", found.step, found.folder)
 
     async def close(self) -> None:
-        """Gives up the groups that still run, and ends the timeline."""
+        """Cancel the groups that still run, and end the timeline."""
         await self.collector.close()
         self._fetch_spans()
         if self.timeline is not None:
             await self.timeline.close()
 
-    def _fetch_spans(self) -> None:
-        if self.timeline is not None:
-            self.timeline.fetch(self.runner.spans() | self.learners.spans())
-
-    async def _learn(self, groups: Sequence[Group]) -> dict[str, float]:
-        """All optimizer steps of this step; metrics are means over them.
-
-        Raises:
-            RunStopped: a batch was refused before it could change the weights; it is kept in the run folder.
-        """
-        try:
-            return await self._learn_from(groups)
-        except BadBatch as error:
-            if self._journal is not None:
-                self._journal.forget(
-                    number_of(group.scored[0].trajectory.group_id) for group in groups
-                )  # or they would come again
-            path = (
-                self.config.run.folder
-                / "failed_batch"
-                / trajectory_file.file_name(self.config.run.name, self.steps_done + 1)
-            )
-            await self.runner.keep(path, groups, self.steps_done + 1)
-            raise RunStopped(
-                f"step {self.steps_done + 1}: {cause_of(error)} The batch did not change the weights and is in {path}; its samples: "
-                f"{', '.join(group.sample.id for group in groups)}"
-            ) from error
-
-    async def _learn_from(self, groups: Sequence[Group]) -> dict[str, float]:
-        images = {
-            image.key: group.images for group in groups for one in group.scored for image in one.trajectory.images
-        }
-        with span("batch"):
-            samples: GroupSamples = [self._training_samples(group) for group in groups]
-        if self._rescores:
-            samples = await self._with_proximal_logprobs(samples, images)
-        versions = {turn.policy_version for group in groups for turn in group.turns}
-        batches = self._batches(samples, versions)
-        results = [await asyncio.to_thread(self.learners.train, batch, images, self._objective) for batch in batches]
-        return {name: sum(result[name] for result in results) / len(results) for name in results[0]}
-
-    async def _with_proximal_logprobs(self, samples: GroupSamples, images: Mapping[str, ray.ObjectRef]) -> GroupSamples:
-        """The samples with their log-probabilities under the weights that the step starts from."""
-        numbered = [
-            (number, sample) for number, members in enumerate(samples) for sample in members if sample.num_loss_tokens
-        ]
-        batch = self._batch([sample for _, sample in numbered])
-        scored = await asyncio.to_thread(self.learners.score, batch, images, self._objective.temperature)
-        flat = [
-            [sample for rank in one.micro_batches for micro_batch in rank for sample in micro_batch]
-            for one in (batch, scored)
-        ]
-        found = {id(before): after for before, after in zip(*flat, strict=True)}
-        return [[found[id(sample)] for sample in members if sample.num_loss_tokens] for members in samples]
-
-    def _batches(self, samples: GroupSamples, versions: Iterable[int]) -> Iterator[Batch]:
-        """Mini-batches of whole groups, in a new order for each epoch of the step."""
-        algorithm = self.config.algorithm
-        per_batch = algorithm.mini_batch_samples or algorithm.samples_per_step
-        for epoch in range(algorithm.epochs_per_step):
-            order = sorted(
-                range(len(samples)), key=lambda number: derive(self.config.run.seed, self.steps_done, epoch, number)
-            )
-            for start in range(0, len(order), per_batch):
-                yield self._batch(
-                    [sample for number in order[start : start + per_batch] for sample in samples[number]], versions
-                )
-
-    @recorded("batch")
-    def _batch(self, samples: Sequence[TrainingSample], versions: Iterable[int] = ()) -> Batch:
-        learner = self.config.learner
-        return make_batch(
-            samples,
-            num_ranks=learner.num_ranks,
-            micro_batch_tokens=learner.micro_batch_tokens,
-            policy_versions=versions,
-        )
-
-    def _training_samples(self, group: Group) -> list[TrainingSample]:
-        algorithm = self.config.algorithm
-        advantages = group_advantages(group.rewards, scale_by_std=algorithm.scale_by_std)
-        return [
-            training_sample(
-                one.trajectory,
-                advantage,
-                image_pad_id=self._image_pad_id,
-                share_prompt=self.config.learner.shares_prompts,
-            )
-            for one, advantage, fate in zip(
-                group.scored, advantages, fates(group.scored, "trained", algorithm.mask_overlong), strict=True
-            )
-            if fate == "trained" and advantage is not None
-        ]
-
-    async def _sync(self, version: int) -> None:
-        """Brings the engines to the learners' weights."""
-        if self.config.transfer != "file":
-            engines, workers = await self.runner.rollouts.actors(), self.config.rollout.tensor_parallel_size
-            await asyncio.to_thread(self.learners.send, self.config.transfer, version, engines, workers)
-            return
-        node_ids = self.runner.rollouts.node_ids
-        published = await asyncio.to_thread(self.learners.publish, published_folder(self.config), version, node_ids)
-        await self.runner.rollouts.update_weights(published)
-
     @recorded("evaluation")
     async def _evaluate(self) -> None:
         stage, step = self.config.run.name, self.steps_done
-        metrics = await self._stop.interruptible(
-            evaluate(self.runner, self.held_out, self.config.evaluation, stage=stage, step=step)
-        )
+        evaluating = evaluate(self.runner, self.held_out, self.config.evaluation, stage=stage, step=step)
+        metrics = await self._stop.interruptible(evaluating)
         named = {f"evaluation/{name}": value for name, value in metrics.items()}
         self.log.log(step, named)
         self._gauges.set(step, named)
         self._owes_evaluation = False
 
+    def _fetch_spans(self) -> None:
+        if self.timeline is not None:
+            self.timeline.fetch(self.runner.spans() | self.learners.spans())
+
     @asynccontextmanager
     async def _gpus_for_learners(self) -> AsyncIterator[None]:
-        """Where learners and engines share GPUs, the engines sleep meanwhile, and find the memory that they had when they wake."""
+        """Let the engines sleep where learners share their GPUs; they find the same memory free when they wake."""
         if self._takes_turns:
             await self.runner.rollouts.sleep()
         yield

@@ -5,13 +5,16 @@ from collections.abc import Sequence
 from contextlib import nullcontext
 from dataclasses import replace
 
-from actors.cluster.reservation import reserved
-from arm_rl.core.config import ConfigError, EvaluationConfig, TrainConfig
+from actors.cluster.reservation import reserve
+from arm_rl.core.atomic_file import replace_text
+from arm_rl.core.config import ConfigError, EvaluationConfig
+from arm_rl.core.stage_config import TrainConfig
 from arm_rl.core.types import Sample
 from arm_rl.run.folder import open_run
 from arm_rl.run.metrics import evaluation_metrics
-from arm_rl.training.groups import GroupRunner, RolloutService, group_runner
+from arm_rl.training.group_runner import GroupRunner
 from arm_rl.training.inputs import read_inputs
+from arm_rl.training.startup import RolloutService, group_runner
 
 
 async def evaluate(
@@ -23,13 +26,13 @@ async def evaluate(
     """
     samples = samples[: config.num_samples]
     name = f"{stage}-evaluation"
-    groups = await runner.run(samples, f"{name}/{step}", size=1, temperature=config.temperature)
+    groups = await runner.run_all(samples, f"{name}/{step}", size=1, temperature=config.temperature)
     runner.record(name, step, groups)
     by_id = {sample.id: sample for sample in samples}
     metrics = evaluation_metrics(by_id, [group.scored[0] for group in groups])
 
     async def add(way: str, changed: list[Sample], kept: Sequence[str]) -> None:
-        others = await runner.run(changed, f"{name}/{step}/{way}", size=1, temperature=config.temperature)
+        others = await runner.run_all(changed, f"{name}/{step}/{way}", size=1, temperature=config.temperature)
         found = evaluation_metrics(by_id, [group.scored[0] for group in others])
         suffix = way.replace("-", "_")
         for key, value in found.items():
@@ -68,9 +71,9 @@ async def evaluate_model(config: TrainConfig, engines: RolloutService | None = N
     async with (
         nullcontext(engines)
         if engines is not None
-        else reserved(config.run.name, config.placement, 0, config.rollout) as place,
+        else reserve(config.run.name, config.placement, 0, config.rollout) as place,
         group_runner(config, inputs.template, place) as runner,
     ):
         metrics = await evaluate(runner, inputs.held_out, config.evaluation, stage=config.run.name, step=0)
-    (folder / "evaluation.json").write_text(json.dumps(metrics, indent=2))
+    replace_text(folder / "evaluation.json", json.dumps(metrics, indent=2))
     return metrics

@@ -8,7 +8,8 @@ from pathlib import Path
 
 from arm_rl.core import trajectory_file
 from arm_rl.core.types import Sample
-from arm_rl.training.groups import Group, GroupRunner, number_of
+from arm_rl.training.group import Group, number_of
+from arm_rl.training.group_runner import GroupRunner
 
 
 class Journal:
@@ -18,15 +19,15 @@ class Journal:
         """Goes on with the files that there are, among the checkpoints: who removes these to begin anew removes them as well."""
         self._runner, self._folder = runner, checkpoints / "finished"
 
-    async def group(self, sample: Sample, group_id: str, *, size: int, temperature: float) -> Group:
+    async def run_group(self, sample: Sample, group_id: str, *, size: int, temperature: float) -> Group:
         """The scored group, from its file if there is one. A group with a broken session gets none: another try may do better."""
         number = number_of(group_id)
         path = self._path(number)
-        if (kept := await self._runner.kept(path, {sample.id: sample})).keys() == {number}:
+        if (kept := await self._runner.load_groups(path, {sample.id: sample})).keys() == {number}:
             return kept[number]
-        group = await self._runner.group(sample, group_id, size=size, temperature=temperature)
+        group = await self._runner.run_group(sample, group_id, size=size, temperature=temperature)
         if all(one.trajectory.error is None and one.error is None for one in group.scored):
-            await self._runner.keep(path, [group], number)
+            await self._runner.save_groups(path, [group], number)
         return group
 
     def numbers(self) -> set[int]:

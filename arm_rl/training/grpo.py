@@ -4,19 +4,18 @@ import asyncio
 import math
 
 from actors.cluster.connection import require_shared
-from actors.cluster.reservation import reserved
-from arm_rl.core.config import TrainConfig
+from actors.cluster.reservation import reserve
+from arm_rl.core.stage_config import TrainConfig
 from arm_rl.data.samples import Cursor
 from arm_rl.export.model_card import write_card
-from arm_rl.run.folder import exporting, finished, open_run
+from arm_rl.run.folder import export_folder, is_finished, open_run
 from arm_rl.run.metrics_log import MetricsLog
 from arm_rl.run.timeline import Timeline
 from arm_rl.training.driver import Driver
 from arm_rl.training.graceful_stop import StopRequest, stopped_by_signal
-from arm_rl.training.groups import RolloutService, group_runner
 from arm_rl.training.inputs import Inputs, read_inputs
-from arm_rl.training.learners import learner_group
 from arm_rl.training.restarts import StageProgress, with_restarts
+from arm_rl.training.startup import RolloutService, group_runner, learner_ranks
 
 
 async def train_grpo(config: TrainConfig, engines: RolloutService | None = None) -> None:
@@ -34,7 +33,7 @@ async def train_grpo(config: TrainConfig, engines: RolloutService | None = None)
     num_steps = config.num_steps or config.num_epochs * math.ceil(
         len(inputs.samples) / config.algorithm.samples_per_step
     )
-    if finished(open_run(config), num_steps):
+    if is_finished(open_run(config), num_steps):
         return
     await require_shared(config.run.folder)
     with stopped_by_signal() as stop:
@@ -54,10 +53,10 @@ async def _run(
     """Starts everything, goes on from the last checkpoint, and ends everything."""
     folder, rollout = config.run.folder, None if engines else config.rollout
     async with (
-        reserved(
+        reserve(
             config.run.name, progress.placement(config.placement), config.learner.num_ranks, rollout
         ) as reservation,
-        learner_group(
+        learner_ranks(
             config, inputs.template, reservation, num_steps=num_steps * config.algorithm.updates_per_step
         ) as starting,
         group_runner(config, inputs.template, engines or reservation, transfer=config.transfer) as runner,
@@ -68,7 +67,7 @@ async def _run(
                 config,
                 runner=runner,
                 learners=learners,
-                cursor=Cursor.mixed(inputs.samples, config.run.seed, config.data.weights),
+                cursor=Cursor.from_weights(inputs.samples, config.run.seed, config.data.weights),
                 held_out=inputs.held_out,
                 image_pad_id=inputs.template.image_pad_id,
                 num_steps=num_steps,
@@ -82,7 +81,7 @@ async def _run(
                 await driver.run()
             finally:
                 await driver.close()
-            with exporting(folder, num_steps) as target:
+            with export_folder(folder, num_steps) as target:
                 await asyncio.to_thread(learners.export, target)
                 write_card(config, folder, target, num_steps)
-            log.artifact("export", folder / "export")
+            log.log_artifact("export", folder / "export")

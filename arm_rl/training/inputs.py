@@ -3,8 +3,9 @@
 from collections.abc import Mapping
 from dataclasses import dataclass
 
-from arm_rl.core.config import ConfigError, SftConfig, TrainConfig
+from arm_rl.core.config import ConfigError
 from arm_rl.core.images import Image
+from arm_rl.core.stage_config import SftConfig, TrainConfig
 from arm_rl.core.template import Template
 from arm_rl.core.types import Sample
 from arm_rl.data.lazy_rows import LazyRows

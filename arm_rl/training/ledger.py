@@ -2,18 +2,16 @@
 
     drawn == trained + flat + too_old + overlong + unscored + broken + pending        in each epoch, in trajectories
 
-It knows each group that is pending, and of the others the numbers alone: it stays small however long the run is. It lies in the state of
-every checkpoint, so that a run that goes back to one goes back with its ledger.
+The ledger books what `select` decides. It knows each group that is pending, and only the counts of the others: its size does not
+depend on the length of the run. Every checkpoint holds it, so that a run that goes back to a checkpoint goes back with its ledger.
 """
 
 from collections import Counter
-from collections.abc import Collection, Iterable, Mapping, Sequence
-from typing import Any, Literal, get_args
+from collections.abc import Collection, Iterable, Mapping
+from typing import Any
 
-from arm_rl.core.types import ScoredTrajectory
+from arm_rl.training.select import FATES, Fate
 
-Fate = Literal["trained", "flat", "too_old", "overlong", "unscored", "broken"]
-FATES: tuple[Fate, ...] = get_args(Fate)
 MEANINGS = {
     "trained": "trained on, once",
     "flat": "left out: the group's rewards are all equal",
@@ -26,28 +24,11 @@ MEANINGS = {
 
 
 class LedgerError(RuntimeError):
-    """A trajectory would be used twice, or has got lost: a fault of the program, not of the data."""
-
-
-def fates(
-    scored: Sequence[ScoredTrajectory], group: Literal["trained", "flat", "too_old"], mask_overlong: bool
-) -> list[Fate]:
-    """What becomes of each trajectory of a group of which this becomes as a whole."""
-    return [_fate(one, group, mask_overlong) for one in scored]
-
-
-def _fate(one: ScoredTrajectory, group: Literal["trained", "flat", "too_old"], mask_overlong: bool) -> Fate:
-    if one.trajectory.end == "aborted":
-        return "broken"
-    if one.reward is None:
-        return "unscored"
-    if group == "trained" and mask_overlong and one.trajectory.end == "length":
-        return "overlong"
-    return group
+    """A trajectory would be used twice, or is lost: a fault of the program, not of the data."""
 
 
 class Ledger:
-    """Counts trajectories by epoch and fate. Groups are known by their numbers, which are those in which they were drawn."""
+    """Counts of trajectories by epoch and fate. A group is known by its number, in the order in which groups were drawn."""
 
     def __init__(self, group_size: int) -> None:
         self._group_size = group_size
@@ -56,10 +37,10 @@ class Ledger:
         self._settled: dict[int, Counter[Fate]] = {}  # trajectories, by epoch
 
     def draw(self, number: int, epoch: int) -> None:
-        """A group was drawn.
+        """Book a group that was drawn.
 
         Raises:
-            LedgerError: it is not the next one.
+            LedgerError: If the group is not the next one.
         """
         if number != self._drawn.total():
             raise LedgerError(f"group {number} was drawn after {self._drawn.total()} others")
@@ -67,10 +48,10 @@ class Ledger:
         self._pending[number] = epoch
 
     def settle(self, number: int, fates: Iterable[Fate]) -> None:
-        """The fates of a group's trajectories.
+        """Book the fates of a group's trajectories.
 
         Raises:
-            LedgerError: they were settled before, the group was never drawn, or it has another size.
+            LedgerError: If the group was settled before, was never drawn, or has another size.
         """
         epoch = self._pending.pop(number, None)
         if epoch is None:
@@ -81,10 +62,10 @@ class Ledger:
         self._settled.setdefault(epoch, Counter()).update(counted)
 
     def check(self, pending: Collection[int]) -> None:
-        """Compares with the groups that are really there.
+        """Compare the ledger with the groups that are really there.
 
         Raises:
-            LedgerError: one got lost, or is there twice, or the counts do not add up.
+            LedgerError: If a group is lost or there twice, or the counts do not add up.
         """
         if sorted(pending) != sorted(self._pending):
             lost, unknown = sorted(self._pending.keys() - pending), sorted(set(pending) - self._pending.keys())
@@ -96,7 +77,7 @@ class Ledger:
                 raise LedgerError(f"epoch {epoch}: {row} does not add up")
 
     def table(self) -> dict[int, dict[str, int]]:
-        """Trajectories by epoch: `drawn`, each fate, and `pending`."""
+        """Return the numbers of trajectories by epoch: `drawn`, each fate, and `pending`."""
         pending = Counter(self._pending.values())
         return {
             epoch: {
@@ -108,7 +89,7 @@ class Ledger:
         }
 
     def state(self) -> dict[str, Any]:
-        """For a checkpoint, in JSON's types."""
+        """Return the ledger for a checkpoint, in JSON's types."""
         return {
             "group_size": self._group_size,
             "drawn": [[epoch, number] for epoch, number in self._drawn.items()],
@@ -118,7 +99,7 @@ class Ledger:
 
     @classmethod
     def of(cls, state: Mapping[str, Any]) -> "Ledger":
-        """As `state` gave it."""
+        """Restore a ledger from what `state` returned."""
         ledger = cls(state["group_size"])
         ledger._drawn = Counter(dict(state["drawn"]))
         ledger._pending = dict(state["pending"])

@@ -5,9 +5,9 @@ import time
 from collections.abc import Awaitable, Callable
 from dataclasses import dataclass, replace
 
-from actors.supervision import BACK, StageLost, described, went_with_its_node
-from arm_rl.core.config import PlacementConfig
-from arm_rl.training.groups import RunStopped
+from actors.supervision import BACK, StageLost, describe_error, is_lost_with_node
+from arm_rl.core.compute_config import PlacementConfig
+from arm_rl.training.group import RunStopped
 
 logger = logging.getLogger(__name__)
 
@@ -55,9 +55,9 @@ async def with_restarts(stage: Callable[[StageProgress], Awaitable[None]], limit
         try:
             return await stage(progress)
         except Exception as error:
-            if not isinstance(error, StageLost) and not went_with_its_node(error):
+            if not isinstance(error, StageLost) and not is_lost_with_node(error):
                 raise
-            cause = str(error) if isinstance(error, StageLost) else described(error)
+            cause = str(error) if isinstance(error, StageLost) else describe_error(error)
             num_in_vain = 1 if progress.furthest > furthest else num_in_vain + 1
             furthest = progress.furthest
             if num_in_vain > limit:

@@ -7,12 +7,12 @@ from collections.abc import Mapping
 import ray
 
 from actors.cluster.connection import require_shared
-from actors.cluster.reservation import reserved
+from actors.cluster.reservation import reserve
 from actors.gauges import Gauges
 from arm_rl.core.batching import make_batch
-from arm_rl.core.config import SftConfig
 from arm_rl.core.images import Image
 from arm_rl.core.loss import SftObjective
+from arm_rl.core.stage_config import SftConfig
 from arm_rl.core.template import Template
 from arm_rl.core.training_sample import training_sample
 from arm_rl.core.types import Batch
@@ -22,12 +22,12 @@ from arm_rl.data.lazy_rows import LazyRows
 from arm_rl.data.parquet_rows import BrokenRows
 from arm_rl.export.model_card import write_card
 from arm_rl.run import checkpoint
-from arm_rl.run.folder import exporting, finished, open_run
+from arm_rl.run.folder import export_folder, is_finished, open_run
 from arm_rl.run.metrics_log import MetricsLog
 from arm_rl.training.graceful_stop import StopRequest, stopped_by_signal
 from arm_rl.training.inputs import read_template
-from arm_rl.training.learners import learner_group
 from arm_rl.training.restarts import StageProgress, with_restarts
+from arm_rl.training.startup import learner_ranks
 
 
 async def train_sft(config: SftConfig) -> None:
@@ -44,7 +44,7 @@ async def train_sft(config: SftConfig) -> None:
         config.data.train, template, config.data, max_tokens=config.max_tokens, broken=broken
     )
     batches = Batches(config, template, demonstrations)
-    if finished(open_run(config), batches.num_steps):
+    if is_finished(open_run(config), batches.num_steps):
         return
     await require_shared(config.run.folder)
     with stopped_by_signal() as stop:
@@ -65,8 +65,8 @@ async def _run(
     folder, num_steps = config.run.folder, batches.num_steps
     gauges = Gauges(config.run.name)
     async with (
-        reserved(config.run.name, progress.placement(config.placement), config.learner.num_ranks, None) as reservation,
-        learner_group(config, template, reservation, num_steps=num_steps) as starting,
+        reserve(config.run.name, progress.placement(config.placement), config.learner.num_ranks, None) as reservation,
+        learner_ranks(config, template, reservation, num_steps=num_steps) as starting,
     ):
         learners = await starting
         found = checkpoint.latest(folder / "checkpoints")
@@ -86,15 +86,17 @@ async def _run(
                 last, every = step + 1 == num_steps, config.checkpoint.every
                 if last or stop.asked or (every and (step + 1) % every == 0):
                     state = {"step": step + 1}
-                    with checkpoint.writing(folder / "checkpoints", step + 1, state, config.checkpoint.keep) as target:
+                    with checkpoint.write_checkpoint(
+                        folder / "checkpoints", step + 1, state, config.checkpoint.keep
+                    ) as target:
                         await asyncio.to_thread(learners.save, target)
-                    log.artifact("checkpoint", folder / "checkpoints" / str(step + 1))
+                    log.log_artifact("checkpoint", folder / "checkpoints" / str(step + 1))
                 if not last:
                     stop.check()
-            with exporting(folder, num_steps) as target:
+            with export_folder(folder, num_steps) as target:
                 await asyncio.to_thread(learners.export, target)
                 write_card(config, folder, target, num_steps)
-            log.artifact("export", folder / "export")
+            log.log_artifact("export", folder / "export")
 
 
 class Batches:
@@ -102,7 +104,7 @@ class Batches:
 
     def __init__(self, config: SftConfig, template: Template, demonstrations: LazyRows[Demonstration]) -> None:
         self._config, self._pad_id, self._demonstrations = config, template.image_pad_id, demonstrations
-        self._order = Order.mixed(
+        self._order = Order.from_weights(
             config.run.seed, demonstrations.track_names, demonstrations.tracks, config.data.weights, purpose="sft"
         )
         self._steps_per_epoch = math.ceil(len(demonstrations) / config.batch_size)
@@ -114,7 +116,7 @@ class Batches:
         size, learner = self._config.batch_size, self._config.learner
         chosen = [
             self._demonstrations[int(place)]
-            for place in self._order.of_epoch(epoch)[number * size : (number + 1) * size]
+            for place in self._order.sample_numbers(epoch)[number * size : (number + 1) * size]
         ]
         samples = [
             training_sample(one.trajectory, 1.0, image_pad_id=self._pad_id, share_prompt=False) for one in chosen

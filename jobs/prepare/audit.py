@@ -12,11 +12,12 @@ from actors.cluster.connection import cluster
 from arm_rl.core.config import ModelConfig, TemplateConfig
 from arm_rl.core.errors import UserError
 from arm_rl.core.template import Template
-from arm_rl.data.parquet_rows import files_of
+from arm_rl.data.parquet_rows import expand_folders
 from arm_rl.prepare.audit.checks import Finding, check
 from arm_rl.prepare.audit.contents import FileContents, read
 from arm_rl.prepare.formats import FORMATS
-from jobs.prepare.commands import Commands, progress
+from arm_rl.prepare.progress import progress_bar
+from jobs.command_line import Commands
 from tools import load_tools
 
 
@@ -24,8 +25,8 @@ class AuditError(UserError):
     """Something is wrong with the data."""
 
 
-def audit(commands: Commands) -> None:
-    """Adds the command that looks at data."""
+def add_audit_command(commands: Commands) -> None:
+    """Add the command that audits data."""
     parser = commands.add_parser(
         "audit",
         help="what is in files of training data, and what is suspicious",
@@ -71,20 +72,20 @@ def audit(commands: Commands) -> None:
     )
     parser.add_argument("--strict", action="store_true", help="what is suspicious is wrong")
     parser.add_argument("--json", type=Path, metavar="FILE", help="write the report there as well")
-    parser.set_defaults(run=_audit)
+    parser.set_defaults(run=_run_audit)
 
 
-def _audit(arguments: argparse.Namespace) -> str:
+def _run_audit(arguments: argparse.Namespace) -> str:
     schemas = {name: tool.schema for name, tool in load_tools(arguments.tools).items()}
     template = None
     if arguments.model is not None:
         template = Template.load(
             ModelConfig(path=arguments.model), TemplateConfig(system_prompt=arguments.system_prompt), schemas
         )
-    training, held_out = files_of(arguments.files), files_of(arguments.held_out)
+    training, held_out = expand_folders(arguments.files), expand_folders(arguments.held_out)
     how = {"read_as": arguments.read_as, "image_root": arguments.image_root, "schemas": schemas, "template": template}
     wanted = [partial(read, Path(file), held_out=file in held_out, **how) for file in [*training, *held_out]]
-    contents = _with_ray(wanted) if arguments.ray else [_with_progress(one) for one in wanted]
+    contents = _read_with_ray(wanted) if arguments.ray else [_read_with_progress(one) for one in wanted]
     findings = check(contents, near=arguments.near, max_prompt_tokens=arguments.max_prompt_tokens)
     wrong = [finding for finding in findings if arguments.strict or finding.level == "wrong"]
     if arguments.json is not None:
@@ -94,7 +95,7 @@ def _audit(arguments: argparse.Namespace) -> str:
             "ok": not wrong,
         }
         arguments.json.write_text(json.dumps(report, indent=2, ensure_ascii=False), encoding="utf-8")
-    text = told(contents, findings)
+    text = format_report(contents, findings)
     if wrong:
         raise AuditError(f"{len(wrong)} things are wrong\n{text}")
     return f"{text}\ndone: nothing is wrong; {len(findings)} suspicious" + (
@@ -102,17 +103,17 @@ def _audit(arguments: argparse.Namespace) -> str:
     )
 
 
-def _with_progress(wanted: partial[FileContents]) -> FileContents:
+def _read_with_progress(wanted: partial[FileContents]) -> FileContents:
     (path,) = wanted.args
-    with progress(f"reading {path.name}", None, "rows") as step:
+    with progress_bar(f"reading {path.name}", None, "rows") as step:
         return wanted(on_row=step)
 
 
-def _with_ray(wanted: Sequence[partial[FileContents]]) -> list[FileContents]:
-    """Each file in a task of its own, wherever there is a core; in the files' order."""
+def _read_with_ray(wanted: Sequence[partial[FileContents]]) -> list[FileContents]:
+    """Read each file in a Ray task of its own; the results are in the files' order."""
     import ray.data  # takes a second, which other commands do without
 
-    def look(row: dict[str, Any]) -> dict[str, Any]:
+    def read_file(row: dict[str, Any]) -> dict[str, Any]:
         try:
             found: FileContents | UserError = wanted[row["number"]]()
         except UserError as error:
@@ -120,12 +121,12 @@ def _with_ray(wanted: Sequence[partial[FileContents]]) -> list[FileContents]:
         return {"number": row["number"], "found": found}
 
     found: dict[int, FileContents] = {}
-    with cluster(), progress("reading", len(wanted), "files") as step:
+    with cluster(), progress_bar("reading", len(wanted), "files") as step:
         ray.data.DataContext.get_current().enable_progress_bars = False
         files = ray.data.from_items(
             [{"number": number} for number in range(len(wanted))], override_num_blocks=len(wanted)
         )
-        for row in files.map(look).iter_rows():
+        for row in files.map(read_file).iter_rows():
             if isinstance(row["found"], UserError):
                 raise row["found"]
             found[row["number"]] = row["found"]
@@ -133,19 +134,19 @@ def _with_ray(wanted: Sequence[partial[FileContents]]) -> list[FileContents]:
     return [found[number] for number in range(len(wanted))]
 
 
-def told(contents: Sequence[FileContents], findings: Sequence[Finding]) -> str:
-    """The report as text."""
+def format_report(contents: Sequence[FileContents], findings: Sequence[Finding]) -> str:
+    """Return the report as text."""
     lines = []
     for one in contents:
         lines.append(f"{one.path}")
-        lines += [f"  {name.replace('_', ' ')}: {_shown(value)}" for name, value in one.summary().items()]
+        lines += [f"  {name.replace('_', ' ')}: {_format_value(value)}" for name, value in one.summary().items()]
     for finding in findings:
         lines.append(f"{finding.level}: {finding.what} ({finding.number}): {finding.message}")
         lines += [f"    {example}" for example in finding.examples]
     return "\n".join(lines)
 
 
-def _shown(value: object) -> str:
+def _format_value(value: object) -> str:
     return (
         ", ".join(f"{name} {number}" for name, number in value.items()) or "none"
         if isinstance(value, dict)

@@ -1,31 +1,16 @@
 """The command `difficulty`: training data without what the model can do already."""
 
 import argparse
-import asyncio
-import json
-from collections.abc import Sequence
-from dataclasses import replace
-from pathlib import Path
-from typing import Any, get_args
+from typing import get_args
 
-from actors.cluster.connection import cluster
-from actors.cluster.reservation import reserved
-from arm_rl.core.config import TrainConfig
 from arm_rl.core.config_file import load
-from arm_rl.core.template import Template
-from arm_rl.core.types import Sample
-from arm_rl.prepare.difficulty import NeverRight, SampleRollouts, judge_all, judged_before, report, write_kept
-from arm_rl.prepare.resumable_jsonl import JsonLines
-from arm_rl.run.folder import open_run
-from arm_rl.training.groups import group_runner
-from arm_rl.training.inputs import read_inputs
-from jobs.prepare.commands import Commands, progress
-
-JUDGED, REPORT = "difficulty.jsonl", "report.json"
+from arm_rl.core.stage_config import TrainConfig
+from arm_rl.prepare.difficulty import NeverRight, filter_by_difficulty
+from jobs.command_line import Commands
 
 
-def difficulty(commands: Commands) -> None:
-    """Adds the command that leaves out what is too easy, or too hard."""
+def add_difficulty_command(commands: Commands) -> None:
+    """Add the command that filters data by difficulty."""
     parser = commands.add_parser(
         "difficulty",
         help="training data without what a model can do already",
@@ -42,65 +27,9 @@ def difficulty(commands: Commands) -> None:
         default="keep",
         help="what becomes of samples that no rollout gets right",
     )
-    parser.set_defaults(run=_difficulty)
+    parser.set_defaults(run=_run_difficulty)
 
 
-def _difficulty(arguments: argparse.Namespace) -> str:
+def _run_difficulty(arguments: argparse.Namespace) -> str:
     config = load(TrainConfig, arguments.config, arguments.overrides)
-    return "\n".join(leave_out(config, arguments.rollouts, arguments.never_right))
-
-
-def leave_out(config: TrainConfig, num_rollouts: int, never_right: NeverRight) -> list[str]:
-    """Writes the files of `config.data.train` anew, without what the model can do already.
-
-    Args:
-        num_rollouts: of each sample.
-        never_right: what becomes of samples that no rollout gets right.
-
-    Returns:
-        What was kept and why the rest was not, a line each; the last one says where it is.
-    """
-    config = replace(config, run=replace(config.run, name=f"{config.run.name}-difficulty"))
-    inputs = read_inputs(replace(config, data=replace(config.data, held_out=())))
-    folder = open_run(config)
-    with JsonLines(folder / JUDGED) as lines:
-        judged = judged_before(inputs.samples, lines, num_rollouts)
-        pending = [sample for sample in inputs.samples if sample.id not in judged]
-        if pending:
-            with cluster():
-                judged |= asyncio.run(_judged(config, inputs.template, pending, lines, num_rollouts))
-    kept = [write_kept(Path(file), judged, never_right) for file in config.data.train]
-    found = report(inputs.samples, judged, num_rollouts, never_right)
-    (folder / REPORT).write_text(json.dumps(found, indent=2))
-    files = ", ".join(f"{path} ({num_rows} rows)" for path, num_rows in kept)
-    return [*told(found), f"done: {files}; {REPORT} and {JUDGED} are in {folder}"]
-
-
-async def _judged(
-    config: TrainConfig, template: Template, samples: Sequence[Sample], lines: JsonLines, num_rollouts: int
-) -> dict[str, SampleRollouts]:
-    async with (
-        reserved(config.run.name, config.placement, 0, config.rollout) as reservation,
-        group_runner(config, template, reservation) as runner,
-    ):
-        with progress("judging", len(samples), "samples") as step:
-            return await judge_all(
-                runner,
-                samples,
-                lines,
-                num_rollouts=num_rollouts,
-                temperature=config.rollout.temperature,
-                sessions_at_a_time=config.rollout.num_actors * config.rollout.max_concurrent_sessions,
-                max_broken=config.run.max_broken_sessions,
-                on_done=step,
-            )
-
-
-def told(found: dict[str, Any]) -> list[str]:
-    """The report in a few lines."""
-    lines = [f"{found['kept']} of {found['samples']} samples kept"]
-    lines += [f"  left out: {reason}: {number}" for reason, number in found["left_out"].items()]
-    for track, counts in found["histogram"].items():
-        shown = ", ".join(f"{right}: {number}" for right, number in enumerate(counts))
-        lines.append(f"{track}: samples by right rollouts of {found['rollouts']}: {shown}")
-    return lines
+    return "\n".join(filter_by_difficulty(config, arguments.rollouts, arguments.never_right))

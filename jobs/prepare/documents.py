@@ -9,11 +9,11 @@ from rich.progress import BarColumn, MofNCompleteColumn, TaskID, TextColumn, Tim
 from rich.progress import Progress as Bar
 
 from arm_rl.prepare.document_builder import BuildProgress, BuildSummary, OcrMode, build_index
-from jobs.prepare.commands import Commands
+from jobs.command_line import Commands
 
 
-def documents(commands: Commands) -> None:
-    """Adds the command that makes an index of documents."""
+def add_documents_command(commands: Commands) -> None:
+    """Add the command that builds an index of documents."""
     parser = commands.add_parser(
         "documents",
         help="an index of documents for the retrieval tools",
@@ -48,10 +48,10 @@ def documents(commands: Commands) -> None:
     )
     parser.add_argument("--threads", type=int, help="for OCR (default: all cores)")
     parser.add_argument("--skip-unreadable", action="store_true", help="leave out what cannot be read, and go on")
-    parser.set_defaults(run=_documents)
+    parser.set_defaults(run=_run_documents)
 
 
-def _documents(arguments: argparse.Namespace) -> str:
+def _run_documents(arguments: argparse.Namespace) -> str:
     columns = (
         TextColumn("{task.description}"),
         BarColumn(),
@@ -71,15 +71,15 @@ def _documents(arguments: argparse.Namespace) -> str:
             skip_unreadable=arguments.skip_unreadable,
             on_page=lambda done: _show(bar, task, done),
         )
-    return told(summary)
+    return format_summary(summary)
 
 
 def _show(bar: Bar, task: TaskID, done: BuildProgress) -> None:
     bar.update(task, description=done.document, completed=done.pages_done, total=done.num_pages)
 
 
-def told(summary: BuildSummary) -> str:
-    """What a build did, in a few lines; the last one says where the index is."""
+def format_summary(summary: BuildSummary) -> str:
+    """Return a summary of a build; the last line names the index."""
     lines = [f"skipped: {reason}" for reason in summary.skipped.values()]
     if summary.num_pages_without_text:
         lines.append(

@@ -6,13 +6,14 @@ from pathlib import Path
 from arm_rl.data.image_store import FetchLimits, ImageSource
 from arm_rl.data.parquet_rows import BrokenRows
 from arm_rl.prepare.conversion import convert as convert_file
-from arm_rl.prepare.formats import EMBEDDED, FORMATS, format_of
-from jobs.prepare.commands import Commands, progress
+from arm_rl.prepare.formats import EMBEDDED, FORMATS, guess_format
+from arm_rl.prepare.progress import progress_bar
+from jobs.command_line import Commands
 from tools import load_tools
 
 
-def convert(commands: Commands) -> None:
-    """Adds the command that converts data."""
+def add_convert_command(commands: Commands) -> None:
+    """Add the command that converts data."""
     parser = commands.add_parser(
         "convert",
         help="training data from one format to another",
@@ -45,19 +46,19 @@ def convert(commands: Commands) -> None:
         help="files that list the tools, for formats that hold schemas",
     )
     parser.add_argument("--skip-broken", action="store_true", help="leave out rows that cannot be used, and count them")
-    parser.set_defaults(run=_convert)
+    parser.set_defaults(run=_run_convert)
 
 
-def _convert(arguments: argparse.Namespace) -> str:
+def _run_convert(arguments: argparse.Namespace) -> str:
     source, target = arguments.source, arguments.target
-    write_as = arguments.to or format_of(target)
+    write_as = arguments.to or guess_format(target)
     embedded = EMBEDDED[write_as] if arguments.images is None else arguments.images == "embed"
     limits = FetchLimits(fetch=arguments.fetch, max_bytes=arguments.max_image_mb << 20)
-    with progress(f"reading {source.name}", None, "rows") as step:
+    with progress_bar(f"reading {source.name}", None, "rows") as step:
         number = convert_file(
             source,
             target,
-            arguments.read_as or format_of(source),
+            arguments.read_as or guess_format(source),
             write_as,
             images=ImageSource(source.parent, arguments.image_root, limits),
             image_folder=None if embedded else target.parent / "images",

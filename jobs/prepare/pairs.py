@@ -7,7 +7,9 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+from arm_rl.core.atomic_file import replace_text
 from arm_rl.core.config_file import describe, load
+from arm_rl.core.json_lines import JsonLines
 from arm_rl.core.question_template import read_phrase
 from arm_rl.judge.backends import Server
 from arm_rl.judge.chat_client import ChatServer
@@ -15,16 +17,16 @@ from arm_rl.prepare.pairs.build import read_all, report, write_files
 from arm_rl.prepare.pairs.config import PairsConfig
 from arm_rl.prepare.pairs.replies import Replies
 from arm_rl.prepare.pairs.writer import FlawWriter, WritingOutcome
+from arm_rl.prepare.progress import progress_bar
 from arm_rl.prepare.questions import Question
-from arm_rl.prepare.resumable_jsonl import JsonLines
-from jobs.prepare.commands import Commands, progress
+from jobs.command_line import Commands
 from jobs.server_options import add_server_options, read_server
 
 REPLIES, REPORT = "replies.jsonl", "report.json"
 
 
-def pairs(commands: Commands) -> None:
-    """Adds the command that makes preference pairs."""
+def add_pairs_command(commands: Commands) -> None:
+    """Add the command that makes preference pairs."""
     parser = commands.add_parser(
         "pairs",
         help="answers to judge, out of questions and their right answers",
@@ -43,23 +45,23 @@ def pairs(commands: Commands) -> None:
     )
     parser.add_argument("--config", default="configs/prepare/pairs.yaml", help="(default: %(default)s)")
     add_server_options(parser, where="the server")
-    parser.set_defaults(run=_pairs)
+    parser.set_defaults(run=_run_pairs)
 
 
-def _pairs(arguments: argparse.Namespace) -> str:
+def _run_pairs(arguments: argparse.Namespace) -> str:
     overrides = [one for one in arguments.questions if "=" in one and not Path(one).exists()]
     config = load(PairsConfig, arguments.config, overrides)
     phrase = read_phrase(config.question)
     questions = read_all([Path(one) for one in arguments.questions if one not in overrides])
     server, _ = read_server(arguments.server, arguments)
-    outcomes, num_asked = asyncio.run(_written(questions, server, config, arguments.out))
+    outcomes, num_requests = asyncio.run(_write_answers(questions, server, config, arguments.out))
     made = write_files(outcomes, config, phrase, arguments.out)
-    found = report(outcomes, made, config, num_asked)
-    (arguments.out / REPORT).write_text(json.dumps(found, indent=2, ensure_ascii=False), encoding="utf-8")
-    return "\n".join([*told(found), f"done: {', '.join(found['files'])} and {REPORT} are in {arguments.out}"])
+    found = report(outcomes, made, config, num_requests)
+    replace_text(arguments.out / REPORT, json.dumps(found, indent=2, ensure_ascii=False))
+    return "\n".join([*summary_lines(found), f"done: {', '.join(found['files'])} and {REPORT} are in {arguments.out}"])
 
 
-async def _written(
+async def _write_answers(
     questions: Sequence[Question], server: Server, config: PairsConfig, folder: Path
 ) -> tuple[list[WritingOutcome], int]:
     chat = ChatServer(
@@ -68,17 +70,17 @@ async def _written(
     try:
         with (
             JsonLines(folder / REPLIES) as lines,
-            progress("writing flawed answers", len(questions), "questions") as step,
+            progress_bar("writing flawed answers", len(questions), "questions") as step,
         ):
             writer = FlawWriter(chat, server.model, config, Replies(lines))
             outcomes = await writer.write_all(questions, concurrency=server.concurrency, on_done=lambda outcome: step())
-        return outcomes, writer.num_asked
+        return outcomes, writer.num_requests
     finally:
         await chat.close()
 
 
-def told(found: dict[str, Any]) -> list[str]:
-    """The report in a few lines."""
+def summary_lines(found: dict[str, Any]) -> list[str]:
+    """Return the report as a few lines."""
     lines = [f"{found['used']} of {found['questions']} questions used, {found['requests']} requests"]
     lines += [
         f"  not used: {reason}: {one['questions']} (such as {one['such_as'][0]})"
@@ -86,7 +88,7 @@ def told(found: dict[str, Any]) -> list[str]:
     ]
     for name, file in found["files"].items():
         labels = ", ".join(f"{label}: {number}" for label, number in file["labels"].items())
-        lines.append(f"{name}: {file['rows']} rows (labels {labels}); {_judged(file)}")
+        lines.append(f"{name}: {file['rows']} rows (labels {labels}); {_describe_cues(file)}")
         if file["questions_dropped_for_balance"]:
             lines.append(
                 f"  {file['questions_dropped_for_balance']} questions left out whose answers place, length and form told apart"
@@ -94,7 +96,7 @@ def told(found: dict[str, Any]) -> list[str]:
     return lines
 
 
-def _judged(file: dict[str, Any]) -> str:
+def _describe_cues(file: dict[str, Any]) -> str:
     if file["at_chance"] is None:
         return "too few to tell whether place, length and form give anything away"
     verdict = "chance" if file["at_chance"] else "MORE THAN CHANCE: do not train on it as it is"

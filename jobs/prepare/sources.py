@@ -10,14 +10,15 @@ from arm_rl.data.image_store import ImageFolder
 from arm_rl.data.parquet_rows import DataError
 from arm_rl.demo import dataset
 from arm_rl.demo.demos import DIGITS, THREE_TRACKS, write_tool_file
+from arm_rl.prepare.progress import progress_bar
 from arm_rl.prepare.questions import Question, write_questions
 from arm_rl.prepare.sources import SOURCES
 from arm_rl.prepare.sources.skipped import SkippedRow
-from jobs.prepare.commands import Commands, progress
+from jobs.command_line import Commands
 
 
-def questions(commands: Commands) -> None:
-    """Adds the command that reads published data sets."""
+def add_questions_command(commands: Commands) -> None:
+    """Add the command that reads published data sets."""
     parser = commands.add_parser(
         "questions",
         help="questions out of published data sets",
@@ -29,16 +30,16 @@ def questions(commands: Commands) -> None:
     )
     parser.add_argument("files", nargs="+", type=Path, metavar="FILE")
     parser.add_argument("--out", type=Path, required=True, metavar="FILE", help="JSONL of questions")
-    parser.set_defaults(run=_questions)
+    parser.set_defaults(run=_run_questions)
 
 
-def _questions(arguments: argparse.Namespace) -> str:
+def _run_questions(arguments: argparse.Namespace) -> str:
     counts: Counter[str] = Counter()
     folder = ImageFolder(arguments.out.parent / "images")
 
-    def kept() -> Iterator[Question]:
+    def read_questions() -> Iterator[Question]:
         number = 0
-        with progress("reading questions", None, "rows") as step:
+        with progress_bar("reading questions", None, "rows") as step:
             for found in itertools.chain.from_iterable(
                 SOURCES[arguments.source](path, folder) for path in arguments.files
             ):
@@ -49,20 +50,23 @@ def _questions(arguments: argparse.Namespace) -> str:
                     number += 1
                     yield found
         if not number:
-            raise DataError(f"no question could be made: {_told(counts) or 'there are no rows'}")
+            raise DataError(f"no question could be made: {_format_skipped(counts) or 'there are no rows'}")
 
-    number = write_questions(arguments.out, kept())
+    number = write_questions(arguments.out, read_questions())
     return "\n".join(
-        [*([f"skipped: {_told(counts)}"] if counts else []), f"done: {number} questions are in {arguments.out}"]
+        [
+            *([f"skipped: {_format_skipped(counts)}"] if counts else []),
+            f"done: {number} questions are in {arguments.out}",
+        ]
     )
 
 
-def _told(skipped: Counter[str]) -> str:
+def _format_skipped(skipped: Counter[str]) -> str:
     return "; ".join(f"{number} rows: {reason}" for reason, number in skipped.most_common())
 
 
-def synthetic(commands: Commands) -> None:
-    """Adds the command that writes the demos' data."""
+def add_synthetic_command(commands: Commands) -> None:
+    """Add the command that writes the demos' data."""
     parser = commands.add_parser(
         "synthetic",
         help="the demos' tasks, as many as wanted",
@@ -74,10 +78,10 @@ def synthetic(commands: Commands) -> None:
     parser.add_argument("--held-out", type=int, default=480, help="held-out samples (default: %(default)s)")
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--tools", action="store_true", help="three tracks, each with a tool of its own")
-    parser.set_defaults(run=_synthetic)
+    parser.set_defaults(run=_run_synthetic)
 
 
-def _synthetic(arguments: argparse.Namespace) -> str:
+def _run_synthetic(arguments: argparse.Namespace) -> str:
     spec, folder = THREE_TRACKS if arguments.tools else DIGITS, arguments.out
     for track in spec.tracks:
         track.prepare(folder, arguments.seed)

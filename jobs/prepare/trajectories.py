@@ -4,31 +4,38 @@ import argparse
 import asyncio
 import json
 from collections.abc import Mapping
-from contextlib import AbstractAsyncContextManager, ExitStack
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from actors.cluster.connection import cluster
-from arm_rl.core.config import TrainConfig
+from arm_rl.core.atomic_file import replace_text
 from arm_rl.core.config_file import load
 from arm_rl.core.parsing import TOOL_FORMATS
+from arm_rl.core.stage_config import TrainConfig
 from arm_rl.core.template import Template
 from arm_rl.core.types import Sample
 from arm_rl.data.demonstrations import write_demonstrations
 from arm_rl.data.samples import read_samples
-from arm_rl.judge.backends import Server, engine_backend, server_backend, server_template
-from arm_rl.prepare.teacher_sessions import best, demonstrations, recorded, report, run_sessions, sessions_of
+from arm_rl.judge.backends import Server, open_backend, server_template
+from arm_rl.prepare.progress import progress_bar
+from arm_rl.prepare.teacher_sessions import (
+    choose_best,
+    load_sessions,
+    plan_sessions,
+    read_recorded,
+    report,
+    run_sessions,
+)
 from arm_rl.run.folder import open_run
 from arm_rl.training.inputs import read_template
-from jobs.prepare.commands import Commands, progress
+from jobs.command_line import Commands
 from jobs.server_options import CommandError, add_server_options, read_server
 
 FILE, REPORT = "demonstrations.parquet", "report.json"
 
 
-def trajectories(commands: Commands) -> None:
-    """Adds the command that makes demonstrations."""
+def add_trajectories_command(commands: Commands) -> None:
+    """Add the command that makes demonstrations."""
     parser = commands.add_parser(
         "trajectories",
         help="demonstrations for the cold start, by a stronger model",
@@ -45,10 +52,10 @@ def trajectories(commands: Commands) -> None:
     )
     parser.add_argument("--out", type=Path, metavar="FILE", help=f"(default: {FILE} in the run's folder)")
     add_server_options(parser, where="with --server")
-    parser.set_defaults(run=_trajectories)
+    parser.set_defaults(run=_run_trajectories)
 
 
-def _trajectories(arguments: argparse.Namespace) -> str:
+def _run_trajectories(arguments: argparse.Namespace) -> str:
     config = load(TrainConfig, arguments.config, arguments.overrides)
     config = replace(config, run=replace(config.run, name=f"{config.run.name}-trajectories"))
     if arguments.best_of < 1:
@@ -57,38 +64,37 @@ def _trajectories(arguments: argparse.Namespace) -> str:
     template = read_template(config) if server is None else server_template(config)
     samples = read_samples(config.data.train, list(template.schemas), config.data)
     folder = open_run(config)
-    sessions = sessions_of(samples, arguments.best_of)
-    known = {one.group_id for one in recorded(folder)}
+    sessions = plan_sessions(samples, arguments.best_of)
+    known = {one.group_id for one in read_recorded(folder)}
     pending = {group_id: sample for group_id, sample in sessions.items() if group_id not in known}
     if pending:
-        asyncio.run(_run(config, template, pending, server))
-    found = [one for one in recorded(folder) if one.group_id in sessions]
-    chosen = best(found, samples)
+        asyncio.run(_run_pending(config, template, pending, server))
+    found = [one for one in read_recorded(folder) if one.group_id in sessions]
+    chosen = choose_best(found, samples)
     shown = report(samples, found, chosen, arguments.best_of)
-    (folder / REPORT).write_text(json.dumps(shown, indent=2))
+    replace_text(folder / REPORT, json.dumps(shown, indent=2))
     if not chosen:
-        raise CommandError("\n".join(["no session can be learned from:", *told(shown)]))
+        raise CommandError("\n".join(["no session can be learned from:", *summary_lines(shown)]))
     out = arguments.out or folder / FILE
-    written = write_demonstrations(out, demonstrations(chosen, config.session.last_turn_notice))
+    written = write_demonstrations(out, load_sessions(chosen, config.session.last_turn_notice))
     return "\n".join(
-        [*told(shown), f"done: {written} demonstrations are in {out}; {REPORT} and the trajectories are in {folder}"]
+        [
+            *summary_lines(shown),
+            f"done: {written} demonstrations are in {out}; {REPORT} and the trajectories are in {folder}",
+        ]
     )
 
 
-async def _run(config: TrainConfig, template: Template, sessions: Mapping[str, Sample], server: Server | None) -> None:
-    with ExitStack() as stack:
-        if server is None:
-            stack.enter_context(cluster())
-        backend: AbstractAsyncContextManager[Any] = (
-            engine_backend(config, template) if server is None else server_backend(config, template, server)
-        )
-        async with backend as ready:
-            with progress("running sessions", len(sessions), "sessions") as step:
-                await run_sessions(ready, sessions, config, TOOL_FORMATS[config.template.tool_format], on_done=step)
+async def _run_pending(
+    config: TrainConfig, template: Template, sessions: Mapping[str, Sample], server: Server | None
+) -> None:
+    async with open_backend(config, template, server) as backend:
+        with progress_bar("running sessions", len(sessions), "sessions") as step:
+            await run_sessions(backend, sessions, config, TOOL_FORMATS[config.template.tool_format], on_done=step)
 
 
-def told(shown: dict[str, Any]) -> list[str]:
-    """The report in a few lines."""
+def summary_lines(shown: dict[str, Any]) -> list[str]:
+    """Return the report as a few lines."""
     lines = [f"{shown['kept']} of {shown['samples']} samples have a demonstration, out of {shown['sessions']} sessions"]
     return lines + [
         f"  not learned from: {reason}: {number} sessions" for reason, number in shown["refused_sessions"].items()

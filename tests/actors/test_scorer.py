@@ -24,7 +24,7 @@ def test_a_group_is_scored_in_order():
     ]
     results = scorer.score(make_sample(), [one.trajectory for one in group])
     assert [one.reward for one in results] == [1.0, 1.5, 0, None]
-    whole = [result.of(one.trajectory) for result, one in zip(results, group, strict=True)]
+    whole = [result.to_scored_trajectory(one.trajectory) for result, one in zip(results, group, strict=True)]
     assert [one.trajectory.index for one in whole] == [0, 1, 2, 3]
     assert (whole[1].reward, whole[1].parts, whole[1].correct, whole[1].format_ok) == (
         1.5,

@@ -9,7 +9,7 @@ import ray
 from ray.exceptions import RayActorError
 
 from actors import supervision
-from actors.supervision import RETRIES, Deaths, cause_of, described, run_again, watch
+from actors.supervision import RETRIES, Deaths, call_with_retries, cause_of, describe_error, watch
 from tests.support.dying_actors import Victim
 
 pytestmark = pytest.mark.usefixtures("local_ray")
@@ -28,13 +28,13 @@ async def error_of(call) -> Exception:
 async def test_an_error_is_told_by_its_cause():
     victim = start()
     error = await error_of(victim.fail.remote(False))
-    assert described(error) == "ValueError: the matter itself"
+    assert describe_error(error) == "ValueError: the matter itself"
     assert type(cause_of(error)) is ValueError
-    assert described(await error_of(victim.fail.remote(True))) == "data.train: no such file"
-    assert described(await error_of(victim.die.remote())).startswith("its process ended: ")
-    assert "OOM" not in described(await error_of(victim.pulse.remote())), "no guesses"
-    assert described(await error_of(start("no model here").pulse.remote())) == "FileNotFoundError: no model here"
-    assert described(KeyError("x")) == "KeyError: 'x'"
+    assert describe_error(await error_of(victim.fail.remote(True))) == "data.train: no such file"
+    assert describe_error(await error_of(victim.die.remote())).startswith("its process ended: ")
+    assert "OOM" not in describe_error(await error_of(victim.pulse.remote())), "no guesses"
+    assert describe_error(await error_of(start("no model here").pulse.remote())) == "FileNotFoundError: no model here"
+    assert describe_error(KeyError("x")) == "KeyError: 'x'"
 
 
 async def test_a_call_is_made_again_when_its_actor_is_back():
@@ -46,13 +46,13 @@ async def test_a_call_is_made_again_when_its_actor_is_back():
             await victim.die.remote()
         return len(asked)
 
-    assert await run_again(victim, call) == RETRIES + 1
+    assert await call_with_retries(victim, call) == RETRIES + 1
     assert len(set(asked)) == RETRIES + 1, "each time by another process"
     with pytest.raises(RayActorError):
-        await run_again(victim, lambda: victim.die.remote())
+        await call_with_retries(victim, lambda: victim.die.remote())
     lost = start()
     with pytest.raises(RayActorError):
-        await run_again(lost, lambda: lost.die.remote())
+        await call_with_retries(lost, lambda: lost.die.remote())
 
 
 @pytest.mark.parametrize("end", [signal.SIGKILL, signal.SIGSTOP], ids=["dies", "hangs"])

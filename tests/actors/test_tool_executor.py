@@ -126,7 +126,7 @@ async def test_a_call_is_run_again_where_its_executor_was_killed(start):
     before = (await pool(call("slow"), session)).text
     slow = asyncio.create_task(pool(call("slow", seconds=4.0), session))  # longer than Ray may take to kill
     await pool(call("count"), session)  # sent after it, so that it is there
-    ray.kill(pool._homes[session.session], no_restart=False)
+    ray.kill(pool._executors[session.session], no_restart=False)
     result = await slow
     assert (result.status, result.text == before) == ("ok", False), "by another process, and nobody has noticed"
     lost = await pool(call("keeping"), session)
@@ -163,10 +163,10 @@ async def test_a_lost_executor_fails_every_inline_call(start):
     pool = start()
     session = memory()
     await pool(call("inline"), session)
-    executor = pool._homes[session.session]
+    executor = pool._executors[session.session]
     ray.kill(executor, no_restart=True)
     with pytest.raises(RayActorError):
-        await executor.lives.remote()  # Ray kills in its own time
+        await executor.wait_until_death.remote()  # Ray kills in its own time
     results = await asyncio.gather(*(pool(call("inline"), memory()) for _ in range(5)))
     assert [(result.status, result.text) for result in results] == [("failed", "Error: inline crashed")] * 5
 
@@ -205,7 +205,7 @@ async def test_two_thousand_sessions_leave_nothing_behind(start):
 
     for start_number in range(0, 2000, 100):
         await asyncio.gather(*(one(start_number + number) for number in range(100)))
-    assert (pool._homes, pool._stored, pool._lives, pool._waiting) == ({}, {}, {}, {})
+    assert (pool._executors, pool._stored, pool._instances, pool._waiting) == ({}, {}, {}, {})
     last = [memory() for _ in range(2)]  # one for each executor
     for name in ("keeping", "keeping_apart"):
         kept = [(await pool(call(name), session)).text.split() for session in last]
@@ -224,7 +224,7 @@ async def test_a_session_leaves_nothing_behind(start, template, tmp_path):
     )
     assert finished.trajectory.end == "answered"
     assert [event.status for event in finished.trajectory.tool_events] == ["ok", "ok", "bad_arguments"]
-    assert (pool._homes, pool._stored) == ({}, {})
+    assert (pool._executors, pool._stored) == ({}, {})
 
 
 async def test_a_call_of_any_shape_gets_to_a_tool(start, template, tmp_path):

@@ -4,8 +4,9 @@ import sys
 
 import pytest
 
-from arm_rl.core.config import ConfigError, TrainConfig
+from arm_rl.core.config import ConfigError
 from arm_rl.core.config_file import load
+from arm_rl.core.stage_config import TrainConfig
 from jobs import train
 from jobs.command_line import run_job
 
@@ -99,7 +100,7 @@ def test_a_job_ends_with_one_line_and_makes_no_folder(tmp_path, monkeypatch, cap
     monkeypatch.setattr(
         sys, "argv", ["train", str(tmp_path / "c.yaml"), f"run.root={tmp_path}", "algorithm.group_size=1"]
     )
-    assert run_job("train", "", TrainConfig, train.main) == 1
+    assert run_job("train", "", TrainConfig, train.run) == 1
     shown = capsys.readouterr()
     assert shown.err == "error: algorithm.group_size: at least 2 (an advantage needs a group), not 1\n"
     assert not (tmp_path / "x").exists()

@@ -7,9 +7,9 @@ import shutil
 import pytest
 from safetensors.torch import load_file, save_file
 
-from arm_rl.core.config import TrainConfig
 from arm_rl.core.config_file import build
 from arm_rl.core.errors import UserError
+from arm_rl.core.stage_config import TrainConfig
 from arm_rl.demo import dataset
 from arm_rl.training.grpo import train_grpo
 from arm_rl.training.inputs import read_inputs, read_template

@@ -19,7 +19,7 @@ from arm_rl.core.types import ImageRef
 from arm_rl.data.demonstrations import read_demonstrations
 from arm_rl.data.parquet_rows import DataError
 from arm_rl.data.samples import read_samples
-from jobs.command_line import guarded
+from jobs.command_line import run_guarded
 from tests.support.scripted import ANSWER, noise
 
 GOOD = Image.from_pil(noise(16, 16)).data
@@ -177,7 +177,7 @@ UNUSUAL = {
 def test_an_unusual_image_is_taken_and_shown(tmp_path, template, data):
     (sample,) = read_samples(write(tmp_path / "d.parquet", [row("0", data)]), ["zoom"])
     image = images.load(sample.images[0])
-    assert template.view.view(image).size == template.view.of(*image.size)
+    assert template.view.resize(image).size == template.view.resized_size(*image.size)
 
 
 PATHS = {
@@ -304,7 +304,7 @@ def test_what_was_skipped_is_said_again_in_the_last_line(tmp_path, capsys):
     def job():
         return f"done: {len(read_samples(files, ['zoom'], SKIP))} samples"
 
-    assert guarded(job) == 0
+    assert run_guarded(job) == 0
     assert capsys.readouterr().out == "done: 20 samples; skipped 20 of 40 rows (data.broken_rows=skip)\n"
 
 

@@ -6,7 +6,7 @@ import json
 import pytest
 
 from arm_rl.benchmarks.results import FILE, ResultsError, read_results
-from arm_rl.benchmarks.runner import NO_TOOLS, TOOLS, EvaluationStopped, ask_all, finished, read_questions
+from arm_rl.benchmarks.runner import NO_TOOLS, TOOLS, EvaluationStopped, ask_all, read_finished, read_questions
 from arm_rl.core import trajectory_file
 from arm_rl.core.types import Trajectory, Turn
 from arm_rl.judge.backends import JudgedSession
@@ -38,7 +38,7 @@ class Backend:
             end="aborted" if said is None else "answered",
             error="no luck" if said is None else None,
         )
-        return JudgedSession(sample=sample, trajectory=trajectory, kept=None)
+        return JudgedSession(sample=sample, trajectory=trajectory, recording=None)
 
     async def record(self, stage, step, asked):
         samples = {one.sample.id: one.sample for one, _ in asked}
@@ -119,7 +119,7 @@ def test_results_of_another_file_are_refused(tmp_path, questions):
     folder = tmp_path / "run"
     ask(Backend(letter_a, folder), questions(), folder)
     with pytest.raises(ResultsError, match=r"vstar/direct_attributes/0 \(tools\) was asked in other words"):
-        finished(questions(labels="BBABAB"), folder)
+        read_finished(questions(labels="BBABAB"), folder)
     with (folder / FILE).open("a") as file:
         file.write('{"benchmark": "vstar"}\n')
     with pytest.raises(ResultsError, match="line 7: not a verdict"):
@@ -134,8 +134,8 @@ def test_one_order_can_be_had_from_a_run_with_both(tmp_path):
 
     backend = Backend(lambda sample: "<answer>1</answer>", tmp_path / "run")
     assert len(ask(backend, pairs(True), tmp_path / "run")) == 8
-    assert {one.row_items for one in finished(pairs(False), tmp_path / "run").values()} == {1}
-    assert {one.row_items for one in finished(pairs(True), tmp_path / "run").values()} == {2}
+    assert {one.row_items for one in read_finished(pairs(False), tmp_path / "run").values()} == {1}
+    assert {one.row_items for one in read_finished(pairs(True), tmp_path / "run").values()} == {2}
 
 
 def test_a_limit_takes_whole_questions_and_a_smaller_one_takes_some_of_a_larger_ones(tmp_path):

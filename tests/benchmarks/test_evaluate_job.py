@@ -127,9 +127,8 @@ def test_another_model_needs_another_folder(run, tmp_path):
 
 def test_the_server_says_what_it_serves(judge_folder, tmp_path, capsys):
     processor = tmp_path / "processor"
-    shutil.copytree(
-        judge_folder, processor, ignore=shutil.ignore_patterns("*.safetensors")
-    )  # the weights are where the server is
+    # the weights are where the server is
+    shutil.copytree(judge_folder, processor, ignore=shutil.ignore_patterns("*.safetensors"))
     server = FakeServer(first_option, models=[{"id": "some/judge", "root": str(processor)}])
     try:
         out = ["--out", str(tmp_path / "run"), "--no-tools"]

@@ -7,8 +7,9 @@ import pytest
 
 from arm_rl.benchmarks.vlmevalkit import FAILED, AgentModel, MessageError, server_model
 from arm_rl.core import trajectory_file
-from arm_rl.core.config import ConfigError, TrainConfig
+from arm_rl.core.config import ConfigError
 from arm_rl.core.config_file import load
+from arm_rl.core.stage_config import TrainConfig
 from arm_rl.judge.backends import Server, server_backend, server_template
 from tests.benchmarks import published
 from tests.benchmarks.test_evaluate_job import first_option

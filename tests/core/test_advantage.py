@@ -4,7 +4,7 @@ import math
 
 import pytest
 
-from arm_rl.core.advantage import group_advantages, is_flat
+from arm_rl.core.advantage import group_advantages, is_zero_variance
 
 
 def test_mean_and_sample_deviation():
@@ -26,12 +26,12 @@ def test_a_missing_reward_is_left_out_and_is_not_0():
 
 @pytest.mark.parametrize("rewards", [[1.5, 1.5, 1.5], [0.1 + 0.2, 0.3], [None, 0.7], [None, None], []])
 def test_flat_groups_have_advantages_of_zero(rewards):
-    assert is_flat(rewards)
+    assert is_zero_variance(rewards)
     assert group_advantages(rewards) == [None if reward is None else 0.0 for reward in rewards]
 
 
 def test_a_small_spread_is_no_flat_group():
-    assert not is_flat([1.0, 1.0, 1.001])
+    assert not is_zero_variance([1.0, 1.0, 1.001])
 
 
 def test_a_tiny_spread_is_damped():

@@ -6,8 +6,9 @@ from pathlib import Path
 import pytest
 import yaml
 
-from arm_rl.core.config import ConfigError, SftConfig, TrainConfig
+from arm_rl.core.config import ConfigError
 from arm_rl.core.config_file import build, describe, load, save
+from arm_rl.core.stage_config import SftConfig, TrainConfig
 from tools import load_tools
 
 ROOT = Path(__file__).parents[2]

@@ -201,11 +201,11 @@ def test_a_released_models_view_is_not_resized_again(width, height):
     if max(width, height) / min(width, height) > 150:
         return
     view = ViewSize(factor=28, min_pixels=56 * 56, max_pixels=1280 * 784)
-    assert view.of(*view.of(width, height)) == view.of(width, height)
+    assert view.resized_size(*view.resized_size(width, height)) == view.resized_size(width, height)
 
 
 def test_the_view_is_the_whole_image_made_smaller():
     view = ViewSize(factor=16, min_pixels=64 * 64, max_pixels=64 * 64)
-    shown = view.view(Image.from_pil(noise(256, 256)))
+    shown = view.resize(Image.from_pil(noise(256, 256)))
     assert shown.size == (64, 64)
     assert abs(np.asarray(shown, dtype=float).mean() - np.asarray(noise(256, 256), dtype=float).mean()) < 2

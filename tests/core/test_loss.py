@@ -7,7 +7,6 @@ import random
 import pytest
 import torch
 
-from arm_rl.core.config import AlgorithmConfig
 from arm_rl.core.loss import (
     GrpoObjective,
     SftObjective,
@@ -21,6 +20,7 @@ from arm_rl.core.loss import (
     means,
     token_weights,
 )
+from arm_rl.core.stage_config import AlgorithmConfig
 
 MASK = torch.tensor([[True, True, True, False], [False, True, False, False]])
 

@@ -5,7 +5,7 @@ import json
 import pytest
 from hypothesis import given, strategies
 
-from arm_rl.core.parsing import TOOL_FORMATS, parse_judgment, turn_is_well_formed
+from arm_rl.core.parsing import TOOL_FORMATS, is_well_formed_turn, parse_judgment
 
 HERMES = TOOL_FORMATS["hermes"]
 GOOD_CALL = '<tool_call>{"name": "zoom", "arguments": {"x": 1}}</tool_call>'
@@ -117,7 +117,7 @@ def test_no_text_breaks_the_parsers(text):
     assert call is None or isinstance(call.arguments, dict)
     judgment = parse_judgment(text)
     assert judgment is None or judgment in ("true", "false") or 1 <= int(judgment) <= 99
-    well_formed = turn_is_well_formed(text, HERMES)
+    well_formed = is_well_formed_turn(text, HERMES)
     assert not well_formed or (text.strip().startswith("<think>") and text.count("</think>") == 1)
 
 
@@ -177,7 +177,7 @@ def test_there_must_be_one_answer(text):
     ],
 )
 def test_well_formed_turns(text):
-    assert turn_is_well_formed(text, HERMES)
+    assert is_well_formed_turn(text, HERMES)
 
 
 @pytest.mark.parametrize(
@@ -213,7 +213,7 @@ def test_well_formed_turns(text):
     ],
 )
 def test_turns_that_are_not_well_formed(text):
-    assert not turn_is_well_formed(text, HERMES)
+    assert not is_well_formed_turn(text, HERMES)
 
 
 @pytest.mark.parametrize("tag", ["<answer>", "</think><tool_call>", "<tool_call>", "</think> <answer>", "<think>"])
@@ -222,7 +222,7 @@ def test_a_policy_that_repeats_itself_is_read_in_linear_time(tag):
     text = "<think>" + tag * 100_000
     assert HERMES.parse(text) is None
     assert parse_judgment(text) is None
-    assert not turn_is_well_formed(text, HERMES)
+    assert not is_well_formed_turn(text, HERMES)
 
 
 def test_the_section_shows_every_tool():

@@ -215,15 +215,15 @@ def test_teachers_cannot_write_control_tokens(template, text):
 )
 @settings(max_examples=100)
 def test_no_mixture_of_control_tokens_gets_through(template, text):
-    ids = template.tokenizer.encode(template.harmless(text), add_special_tokens=False)
+    ids = template.tokenizer.encode(template.break_control_tokens(text), add_special_tokens=False)
     assert control_ids(template, ids) == []
     assert template.image_pad_id not in ids
-    assert template.harmless(text).replace(" ", "") == text.replace(" ", ""), "nothing but spaces is added"
+    assert template.break_control_tokens(text).replace(" ", "") == text.replace(" ", ""), "nothing but spaces is added"
 
 
 def test_harmless_text_stays_as_it_is(template):
     text = "Is 3 < 4 | 5 > 2? <b>yes</b> <tool_call> äöü 🙂"
-    assert template.harmless(text) == text
+    assert template.break_control_tokens(text) == text
 
 
 def test_a_chat_template_that_shows_schemas_gets_them(template):

@@ -30,9 +30,8 @@ def test_spans_of_one_task_share_a_lane_and_nest():
     session, turn, tool = ours.take().spans
     assert session == Span("session", "session", "session", 0, 0, 5, {"group": "g"})
     assert turn == Span("turn", "turn", "session", 0, 1, 2, {"prompt_tokens": 7})
-    assert tool == Span(
-        "tool", "zoom", "session", 0, 3, 4, {}
-    )  # in the lane of what encloses it, whatever track it would have alone
+    # in the lane of what encloses it, whatever track it would have alone
+    assert tool == Span("tool", "zoom", "session", 0, 3, 4, {})
 
 
 def test_what_encloses_comes_first_where_both_begin_at_once():

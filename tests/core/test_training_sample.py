@@ -3,7 +3,7 @@
 import pytest
 
 from arm_rl.core import training_sample as training_samples
-from arm_rl.core.seeding import derive
+from arm_rl.core.seeding import derive_seed
 from arm_rl.core.types import ImageInfo, TrainingSample, Trajectory, Turn
 
 PAD = 99
@@ -36,6 +36,7 @@ def test_the_turns_are_laid_end_to_end():
         trajectory(turn((4, 5), (-0.5, -0.25), (6, 7, 8)), turn((9,), (-1.5,), call_forbidden=True)), advantage=0.75
     )
     assert laid == TrainingSample(
+        key="g[4]",
         token_ids=(1, 2, 3, 4, 5, 6, 7, 8, 9),
         loss_mask=(False, False, False, True, True, False, False, False, True),
         logprobs=(0, 0, 0, -0.5, -0.25, 0, 0, 0, -1.5),
@@ -99,7 +100,7 @@ def test_the_sequences_of_a_training_sample_have_one_length(name):
 
 
 def test_seeds_depend_on_every_part():
-    seeds = {derive(*parts) for parts in [(0, "a", 1), (0, "a", 2), (0, "b", 1), (1, "a", 1), (0, "a"), ()]}
+    seeds = {derive_seed(*parts) for parts in [(0, "a", 1), (0, "a", 2), (0, "b", 1), (1, "a", 1), (0, "a"), ()]}
     assert len(seeds) == 6
-    assert derive(0, "a", 1) == derive(0, "a", 1)
+    assert derive_seed(0, "a", 1) == derive_seed(0, "a", 1)
     assert all(0 <= seed < 2**31 for seed in seeds)

@@ -130,8 +130,8 @@ def test_a_file_that_was_written_again_is_read_again(tmp_path):
 
 def test_light_rows_have_calls_but_no_tokens(tmp_path):
     path = many(tmp_path)
-    assert trajectory_file.stage_and_step(path) == ("stage2", 7)
-    rows = list(trajectory_file.read_light(path))
+    assert trajectory_file.read_stage_and_step(path) == ("stage2", 7)
+    rows = list(trajectory_file.read_summaries(path))
     assert [row["index"] for row in rows] == list(range(150))
     assert [[event["status"] for event in turn["tool_events"]] for turn in rows[80]["turns"]] == [["ok"], []]
     assert "token_ids" not in rows[0]["turns"][0]
@@ -140,11 +140,11 @@ def test_light_rows_have_calls_but_no_tokens(tmp_path):
 def test_text_is_found_wherever_it_stands(tmp_path):
     path = many(tmp_path)
     everywhere = list(range(150))
-    assert trajectory_file.find_text(path, "TOO SMALL") == everywhere  # a thought
-    assert trajectory_file.find_text(path, "which digit") == everywhere  # the question
-    assert trajectory_file.find_text(path, "t.o small") == []  # a text, no pattern
+    assert trajectory_file.find_rows_with_text(path, "TOO SMALL") == everywhere  # a thought
+    assert trajectory_file.find_rows_with_text(path, "which digit") == everywhere  # the question
+    assert trajectory_file.find_rows_with_text(path, "t.o small") == []  # a text, no pattern
     refused = make_scored(make_turn("é", zoom_event(status="failed")), make_turn(""))
     roundtrip(tmp_path, [make_scored(make_turn("x")), refused], [make_sample()])
     path = tmp_path / "trajectories" / "x.parquet"
-    assert trajectory_file.find_text(path, "error: NO") == [1]  # an observation
-    assert trajectory_file.find_text(path, "É") == [1]
+    assert trajectory_file.find_rows_with_text(path, "error: NO") == [1]  # an observation
+    assert trajectory_file.find_rows_with_text(path, "É") == [1]

@@ -12,11 +12,12 @@ import pyarrow.parquet as pq
 import pytest
 from hypothesis import given, settings, strategies
 
-from arm_rl.core.config import ConfigError, DataConfig, SftConfig, TrainConfig
+from arm_rl.core.config import ConfigError, DataConfig
 from arm_rl.core.config_file import load, load_saved, save
 from arm_rl.core.images import Image
 from arm_rl.core.parquet import RowReader
-from arm_rl.core.seeding import derive
+from arm_rl.core.seeding import derive_seed
+from arm_rl.core.stage_config import SftConfig, TrainConfig
 from arm_rl.data.demonstrations import read_demonstrations
 from arm_rl.data.epoch_order import Order
 from arm_rl.data.parquet_rows import DataError
@@ -94,7 +95,9 @@ def test_data_larger_than_the_memory_is_read(tmp_path, row_group_size, num_taken
     told = json.loads(done.stdout)
     assert ("every sample is slow to read" in done.stderr) == (row_group_size > 1000)
     expected = [
-        number for epoch in range(2) for number in np.random.default_rng(derive(0, "epoch", epoch)).permutation(600)
+        number
+        for epoch in range(2)
+        for number in np.random.default_rng(derive_seed(0, "epoch", epoch)).permutation(600)
     ]
     assert told["ids"] == [str(number) for number in expected[:num_taken]]
     assert told["texts"] > 20 * len(text)
@@ -102,7 +105,7 @@ def test_data_larger_than_the_memory_is_read(tmp_path, row_group_size, num_taken
 
 
 def order_of(samples, weights, epochs=3):
-    cursor = Cursor.mixed(samples, 7, weights)
+    cursor = Cursor.from_weights(samples, 7, weights)
     return [[sample.id for sample in cursor.take(len(samples))] for _ in range(epochs)]
 
 
@@ -119,7 +122,7 @@ def three_tracks(tmp_path):
 def test_without_weights_every_sample_is_dealt_once_an_epoch(three_tracks):
     epochs = order_of(three_tracks, {})
     assert all(sorted(epoch, key=int) == [str(number) for number in range(60)] for epoch in epochs)
-    expected = np.random.default_rng(derive(7, "epoch", 1)).permutation(60)
+    expected = np.random.default_rng(derive_seed(7, "epoch", 1)).permutation(60)
     assert epochs[1] == [three_tracks[int(place)].id for place in expected], (
         "the order that runs had before there were weights"
     )
@@ -149,7 +152,7 @@ def test_a_weight_of_0_leaves_a_track_out(three_tracks):
 @pytest.mark.parametrize("weights", [{"many": 1}, {"many": 1, "some": 1, "few": 1, "none": 1}])
 def test_weights_must_name_the_tracks_of_the_data(three_tracks, weights):
     with pytest.raises(DataError, match=r"data.weights: a weight for each track of the data \(few, many, some\)"):
-        Cursor.mixed(three_tracks, 0, weights)
+        Cursor.from_weights(three_tracks, 0, weights)
 
 
 @pytest.mark.parametrize("weights", [{"a": -1.0, "b": 2.0}, {"a": 0.0}, {"a": float("inf")}])
@@ -166,15 +169,15 @@ def test_weights_that_cannot_be_are_refused(weights):
 def test_a_mixture_goes_on_at_any_sample(sizes, weights, stop):
     tracks = [code for code, size in enumerate(sizes) for _ in range(size)]
     names = [f"track{code}" for code in range(len(sizes))]
-    mixed = Order.mixed(3, names, tracks, dict(zip(names, weights, strict=False)))
+    mixed = Order.from_weights(3, names, tracks, dict(zip(names, weights, strict=False)))
     samples = [f"s{number}" for number in range(len(tracks))]
     first, whole = Cursor(samples, 3, mixed), Cursor(samples, 3, mixed)
     expected = whole.take(stop + 30)
     assert first.take(stop) == expected[:stop]
-    second = Cursor(samples, 3, Order.mixed(3, names, tracks, dict(zip(names, weights, strict=False))))
+    second = Cursor(samples, 3, Order.from_weights(3, names, tracks, dict(zip(names, weights, strict=False))))
     second.restore(json.loads(json.dumps(first.state())))
     assert second.take(30) == expected[stop:]
-    assert [second.dealt(number) for number in range(stop + 30)] == expected
+    assert [second.sample_at(number) for number in range(stop + 30)] == expected
 
 
 @pytest.mark.parametrize("max_bytes", [1, 3_000, 1 << 20], ids=["nothing kept", "a little kept", "all kept"])
@@ -260,7 +263,7 @@ def test_demonstrations_are_read_when_their_step_comes(tmp_path, template):
     made = batches(path, template)
     assert made.num_steps == 6
     for epoch in range(2):
-        expected = np.random.default_rng(derive(0, "sft", epoch)).permutation(10).tolist()
+        expected = np.random.default_rng(derive_seed(0, "sft", epoch)).permutation(10).tolist()
         for step in range(3):
             batch, images = batches(path, template).read(3 * epoch + step)
             assert made.read(3 * epoch + step)[0] == batch

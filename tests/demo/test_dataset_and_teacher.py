@@ -6,7 +6,7 @@ import pytest
 
 from arm_rl.core import images, session
 from arm_rl.core.config import SessionConfig
-from arm_rl.core.parsing import parse_judgment, turn_is_well_formed
+from arm_rl.core.parsing import is_well_formed_turn, parse_judgment
 from arm_rl.data.preferences import ROW_GROUP
 from arm_rl.data.samples import read_samples
 from arm_rl.demo import dataset, phrases, scenes
@@ -50,10 +50,10 @@ def test_the_reader_gets_each_scene_back(file):
     assert len(samples) == NUM_SAMPLES
     for index in (0, 1, 130, 149):
         sample, scene = samples[index], scenes.make_scene(0, "train", index)
-        assert dataset.task_of(sample.id) == (TilesTask(scene=scene, key=(0, index)), TRACKS["digits"])
+        assert dataset.parse_sample_id(sample.id) == (TilesTask(scene=scene, key=(0, index)), TRACKS["digits"])
         assert (sample.label, sample.texts) == (scene.label, tuple(map(str, scene.claims)))
         assert (sample.tools, sample.expected_tools) == (("another_tool",), (Tiles.tool,))  # all of the run are offered
-        assert sample.target_box == scene.asked.box
+        assert sample.target_box == scene.asked_tile.box
         assert sample.messages[0].image_names == ("original_image",)
         assert sample.messages[0].text == phrases.request(scene.question, scene.claims)
         assert (np.asarray(images.load(sample.images[0]).pil()) == scenes.draw(scene)).all()
@@ -61,7 +61,7 @@ def test_the_reader_gets_each_scene_back(file):
 
 def test_an_id_of_something_else_is_refused():
     with pytest.raises(ValueError, match="digits, pages, texts"):
-        dataset.task_of("other-train-0-1")
+        dataset.parse_sample_id("other-train-0-1")
 
 
 def test_tracks_take_turns_and_come_back_from_the_file(tmp_path):
@@ -69,7 +69,7 @@ def test_tracks_take_turns_and_come_back_from_the_file(tmp_path):
     samples = read_samples([str(path)], ["one", "two"])
     assert [sample.track for sample in samples[:6]] == ["digits", "pages", "texts"] * 2
     for number, sample in enumerate(samples):
-        task, track = dataset.task_of(sample.id)
+        task, track = dataset.parse_sample_id(sample.id)
         assert task == ALL_TRACKS[number % 3].task(1, "held_out", number // 3)
         assert (sample.label, sample.texts, sample.expected_tools) == (task.label, task.texts, (track.tool,))
         assert sample.tools == ("one", "two")
@@ -86,7 +86,7 @@ def test_scripts_repeat_and_are_well_formed(tracks, template):
     for task, track in drawn:
         script = teacher.script(task, track, tools=True)
         assert script == teacher.script(task, track, tools=True)
-        assert all(turn_is_well_formed(turn, template.tool_format) for turn in script)
+        assert all(is_well_formed_turn(turn, template.tool_format) for turn in script)
         assert parse_judgment(script[-1]) in ("1", "2")
         calls = [template.tool_format.parse(turn) for turn in script]
         assert [call is not None for call in calls] == [True] * (len(script) - 1) + [False]
@@ -107,18 +107,17 @@ def test_shares_are_those_asked_for(template):
             direct += 1
             continue
         box = tuple(template.tool_format.parse(script[0]).arguments["bbox_2d"])
-        if box == scene.asked.box:
+        if box == scene.asked_tile.box:
             right += 1
-            assert script[1] == phrases.answer_turn(scene.label, phrases.seen(scene.asked.digit))
+            assert script[1] == phrases.answer_turn(scene.label, phrases.conclusion(scene.asked_tile.digit))
         else:
             other += box in [tile.box for tile in scene.tiles[1:]]
             empty += box not in [tile.box for tile in scene.tiles]
             assert phrases.UNCLEAR in script[1]
     assert direct / num_scenes == pytest.approx(0.5, abs=0.05)
     assert right / (num_scenes - direct) == pytest.approx(0.5, abs=0.07)
-    assert other / (num_scenes - direct) == pytest.approx(
-        0.25 + 0.25 * 2 / 15, abs=0.06
-    )  # a random cell may hold another tile
+    # a random cell may hold another tile
+    assert other / (num_scenes - direct) == pytest.approx(0.25 + 0.25 * 2 / 15, abs=0.06)
     assert empty / (num_scenes - direct) == pytest.approx(0.25 * 13 / 15, abs=0.06)
 
 
@@ -162,5 +161,5 @@ async def test_the_teacher_runs_through_the_real_session_loop(file, template):
     (shown,) = done.trajectory.tool_events[0].image_names
     crop = next(done.images[info.key] for info in done.trajectory.images if info.name == shown)
     scene = scenes.make_scene(0, "train", 0)
-    assert (np.asarray(crop.pil()) == scenes.draw_cell(scene, scene.asked.row, scene.asked.column)).all()
+    assert (np.asarray(crop.pil()) == scenes.draw_cell(scene, scene.asked_tile.row, scene.asked_tile.column)).all()
     assert parse_judgment(done.trajectory.turns[-1].text) == sample.label

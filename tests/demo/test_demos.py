@@ -6,13 +6,13 @@ import json
 import pytest
 from rich.console import Console
 
-from arm_rl.core.config import SftConfig, TrainConfig
 from arm_rl.core.config_file import load
+from arm_rl.core.stage_config import SftConfig, TrainConfig
 from arm_rl.demo import demos
 from arm_rl.demo.demos import DIGITS, THREE_TRACKS
 from arm_rl.demo.lessons import MAX_CALLS
 from arm_rl.demo.phrases import NOTICE
-from arm_rl.demo.tables import is_shown, tables
+from arm_rl.demo.tables import evaluation_tables, is_shown
 from arm_rl.demo.tracks import misfits
 from arm_rl.report import write_report
 from tools import load_tools
@@ -69,13 +69,13 @@ def test_stage_1_rewards_only_a_tool_that_fits():
 
 def test_the_tables_tell_each_track_s_accuracy_and_first_tools():
     console = Console(width=120, record=True, file=io.StringIO())
-    for table in tables(SUMMARY, ["digits", "texts"]):
+    for table in evaluation_tables(SUMMARY, ["digits", "texts"]):
         console.print(table)
     lines = [" ".join(line.replace("│", " ").split()) for line in console.export_text().splitlines()]
     for line in ("digits accuracy 0.500 0.950", "texts accuracy 0.400 0.850", "zoom 0.000 0.990", "none 1.000 0.000"):
         assert line in lines
     assert not any("never" in line for line in lines)  # a tool that nobody called is not worth a line
-    assert len(list(tables({"base": {**STAGE, "accuracy": 0.5}}, ["digits"]))) == 1
+    assert len(list(evaluation_tables({"base": {**STAGE, "accuracy": 0.5}}, ["digits"]))) == 1
 
 
 def test_the_summary_keeps_what_is_told_of_tracks():

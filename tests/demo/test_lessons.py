@@ -33,7 +33,7 @@ def three_tracks(tmp_path_factory) -> Teacher:
 
 def look_once(teacher: Teacher, number: int) -> tuple[Lesson, Task, Look]:
     task, track = teacher.task(0, number)
-    return teacher.look_once(task, track, np.random.default_rng(1)), task, task.right(np.random.default_rng(1))
+    return teacher.look_once(task, track, np.random.default_rng(1)), task, task.right_look(np.random.default_rng(1))
 
 
 def taught(teacher: Teacher, lesson: Lesson) -> str:
@@ -62,9 +62,9 @@ def test_lessons_are_written_as_the_session_writes(three_tracks, number):
     lesson, task, look = look_once(three_tracks, number)
     template = three_tracks.template
     parts = (
-        three_tracks.prompt(tasks.request(task), image=task.view is not None, tools=True),
+        three_tracks.prompt_ids(tasks.request(task), image=task.view is not None, tools=True),
         template.turn_ids(phrases.call_turn(look.tool, look.arguments), ended=False),
-        three_tracks.observation(None if look.view is None else "observation_1", look.text),
+        three_tracks.observation_ids(None if look.view is None else "observation_1", look.text),
         template.turn_ids(phrases.answer_turn(look.choice, look.thought), ended=True),
     )
     assert lesson.token_ids == [id_ for part in parts for id_ in part]
@@ -75,7 +75,7 @@ def test_a_lesson_has_pads_for_its_views(three_tracks):
     template, rng = three_tracks.template, np.random.default_rng(0)
     seen = set()
     for index in range(300):
-        lesson = three_tracks.joint(*three_tracks.task(0, index), rng)
+        lesson = three_tracks.joint_lesson(*three_tracks.task(0, index), rng)
         assert lesson.token_ids.count(template.image_pad_id) == pixels.NUM_TOKENS * len(lesson.views)
         assert all(view.shape == (64, 64, 3) for view in lesson.views)
         seen.add(len(lesson.views))
@@ -90,8 +90,8 @@ def test_constant_parts_are_single_tokens(three_tracks):
         task, _ = three_tracks.task(0, number)
         assert len(tokenizer.encode(tasks.request(task), add_special_tokens=False)) <= 12
         for tool in misfits(three_tracks.tracks):
-            look = tool.stray(rng)
-            assert len(three_tracks.turn(phrases.call_turn(look.tool, look.arguments), False)) <= 18
+            look = tool.stray_look(rng)
+            assert len(three_tracks.turn_ids(phrases.call_turn(look.tool, look.arguments), False)) <= 18
             assert len(tokenizer.encode(look.text, add_special_tokens=False)) <= 7
 
 
@@ -101,7 +101,7 @@ def test_lessons_call_the_tools_of_other_tracks_as_well_and_tell_nothing_from_th
     right = other = 0
     for index in range(400):
         task, track = three_tracks.task(0, index)
-        lesson = three_tracks.joint(task, track, rng)
+        lesson = three_tracks.joint_lesson(task, track, rng)
         text = template.tokenizer.decode([id_ for id_ in lesson.token_ids if id_ != template.image_pad_id])
         weighted = taught(three_tracks, lesson)
         called = template.tool_format.parse(weighted)
@@ -118,20 +118,20 @@ def test_lessons_call_the_tools_of_other_tracks_as_well_and_tell_nothing_from_th
 def test_what_a_wrong_tool_shows_leaves_the_choice_even(three_tracks):
     rng = np.random.default_rng(4)
     task, track = three_tracks.task(0, 1)
-    look = misfits(ALL_TRACKS, track)[0].stray(rng)
-    lesson = three_tracks._looks(task, [look], rng, last_call_weight=0.0)
+    look = misfits(ALL_TRACKS, track)[0].stray_look(rng)
+    lesson = three_tracks._look_and_answer(task, [look], rng, last_call_weight=0.0)
     assert phrases.UNCLEAR in taught(three_tracks, lesson)
     assert CHOICE_WEIGHT not in lesson.weights
     assert lesson.weights.count(GUESS_WEIGHT) == 1
 
 
 def test_a_prompt_without_tools_says_so(teacher):
-    offered, not_offered = (teacher.prompt("Which?", image=True, tools=tools) for tools in (True, False))
+    offered, not_offered = (teacher.prompt_ids("Which?", image=True, tools=tools) for tools in (True, False))
     assert offered != not_offered
 
 
 def test_questions_end_with_one_token_for_each_colour(teacher):
-    ids = teacher.questions()
+    ids = teacher.question_ids()
     assert len(set(ids[-len(scenes.COLORS) :])) == len(scenes.COLORS)
 
 
@@ -139,7 +139,7 @@ def test_lessons_of_several_lengths_have_the_loss_of_their_tokens(three_tracks):
     """The grouped, padded loss is the weighted mean of what the library says of each lesson alone."""
     judge = model.build_model(three_tracks.template.tokenizer, 0).eval()
     rng = np.random.default_rng(1)
-    chosen = [three_tracks.joint(*three_tracks.task(0, index), rng) for index in range(9)]
+    chosen = [three_tracks.joint_lesson(*three_tracks.task(0, index), rng) for index in range(9)]
     with torch.no_grad():
         ours = pretrain.lessons_loss(judge, chosen)[0].item()
         total = sum(_loss(judge, lesson) for lesson in chosen) / sum(sum(lesson.weights) for lesson in chosen)
@@ -178,7 +178,7 @@ def _loss(judge: torch.nn.Module, lesson) -> float:
     ids = torch.tensor([lesson.token_ids])
     inputs = {}
     if lesson.views:
-        patches = pixels.patches(np.stack(lesson.views)).flatten(0, 1)  # (P, 3 * 64)
+        patches = pixels.make_patches(np.stack(lesson.views)).flatten(0, 1)  # (P, 3 * 64)
         inputs["pixel_values"] = patches.view(len(patches), 3, 1, -1).expand(-1, -1, 2, -1).flatten(1)
         inputs["image_grid_thw"] = torch.tensor([[1, pixels.SIDE, pixels.SIDE]] * len(lesson.views))
         inputs["mm_token_type_ids"] = (ids == judge.config.image_token_id).int()

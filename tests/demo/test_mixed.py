@@ -29,7 +29,7 @@ def view(scene: scenes.Scene) -> np.ndarray:
 def test_half_ask_for_a_plain_digit_and_half_of_the_others_are_plain():
     for track in MIXED:
         drawn = [scene_of(track, "train", index) for index in range(200)]
-        assert {scene.asked.plain for scene in drawn} == {track is PLAIN}
+        assert {scene.asked_tile.plain for scene in drawn} == {track is PLAIN}
         assert 0.4 < np.mean([tile.plain for scene in drawn for tile in scene.tiles[1:]]) < 0.6
     assert not any(tile.plain for index in range(20) for tile in scenes.make_scene(0, "train", index).tiles)
 
@@ -52,7 +52,7 @@ def test_validation_and_test_are_apart():
 def test_scene_view_is_the_resized_drawing():
     for index in range(10):
         scene = scene_of(PLAIN, "train", index)
-        assert np.abs(view(scene) - pixels.scene_view(scene)).max() <= 2
+        assert np.abs(view(scene) - pixels.resized_scene(scene)).max() <= 2
 
 
 def test_the_small_view_shows_plain_digits():
@@ -64,7 +64,7 @@ def test_the_small_view_shows_plain_digits():
             scenes.Tile(color="red", row=1, column=1, digit=digit, image=image, plain=True) for digit, image in images
         ]
         views = [
-            pixels.scene_view(scenes.Scene(tiles=(tile,), claims=(0, 1), label="1"))[16:32, 16:32].ravel()
+            pixels.resized_scene(scenes.Scene(tiles=(tile,), claims=(0, 1), label="1"))[16:32, 16:32].ravel()
             for tile in tiles
         ]
         return np.stack(views).astype(float), np.array([digit for digit, _ in images])
@@ -79,7 +79,7 @@ def test_rows_say_their_kind_and_can_be_read_back(tmp_path):
     path = dataset.write(tmp_path / "test.parquet", seed=0, split="test", num_samples=12, tracks=MIXED)
     samples = read_samples([str(path)], ["image_zoom_in_tool"])
     assert [sample.track for sample in samples] == ["engraved", "plain"] * 6
-    assert [dataset.task_of(sample.id)[0] for sample in samples] == [
+    assert [dataset.parse_sample_id(sample.id)[0] for sample in samples] == [
         MIXED[n % 2].task(0, "test", n // 2) for n in range(12)
     ]
     assert all(sample.target_box is not None for sample in samples)
@@ -94,16 +94,16 @@ def test_the_base_learns_to_say_what_it_sees_and_no_more(mixed_teacher):
     rng = np.random.default_rng(0)
     for track in MIXED:
         task = track.task(0, "pretrain", 5)
-        lesson = mixed_teacher._at_once(task, track, rng)
+        lesson = mixed_teacher._answer_at_once(task, track, rng)
         text = mixed_teacher.template.decode(lesson.token_ids)
-        assert (phrases.seen(scene_of(track, "pretrain", 5).asked.digit) in text) == (track is PLAIN)
+        assert (phrases.conclusion(scene_of(track, "pretrain", 5).asked_tile.digit) in text) == (track is PLAIN)
         assert (phrases.UNSURE in text) == (track is ENGRAVED)
         assert (CHOICE_WEIGHT in lesson.weights) == (track is PLAIN)
 
 
 def test_lessons_have_up_to_three_calls(mixed_teacher):
     rng = np.random.default_rng(0)
-    views = Counter(len(mixed_teacher.joint(*mixed_teacher.task(0, index), rng).views) for index in range(300))
+    views = Counter(len(mixed_teacher.joint_lesson(*mixed_teacher.task(0, index), rng).views) for index in range(300))
     assert set(views) == {0, 1, 2, 3, 4}
     assert sum(setting.PLAN.mix) == pytest.approx(1)
 
@@ -126,7 +126,7 @@ def test_the_teacher_is_right_at_once_on_plain_digits_and_guesses_on_others():
 
 def test_a_probe_reads_plain_digits_too():
     targets = pretrain._plain_digits([scene_of(PLAIN, "pretrain", 0)])
-    asked = scene_of(PLAIN, "pretrain", 0).asked
+    asked = scene_of(PLAIN, "pretrain", 0).asked_tile
     assert targets[0, asked.row * scenes.GRID + asked.column] == scenes.CLASSES.index(asked.digit)
     assert (targets == len(scenes.CLASSES)).sum() >= scenes.GRID**2 - scenes.NUM_TILES
     assert pretrain.Probe().plain is None

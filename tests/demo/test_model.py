@@ -58,7 +58,7 @@ def test_each_tag_and_number_is_one_token(judge_folder, token):
 
 def test_turns_are_short_and_survive_a_round_trip(judge_folder):
     tokenizer = AutoTokenizer.from_pretrained(judge_folder)
-    turns = (zoom((250, 500, 500, 750)), phrases.answer_turn(2, phrases.seen(4)), "größer als 137 <b>\n")
+    turns = (zoom((250, 500, 500, 750)), phrases.answer_turn(2, phrases.conclusion(4)), "größer als 137 <b>\n")
     lengths = []
     for text in turns:
         ids = tokenizer.encode(text, add_special_tokens=False)
@@ -99,12 +99,12 @@ def test_chat_template_writes_calls_given_as_fields(judge_folder):
 def test_patches_and_encoding_are_the_library_s_own(judge_folder, loaded):
     judge, _ = loaded
     drawn = [scenes.make_scene(0, "train", index) for index in range(3)]
-    views = np.stack([pixels.scene_view(scene) for scene in drawn])
+    views = np.stack([pixels.resized_scene(scene) for scene in drawn])
     inputs = AutoProcessor.from_pretrained(judge_folder).image_processor(
         [PILImage.fromarray(view) for view in views], return_tensors="pt"
     )
     frames = inputs["pixel_values"].view(3, pixels.NUM_PATCHES, 3, 2, -1)
-    patches = pixels.patches(views)
+    patches = pixels.make_patches(views)
     for frame in range(2):
         torch.testing.assert_close(frames[:, :, :, frame].flatten(2), patches, atol=1e-6, rtol=0)
     with torch.no_grad():

@@ -46,7 +46,7 @@ def test_other_tiles_say_as_much_for_one_claim_as_for_the_other():
         scene = scenes.make_scene(2, "train", index)
         others = [tile.digit for tile in scene.tiles[1:]]
         assert others.count(scene.claims[0]) == others.count(scene.claims[1])
-        assert scene.asked.digit == scene.claims[int(scene.label) - 1]
+        assert scene.asked_tile.digit == scene.claims[int(scene.label) - 1]
 
 
 def test_tiles_have_colours_and_cells_of_their_own():
@@ -57,7 +57,7 @@ def test_tiles_have_colours_and_cells_of_their_own():
 
 def test_the_small_view_hides_the_digit_and_the_crop_shows_it():
     """The same tile with another digit: nearly the same view, a plainly different crop."""
-    tile = scenes.make_scene(0, "train", 0).asked
+    tile = scenes.make_scene(0, "train", 0).asked_tile
     views, crops = [], []
     for digit in scenes.CLASSES:
         image = int(scenes.digit_images("train", digit)[0])
@@ -85,9 +85,8 @@ def test_a_probe_reads_crops_and_is_at_chance_on_views():
     assert _nearest_mean(crops, digits, held_crops, held_digits) > 0.9
     assert np.abs(held_views - views.mean(axis=0)).max() <= 2
     rng = np.random.default_rng(0)
-    noisy, held_noisy = (
-        v + rng.normal(0, 2, v.shape) for v in (views, held_views)
-    )  # what a view of a varied scene differs by anyway
+    # what a view of a varied scene differs by anyway
+    noisy, held_noisy = (v + rng.normal(0, 2, v.shape) for v in (views, held_views))
     assert _nearest_mean(noisy, digits, held_noisy, held_digits) < 0.45  # chance is 0.25 of four
 
 
@@ -105,7 +104,7 @@ def test_draw_cell_is_a_crop_of_the_drawing():
 def test_scene_view_is_the_resized_drawing():
     for index in range(10):
         scene = scenes.make_scene(0, "train", index)
-        assert np.abs(_view(scene) - pixels.scene_view(scene)).max() <= 2
+        assert np.abs(_view(scene) - pixels.resized_scene(scene)).max() <= 2
 
 
 def _view(scene: scenes.Scene) -> np.ndarray:

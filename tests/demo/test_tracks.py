@@ -90,9 +90,9 @@ def test_the_asked_page_shows_the_right_claim():
     for split in SPLITS:
         for index in range(48):
             task = Pages().task(0, split, index)
-            look = task.right(np.random.default_rng(0))
+            look = task.right_look(np.random.default_rng(0))
             assert look.choice == int(task.label)
-            assert look.thought == phrases.seen(task.claims[int(task.label) - 1])
+            assert look.thought == phrases.conclusion(task.claims[int(task.label) - 1])
 
 
 def test_one_text_alone_has_the_asked_number_of_words():
@@ -106,7 +106,7 @@ def test_one_text_alone_has_the_asked_number_of_words():
 
 def test_asking_about_either_text_tells_the_same():
     task = Texts().task(0, "train", 0)
-    looks = [task.right(np.random.default_rng(seed)) for seed in range(20)]
+    looks = [task.right_look(np.random.default_rng(seed)) for seed in range(20)]
     assert {look.arguments["response"] for look in looks} == set(texts.NAMES)
     assert {look.text for look in looks} == {texts.result(True), texts.result(False)}
     assert {look.choice for look in looks} == {int(task.label)}
@@ -118,7 +118,7 @@ def test_right_and_wrong_looks_are_what_the_tool_answers(name, tools):
     wrong_choices = []
     for index in range(30):
         task = track.task(0, ("train", "held_out")[index % 2], index)
-        looks = [task.right(rng), task.wrong(rng, near=True), task.wrong(rng, near=False)]
+        looks = [task.right_look(rng), task.wrong_look(rng, near=True), task.wrong_look(rng, near=False)]
         for look in looks:
             result = tools[track.tool].call(dict(look.arguments), context(task))
             assert result.status == "ok"
@@ -135,7 +135,7 @@ def test_misfits_tell_nothing(name, tools):
     for index in range(20):
         task = track.task(0, "train", index)
         for tool in misfits(tuple(TRACKS.values()), track):
-            look = tool.stray(rng)
+            look = tool.stray_look(rng)
             result = tools[tool.tool].call(dict(look.arguments), context(task))
             assert (look.choice, look.thought) == (None, phrases.UNCLEAR)
             assert result.text == look.text

@@ -20,9 +20,11 @@ from actors.learner.policy_model import PolicyModel
 from actors.rollout.engine import Engine
 from actors.rollout.engine_settings import engine_environment
 from actors.rollout.model_server import SERVED_NAME, ModelServer
-from arm_rl.core.config import ModelConfig, RolloutConfig, SessionConfig, SftConfig, TrainConfig
+from arm_rl.core.compute_config import RolloutConfig
+from arm_rl.core.config import ModelConfig, SessionConfig
 from arm_rl.core.config_file import load, save
 from arm_rl.core.images import Image
+from arm_rl.core.stage_config import SftConfig, TrainConfig
 from arm_rl.core.template import Template
 from arm_rl.core.types import ImagePart, Message, Sample
 from arm_rl.export.judge_config import FILE, JudgeSetup
@@ -83,7 +85,7 @@ def run(judge_folder, template, tmp_path_factory) -> Path:
         '{"step": 7, "stage": "stage2", "evaluation/accuracy": 0.875, "evaluation/tool_calls": 1.25}\n'
     )
     names = [name for name, _ in policy.named_parameters()]
-    with checkpoint.writing(folder / "checkpoints", 7, {"step": 7}, keep=1) as target:
+    with checkpoint.write_checkpoint(folder / "checkpoints", 7, {"step": 7}, keep=1) as target:
         for rank in range(2):  # as two ranks write it
             mine = {f"{name}.weight_fp32": policy.get_parameter(name).detach().contiguous() for name in names[rank::2]}
             save_file(mine, target / f"learner-{rank}.safetensors")
@@ -192,7 +194,7 @@ def test_penalties_of_the_base_model_do_not_come_along(judge_folder, exported, t
 def by_transformers(exported) -> list[list[int]]:
     """Greedy tokens, with Hugging Face's own processor and chat template."""
     processor, model = AutoProcessor.from_pretrained(exported), AutoModelForImageTextToText.from_pretrained(exported)
-    schemas = list(JudgeSetup.read(exported).spoken_to(exported)[1].schemas.values())
+    schemas = list(JudgeSetup.read(exported).load_tools_and_template(exported)[1].schemas.values())
     said = []
     for one in LESSONS:
         content = [{"type": "image"} for _ in one.images] + [{"type": "text", "text": one.sample.messages[0].parts[-1]}]
@@ -243,7 +245,7 @@ class KnownServer(ModelServer):
 def served(exported) -> Iterator[Judge]:
     """The exported folder as a judge on a vLLM server of its own."""
     limits = SessionConfig(max_turns=3, max_prompt_tokens=256, max_response_tokens=96)
-    setup = JudgeSetup.read(exported).but(limits=limits, max_model_len=LENGTH)
+    setup = JudgeSetup.read(exported).with_changes(limits=limits, max_model_len=LENGTH)
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(judge, "ModelServer", KnownServer)
         with Judge.load(exported, setup=setup, use_gpu=False, votes=2) as loaded:
@@ -259,7 +261,7 @@ def test_the_server_says_the_same_and_parses_the_call(exported, template, by_tra
         body = {
             "model": SERVED_NAME,
             "messages": [{"role": "system", "content": "Judge the answers."}, {"role": "user", "content": content}],
-            "tools": list(setup.spoken_to(exported)[1].schemas.values()),
+            "tools": list(setup.load_tools_and_template(exported)[1].schemas.values()),
             "temperature": 0,
             "max_tokens": 48,
             "return_token_ids": True,

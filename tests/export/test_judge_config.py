@@ -1,7 +1,8 @@
 """How a judge is asked: as it was trained, where its folder says so."""
 
-from arm_rl.core.config import SessionConfig, SftConfig, TemplateConfig, TrainConfig
+from arm_rl.core.config import SessionConfig, TemplateConfig
 from arm_rl.core.config_file import load, save
+from arm_rl.core.stage_config import SftConfig, TrainConfig
 from arm_rl.export.judge_config import FILE, JudgeSetup
 
 
@@ -19,13 +20,13 @@ def test_an_export_is_asked_as_it_was_trained(tmp_path):
 
 
 def test_views_are_as_large_as_in_training(tmp_path, judge_folder):
-    setup = JudgeSetup.of(demo(TrainConfig, "demo", tmp_path))
-    assert setup.spoken_to(judge_folder)[1].view.max_pixels == 16384
-    assert JudgeSetup().spoken_to(judge_folder)[1].view.max_pixels != 16384
+    setup = JudgeSetup.from_config(demo(TrainConfig, "demo", tmp_path))
+    assert setup.load_tools_and_template(judge_folder)[1].view.max_pixels == 16384
+    assert JudgeSetup().load_tools_and_template(judge_folder)[1].view.max_pixels != 16384
 
 
 def test_a_cold_start_has_the_usual_limits(tmp_path):
-    setup = JudgeSetup.of(demo(SftConfig, "demo_sft", tmp_path))
+    setup = JudgeSetup.from_config(demo(SftConfig, "demo_sft", tmp_path))
     assert (setup.limits, setup.max_model_len) == (SessionConfig(), None)
     assert setup.tools == ("configs/tools/digits.yaml",)
 
@@ -35,6 +36,6 @@ def test_a_foreign_model_has_no_tools_and_another_file_goes_before_the_folders(t
     save(demo(TrainConfig, "demo", tmp_path), tmp_path / FILE)
     save(demo(SftConfig, "demo_sft", tmp_path), tmp_path / "other.yaml")
     assert JudgeSetup.read(tmp_path, tmp_path / "other.yaml").limits == SessionConfig()
-    changed = JudgeSetup.read(tmp_path).but(tools=(), template=None)
+    changed = JudgeSetup.read(tmp_path).with_changes(tools=(), template=None)
     assert changed.tools == ()
     assert changed.template != TemplateConfig()

@@ -4,7 +4,7 @@ import json
 
 from hypothesis import given
 
-from arm_rl.core.parsing import TOOL_FORMATS, parse_judgment, turn_is_well_formed, without_tags
+from arm_rl.core.parsing import TOOL_FORMATS, break_tags, is_well_formed_turn, parse_judgment
 from tests.fuzz.writing import JSON, NAMES, TAGS, TEXTS, THOROUGH, TURNS, call_of, deep_json
 
 HERMES = TOOL_FORMATS["hermes"]
@@ -31,7 +31,7 @@ def test_a_text_is_read(text):
     judgment = parse_judgment(text)
     assert judgment is None or judgment in ("true", "false") or 1 <= int(judgment) <= 99
     assert judgment is None or text.count("<answer>") == text.count("</answer>") == 1
-    if turn_is_well_formed(text, HERMES):
+    if is_well_formed_turn(text, HERMES):
         assert text.count("<think>") == 1
         assert (text.count("<tool_call>"), text.count("<answer>")) in ((1, 0), (0, 1))
         assert call is None or call.error is None
@@ -40,10 +40,10 @@ def test_a_text_is_read(text):
 @given(TEXTS | TURNS)
 @THOROUGH
 def test_what_a_tool_gives_back_holds_no_tag(text):
-    clean = without_tags(text)
+    clean = break_tags(text)
     assert not [tag for tag in TAGS if tag in clean and tag not in ("<tools>", "</tools>")]
     assert clean.replace(" ", "") == text.replace(" ", "")
-    assert without_tags(clean) == clean
+    assert break_tags(clean) == clean
 
 
 @given(deep_json())

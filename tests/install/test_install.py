@@ -76,6 +76,50 @@ def test_an_installation_that_stands_is_left_alone(installer, tmp_path, monkeypa
     installer.install(tmp_path, "cpu")
 
 
+class RecordedPip:
+    """A pip that installs nothing; `calls` holds the arguments of each run."""
+
+    def __init__(self, *, has_cpu_torch: bool = True) -> None:
+        self.calls: list[tuple[str, ...]] = []
+        self._has_cpu_torch = has_cpu_torch
+
+    def finds(self, requirement: str) -> bool:
+        return self._has_cpu_torch
+
+    def run(self, *arguments: str) -> None:
+        self.calls.append(arguments)
+
+
+@pytest.mark.parametrize("device", ["cpu", "gpu"])
+def test_packages_are_installed_with_the_constraints_of_the_device(installer, tmp_path, monkeypatch, device):
+    pip = RecordedPip()
+    monkeypatch.setattr(installer.platform, "machine", lambda: "x86_64")
+    monkeypatch.setattr(installer, "Pip", lambda venv: pip)
+    for name in ("create", "install_hook", "check_imports"):
+        monkeypatch.setattr(installer, name, lambda venv: None)
+    installer.install(tmp_path, device)
+    (call,) = (call for call in pip.calls if "--editable" in call)
+    file = installer.ROOT / "install" / f"constraints-{device}.txt"
+    assert call == ("install", "--constraint", str(file), "--editable", f"{installer.ROOT}[{device},test]")
+    assert f"install/constraints-{device}.txt" in installer.DECIDING_FILES
+    assert (tmp_path / "installed").read_text() == installer.digest(device)
+
+
+def test_the_constraints_are_for_the_processor_that_they_were_resolved_for(installer, monkeypatch):
+    monkeypatch.setattr(installer.platform, "machine", lambda: "aarch64")
+    assert installer.constraints("gpu") == []
+
+
+@pytest.mark.parametrize("has_cpu_torch", [True, False])
+def test_no_other_package_comes_with_torchs_cpu_build(installer, has_cpu_torch):
+    """The index of torch's CPU build has older versions of what torch requires than the constraints allow."""
+    pip = RecordedPip(has_cpu_torch=has_cpu_torch)
+    installer.install_cpu_torch(pip)
+    (call,) = pip.calls
+    assert call[:3] == ("install", "--no-deps", installer.CPU_TORCH)
+    assert ("--index-url" in call) == (not has_cpu_torch)
+
+
 def test_a_failing_pip_ends_with_what_it_said(installer, tmp_path):
     (tmp_path / "bin").mkdir()
     (tmp_path / "bin" / "python").write_text("#!/bin/sh\necho 'No matching distribution'; exit 1\n")

@@ -6,11 +6,11 @@ from pathlib import Path
 import pytest
 from safetensors.torch import load_file
 
-from arm_rl.core.config import TrainConfig
 from arm_rl.core.config_file import load
+from arm_rl.core.stage_config import TrainConfig
 from arm_rl.core.trajectory_file import read
 from arm_rl.demo import dataset
-from arm_rl.experiments.chaos import KINDS, chaos
+from arm_rl.experiments.chaos import KINDS, run_chaos
 from arm_rl.run.metrics_log import read_lines
 from arm_rl.training.grpo import train_grpo
 
@@ -49,10 +49,8 @@ def settings(folder: Path, model: Path, name: str, *more: str) -> list[str]:
             "metrics.wandb=disabled",
         ),
         *("metrics.timeline=false", "metrics.trajectories_every=1", "checkpoint.every=2", "learner.learning_rate=1e-3"),
-        *(
-            "algorithm.entropy_coefficient=0.1",
-            *more,
-        ),  # rewards are all equal: this moves the weights, by what was sampled
+        # rewards are all equal: this moves the weights, by what was sampled
+        *("algorithm.entropy_coefficient=0.1", *more),
     ]
 
 
@@ -71,7 +69,9 @@ def test_a_run_that_is_killed_in_every_way_ends_like_one_that_is_not(local_ray, 
     asyncio.run(train_grpo(load(TrainConfig, config, overrides)))
     kills = dict.fromkeys(KINDS, 1) | {"tool_worker": 0, "engine": 2}  # a judge so young may call no tool
     command = ["jobs.train", *settings(folder, judge_folder, "killed", "run.stall_seconds=20")]
-    summary = chaos(command, folder / "killed", kills=kills, seed=0, pause_seconds=0.5, mark=-10.0, hangs=["engine"])
+    summary = run_chaos(
+        command, folder / "killed", kills=kills, seed=0, pause_seconds=0.5, mark=-10.0, hangs=["engine"]
+    )
     assert summary.kills == kills
     assert summary.hangs == 1
     assert (summary.lost, summary.trained_twice) == (0, 0)

@@ -99,9 +99,8 @@ def machines(no_ray) -> Iterator[Machines]:
     head = {"num_cpus": 0, "include_dashboard": True, **ports, "object_store_memory": 100 << 20, "temp_dir": folder}
     cluster = Cluster(initialize_head=True, head_node_args={**head, "_system_config": SOON_DEAD})
     try:
-        Path(folder, "ray_current_cluster").write_text(
-            cluster.address
-        )  # as `ray start` does, or jobs may join another test's Ray
+        # as `ray start` does, or jobs may join another test's Ray
+        Path(folder, "ray_current_cluster").write_text(cluster.address)
         ray.init(address=cluster.address, log_to_driver=False)
         machines = Machines(cluster, JobSubmissionClient(f"http://{cluster.head_node.webui_url}"))
         machines.add()

@@ -19,7 +19,7 @@ DESIGNS = ("adaptive_staged", "accuracy")
 def root(local_ray, tmp_path_factory) -> Path:
     """The folder after both designs of one seed."""
     root = tmp_path_factory.mktemp("findings")
-    Findings(root, QUICK, split="test", say=lambda text: None).run([0], DESIGNS)
+    Findings(root, QUICK, split="test", log=lambda text: None).run([0], DESIGNS)
     return root
 
 
@@ -46,6 +46,6 @@ def test_the_cold_start_is_judged_in_three_ways_and_designs_once_or_more(root):
 def test_what_is_done_is_not_done_again(root):
     before = {path: path.stat().st_mtime_ns for path in root.rglob("*") if path.is_file()}
     said: list[str] = []
-    Findings(root, QUICK, split="test", say=said.append).run([0], DESIGNS)  # nothing is started: there is no cluster
+    Findings(root, QUICK, split="test", log=said.append).run([0], DESIGNS)  # nothing is started: there is no cluster
     assert said == []
     assert {path: path.stat().st_mtime_ns for path in root.rglob("*") if path.is_file()} == before

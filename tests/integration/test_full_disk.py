@@ -14,7 +14,7 @@ from arm_rl.data.demonstrations import write_demonstrations
 from arm_rl.data.samples import read_samples
 from arm_rl.demo import dataset
 from arm_rl.demo.teacher import ScriptedTeacher
-from arm_rl.prepare.screening import screened_sessions
+from arm_rl.prepare.screening import run_screened_sessions
 from tools import load_tools
 from tools.execution.local import LocalTools
 
@@ -24,10 +24,8 @@ pytestmark = [
     pytest.mark.skipif(shutil.which("bwrap") is None, reason="bubblewrap is not installed: it makes the small disk"),
 ]
 
-DISK_BYTES, TAKEN_BYTES = (
-    32_000_000,
-    18_000_000,
-)  # a checkpoint has 8.5 million, and a second one is written before the first one goes
+# a checkpoint has 8.5 million, and a second one is written before the first one goes
+DISK_BYTES, TAKEN_BYTES = 32_000_000, 18_000_000
 
 SCRIPT = """
 head -c {taken} /dev/zero > {disk}/taken
@@ -45,7 +43,7 @@ def test_a_full_disk_ends_a_run_in_one_line_and_it_goes_on_when_there_is_room(tm
         [str(dataset.write(tmp_path / "train.parquet", seed=0, split="train", num_samples=32))], list(tools)
     )
     limits = SessionConfig(max_turns=3, max_prompt_tokens=128, max_response_tokens=128)
-    sessions = screened_sessions(
+    sessions = run_screened_sessions(
         samples, lambda one: teacher.policy(one, template), LocalTools(tools), limits, template
     )
     write_demonstrations(tmp_path / "demonstrations.parquet", list(itertools.islice(sessions, 8)))
@@ -100,7 +98,7 @@ import sys
 import numpy
 import ray
 
-from jobs.command_line import guarded
+from jobs.command_line import run_guarded
 
 
 @ray.remote(num_cpus=0)
@@ -116,7 +114,7 @@ def job():
     return f"all of {len(ray.get(kept))}"
 
 
-sys.exit(guarded(job))
+sys.exit(run_guarded(job))
 """
 
 

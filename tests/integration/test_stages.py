@@ -8,20 +8,20 @@ from pathlib import Path
 import pytest
 
 from arm_rl.core import trajectory_file
-from arm_rl.core.config import SftConfig, TrainConfig
 from arm_rl.core.config_file import load
+from arm_rl.core.stage_config import SftConfig, TrainConfig
 from arm_rl.core.template import Template
 from arm_rl.data.demonstrations import write_demonstrations
 from arm_rl.data.samples import read_samples
 from arm_rl.demo import dataset
 from arm_rl.demo.teacher import ScriptedTeacher
-from arm_rl.prepare.screening import screened_sessions
+from arm_rl.prepare.screening import run_screened_sessions
 from arm_rl.run import timeline
 from arm_rl.run.metrics_log import read_lines
 from arm_rl.run.step_times import step_times
 from arm_rl.training.grpo import train_grpo
-from arm_rl.training.learners import published_folder
 from arm_rl.training.sft import train_sft
+from arm_rl.training.weight_sync import published_folder
 from tools import load_tools
 from tools.execution.local import LocalTools
 
@@ -46,7 +46,7 @@ def cold_start(local_ray, folder, judge_folder, template) -> Path:
     tools = load_tools(config.tools.files)
     teacher = ScriptedTeacher(seed=0)
     samples = read_samples(config.data.train, list(tools))
-    sessions = screened_sessions(
+    sessions = run_screened_sessions(
         samples, lambda one: teacher.policy(one, template), LocalTools(tools), config.session, template
     )
     write_demonstrations(folder / "demonstrations.parquet", list(itertools.islice(sessions, 32)))
@@ -160,9 +160,8 @@ def test_stage_2_goes_on_where_it_was(folder, cold_start):
     run = config(2).run.folder
     done = steps(run)
     assert [line["step"] for line in done] == [1, 2]
-    assert all(
-        line["learner/logprob_gap"] < MAX_LOGPROB_GAP for line in done
-    )  # after loading, and after a weight update
+    # after loading, and after a weight update
+    assert all(line["learner/logprob_gap"] < MAX_LOGPROB_GAP for line in done)
     assert all(line["learner/ratio"] == pytest.approx(1, abs=1e-5) for line in done)
     assert [int(path.name) for path in sorted((run / "checkpoints").iterdir())] == [1, 2]
     first, second = (trajectory_file.read(run / "trajectories" / f"stage2-{step:06d}.parquet") for step in (1, 2))

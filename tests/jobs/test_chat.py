@@ -6,7 +6,7 @@ from contextlib import asynccontextmanager
 from rich.console import Console
 
 from arm_rl.judge.judge import Judge
-from jobs.chat import PrintedSession, converse
+from jobs.chat import PrintedSession, ask_questions
 from tests.judge.test_judge import Preferring
 from tests.support.scripted import noise
 from tools import load_tools
@@ -25,7 +25,7 @@ def test_the_loop_is_shown_turn_by_turn(template, tmp_path):
 
     said = iter(["Which?", "", "7", "4", "", "Is it?", "7", "", ""])
     with Judge(policy(), template, shown) as judge:
-        assert converse(lambda _: next(said), judge, [tmp_path / "scene.png"], console) == 2
+        assert ask_questions(lambda _: next(said), judge, [tmp_path / "scene.png"], console) == 2
     text = output.getvalue()
     for part in (
         "image_zoom_in_tool: ok",

@@ -10,8 +10,8 @@ import yaml
 from ray._private.runtime_env.packaging import get_excludes_from_ignore_files
 
 from actors.cluster.placement import Node, plan
-from arm_rl.core.config import TrainConfig
 from arm_rl.core.config_file import load
+from arm_rl.core.stage_config import TrainConfig
 
 ROOT = Path(__file__).parents[2]
 

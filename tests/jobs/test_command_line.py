@@ -2,14 +2,11 @@
 
 import errno
 import os
-import shutil
-import subprocess
-import sys
 
 import pytest
 from ray.exceptions import ObjectStoreFullError, RayTaskError
 
-from jobs.command_line import INTERRUPTED, guarded
+from jobs.command_line import INTERRUPTED, run_guarded
 
 NO_SPACE = OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), "runs/x/metrics.jsonl")
 FULL = {
@@ -31,7 +28,7 @@ def test_no_room_is_told_in_one_line(capsys, error, told):
     def job():
         raise error
 
-    assert guarded(job, again="it goes on") == 1
+    assert run_guarded(job, resume_hint="it goes on") == 1
     said = capsys.readouterr().err
     assert said.startswith(told)
     assert said.endswith("; it goes on\n")
@@ -43,30 +40,15 @@ def test_any_other_error_of_the_system_is_a_fault():
         raise OSError(errno.EBADF, os.strerror(errno.EBADF))
 
     with pytest.raises(OSError, match="Bad file descriptor"):
-        guarded(job)
-
-
-@pytest.mark.skipif(shutil.which("bwrap") is None, reason="bubblewrap is not installed: it makes the small disk")
-def test_weights_that_shared_memory_has_no_room_for_are_an_error_and_no_crash(tmp_path):
-    """A write into a map beyond the room there is would kill the process."""
-    program = (
-        "import sys; from pathlib import Path; from actors.weights.shared_file import WeightBuffer; "
-        "WeightBuffer(Path(sys.argv[1]), 10 << 20)"
-    )
-    sandbox = ["bwrap", "--dev-bind", "/", "/", "--size", "1000000", "--tmpfs", str(tmp_path), "--die-with-parent"]
-    ran = subprocess.run(
-        [*sandbox, sys.executable, "-c", program, str(tmp_path / "weights")], capture_output=True, text=True
-    )
-    assert ran.returncode == 1, "of an exception"
-    assert "No space left on device" in ran.stderr
+        run_guarded(job)
 
 
 @pytest.mark.parametrize(
-    ("again", "said"), [({}, "interrupted\n"), ({"again": "it goes on"}, "interrupted; it goes on\n")]
+    ("options", "said"), [({}, "interrupted\n"), ({"resume_hint": "it goes on"}, "interrupted; it goes on\n")]
 )
-def test_after_ctrl_c_only_a_job_that_goes_on_says_so(again, said, capsys):
+def test_after_ctrl_c_only_a_job_that_goes_on_says_so(options, said, capsys):
     def start() -> str:
         raise KeyboardInterrupt
 
-    assert guarded(start, **again) == INTERRUPTED
+    assert run_guarded(start, **options) == INTERRUPTED
     assert capsys.readouterr().err == said

@@ -94,7 +94,7 @@ def test_the_best_of_many_takes_one_comparison_less_than_there_are(judging, numb
     ranking = judging().rank("Which?", [noise()], answers)
     assert ranking.best == number
     assert len(ranking.comparisons) == number - 1
-    assert ranking.wins.total() == number - 1
+    assert ranking.num_wins.total() == number - 1
 
 
 def test_many_questions_come_back_in_order(judging):

@@ -104,7 +104,7 @@ async def test_images_are_sent_as_the_model_sees_them(server, policy, template, 
     await play(make_sample(tmp_path), policy, template)
     sent = pixels(server.bodies[0]["messages"][1]["content"][0])
     assert sent.size == (64, 64)
-    assert sent.tobytes() == template.view.view(Image.from_pil(noise())).tobytes()
+    assert sent.tobytes() == template.view.resize(Image.from_pil(noise())).tobytes()
 
 
 async def test_an_image_whose_view_would_be_resized_again_is_sent_whole(server, policy, template, tmp_path):

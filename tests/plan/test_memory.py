@@ -18,7 +18,7 @@ from transformers import AutoModelForImageTextToText
 
 from actors.learner.policy_model import TokenScorer
 from actors.learner.vision_tower import speed_up
-from arm_rl.core.config import LearnerConfig, RolloutConfig
+from arm_rl.core.compute_config import LearnerConfig, RolloutConfig
 from arm_rl.plan import memory, shapes
 from arm_rl.plan.hardware import GIB, GPUS
 from arm_rl.plan.memory import activations, block_bytes, model_states
@@ -102,13 +102,11 @@ def test_states_are_those_of_a_deepspeed_run(measured):
     for one in measured:
         element = 4 if one["dtype"] == "float32" else 2
         states = model_states(one["parameters"], one["trained"], ranks=2, zero_stage=one["stage"], element=element)
-        bucket = (
-            element * one["parameters"] if one["stage"] == 3 else 0
-        )  # stage 3 keeps its buckets, here as large as the model
+        # stage 3 keeps its buckets, here as large as the model
+        bucket = element * one["parameters"] if one["stage"] == 3 else 0
         expected = states.weights + states.gradients + states.optimizer + bucket
-        if (
-            one["stage"] == 0 and one["before_step"] > 1.01 * expected
-        ):  # the flat copy that is all-reduced may still be there
+        # the flat copy that is all-reduced may still be there
+        if one["stage"] == 0 and one["before_step"] > 1.01 * expected:
             expected += element * one["trained"]
         assert one["before_step"] == pytest.approx(expected, rel=0.006), one
         if one["stage"] in (0, 2):  # the others keep their buffers of gradients

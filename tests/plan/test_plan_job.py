@@ -7,8 +7,9 @@ from dataclasses import replace
 
 import pytest
 
-from arm_rl.core.config import LearnerConfig, TrainConfig
+from arm_rl.core.compute_config import LearnerConfig
 from arm_rl.core.config_file import load_saved
+from arm_rl.core.stage_config import TrainConfig
 from arm_rl.plan import clock
 from arm_rl.plan.fit import memory_of
 from arm_rl.plan.hardware import GPUS, Cluster, Efficiency

@@ -1,28 +1,18 @@
-"""The simulated clock, the real driver on it, and the demo's runs: their parts put together take as long as the runs did."""
+"""The simulated clock, and the real driver on it: steps take what their parts take."""
 
 import asyncio
-import json
 import time
-from dataclasses import dataclass, replace
-from pathlib import Path
+from dataclasses import dataclass
 from statistics import mean
 
 import pytest
 
-from arm_rl.core.config import (
-    AlgorithmConfig,
-    DataConfig,
-    MetricsConfig,
-    PlacementConfig,
-    RolloutConfig,
-    RunConfig,
-    TrainConfig,
-)
-from arm_rl.core.tracing import Recorder, span, take
+from arm_rl.core.compute_config import PlacementConfig, RolloutConfig
+from arm_rl.core.config import DataConfig, MetricsConfig, RunConfig
+from arm_rl.core.stage_config import AlgorithmConfig, TrainConfig
 from arm_rl.plan import clock
-from arm_rl.plan.measured import MeasuredLearning, MeasuredRollouts, Parts, _groups
 from arm_rl.plan.simulation import simulate, spread_rewards, trajectory, turn
-from arm_rl.run.timeline import Timeline, read
+from arm_rl.training.group import number_of
 
 
 def test_hours_pass_at_once():
@@ -98,6 +88,13 @@ class Constant:
         return self.version_seconds[0]
 
 
+class EveryOtherFlat(Constant):
+    """Groups with odd numbers have equal rewards."""
+
+    def rewards(self, group_id, size):
+        return [1.0] * size if number_of(group_id) % 2 else spread_rewards(size)
+
+
 def config(kind: str = "apart", **algorithm) -> TrainConfig:
     return TrainConfig(
         run=RunConfig(name="simulated"),
@@ -137,43 +134,9 @@ def test_ahead_of_the_learners_the_slower_side_decides(session, expected):
     assert steps[-1].metrics["rollout/staleness"] <= 1
 
 
-def measured(name: str) -> Parts:
-    return Parts(**json.loads(Path(__file__).with_name(f"measured_{name}.json").read_text()))
-
-
-@pytest.mark.parametrize(("name", "max_staleness"), [("sync", 0), ("async", 2)])
-def test_the_demos_steps_take_as_long_as_they_did(name, max_staleness):
-    """Sixteen steps of the demo's second stage, from turns, calls, batches and updates alone: within 15 %."""
-    parts = measured(name)
-    demo = config(
-        samples_per_step=16,
-        group_size=8,
-        max_staleness=max_staleness,
-        proximal="recomputed" if max_staleness else "behaviour",
-    )
-    simulated = []
-    for seed in range(3):
-        one = replace(demo, run=replace(demo.run, seed=seed), placement=PlacementConfig(use_gpu=False))
-        simulated += simulate(one, MeasuredRollouts(parts, one), MeasuredLearning(parts), steps=len(parts.steps))
-    assert mean(step.seconds for step in simulated) == pytest.approx(mean(parts.steps), rel=0.15)
-
-
-def test_sessions_are_found_in_a_timeline(tmp_path):
-    now = [0]
-    recorder = Recorder(clock=lambda: now[0])
-
-    def passes(seconds, kind, **details):
-        with recorder.span(kind, track="session", **details):
-            now[0] += int(seconds * 1e9)
-
-    take()
-    for group in ("0/a", "0/a", "test/b"):
-        with recorder.span("session", track="session", group=group, index=0):
-            passes(1, "turn")
-            passes(0.5, "tool")
-            passes(2, "turn")
-    timeline = Timeline(tmp_path)
-    with span("step"):
-        pass
-    timeline.write("rollout 0", recorder.take())
-    assert _groups(read(tmp_path)) == (((1.0, 0.5, 2.0), (1.0, 0.5, 2.0)),)
+@pytest.mark.parametrize(("refill", "rounds"), [(False, 1), (True, 3)])
+def test_groups_in_place_of_flat_ones_take_their_time(refill, rounds):
+    """Of groups 0 to 3 two are flat; of 4 and 5, which replace them, one; 6 is the last."""
+    rollouts = EveryOtherFlat()
+    (step,) = simulate(config(refill_flat=refill), rollouts, rollouts, steps=1)
+    assert step.phases["rollout"] == pytest.approx(rounds * 10)

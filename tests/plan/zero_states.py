@@ -14,9 +14,8 @@ import torch
 import torch.distributed as dist
 from torch import Tensor, nn
 
-from actors.learner.rank import _do_not_compile_collectives
 from actors.learner.settings import deepspeed_config
-from arm_rl.core.config import LearnerConfig
+from arm_rl.core.compute_config import LearnerConfig
 
 WIDTH, LAYERS = 128, 32
 CASES = [
@@ -28,9 +27,8 @@ CASES = [
     ("bfloat16", 2),
     ("bfloat16", 3),
 ]
-ENGINES: list[
-    deepspeed.DeepSpeedEngine
-] = []  # kept, so that nothing of an earlier case goes while a later one is measured
+# kept, so that nothing of an earlier case goes while a later one is measured
+ENGINES: list[deepspeed.DeepSpeedEngine] = []
 
 
 def tensors() -> Iterator[Tensor]:
@@ -86,7 +84,7 @@ if __name__ == "__main__":
     dist.init_process_group(
         "gloo", store=dist.TCPStore("127.0.0.1", port, ranks, is_master=rank == 0), rank=rank, world_size=ranks
     )
-    _do_not_compile_collectives()
+    deepspeed.ops.__compatible_ops__["deepspeed_shm_comm"] = False
     deepspeed.init_distributed(dist_backend="gloo", auto_mpi_discovery=False)
     gc.freeze()  # what the imports made need not be looked through again and again
     for case in CASES:

@@ -5,13 +5,13 @@ import json
 import pyarrow.parquet as pq
 import pytest
 
+from arm_rl.core.json_lines import JsonLines, LinesError
 from arm_rl.data.preferences import ROW_GROUP
 from arm_rl.data.samples import read_samples
 from arm_rl.demo import dataset
-from arm_rl.prepare.difficulty import SampleRollouts, judged_before, report, write_kept
-from arm_rl.prepare.resumable_jsonl import JsonLines, LinesError
+from arm_rl.prepare import difficulty
+from arm_rl.prepare.difficulty import SampleRollouts, known_rollouts, report, write_filtered
 from jobs import prepare_data
-from jobs.prepare import difficulty
 from tools import load_tools
 
 NUM_SAMPLES = ROW_GROUP + 12
@@ -34,7 +34,7 @@ def rights(samples):
 @pytest.mark.parametrize(("never_right", "kept"), [("keep", {1, 2}), ("drop", {2})])
 def test_rows_that_teach_something_are_kept_as_they_are(file, never_right, kept):
     samples = read_samples([str(file)], ["one"])
-    out, num_rows = write_kept(file, rights(samples), never_right)
+    out, num_rows = write_filtered(file, rights(samples), never_right)
     assert out == file.with_name("train-filtered.parquet")
     wanted = [number for number in range(NUM_SAMPLES) if number % 3 in kept]
     assert num_rows == len(wanted)
@@ -45,14 +45,14 @@ def test_rows_without_ids_are_told_by_their_place(file, tmp_path):
     bare = tmp_path / "bare.parquet"
     pq.write_table(pq.read_table(file).drop_columns(["extra_info"]), bare, row_group_size=50)
     samples = read_samples([str(bare)], ["one"])
-    out, _ = write_kept(bare, rights(samples), "drop")
+    out, _ = write_filtered(bare, rights(samples), "drop")
     assert pq.read_table(out).equals(pq.read_table(bare).take(list(range(2, NUM_SAMPLES, 3))))
 
 
 def test_what_broke_is_left_out_and_counted(file):
     samples = read_samples([str(file)], ["one"])
     known = rights(samples[3:9])
-    assert write_kept(file, known, "keep")[1] == 4
+    assert write_filtered(file, known, "keep")[1] == 4
     found = report(samples[:9], known, 5, "drop")
     assert found["left_out"] == {"right in all rollouts": 2, "never right": 2, "sessions broke": 3}
     assert (found["kept"], found["histogram"]) == (2, {"digits": [2, 0, 0, 2, 0, 2]})
@@ -68,8 +68,8 @@ def test_another_number_of_rollouts_is_judged_anew(file, tmp_path):
             )
     lines.write_text(lines.read_text() + '{"id": "cut')
     with JsonLines(lines) as open_lines:
-        assert judged_before(samples, open_lines, 5) == rights(samples[:2])
-        assert judged_before(samples, open_lines, 4) == {}
+        assert known_rollouts(samples, open_lines, 5) == rights(samples[:2])
+        assert known_rollouts(samples, open_lines, 4) == {}
         open_lines.add({"id": "next"})
     assert lines.read_text().endswith('}\n{"id": "next"}\n')
     lines.write_text("no line\n{}\n")

@@ -175,9 +175,8 @@ def test_an_interruption_leaves_whole_documents_and_the_next_run_goes_on(tmp_pat
 
 def test_a_kill_leaves_pages_that_do_not_count(tmp_path, out, monkeypatch):
     monkeypatch.setattr(document_builder, "_PAGES_AT_A_TIME", 1)
-    monkeypatch.setattr(
-        document_builder._IndexWriter, "finish", lambda self: None
-    )  # as if there had been no time for it
+    # as if there had been no time for it
+    monkeypatch.setattr(document_builder._IndexWriter, "finish", lambda self: None)
     pdf = write_pdf(tmp_path / "a.pdf", [["apples and pears"], ["pears and plums"]])
     build_index([pdf], out, ocr="never")
     half = write_pdf(tmp_path / "half.pdf", [["apples again"], ["more apples"]])

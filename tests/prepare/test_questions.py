@@ -30,7 +30,7 @@ def test_what_is_written_comes_back(tmp_path):
     assert write_questions(file, questions) == 3
     assert list(read_questions(file)) == questions
     assert json.loads(file.read_text().splitlines()[1])["images"] == ["images/x.png", "/elsewhere/y.png"]
-    assert not file.with_name("questions.jsonl.tmp").exists()
+    assert list(tmp_path.iterdir()) == [file]
 
 
 @pytest.mark.parametrize(

@@ -10,7 +10,7 @@ from arm_rl.core.config import SessionConfig
 from arm_rl.core.images import Image
 from arm_rl.data.demonstrations import read_demonstrations
 from arm_rl.data.preferences import Preference, write_preferences
-from arm_rl.prepare.teacher_sessions import _messages
+from arm_rl.prepare.teacher_sessions import _rebuild_messages
 from jobs import prepare_data
 from tests.data.test_demonstrations import SESSIONS
 from tests.support.chat_server import FakeServer, text_of
@@ -132,4 +132,4 @@ async def test_a_trajectory_tells_what_its_session_said(name, template, tmp_path
     ran = await session.run(
         make_sample(tmp_path, tools=(ZOOM,)), Scripted(template, *SESSIONS[name]), tools, limits, template=template
     )
-    assert _messages(ran.trajectory, NOTICE) == ran.messages
+    assert _rebuild_messages(ran.trajectory, NOTICE) == ran.messages

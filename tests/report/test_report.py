@@ -164,7 +164,7 @@ def test_a_folder_of_stages_is_one_run(tmp_path):
 def test_the_newest_log_of_each_stage_is_shown_and_evaluations_first(tmp_path):
     for stage, step in (("stage1", 5), ("stage1-evaluation", 2), ("stage1-evaluation", 10), ("stage2-evaluation", 4)):
         write_log(tmp_path, stage, [looked()], step=step)
-    assert [(file.stage, file.step) for file in selection.newest(index_of(tmp_path))] == [
+    assert [(file.stage, file.step) for file in selection.newest_files(index_of(tmp_path))] == [
         ("stage1-evaluation", 10),
         ("stage2-evaluation", 4),
     ]
@@ -180,7 +180,7 @@ def test_the_followed_sample_is_one_that_was_learned(tmp_path):
     samples = {name: make_sample(name) for name in ("always", "learned", "never")}
     for stage, right in (("sft", {"always"}), ("stage2", {"always", "learned"})):
         write_log(tmp_path, stage, [looked_at(name, name in right) for name in samples], samples=samples)
-    followed = selection.followed(index_of(tmp_path))
+    followed = selection.choose_followed(index_of(tmp_path))
     assert [(file.stage, rows) for file, rows in followed] == [("sft", [1]), ("stage2", [1])]
 
 
@@ -198,7 +198,7 @@ def write_groups(folder: Path, rewards: dict[str, list[float | None]], step: int
 def test_advantages_are_those_of_the_whole_group(tmp_path):
     write_groups(tmp_path, {"a": [1.0, 0.0, None, 0.5], "flat": [1.0, 1.0]})
     (file,) = index_of(tmp_path).files
-    contents = ContentReader(index=index_of(tmp_path)).of(file, [0, 2, 5])
+    contents = ContentReader(index=index_of(tmp_path)).read(file, [0, 2, 5])
     assert [content["advantage"] for content in contents] == [pytest.approx(1.0, abs=1e-5), None, 0.0]
     assert "advantage <strong>+1.00</strong>" in contents[0]["card"]
     (tmp_path / "config.yaml").write_text("algorithm: {scale_by_std: false}")
@@ -207,17 +207,17 @@ def test_advantages_are_those_of_the_whole_group(tmp_path):
     (tmp_path / "trajectories").rename(other / "trajectories")
     (tmp_path / "config.yaml").rename(other / "config.yaml")
     (file,) = index_of(other).files
-    assert ContentReader(index=index_of(other)).of(file, [0])[0]["advantage"] == pytest.approx(0.5)
+    assert ContentReader(index=index_of(other)).read(file, [0])[0]["advantage"] == pytest.approx(0.5)
 
 
 def test_a_file_holds_whole_groups_of_all_steps_and_those_that_differ_first(tmp_path):
     for step in (1, 2, 3, 4):
         write_groups(tmp_path, {"flat": [1.0, 1.0], "split": [0.0, 1.0]}, step)
     index = index_of(tmp_path)
-    units = [(file.step, rows) for ((file, rows),) in selection.trained(index)]
+    units = [(file.step, rows) for ((file, rows),) in selection.training_units(index)]
     assert units == [(step, rows) for rows in ([2, 3], [0, 1]) for step in (4, 1, 2, 3)]
     chosen = Selection(contents=ContentReader(index=index), max_bytes=10_000)
-    selection.fill(chosen, index)
+    selection.fill_selection(chosen, index)
     assert 0 < chosen.num_bytes <= 10_000
     names = list(chosen.rows)
     assert names[:4] == ["stage2-000004/2", "stage2-000004/3", "stage2-000001/2", "stage2-000001/3"]
@@ -231,7 +231,7 @@ def test_held_out_samples_come_with_all_their_judgments_and_changed_ones_first(t
         write_log(
             tmp_path, f"{stage}-evaluation", [looked_at(name, name in right) for name in samples], samples=samples
         )
-    units = [[(file.model, rows) for file, rows in unit] for unit in selection.evaluated(index_of(tmp_path))]
+    units = [[(file.model, rows) for file, rows in unit] for unit in selection.evaluation_units(index_of(tmp_path))]
     assert units == [[("sft", [row]), ("stage2", [row])] for row in (2, 3, 1, 0)]
 
 
@@ -318,11 +318,11 @@ def test_a_box_is_drawn_if_it_can_be(box, drawn):
 def test_pieces_of_a_turn_lose_nothing():
     text = "before <think>a</think> between <tool_call>{}</tool_call><answer>yes"
     pieces = [("other", "before"), ("think", "a"), ("other", "between"), ("tool_call", "{}"), ("answer", "yes")]
-    assert list(trajectories._split(text)) == pieces
+    assert list(trajectories._split_pieces(text)) == pieces
 
 
 def test_a_large_image_is_made_smaller_and_keeps_its_size_in_words():
-    large, small = pictures.picture(make_image("red", 3000)), pictures.picture(make_image("red", 40))
+    large, small = pictures.encode_picture(make_image("red", 3000)), pictures.encode_picture(make_image("red", 40))
     assert (large.width, large.height, large.is_small) == (3000, 3000, False)
     assert large.uri.startswith("data:image/jpeg;")
     assert small.uri.startswith("data:image/png;")

@@ -273,9 +273,8 @@ def test_what_a_model_writes_does_nothing(page):
         )
     assert page.run("document.title") != "hacked"
     assert not page.errors
-    page.run(
-        "document.getElementById('shown').innerHTML = '<img src=x onerror=alert(1)>'"
-    )  # even if it came into the page
+    # even if it came into the page
+    page.run("document.getElementById('shown').innerHTML = '<img src=x onerror=alert(1)>'")
     page.wait("document.querySelector('#shown img').complete")
     assert page.run("document.title") != "hacked"
     page.errors.clear()  # the policy's complaints

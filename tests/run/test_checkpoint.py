@@ -7,17 +7,17 @@ import re
 import pytest
 
 from arm_rl.run import checkpoint
-from arm_rl.run.checkpoint import CheckpointError, latest, steps, writing
+from arm_rl.run.checkpoint import CheckpointError, latest, steps, write_checkpoint
 
 
 def write(root, step, *, keep=2, content="weights", **state):
-    with writing(root, step, {"step": step, **state}, keep) as folder:
+    with write_checkpoint(root, step, {"step": step, **state}, keep) as folder:
         (folder / "model").write_text(content)
 
 
 def break_off(root, step, error):
     """Writes half a checkpoint."""
-    with writing(root, step, {}, 2) as folder:
+    with write_checkpoint(root, step, {}, 2) as folder:
         (folder / "half").write_text("half")
         raise error
 
@@ -56,7 +56,7 @@ def test_the_newest_few_are_kept(tmp_path):
 
 def test_nothing_is_removed_before_the_new_one_is_there(tmp_path):
     write(tmp_path, 1, keep=1)
-    with writing(tmp_path, 2, {}, 1) as folder:
+    with write_checkpoint(tmp_path, 2, {}, 1) as folder:
         assert latest(tmp_path).step == 1
         (folder / "model").write_text("half")
         assert latest(tmp_path).step == 1
@@ -126,7 +126,7 @@ BREAKS = {
 def test_a_broken_one_is_passed_over_and_named(tmp_path, caplog, name):
     change, message = BREAKS[name]
     for step in (1, 2):
-        with writing(tmp_path, step, {"step": step}, 2) as folder:
+        with write_checkpoint(tmp_path, step, {"step": step}, 2) as folder:
             (folder / "model").write_text("weights")
             (folder / "deep").mkdir()
             (folder / "deep" / "rank_1").write_text("shard")
@@ -160,6 +160,6 @@ def test_where_all_are_broken_the_run_does_not_begin_anew_by_itself(tmp_path):
 
 
 def test_a_state_must_be_json(tmp_path):
-    with pytest.raises(TypeError), writing(tmp_path, 1, {"cursor": object()}, 2):
+    with pytest.raises(TypeError), write_checkpoint(tmp_path, 1, {"cursor": object()}, 2):
         pass
     assert checkpoint.latest(tmp_path) is None

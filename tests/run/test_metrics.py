@@ -2,7 +2,7 @@
 
 import pytest
 
-from arm_rl.run.metrics import box_hit, evaluation_metrics, intersection_over_union, rollout_metrics, zoomed_box
+from arm_rl.run.metrics import box_hit_rate, evaluation_metrics, intersection_over_union, rollout_metrics, zoomed_box
 from tests.support.trajectories import make_sample, make_scored, make_turn, zoom_event
 
 ANSWER = make_turn("<think>t</think><answer>Overall Judgment: Answer 1 is better.</answer>", num_tokens=4)
@@ -173,10 +173,10 @@ def test_only_successful_zooms_into_the_whole_image_have_a_box(event, counts):
 def test_box_hit_is_a_share_of_calls():
     hit, half, miss = zoom_event((0, 0, 250, 250)), zoom_event((0, 0, 250, 125)), zoom_event((250, 250, 500, 500))
     samples = {"s0": make_sample(), "no target": make_sample("no target", target_box=None)}
-    assert box_hit(samples, [zooming(hit, miss), zooming(half), zooming(miss, sample_id="no target")]) == pytest.approx(
-        2 / 3
-    )
-    assert box_hit(samples, [zooming()]) == 0
+    assert box_hit_rate(
+        samples, [zooming(hit, miss), zooming(half), zooming(miss, sample_id="no target")]
+    ) == pytest.approx(2 / 3)
+    assert box_hit_rate(samples, [zooming()]) == 0
 
 
 @pytest.mark.parametrize(

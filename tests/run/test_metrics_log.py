@@ -102,9 +102,8 @@ def test_wandb_records_offline_under_an_id_that_is_kept(tmp_path):
     assert records
     assert {record.name for record in records} == {f"run-{kept_id}.wandb"}
     while not all(b"reward/mean" in record.read_bytes() for record in records):
-        time.sleep(
-            0.05
-        )  # its core process writes the last records just after `finish` returns; the test's timeout is the limit
+        # its core process writes the last records just after `finish` returns; the test's timeout is the limit
+        time.sleep(0.05)
 
 
 def test_wandb_runs_of_two_stages_are_two(tmp_path):

@@ -7,10 +7,11 @@ import os
 import pytest
 from omegaconf import OmegaConf
 
-from arm_rl.core.config import ConfigError, SftConfig, TrainConfig
+from arm_rl.core.config import ConfigError
 from arm_rl.core.config_file import build, load
+from arm_rl.core.stage_config import SftConfig, TrainConfig
 from arm_rl.run import checkpoint
-from arm_rl.run.folder import exporting, finished, open_run
+from arm_rl.run.folder import export_folder, is_finished, open_run
 
 
 @pytest.fixture
@@ -102,19 +103,19 @@ def test_what_may_change_are_keys_that_there_are(make):
 
 
 def test_a_run_is_finished_when_its_steps_are_done_and_its_model_is_exported(tmp_path):
-    assert not finished(tmp_path, 5)
-    with checkpoint.writing(tmp_path / "checkpoints", 4, {}, 2):
+    assert not is_finished(tmp_path, 5)
+    with checkpoint.write_checkpoint(tmp_path / "checkpoints", 4, {}, 2):
         pass
-    with exporting(tmp_path, 4) as target:
+    with export_folder(tmp_path, 4) as target:
         target.mkdir()
         (target / "config.json").write_text("{}")
-        assert not finished(tmp_path, 4), "not yet"
-    assert not finished(tmp_path, 5)
-    assert finished(tmp_path, 4)
-    with pytest.raises(OSError, match="No space"), exporting(tmp_path, 4):
+        assert not is_finished(tmp_path, 4), "not yet"
+    assert not is_finished(tmp_path, 5)
+    assert is_finished(tmp_path, 4)
+    with pytest.raises(OSError, match="No space"), export_folder(tmp_path, 4):
         raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
-    assert not finished(tmp_path, 4), "the model that is there may be half of one"
-    with exporting(tmp_path, 4):
+    assert not is_finished(tmp_path, 4), "the model that is there may be half of one"
+    with export_folder(tmp_path, 4):
         pass
     (tmp_path / "export" / "config.json").unlink()
-    assert not finished(tmp_path, 4)
+    assert not is_finished(tmp_path, 4)

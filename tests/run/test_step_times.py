@@ -61,12 +61,8 @@ def test_phases_are_means_over_steps_and_actors():
     assert phases["rollout", "tool"].seconds == 1.5
     assert phases["learner", "forward"].seconds == 1
     assert ("driver", "evaluation") not in phases
-    assert [row.phase for row in times.phases if row.actor == "learner"] == [
-        "train",
-        "forward",
-        "backward",
-        "publish",
-    ]  # longest first
+    # longest first
+    assert [row.phase for row in times.phases if row.actor == "learner"] == ["train", "forward", "backward", "publish"]
 
 
 def test_waits_say_who_waited_for_whom():
@@ -82,9 +78,8 @@ def test_waits_say_who_waited_for_whom():
         "idle: other (scoring, other engines, the driver)": 1.5,  # engine 0: 6-6.5; engine 1: 4-6.5
         "works while sessions wait for tools (hidden)": 0.5,  # engine 0, 2-3
     }
-    assert sum(engine.values()) - 0.5 == pytest.approx(
-        10
-    )  # all reasons together, without the hidden tools, are the step
+    # all reasons together, without the hidden tools, are the step
+    assert sum(engine.values()) - 0.5 == pytest.approx(10)
     learner = {phase: value for (actor, phase), value in seconds.items() if actor == "learner"}
     assert list(learner.values()) == [2.5, 6, 1, 0.5]
     assert seconds["both", "engines and learners work"] == 1  # 7-8

@@ -73,7 +73,7 @@ def test_the_page_holds_config_code_groups_and_every_step(tmp_path):
 def test_the_table_shows_sessions_with_images_and_boxes(tmp_path):
     with open_log(tmp_path) as log:
         log.log(1, {"reward/mean": 0.5})
-        log.trajectories(tmp_path / "trajectories" / "stage1-000002.parquet")
+        log.log_trajectories(tmp_path / "trajectories" / "stage1-000002.parquet")
         log.log(2, {"reward/mean": 0.5})  # the file is not written yet
         write_trajectories(tmp_path)
     tables = [row for row in wandb_file.history(run_file(tmp_path)) if "trajectories/nrows" in row]
@@ -121,7 +121,7 @@ def test_what_is_kept_outlives_its_folder(tmp_path, kind):
     (folder / "sub").mkdir(parents=True)
     (folder / "sub" / "weights").write_text("numbers")
     with open_log(tmp_path, wandb_artifacts="checkpoint") as log:
-        log.artifact(kind, folder)
+        log.log_artifact(kind, folder)
         (folder / "sub" / "weights").unlink()
     kept = [one.artifact for one in wandb_file.records(run_file(tmp_path)) if one.HasField("artifact")]
     if kind == "export":
@@ -147,8 +147,8 @@ def test_a_server_that_is_not_there_stops_nothing(tmp_path, monkeypatch, caplog)
 
 def test_a_page_that_fails_midway_is_a_warning(tmp_path, caplog):
     with open_log(tmp_path) as log:
-        log.trajectories(tmp_path)  # a folder
-        log.artifact("checkpoint", tmp_path / "nowhere")
+        log.log_trajectories(tmp_path)  # a folder
+        log.log_artifact("checkpoint", tmp_path / "nowhere")
         log.log(1, {"reward/mean": 0.5})
     assert "the run goes on" in caplog.text
     assert [row["reward/mean"] for row in wandb_file.history(run_file(tmp_path))] == [0.5]

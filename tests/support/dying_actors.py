@@ -26,7 +26,7 @@ class Puppet(SupervisedActor):
             raise RuntimeError("no memory for the cache")
         return "a node"
 
-    async def update_weights(self, weights: Any, data: bytes | None) -> None:
+    async def load_weights(self, weights: Any, data: bytes | None) -> None:
         assert data is None, "it is the same node"
         self._weights = weights.path.read_text()
 

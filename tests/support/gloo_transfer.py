@@ -42,6 +42,13 @@ class WorkerExtension(vllm_worker.WorkerExtension):
     """Named in an engine's settings, it brings this module, and with it the exchange, into the worker."""
 
 
+def finish_weight_update(self, finish=nccl_engine.NCCLWeightTransferEngine.finish_weight_update) -> None:
+    """As on a GPU, and then what CPU kernels need."""
+    finish(self)
+    vllm_worker.repack_tied_head(self.model)
+
+
+nccl_engine.NCCLWeightTransferEngine.finish_weight_update = finish_weight_update
 nccl_engine.worker_init_process_group = worker_group
 nccl_engine.open_trainer_endpoint = trainer_group
 torch.cuda.current_stream = lambda device=None: None

@@ -17,9 +17,8 @@ class SearchServer:
     """What it answers next, and what it was asked."""
 
     url: str
-    answers: list[Any] = field(
-        default_factory=list
-    )  # the last one is repeated: a JSON value, or a function of the handler
+    # the last one is repeated: a JSON value, or a function of the handler
+    answers: list[Any] = field(default_factory=list)
     requests: list[dict[str, Any]] = field(default_factory=list)
 
     def answer(self, handler: BaseHTTPRequestHandler) -> None:

@@ -88,7 +88,7 @@ def test_every_crop_lies_inside_covers_its_box_and_is_large_enough(width, height
     if x1 == x2 or y1 == y2:
         assert zoom([x1, y1, x2, y2], (width, height)).status == "bad_arguments"
         return
-    left, top, right, bottom = PLAIN._pixels([x1, y1, x2, y2], width, height)
+    left, top, right, bottom = PLAIN._box_in_pixels([x1, y1, x2, y2], width, height)
     assert 0 <= left < right <= width
     assert 0 <= top < bottom <= height
     assert right - left >= min(28, width)

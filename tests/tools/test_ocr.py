@@ -17,7 +17,7 @@ from arm_rl.core.images import Image
 from tests.support.scripted import noise
 from tools.base import ToolContext
 from tools.formula import MODEL_FILES, ExtractFormulaTool
-from tools.ocr import ExtractTextTool, TextReader, in_reading_order
+from tools.ocr import ExtractTextTool, TextReader, join_in_reading_order
 
 
 @pytest.fixture(scope="module")
@@ -157,7 +157,7 @@ def box(left, top, width=10, height=10):
     ],
 )
 def test_reading_order(boxes, text):
-    assert in_reading_order(np.array(boxes, dtype=np.float32), ["a", "b", "c"]) == text
+    assert join_in_reading_order(np.array(boxes, dtype=np.float32), ["a", "b", "c"]) == text
 
 
 # Formulas. The models cannot be had: a stand-in takes the package's place.

@@ -6,11 +6,12 @@ from dataclasses import dataclass, field
 
 import pytest
 
-from arm_rl.core.config import AlgorithmConfig, DataConfig, TrainConfig
+from arm_rl.core.config import DataConfig
+from arm_rl.core.stage_config import AlgorithmConfig, TrainConfig
 from arm_rl.data.parquet_rows import DataError
 from arm_rl.data.samples import Cursor
 from arm_rl.training.collector import Collector
-from arm_rl.training.groups import Group, RunStopped
+from arm_rl.training.group import Group, RunStopped
 from arm_rl.training.ledger import LedgerError
 from tests.support.trajectories import make_sample, make_scored, make_turn
 
@@ -25,7 +26,7 @@ class Puppets:
     started: list[str] = field(default_factory=list)
     words: dict[str, asyncio.Future] = field(default_factory=dict)
 
-    async def group(self, sample, group_id, *, size, temperature) -> Group:
+    async def run_group(self, sample, group_id, *, size, temperature) -> Group:
         assert (size, temperature) == (2, 0.5)
         self.started.append(group_id)
         version = self.version
@@ -62,7 +63,7 @@ async def breathe():
 
 
 def numbers(collected):
-    return [int(group.scored[0].trajectory.group_id.split("/")[0]) for group in collected.groups]
+    return [int(one.group.scored[0].trajectory.group_id.split("/")[0]) for one in collected.selections]
 
 
 async def test_on_policy_a_step_waits_for_all_its_groups_and_starts_no_other():
@@ -78,7 +79,7 @@ async def test_on_policy_a_step_waits_for_all_its_groups_and_starts_no_other():
     puppets.end(0)
     collected = await step
     assert numbers(collected) == [0, 1, 2, 3], "in the order in which they were started"
-    assert list(collected.kept.values()) == collected.groups
+    assert collected.trained == collected.selections
     assert collected.metrics(0)["rollout/staleness_max"] == 0
     step = asyncio.create_task(collector.collect(1))
     await breathe()
@@ -148,7 +149,7 @@ async def test_flat_groups_are_left_out():
     puppets.end(1, 3)
     collected = await step
     assert numbers(collected) == [0, 1, 2, 3]
-    assert list(collected.kept) == [1, 3]
+    assert [one.number for one in collected.trained] == [1, 3]
     assert collected.metrics(0)["rollout/groups_kept"] == 0.5
 
 
@@ -157,7 +158,7 @@ async def test_flat_groups_are_kept_where_nothing_is_dropped():
     step = asyncio.create_task(make(puppets, drop_flat_groups=False).collect(0))
     await breathe()
     puppets.end(0, 1, 2, 3, flat=True)
-    assert len((await step).kept) == 4
+    assert len((await step).trained) == 4
 
 
 @pytest.mark.parametrize("max_staleness", [0, 1])
@@ -177,8 +178,8 @@ async def test_flat_groups_are_refilled_until_the_step_is_full(max_staleness):
         await breathe()
         puppets.end(*(int(name.split("/")[0]) for name in puppets.started if not puppets.words[name].done()))
     collected = await step
-    assert len(collected.kept) == 4
-    assert len(collected.groups) > 4
+    assert len(collected.trained) == 4
+    assert len(collected.selections) > 4
     await collector.close()
 
 

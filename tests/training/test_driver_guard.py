@@ -5,19 +5,14 @@ from pathlib import Path
 import pytest
 
 from arm_rl.core import trajectory_file
-from arm_rl.core.config import (
-    AlgorithmConfig,
-    DataConfig,
-    LearnerConfig,
-    ModelConfig,
-    PlacementConfig,
-    RunConfig,
-    TrainConfig,
-)
+from arm_rl.core.compute_config import LearnerConfig, PlacementConfig
+from arm_rl.core.config import DataConfig, ModelConfig, RunConfig
 from arm_rl.core.errors import MismatchError, NonFiniteError
+from arm_rl.core.stage_config import AlgorithmConfig, TrainConfig
 from arm_rl.data.samples import Cursor
 from arm_rl.training.driver import Driver
-from arm_rl.training.groups import Group, RunStopped
+from arm_rl.training.group import Group, RunStopped
+from arm_rl.training.select import select
 from tests.support.trajectories import make_sample, make_scored, make_turn
 
 SAMPLES = [make_sample(id=f"s{number}") for number in range(2)]
@@ -26,7 +21,9 @@ SAMPLES = [make_sample(id=f"s{number}") for number in range(2)]
 class Runner:
     """Keeps groups where it is told to."""
 
-    async def keep(self, path: Path, groups, step: int) -> None:
+    rollouts = None
+
+    async def save_groups(self, path: Path, groups, step: int) -> None:
         scored = [one for group in groups for one in group.scored]
         trajectory_file.write(path, scored, {sample.id: sample for sample in SAMPLES}, {}, stage="x", step=step)
 
@@ -89,20 +86,15 @@ async def test_a_refused_batch_is_kept_and_its_samples_are_named(tmp_path, error
     with pytest.raises(
         RunStopped, match=f"step 7: {error} The batch did not change the weights and is in .*; its samples: s0, s1"
     ):
-        await driver._learn(groups)
+        await driver.learn([select(number, group, 0, driver.config.algorithm) for number, group in enumerate(groups)])
     kept = trajectory_file.read(tmp_path / "x" / "failed_batch" / "x-000007.parquet")
     assert kept.scored == tuple(one for group in groups for one in group.scored)
 
 
 async def test_any_other_error_is_not_the_batchs(tmp_path):
+    driver = make(tmp_path, ZeroDivisionError())
+    scored = (make_scored(make_turn("x"), reward=1.0), make_scored(make_turn("x"), reward=0.0))
+    group = Group(sample=SAMPLES[0], scored=scored, images=None)
     with pytest.raises(ZeroDivisionError):
-        await make(tmp_path, ZeroDivisionError())._learn(
-            [
-                Group(
-                    sample=SAMPLES[0],
-                    scored=(make_scored(make_turn("x"), reward=1.0), make_scored(make_turn("x"), reward=0.0)),
-                    images=None,
-                )
-            ]
-        )
+        await driver.learn([select(0, group, 0, driver.config.algorithm)])
     assert not (tmp_path / "x").exists()

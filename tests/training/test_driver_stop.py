@@ -6,22 +6,15 @@ from types import SimpleNamespace
 
 import pytest
 
-from arm_rl.core.config import (
-    AlgorithmConfig,
-    CheckpointConfig,
-    DataConfig,
-    EvaluationConfig,
-    ModelConfig,
-    PlacementConfig,
-    RunConfig,
-    TrainConfig,
-)
+from arm_rl.core.compute_config import PlacementConfig
+from arm_rl.core.config import CheckpointConfig, DataConfig, EvaluationConfig, ModelConfig, RunConfig
+from arm_rl.core.stage_config import AlgorithmConfig, TrainConfig
 from arm_rl.data.samples import Cursor
 from arm_rl.run import checkpoint
-from arm_rl.training import driver
+from arm_rl.training import driver, weight_sync
 from arm_rl.training.driver import Driver
 from arm_rl.training.graceful_stop import StoppedOnRequest, StopRequest
-from arm_rl.training.groups import Group
+from arm_rl.training.group import Group
 from tests.support.trajectories import make_sample, make_scored, make_turn
 
 SAMPLES = [make_sample(id=f"s{number}") for number in range(12)]
@@ -31,10 +24,8 @@ SAMPLES = [make_sample(id=f"s{number}") for number in range(12)]
 class Side:
     """Engines and learners that do nothing, and say when they are at something."""
 
-    holds: tuple[str, int] = (
-        "",
-        0,
-    )  # the so-manieth thing of this kind begins, and waits until it is cancelled, or for `go`
+    # the so-manieth thing of this kind begins, and waits until it is cancelled, or for `go`
+    holds: tuple[str, int] = ("", 0)
     held: asyncio.Event = field(default_factory=asyncio.Event)
     go: asyncio.Event = field(default_factory=asyncio.Event)
     version: int = 0
@@ -43,7 +34,7 @@ class Side:
 
     def __post_init__(self) -> None:
         self.loop = asyncio.get_running_loop()
-        self.rollouts = SimpleNamespace(node_ids=(), update_weights=self._nothing)
+        self.rollouts = SimpleNamespace(node_ids=(), serve=self._nothing)
 
     async def _nothing(self, *_) -> None:
         pass
@@ -55,7 +46,7 @@ class Side:
             self.held.set()
             await self.go.wait()
 
-    async def group(self, sample, group_id, *, size, temperature) -> Group:
+    async def run_group(self, sample, group_id, *, size, temperature) -> Group:
         await self.come_to(f"group {group_id}")
         members = enumerate((0.0, 1.0))
         scored = tuple(
@@ -80,10 +71,10 @@ class Side:
     def load(self, folder) -> None:
         assert (folder / "weights").read_text() == "w"
 
-    async def keep(self, path, groups, step) -> None:
+    async def save_groups(self, path, groups, step) -> None:
         self.kept = {int(group.scored[0].trajectory.group_id.split("/")[0]): group for group in groups}
 
-    async def kept_groups(self, path, samples) -> dict[int, Group]:
+    async def load_groups(self, path, samples) -> dict[int, Group]:
         return self.kept
 
     def publish(self, folder, version, node_ids) -> None:
@@ -116,14 +107,22 @@ def make(folder, side: Side, stop: StopRequest) -> tuple[Driver, list]:
     runner = SimpleNamespace(
         **{
             name: getattr(side, name)
-            for name in ("group", "keep", "record", "recovery", "stop_if_broken", "rollouts", "written")
-        },
-        kept=side.kept_groups,
+            for name in (
+                "run_group",
+                "save_groups",
+                "load_groups",
+                "record",
+                "recovery",
+                "stop_if_broken",
+                "rollouts",
+                "written",
+            )
+        }
     )
     log = SimpleNamespace(
         log=lambda step, metrics: logged.append((step, sorted(metrics)[0].split("/")[0])),
-        trajectories=lambda path: None,
-        artifact=lambda kind, folder: None,
+        log_trajectories=lambda path: None,
+        log_artifact=lambda kind, folder: None,
     )
     made = Driver(
         config,
@@ -142,11 +141,11 @@ def make(folder, side: Side, stop: StopRequest) -> tuple[Driver, list]:
 @pytest.fixture(autouse=True)
 def evaluation(monkeypatch):
     async def evaluate(runner, samples, config, *, stage, step):
-        await runner.group.__self__.come_to(f"evaluation {step}")
+        await runner.run_group.__self__.come_to(f"evaluation {step}")
         return {"accuracy": 1.0}
 
     monkeypatch.setattr(driver, "evaluate", evaluate)
-    monkeypatch.setattr(driver, "published_folder", lambda config: None)
+    monkeypatch.setattr(weight_sync, "published_folder", lambda run: None)
 
 
 async def whole(folder) -> list[str]:

@@ -15,7 +15,7 @@ class Runner:
     def __init__(self) -> None:
         self.asked, self.recorded = {}, []
 
-    async def run(self, samples, group_id, *, size, temperature):
+    async def run_all(self, samples, group_id, *, size, temperature):
         self.asked[group_id] = [(sample.tools, sample.prefill) for sample in samples]
         turns = [(make_turn("call", zoom_event()), ANSWER) if sample.tools else (ANSWER,) for sample in samples]
         return [SimpleNamespace(scored=[make_scored(*one, correct=len(one) > 1)]) for one in turns]

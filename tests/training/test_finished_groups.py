@@ -4,11 +4,12 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from arm_rl.core import trajectory_file
-from arm_rl.core.config import AlgorithmConfig, DataConfig, TrainConfig
+from arm_rl.core.config import DataConfig
+from arm_rl.core.stage_config import AlgorithmConfig, TrainConfig
 from arm_rl.data.samples import Cursor
 from arm_rl.training.collector import Collector
 from arm_rl.training.finished_groups import Journal
-from arm_rl.training.groups import Group, number_of
+from arm_rl.training.group import Group, number_of
 from tests.support.trajectories import make_sample, make_scored, make_turn
 
 SAMPLES = [make_sample(id=f"s{number}") for number in range(40)]
@@ -21,7 +22,7 @@ class Runner:
 
     started: list[int] = field(default_factory=list)
 
-    async def group(self, sample, group_id, *, size, temperature) -> Group:
+    async def run_group(self, sample, group_id, *, size, temperature) -> Group:
         self.started.append(number_of(group_id))
         error = "it broke" if number_of(group_id) == BROKEN else None
         scored = tuple(
@@ -37,10 +38,10 @@ class Runner:
         )
         return Group(sample=sample, scored=scored, images=None)
 
-    async def keep(self, path: Path, groups, step: int) -> None:
+    async def save_groups(self, path: Path, groups, step: int) -> None:
         trajectory_file.write(path, groups[0].scored, {groups[0].sample.id: groups[0].sample}, {}, step=step)
 
-    async def kept(self, path: Path, samples) -> dict[int, Group]:
+    async def load_groups(self, path: Path, samples) -> dict[int, Group]:
         if not path.is_file():
             return {}
         scored = trajectory_file.read(path).scored
@@ -67,7 +68,9 @@ async def test_what_was_finished_when_the_run_was_killed_is_taken_from_disk(tmp_
     again = collector(runner, tmp_path)  # there was no checkpoint: it begins with the first sample
     for step in range(3):
         collected = await again.collect(step)
-        assert [group.scored for group in collected.groups] == [group.scored for group in killed_steps[step].groups]
+        assert [one.group.scored for one in collected.selections] == [
+            one.group.scored for one in killed_steps[step].selections
+        ]
         again.settle(collected)
     await again.idle()
     assert runner.started == [BROKEN]
@@ -78,7 +81,7 @@ async def test_what_a_checkpoint_knows_is_forgotten(tmp_path):
     journal = Journal(runner, tmp_path)
     assert journal.numbers() == set()
     for number in range(4):
-        await journal.group(SAMPLES[number], f"{number}/s{number}", size=2, temperature=1.0)
+        await journal.run_group(SAMPLES[number], f"{number}/s{number}", size=2, temperature=1.0)
     assert journal.numbers() == {0, 1, 3}
     journal.forget([0, 3, 17])
     assert journal.numbers() == {1}

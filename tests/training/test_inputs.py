@@ -4,9 +4,9 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from arm_rl.core.config import TrainConfig
 from arm_rl.core.config_file import build
 from arm_rl.core.images import Image
+from arm_rl.core.stage_config import TrainConfig
 from arm_rl.data.parquet_rows import DataError
 from arm_rl.training.inputs import read_inputs
 from tests.support.scripted import noise

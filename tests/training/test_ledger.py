@@ -9,27 +9,9 @@ from hypothesis import strategies as st
 from rich.console import Console
 
 from arm_rl.run import checkpoint
-from arm_rl.training.ledger import FATES, Ledger, LedgerError, fates
+from arm_rl.training.ledger import Ledger, LedgerError
+from arm_rl.training.select import FATES
 from jobs.report import show_ledgers
-from tests.support.trajectories import make_scored, make_turn
-
-
-def one(end="answered", reward=1.0):
-    return make_scored(make_turn("x"), end=end, reward=reward)
-
-
-@pytest.mark.parametrize(
-    ("group", "mask_overlong", "expected"),
-    [
-        ("trained", False, ["trained", "trained", "unscored", "broken"]),
-        ("trained", True, ["trained", "overlong", "unscored", "broken"]),
-        ("flat", True, ["flat", "flat", "unscored", "broken"]),
-        ("too_old", True, ["too_old", "too_old", "unscored", "broken"]),
-    ],
-)
-def test_what_becomes_of_a_trajectory(group, mask_overlong, expected):
-    scored = [one(), one(end="length"), one(reward=None), one(end="aborted", reward=None)]
-    assert fates(scored, group, mask_overlong) == expected
 
 
 @given(
@@ -101,9 +83,11 @@ def test_the_report_prints_the_newest_one_of_each_stage(tmp_path):
     ledger.settle(0, ["trained"] * 2)
     ledger.settle(3, ["trained", "broken"])
     for step, state in ((1, Ledger(2).state()), (2, ledger.state())):
-        with checkpoint.writing(tmp_path / "stage2" / "checkpoints", step, {"collector": {"ledger": state}}, 2):
+        with checkpoint.write_checkpoint(
+            tmp_path / "stage2" / "checkpoints", step, {"collector": {"ledger": state}}, 2
+        ):
             pass
-    with checkpoint.writing(tmp_path / "sft" / "checkpoints", 4, {"step": 4}, 2):
+    with checkpoint.write_checkpoint(tmp_path / "sft" / "checkpoints", 4, {"step": 4}, 2):
         pass
     output = io.StringIO()
     show_ledgers(tmp_path, Console(file=output, width=120))

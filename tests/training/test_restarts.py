@@ -4,7 +4,7 @@ import pytest
 from ray.exceptions import ObjectLostError, RayTaskError
 
 from actors.learner.ranks import LearnerLost
-from arm_rl.training.groups import RunStopped
+from arm_rl.training.group import RunStopped
 from arm_rl.training.restarts import StageProgress, with_restarts
 
 LOST = LearnerLost("a learner rank was lost: its process ended")

@@ -23,8 +23,8 @@ import jsonschema
 from arm_rl.core.errors import UserError
 from arm_rl.core.session import ToolResult
 from tools.adapters.mcp_connection import START_SECONDS, Connection, McpError, McpServer, list_tools
-from tools.base import Execution, Tool, ToolContext, function_schema, refers_elsewhere
-from tools.execution.background_loop import wait_for
+from tools.base import Execution, Tool, ToolContext, function_schema, has_external_reference
+from tools.execution.tool_loop import tool_loop
 
 logger = logging.getLogger(__name__)
 
@@ -38,7 +38,7 @@ class McpTool(Tool):
     execution = Execution(isolation="thread", timeout_seconds=CALL_SECONDS)  # what may hang or crash is the server
 
     def __init__(self, server: McpServer, name: str, schema: dict[str, Any]) -> None:
-        self.offered_as(schema)
+        self.set_schema(schema)
         self.description = schema["function"]["description"]
         self.server, self.tool_name = server, name
 
@@ -46,7 +46,7 @@ class McpTool(Tool):
         """Calls the server's tool."""
         timeout = self.execution.timeout_seconds or CALL_SECONDS
         try:
-            return wait_for(_connection(self).call(self.tool_name, arguments, timeout))
+            return tool_loop().wait(_get_connection(self).call(self.tool_name, arguments, timeout))
         except TimeoutError:
             return ToolResult(status="timeout", text=f"Error: {self.name} took longer than {timeout:g} seconds")
         except (McpError, CancelledError) as error:
@@ -59,7 +59,7 @@ class McpTool(Tool):
         if connection is not None:
             connection.users.discard(self)
             if not connection.users:
-                wait_for(connection.close())
+                tool_loop().wait(connection.close())
 
 
 def mcp_tools(entry: dict[str, Any], where: str) -> list[Tool]:
@@ -72,17 +72,17 @@ def mcp_tools(entry: dict[str, Any], where: str) -> list[Tool]:
     Raises:
         UserError: the entry is wrong, its server does not start within a minute, or it lacks a tool that is named.
     """
-    server = _checked_server(entry.get("mcp"), f"{where}.mcp")
+    server = _parse_server(entry.get("mcp"), f"{where}.mcp")
     names = entry.get("tools")
     with tempfile.TemporaryFile("w+", errors="replace") as said:
         try:
-            offered = wait_for(list_tools(server, said))
+            offered = tool_loop().wait(list_tools(server, said))
         except TimeoutError:
             raise UserError(
-                f"{where}.mcp: {server.label} listed no tools within {START_SECONDS:g} seconds{_last_words(said, server)}"
+                f"{where}.mcp: {server.label} listed no tools within {START_SECONDS:g} seconds{_stderr_tail(said, server)}"
             ) from None
         except McpError as error:
-            raise UserError(f"{where}.mcp: {server.label}: {error}{_last_words(said, server)}") from error
+            raise UserError(f"{where}.mcp: {server.label}: {error}{_stderr_tail(said, server)}") from error
     if (
         not isinstance(names, list)
         or not names
@@ -104,25 +104,24 @@ def _schema(tool: Any, where: str) -> dict[str, Any]:
     parameters = {"type": "object", "properties": {}, **tool.input_schema}
     try:
         jsonschema.Draft202012Validator.check_schema(parameters)
-        if refers_elsewhere(parameters):
+        if has_external_reference(parameters):
             raise UserError(f"{where}: its inputSchema refers to another document")
     except jsonschema.SchemaError as error:
         raise UserError(f"{where}: its inputSchema is not a JSON schema: {error.message}") from error
     return function_schema(tool.name, tool.description or "", parameters)
 
 
-def _checked_server(mcp: Any, where: str) -> McpServer:
+def _parse_server(mcp: Any, where: str) -> McpServer:
     keys = ("command", "env", "cwd") if isinstance(mcp, dict) and "command" in mcp else ("url", "headers")
     if not isinstance(mcp, dict) or keys[0] not in mcp:
         raise UserError(f"{where}: either command (with env, cwd) or url (with headers) is needed")
     unknown = sorted(set(mcp) - set(keys))
     if unknown:
         raise UserError(f"{where}: unknown key {unknown[0]!r}; known beside {keys[0]}: {', '.join(keys[1:])}")
-    variables = _checked_variables(mcp.get(keys[1]), f"{where}.{keys[1]}")
+    variables = _parse_variables(mcp.get(keys[1]), f"{where}.{keys[1]}")
     if keys[0] == "url":
-        if not re.fullmatch(
-            r"https?://[^\s/?#@]+(?:/[^\s?#]*)?", str(mcp["url"])
-        ):  # no user, password or query: secrets would hide there
+        # no user, password or query: secrets would hide there
+        if not re.fullmatch(r"https?://[^\s/?#@]+(?:/[^\s?#]*)?", str(mcp["url"])):
             raise UserError(
                 f"{where}.url: an address such as https://host/mcp is needed, without user, password and query"
             )
@@ -135,7 +134,7 @@ def _checked_server(mcp: Any, where: str) -> McpServer:
     return McpServer(command=tuple(command), cwd=None if cwd is None else str(cwd), variables=variables)
 
 
-def _checked_variables(given: Any, where: str) -> tuple[tuple[str, str], ...]:
+def _parse_variables(given: Any, where: str) -> tuple[tuple[str, str], ...]:
     given = {} if given is None else given
     if not isinstance(given, dict):
         raise UserError(f"{where}: a mapping from names to names of environment variables is needed")
@@ -150,8 +149,8 @@ def _checked_variables(given: Any, where: str) -> tuple[tuple[str, str], ...]:
     return tuple((str(name), variable) for name, variable in given.items())
 
 
-def _last_words(said: IO[str], server: McpServer) -> str:
-    """The end of what the server wrote to its standard error, without what was entrusted to it."""
+def _stderr_tail(said: IO[str], server: McpServer) -> str:
+    """Return the end of the server's standard error, without the values of its environment variables or headers."""
     said.seek(0)
     text = said.read()[-4000:].strip()
     for value in server.values().values():
@@ -163,7 +162,7 @@ def _last_words(said: IO[str], server: McpServer) -> str:
 _CONNECTIONS: dict[McpServer, Connection] = {}
 
 
-def _connection(tool: McpTool) -> Connection:
+def _get_connection(tool: McpTool) -> Connection:
     connection = _CONNECTIONS.setdefault(tool.server, Connection(tool.server))
     connection.users.add(tool)
     return connection

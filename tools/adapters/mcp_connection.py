@@ -10,6 +10,7 @@ from collections.abc import AsyncIterator, Coroutine
 from dataclasses import dataclass
 from typing import IO, Any
 
+from arm_rl.core.owner import tie_to_parent
 from arm_rl.core.session import ToolResult
 from tools.adapters.mcp_content import as_result
 
@@ -19,18 +20,6 @@ START_SECONDS = 60.0  # for a server to start and list its tools
 PROBE_SECONDS = 5.0  # for a server that let a call run out of time to show that it still answers
 CLOSE_SECONDS = 8.0  # for a server to end when asked to, and by force then
 MAX_PAGES = 100  # of a list of tools
-
-# Runs a server's command so that the kernel ends it with the process that started it, however that ends.
-_LAUNCH = """
-import ctypes, os, signal, sys
-ctypes.CDLL(None).prctl(1, signal.SIGKILL)
-if os.getppid() != int(sys.argv[1]):
-    os._exit(1)
-try:
-    os.execvp(sys.argv[2], sys.argv[2:])
-except OSError as error:
-    sys.exit(f"{sys.argv[2]}: {error.strerror}")
-"""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -57,8 +46,8 @@ class McpError(Exception):
 
 
 @contextlib.asynccontextmanager
-async def _connected(server: McpServer, errors: IO[str] | None, ended: asyncio.Event) -> AsyncIterator[Any]:
-    """A client that has shaken hands; `ended` is set when the server closes the connection."""
+async def _connect_client(server: McpServer, errors: IO[str] | None, ended: asyncio.Event) -> AsyncIterator[Any]:
+    """Open a client and shake hands; set `ended` when the server closes the connection."""
     import httpx2  # these take a second, which tools without a server need not spend
     from mcp import Client, StdioServerParameters
     from mcp.client.stdio import stdio_client
@@ -72,15 +61,15 @@ async def _connected(server: McpServer, errors: IO[str] | None, ended: asyncio.E
             transport = streamable_http_client(server.url, http_client=client)
         else:
             program = sys.executable if server.command[0] == "python" else server.command[0]
-            launch = [sys.executable, "-ISc", _LAUNCH, str(os.getpid()), program, *server.command[1:]]
+            launch = tie_to_parent([program, *server.command[1:]])
             parameters = StdioServerParameters(command=launch[0], args=launch[1:], env=server.values(), cwd=server.cwd)
             transport = stdio_client(parameters, errlog=errors)  # type: ignore[arg-type]
-        yield await stack.enter_async_context(Client(_watched(transport, ended), cache=None))
+        yield await stack.enter_async_context(Client(_watch_transport(transport, ended), cache=None))
 
 
 @contextlib.asynccontextmanager
-async def _watched(transport: Any, ended: asyncio.Event) -> AsyncIterator[Any]:
-    """The transport's streams, with an eye on the end of what the server sends."""
+async def _watch_transport(transport: Any, ended: asyncio.Event) -> AsyncIterator[Any]:
+    """Open the transport and set `ended` when the server's stream ends."""
     import anyio
 
     async with transport as (read, write), anyio.create_task_group() as group:
@@ -104,7 +93,7 @@ async def list_tools(server: McpServer, errors: IO[str] | None) -> dict[str, Any
 
     tools: dict[str, Any] = {}
     try:
-        async with asyncio.timeout(START_SECONDS), _connected(server, errors, asyncio.Event()) as client:
+        async with asyncio.timeout(START_SECONDS), _connect_client(server, errors, asyncio.Event()) as client:
             cursor = None
             for _ in range(MAX_PAGES):
                 page = await client.list_tools(cursor=cursor)
@@ -115,14 +104,14 @@ async def list_tools(server: McpServer, errors: IO[str] | None) -> dict[str, Any
     except TimeoutError:
         raise
     except Exception as error:
-        first = _first(error)
+        first = _first_error(error)
         said = str(first) if isinstance(first, MCPError | OSError) else type(first).__name__
         raise McpError(f"it does not answer as an MCP server: {said}") from error
     return tools
 
 
-def _first(error: BaseException) -> BaseException:
-    """What went wrong first, inside the groups that tasks raise."""
+def _first_error(error: BaseException) -> BaseException:
+    """Return the first error inside nested exception groups."""
     while isinstance(error, BaseExceptionGroup):
         error = error.exceptions[0]
     return error
@@ -159,7 +148,7 @@ class Connection:
     async def _connect(self) -> tuple[Any, asyncio.Event]:
         if self._client is None or self._ended.is_set():
             self._ended, self._client = asyncio.Event(), asyncio.get_running_loop().create_future()
-            self._start(self._keep(self._client, self._ended))
+            self._start(self._hold_open(self._client, self._ended))
         ended = self._ended
         return await asyncio.shield(self._client), ended
 
@@ -168,19 +157,19 @@ class Connection:
         self._tasks.add(task)
         task.add_done_callback(self._tasks.discard)
 
-    async def _keep(self, client: asyncio.Future[Any], ended: asyncio.Event) -> None:
-        """Opens the connection, and closes it when it has ended: both belong into one task."""
+    async def _hold_open(self, client: asyncio.Future[Any], ended: asyncio.Event) -> None:
+        """Open the connection and close it after `ended` is set: the same task must do both."""
         try:
             async with contextlib.AsyncExitStack() as stack:
                 async with asyncio.timeout(START_SECONDS):
-                    opened = await stack.enter_async_context(_connected(self.server, sys.__stderr__, ended))
+                    opened = await stack.enter_async_context(_connect_client(self.server, sys.__stderr__, ended))
                 client.set_result(opened)
                 await ended.wait()
         except Exception as error:
             if client.done():
-                logger.warning("%s: the connection broke: %s", self.server.label, type(_first(error)).__name__)
+                logger.warning("%s: the connection broke: %s", self.server.label, type(_first_error(error)).__name__)
             else:
-                client.set_exception(McpError(f"its server does not answer ({type(_first(error)).__name__})"))
+                client.set_exception(McpError(f"its server does not answer ({type(_first_error(error)).__name__})"))
         finally:
             ended.set()
             client.cancel()

@@ -16,7 +16,7 @@ def as_result(returned: Any) -> ToolResult:
     texts: list[str] = []
     images: list[Image] = []
     for part in returned.content:
-        shown = _shown(part)
+        shown = _convert_block(part)
         if isinstance(shown, str):
             texts.append(shown)
         elif len(images) < MAX_IMAGES:
@@ -31,22 +31,22 @@ def as_result(returned: Any) -> ToolResult:
     return ToolResult(status="ok", text=text, images=tuple(images))
 
 
-def _shown(part: Any) -> str | Image:
-    """A content block: text, image, audio, resource_link, or resource (a text or bytes)."""
+def _convert_block(part: Any) -> str | Image:
+    """Convert a content block: text, image, audio, resource_link, or resource (a text or bytes)."""
     if part.type == "text":
         return str(part.text)
     if part.type == "image":
-        return _image(part.data)
+        return _decode_image(part.data)
     if part.type == "resource_link":
         return f"{part.name}: {part.uri}"
     if part.type == "resource" and hasattr(part.resource, "text"):
         return str(part.resource.text)
     if part.type == "resource" and str(part.resource.mime_type).startswith("image/"):
-        return _image(part.resource.blob)
+        return _decode_image(part.resource.blob)
     return f"[content of type {part.type} was left out]"
 
 
-def _image(encoded: str) -> str | Image:
+def _decode_image(encoded: str) -> str | Image:
     try:
         image = Image.from_bytes(base64.b64decode(encoded, validate=True))
         width, height = image.size

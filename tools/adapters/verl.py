@@ -25,7 +25,7 @@ from arm_rl.core.errors import UserError
 from arm_rl.core.images import Image
 from arm_rl.core.session import ToolResult
 from tools.base import Execution, Tool, ToolContext
-from tools.execution.background_loop import wait_for
+from tools.execution.tool_loop import tool_loop
 
 METHODS = ("create", "execute", "calc_reward", "release")
 OFFERED = ("image", "images", "texts", "response_store")
@@ -74,18 +74,18 @@ class VerlTool(Tool):
     stateful = True
 
     def __init__(self, cls: Any, config: dict[str, Any], tool_schema: dict[str, Any]) -> None:
-        self.offered_as(tool_schema)
+        self.set_schema(tool_schema)
         self.description = str(tool_schema["function"].get("description", ""))
         self._class, self._config = cls, config
         self.sees_all_images = bool(
             {"image", "images", "response_store"} & inspect.signature(cls.create).parameters.keys()
         )
-        self._made: Any = None
+        self._tool: Any = None
         self._instances: dict[str, _Instance] = {}
 
     def run(self, arguments: dict[str, Any], context: ToolContext) -> ToolResult:
         """Creates the session's instance where there is none, and executes the call."""
-        return wait_for(self._execute(arguments, context))
+        return tool_loop().wait(self._execute(arguments, context))
 
     def release(self, session: str) -> None:
         """Releases the session's instance."""
@@ -94,20 +94,20 @@ class VerlTool(Tool):
             return
         instance.store.close()
         if instance.id is not None:
-            wait_for(_awaited(self._made.release(instance.id)))
+            tool_loop().wait(_await_if_needed(self._tool.release(instance.id)))
 
     async def _execute(self, arguments: dict[str, Any], context: ToolContext) -> ToolResult:
-        if self._made is None:
-            self._made = self._class(config=self._config, tool_schema=as_object(self.schema))
+        if self._tool is None:
+            self._tool = self._class(config=self._config, tool_schema=as_object(self.schema))
         instance = self._instances.get(context.session)
         if instance is None:
             instance = self._instances[context.session] = _Instance(id=None, store=_Store(self._class.create))
         async with instance.lock:
             instance.store.update(context)
             if instance.id is None:
-                created = await _awaited(self._made.create(**instance.store.arguments(context.session)))
+                created = await _await_if_needed(self._tool.create(**instance.store.arguments(context.session)))
                 instance.id = created[0] if isinstance(created, tuple) else created
-            return _as_result(await _awaited(self._made.execute(instance.id, arguments)))
+            return _as_result(await _await_if_needed(self._tool.execute(instance.id, arguments)))
 
 
 class _Store:
@@ -115,13 +115,13 @@ class _Store:
 
     def __init__(self, create: Any) -> None:
         parameters = inspect.signature(create).parameters
-        self._named = {name for name in (*OFFERED, "instance_id") if name in parameters}
+        self._offered = {name for name in (*OFFERED, "instance_id") if name in parameters}
         self._takes_more = "create_kwargs" in parameters or any(p.kind is p.VAR_KEYWORD for p in parameters.values())
         self._original: PILImage.Image | None = None
         self._images: dict[str, PILImage.Image] = {}
         self._texts: dict[str, str] = {}
         self._paths: dict[str, str] = {}
-        self._folder = tempfile.TemporaryDirectory(prefix="verl-") if "response_store" in self._named else None
+        self._folder = tempfile.TemporaryDirectory(prefix="verl-") if "response_store" in self._offered else None
 
     def update(self, context: ToolContext) -> None:
         """Adds what is new in the session."""
@@ -129,7 +129,7 @@ class _Store:
         if self._original is None and "original_image" in context.images:
             self._original = context.images["original_image"].pil()
         for name, image in context.images.items():
-            if "images" in self._named and name not in self._images:
+            if "images" in self._offered and name not in self._images:
                 self._images[name] = image.pil()
             if self._folder is not None and name not in self._paths:
                 path = Path(self._folder.name) / f"{len(self._paths)}.png"
@@ -145,7 +145,7 @@ class _Store:
             "texts": self._texts,
             "response_store": {"imgs_map": self._paths, "resp_map": self._texts},
         }
-        given = {name: offered[name] for name in self._named}
+        given = {name: offered[name] for name in self._offered}
         more = {name: value for name, value in given.items() if name != "instance_id"}
         if self._original is not None:
             more["image"] = self._original
@@ -157,7 +157,7 @@ class _Store:
             self._folder.cleanup()
 
 
-async def _awaited(value: Any) -> Any:
+async def _await_if_needed(value: Any) -> Any:
     return await value if inspect.isawaitable(value) else value
 
 
@@ -178,10 +178,10 @@ def _as_result(returned: Any) -> ToolResult:
     lines = [str(text)] if text else []
     if videos:
         lines.append("[a video was left out: videos are not shown]")
-    return ToolResult(status="failed" if _says_failed(metrics) else "ok", text="\n".join(lines), images=images)
+    return ToolResult(status="failed" if _reports_failure(metrics) else "ok", text="\n".join(lines), images=images)
 
 
-def _says_failed(metrics: Any) -> bool:
+def _reports_failure(metrics: Any) -> bool:
     if not isinstance(metrics, dict):
         return False
     return metrics.get("success") is False or bool(metrics.get("error")) or metrics.get("status") in FAILED

@@ -19,6 +19,7 @@ from typing import Any, Literal
 
 import pyarrow as pa
 
+from arm_rl.core.atomic_file import replace_text
 from arm_rl.core.errors import UserError
 from arm_rl.core.images import Image
 from tools.documents.embedding import TextEmbedder
@@ -61,7 +62,7 @@ class IndexInfo:
 
     def write(self, folder: Path) -> None:
         """Marks the folder."""
-        (folder / MARKER).write_text(json.dumps(asdict(self)) + "\n", encoding="utf-8")
+        replace_text(folder / MARKER, json.dumps(asdict(self)) + "\n")
 
 
 def read_info(folder: Path) -> IndexInfo:
@@ -184,7 +185,7 @@ class DocumentIndex:
 
     def pages(self, document: Document, numbers: Sequence[int]) -> list[Image]:
         """Images of pages, in the order of `numbers`; each from 1 to `document.num_pages`."""
-        wanted = f"{_of(document)} AND number IN ({', '.join(str(int(number)) for number in numbers)})"
+        wanted = f"{_document_filter(document)} AND number IN ({', '.join(str(int(number)) for number in numbers)})"
         rows = self._images.search().where(wanted).select(["number", "image"]).limit(len(numbers)).to_arrow()
         found = dict(zip(rows["number"].to_pylist(), rows["image"].to_pylist(), strict=True))
         return [Image.from_bytes(found[number]) for number in numbers]
@@ -192,32 +193,36 @@ class DocumentIndex:
     def search(self, document: Document, query: str, k: int, mode: SearchMode = "text") -> list[int]:
         """Numbers of the pages that match best, best first; by words at most those that share one with the query."""
         if mode == "text":
-            return self._by_words(document, query, k)
+            return self._search_words(document, query, k)
         if mode == "vector":
-            return self._by_meaning(document, query, k)
+            return self._search_vectors(document, query, k)
         wide = 4 * k  # a page that is middling in both lists may be the best of all
-        return fuse([self._by_words(document, query, wide), self._by_meaning(document, query, wide)])[:k]
+        return fuse_rankings([self._search_words(document, query, wide), self._search_vectors(document, query, wide)])[
+            :k
+        ]
 
-    def _by_words(self, document: Document, query: str, k: int) -> list[int]:
+    def _search_words(self, document: Document, query: str, k: int) -> list[int]:
         terms = query_terms(query)
         if not terms:
             return []
-        search = self._texts.search(terms, query_type="fts", fts_columns="terms").where(_of(document), prefilter=True)
+        search = self._texts.search(terms, query_type="fts", fts_columns="terms").where(
+            _document_filter(document), prefilter=True
+        )
         rows = search.select(["number", "_score"]).limit(k).to_arrow()
-        return _ranked(rows["number"], rows["_score"], sign=-1)
+        return _rank_pages(rows["number"], rows["_score"], sign=-1)
 
-    def _by_meaning(self, document: Document, query: str, k: int) -> list[int]:
+    def _search_vectors(self, document: Document, query: str, k: int) -> list[int]:
         if self._embedder is None:
             raise DocumentIndexError("a search by meaning needs a model")
         vector = self._embedder.encode([query])[0]
         search = self._texts.search(vector, vector_column_name="vector").distance_type("cosine")
         rows = (
-            search.where(f"{_of(document)} AND terms != ''", prefilter=True)
+            search.where(f"{_document_filter(document)} AND terms != ''", prefilter=True)
             .select(["number", "_distance"])
             .limit(k)
             .to_arrow()
         )
-        return _ranked(rows["number"], rows["_distance"], sign=1)
+        return _rank_pages(rows["number"], rows["_distance"], sign=1)
 
 
 class LazyIndex:
@@ -239,8 +244,8 @@ class LazyIndex:
         return self._open
 
 
-def fuse(rankings: Sequence[Sequence[int]]) -> list[int]:
-    """One ranking of several: reciprocal rank fusion (Cormack et al. 2009); equals in order of pages."""
+def fuse_rankings(rankings: Sequence[Sequence[int]]) -> list[int]:
+    """Merge rankings by reciprocal rank fusion (Cormack et al. 2009); ties are in the order of pages."""
     scores: dict[int, float] = {}
     for ranking in rankings:
         for rank, number in enumerate(ranking, start=1):
@@ -248,13 +253,13 @@ def fuse(rankings: Sequence[Sequence[int]]) -> list[int]:
     return sorted(scores, key=lambda number: (-scores[number], number))
 
 
-def _ranked(numbers: pa.ChunkedArray, values: pa.ChunkedArray, *, sign: int) -> list[int]:
-    """Numbers by rising `sign` * value; equals in order of pages."""
+def _rank_pages(numbers: pa.ChunkedArray, values: pa.ChunkedArray, *, sign: int) -> list[int]:
+    """Sort page numbers by rising `sign` * value; ties are in the order of pages."""
     return [
         number
         for _, number in sorted(zip((sign * value for value in values.to_pylist()), numbers.to_pylist(), strict=True))
     ]
 
 
-def _of(document: Document) -> str:
+def _document_filter(document: Document) -> str:
     return f"document = '{document.id}'"

@@ -53,8 +53,8 @@ class DocumentByQueryTool(Tool):
         model: str | None = None,
         search: SearchMode | None = None,
     ) -> None:
-        self.top_k = _at_least("top_k", top_k, 1)  # pages shown
-        self.long_side = _at_least("long_side", long_side, 28)  # pixels of each page's longer side, at most
+        self.top_k = _require_at_least("top_k", top_k, 1)  # pages shown
+        self.long_side = _require_at_least("long_side", long_side, 28)  # pixels of each page's longer side, at most
         self.mode: SearchMode = search or ("hybrid" if model else "text")
         if self.mode not in get_args(SearchMode):
             raise UserError(f"search: one of {', '.join(get_args(SearchMode))}, not {self.mode!r}")
@@ -70,17 +70,19 @@ class DocumentByQueryTool(Tool):
         index = self._index.get()
         document = _find(self._index, arguments.filename)
         if not document.num_text_pages:
-            text = f"Error: {document.name} has no text that could be searched. {_length(document)}"
+            text = f"Error: {document.name} has no text that could be searched. {_describe_length(document)}"
             return ToolResult(status="failed", text=text)
         ranked = index.search(document, arguments.query, self.top_k, self.mode)
         if not ranked:
-            return ToolResult(status="ok", text=f"No page of {document.name} matches the query. {_length(document)}")
+            return ToolResult(
+                status="ok", text=f"No page of {document.name} matches the query. {_describe_length(document)}"
+            )
         numbers = sorted(ranked)
-        pages = [_shrunk(page.pil(), self.long_side) for page in index.pages(document, numbers)]
+        pages = [_shrink(page.pil(), self.long_side) for page in index.pages(document, numbers)]
         shown = ", ".join(str(number) for number in numbers)
         best = f" The best match is page {ranked[0]}." if len(ranked) > 1 else ""
-        text = f"Pages of {document.name} that match the query, from left to right: {shown}.{best} {_length(document)}"
-        return ToolResult(status="ok", text=text, images=(_encoded(side_by_side(pages, numbers)),))
+        text = f"Pages of {document.name} that match the query, from left to right: {shown}.{best} {_describe_length(document)}"
+        return ToolResult(status="ok", text=text, images=(_encode_jpeg(join_side_by_side(pages, numbers)),))
 
 
 class DocumentByIndexTool(Tool):
@@ -98,9 +100,8 @@ class DocumentByIndexTool(Tool):
         image_idx: Annotated[int, Field(description="Number of the page; the first is 1.")]
 
     def __init__(self, *, index: str, long_side: int = 1120) -> None:
-        self.long_side = _at_least(
-            "long_side", long_side, 0
-        )  # pixels of the page's longer side, at most; 0 shows it as it is stored
+        # pixels of the page's longer side, at most; 0 shows it as it is stored
+        self.long_side = _require_at_least("long_side", long_side, 0)
         self._index = LazyIndex(Path(index))
 
     def run(self, arguments: Arguments, context: ToolContext) -> ToolResult:
@@ -113,13 +114,13 @@ class DocumentByIndexTool(Tool):
             )
         (page,) = self._index.get().pages(document, [number])
         if self.long_side and max(page.size) > self.long_side:
-            page = _encoded(_shrunk(page.pil(), self.long_side))
+            page = _encode_jpeg(_shrink(page.pil(), self.long_side))
         return ToolResult(
             status="ok", text=f"Page {number} of {document.num_pages} of {document.name}.", images=(page,)
         )
 
 
-def _at_least(key: str, value: int, least: int) -> int:
+def _require_at_least(key: str, value: int, least: int) -> int:
     if value < least:
         raise UserError(f"{key}: at least {least}, not {value}")
     return value
@@ -132,12 +133,12 @@ def _find(index: LazyIndex, name: str) -> Document:
         raise ArgumentError(f"filename: {error}") from error
 
 
-def _length(document: Document) -> str:
+def _describe_length(document: Document) -> str:
     return f"The document has {document.num_pages} page{'s' if document.num_pages > 1 else ''}."
 
 
-def _shrunk(page: PILImage.Image, long_side: int) -> PILImage.Image:
-    """Scaled down so that the longer side has at most that many pixels."""
+def _shrink(page: PILImage.Image, long_side: int) -> PILImage.Image:
+    """Scale a page down so that its longer side has at most `long_side` pixels."""
     factor = long_side / max(page.size)
     if factor >= 1:
         return page
@@ -145,8 +146,8 @@ def _shrunk(page: PILImage.Image, long_side: int) -> PILImage.Image:
     return page.resize(size, PILImage.Resampling.BICUBIC, reducing_gap=2.0)
 
 
-def side_by_side(pages: Sequence[PILImage.Image], numbers: Sequence[int]) -> PILImage.Image:
-    """The pages from left to right on grey, tops aligned, each with its number above."""
+def join_side_by_side(pages: Sequence[PILImage.Image], numbers: Sequence[int]) -> PILImage.Image:
+    """Paste pages from left to right on grey, tops aligned, each with its number above."""
     font = ImageFont.load_default(size=_CAPTION - 8)
     width = sum(page.width for page in pages) + _GAP * (len(pages) + 1)
     strip = PILImage.new("RGB", (width, max(page.height for page in pages) + _CAPTION + _GAP), _BACKGROUND)
@@ -159,8 +160,8 @@ def side_by_side(pages: Sequence[PILImage.Image], numbers: Sequence[int]) -> PIL
     return strip
 
 
-def _encoded(pixels: PILImage.Image) -> Image:
-    """As JPEG without subsampling: five pages as PNG would take four times as long to write, and travel in every later prompt."""
+def _encode_jpeg(pixels: PILImage.Image) -> Image:
+    """Encode as JPEG without subsampling: five pages as PNG would take four times as long to write."""
     buffer = io.BytesIO()
     pixels.save(buffer, format="JPEG", quality=90, subsampling=0)
     return Image.from_bytes(buffer.getvalue())

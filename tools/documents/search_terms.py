@@ -20,26 +20,26 @@ def page_terms(text: str) -> str:
     of a sentence is found without a dictionary.
     """
     terms: list[str] = []
-    for run, unspaced in _runs(text):
-        terms += [*run, *_pairs(run)] if unspaced else [run]
+    for run, unspaced in _split_runs(text):
+        terms += [*run, *_character_pairs(run)] if unspaced else [run]
     return " ".join(terms)
 
 
 def query_terms(query: str) -> str:
     """The terms of a query, each once; empty where it has no letter and no digit."""
     terms: dict[str, None] = {}
-    for run, unspaced in _runs(query):
-        terms.update(dict.fromkeys(_pairs(run) if unspaced and len(run) > 1 else [run]))
+    for run, unspaced in _split_runs(query):
+        terms.update(dict.fromkeys(_character_pairs(run) if unspaced and len(run) > 1 else [run]))
         if len(terms) >= MAX_QUERY_TERMS:
             break
     return " ".join(list(terms)[:MAX_QUERY_TERMS])
 
 
-def _runs(text: str) -> list[tuple[str, bool]]:
-    """Words, and runs of characters of a script without blanks."""
+def _split_runs(text: str) -> list[tuple[str, bool]]:
+    """Split a text into words, and into runs of characters of scripts without blanks."""
     normal = unicodedata.normalize("NFKC", text).casefold()
     return [(match.group(), match.group("unspaced") is not None) for match in _RUNS.finditer(normal)]
 
 
-def _pairs(run: str) -> list[str]:
+def _character_pairs(run: str) -> list[str]:
     return [run[start : start + 2] for start in range(len(run) - 1)]

@@ -29,7 +29,7 @@ class ToolRunner:
             timeout_seconds: for one call, where its tool does not say.
         """
         self._tools = dict(tools)
-        self._lanes = {name: _lane(tool, concurrency, timeout_seconds) for name, tool in tools.items()}
+        self._lanes = {name: _make_lane(tool, concurrency, timeout_seconds) for name, tool in tools.items()}
 
     async def call(self, call: ToolCall, context: ToolContext) -> ToolResult:
         """Runs one call, which may wait for others first."""
@@ -65,7 +65,7 @@ class _Lane(Protocol):
     def close(self) -> None: ...
 
 
-def _lane(tool: Tool, concurrency: int, timeout_seconds: float) -> _Lane:
+def _make_lane(tool: Tool, concurrency: int, timeout_seconds: float) -> _Lane:
     limits = tool.execution
     timeout = limits.timeout_seconds or timeout_seconds
     if limits.isolation == "inline":
@@ -100,15 +100,15 @@ class _Threads:
 
     async def run(self, arguments: dict[str, Any], context: ToolContext) -> ToolResult:
         async with self._limit:
-            return await self._within_time(lambda: self._tool.call(arguments, context))
+            return await self._run_with_timeout(lambda: self._tool.call(arguments, context))
 
     async def release(self, session: str) -> None:
-        await self._within_time(lambda: self._tool.release(session))
+        await self._run_with_timeout(lambda: self._tool.release(session))
 
-    async def _within_time(self, function: Callable[[], Any]) -> Any:
-        running = _in_thread(function)
+    async def _run_with_timeout(self, function: Callable[[], Any]) -> Any:
+        running = _run_in_thread(function)
         if not (await asyncio.wait([running], timeout=self._timeout))[0]:
-            raise CallLost.late(self._timeout)
+            raise CallLost.after_timeout(self._timeout)
         return running.result()
 
     def close(self) -> None:
@@ -126,12 +126,12 @@ class _Processes:
         self._workers: list[ToolWorker | None] = [None] * num_workers
         self._busy = [asyncio.Lock() for _ in range(num_workers)]
         self._limit = asyncio.Semaphore(num_workers)
-        self._homes: dict[str, int] = {}  # session -> worker, of tools that keep state
-        self._keepers: dict[str, ToolWorker] = {}  # session -> the process that has its state
+        self._worker_numbers: dict[str, int] = {}  # session -> worker, of tools that keep state
+        self._state_workers: dict[str, ToolWorker] = {}  # session -> the process that has its state
 
     async def run(self, arguments: dict[str, Any], context: ToolContext) -> ToolResult:
         if self._tool.stateful:
-            number = self._homes.setdefault(context.session, self._least_used())
+            number = self._worker_numbers.setdefault(context.session, self._least_used_worker())
             async with self._busy[number]:
                 self._require_state(context.session, number)
                 return await self._call(number, arguments, context)
@@ -146,14 +146,14 @@ class _Processes:
                     return await self._call(number, arguments, context)
 
     async def release(self, session: str) -> None:
-        number = self._homes.pop(session, None)
-        self._keepers.pop(session, None)
+        number = self._worker_numbers.pop(session, None)
+        self._state_workers.pop(session, None)
         if number is None:
             return
         async with self._busy[number]:
             worker = self._workers[number]
-            if worker is not None and worker.alive:
-                await _in_thread(lambda: worker.release(session, self._timeout))
+            if worker is not None and worker.is_alive:
+                await _run_in_thread(lambda: worker.release(session, self._timeout))
 
     def close(self) -> None:
         for worker in self._workers:
@@ -162,32 +162,32 @@ class _Processes:
 
     def _require_state(self, session: str, number: int) -> None:
         """Says once that the process with the session's state is gone; the next one begins anew."""
-        worker = self._worker(number)
-        if self._keepers.setdefault(session, worker) is not worker:
-            self._keepers[session] = worker
+        worker = self._running_worker(number)
+        if self._state_workers.setdefault(session, worker) is not worker:
+            self._state_workers[session] = worker
             raise CallLost("failed", "was started anew and has forgotten this session's earlier calls")
 
-    def _worker(self, number: int) -> ToolWorker:
+    def _running_worker(self, number: int) -> ToolWorker:
         worker = self._workers[number]
-        if worker is None or not worker.alive:
+        if worker is None or not worker.is_alive:
             worker = self._workers[number] = ToolWorker(self._tool)  # in the loop's thread, which stays
         return worker
 
     async def _call(self, number: int, arguments: dict[str, Any], context: ToolContext) -> ToolResult:
-        worker = self._worker(number)
+        worker = self._running_worker(number)
         try:
-            return await _in_thread(lambda: worker.call(arguments, context, self._timeout))
+            return await _run_in_thread(lambda: worker.call(arguments, context, self._timeout))
         except asyncio.CancelledError:
             worker.kill()  # nobody waits for the answer any more
             raise
 
-    def _least_used(self) -> int:
-        sessions = Counter(self._homes.values())
+    def _least_used_worker(self) -> int:
+        sessions = Counter(self._worker_numbers.values())
         return min(range(len(self._workers)), key=lambda number: sessions[number])
 
 
-def _in_thread(function: Callable[[], Any]) -> asyncio.Future:
-    """Runs a function in a thread of its own, which keeps nobody from ending: unlike a pool's, where one that hangs is waited for."""
+def _run_in_thread(function: Callable[[], Any]) -> asyncio.Future:
+    """Run a function in a daemon thread: unlike a pool's thread, a hanging one does not delay the process's end."""
     loop = asyncio.get_running_loop()
     future: asyncio.Future = loop.create_future()
 

@@ -3,7 +3,6 @@
 `ToolWorker` is the owner's side; `python -m tools.execution.worker` is the process. They speak over a private socket pair.
 """
 
-import ctypes
 import logging
 import os
 import resource
@@ -15,6 +14,7 @@ from contextlib import suppress
 from multiprocessing.connection import Connection
 from typing import Any
 
+from arm_rl.core.owner import die_with_parent
 from arm_rl.core.session import ToolResult
 from arm_rl.core.types import ToolStatus
 from tools.base import Tool, ToolContext
@@ -22,7 +22,6 @@ from tools.base import Tool, ToolContext
 logger = logging.getLogger(__name__)
 
 START_SECONDS = 120.0  # until a new process is ready: it imports what the tool imports
-PR_SET_PDEATHSIG = 1  # prctl: a signal to this process when the thread that started it ends
 
 
 class CallLost(RuntimeError):
@@ -33,8 +32,8 @@ class CallLost(RuntimeError):
         self.status = status
 
     @classmethod
-    def late(cls, seconds: float) -> "CallLost":
-        """One that took too long."""
+    def after_timeout(cls, seconds: float) -> "CallLost":
+        """Return the error of a call that took longer than `seconds`."""
         return cls("timeout", f"took longer than {seconds:g} seconds")
 
 
@@ -72,7 +71,7 @@ class ToolWorker:
         self._ask(("release", session), timeout)
 
     @property
-    def alive(self) -> bool:
+    def is_alive(self) -> bool:
         """Whether the process still runs."""
         return self._process.poll() is None
 
@@ -88,7 +87,7 @@ class ToolWorker:
                 self._connection.send(message)
             if not self._connection.poll(timeout):
                 self.kill()
-                raise CallLost.late(timeout)
+                raise CallLost.after_timeout(timeout)
             return self._connection.recv()
         except (EOFError, OSError) as error:
             self.kill()
@@ -118,13 +117,6 @@ def serve(connection: Connection) -> None:
             connection.send(None)
 
 
-def _die_with(parent: int) -> None:
-    """Asks the kernel to end this process when its owner ends, however that happens."""
-    ctypes.CDLL(None).prctl(PR_SET_PDEATHSIG, signal.SIGKILL)
-    if os.getppid() != parent:  # it ended before we asked
-        os._exit(1)
-
-
 if __name__ == "__main__":
-    _die_with(int(sys.argv[2]))
+    die_with_parent(int(sys.argv[2]))
     serve(Connection(int(sys.argv[1])))

@@ -24,11 +24,8 @@ logger = logging.getLogger(__name__)
 
 USUAL_PACKAGES = ("numpy", "scipy", "sympy", "pandas", "scikit-learn", "pillow")  # offered where they are installed
 MAX_CODE_CHARACTERS = 100_000
-STATUSES: dict[sandbox.End, ToolStatus] = {
-    "ok": "ok",
-    "timeout": "timeout",
-    "cpu": "timeout",
-}  # every other end has failed
+# every other end has failed
+STATUSES: dict[sandbox.End, ToolStatus] = {"ok": "ok", "timeout": "timeout", "cpu": "timeout"}
 _starting = threading.Lock()
 
 
@@ -88,7 +85,7 @@ class PythonExecutorTool(Tool):
             SandboxError: programs cannot be isolated on this machine.
             UserError: a setting that cannot be used.
         """
-        _check(locals())
+        _check_settings(locals())
         self.stateful = keep_state
         self._timeout, self._max_timeout, self._max_characters = timeout_seconds, max_timeout_seconds, max_characters
         limits = SandboxLimits(
@@ -99,15 +96,15 @@ class PythonExecutorTool(Tool):
             open_files=open_files,
             output_bytes=output_kb << 10,
         )
-        packages = _installed(USUAL_PACKAGES) if packages is None else packages
-        self._plan = sandbox.plan(limits, packages=packages, preload=preload, keep=keep_state)
+        packages = _installed_packages(USUAL_PACKAGES) if packages is None else packages
+        self._plan = sandbox.find_plan(limits, packages=packages, preload=preload, keep=keep_state)
         self._prestarted, self._max_sessions = prestarted, max_sessions
         self._pool: SandboxPool | None = None
         longest = max_timeout_seconds + sandbox.START_SECONDS + 4 * sandbox.GRACE_SECONDS
         self.execution = Execution(
             isolation="thread", timeout_seconds=longest, concurrency=max_sessions if keep_state else None
         )
-        self.offered_as(self._described(packages))
+        self.set_schema(self._schema_with_settings(packages))
 
     def run(self, arguments: Arguments, context: ToolContext) -> ToolResult:
         """Runs a program in a sandbox of its own, or in its session's."""
@@ -116,14 +113,14 @@ class PythonExecutorTool(Tool):
         if arguments.timeout is not None and math.isnan(arguments.timeout):
             raise ArgumentError("timeout: a number of seconds is needed, not nan")
         timeout = min(arguments.timeout or self._timeout, self._max_timeout)
-        pool = self._running_pool()
+        pool = self._start_pool()
         try:
             if not (self.stateful and context.session):
-                return self._result(pool.run_once(arguments.code, timeout), timeout)
-            outcome, lost_before, lost_now = pool.run_kept(context.session, arguments.code, timeout)
+                return self._make_result(pool.run_once(arguments.code, timeout), timeout)
+            outcome, lost_before, lost_now = pool.run_in_session(context.session, arguments.code, timeout)
         except SandboxesBusy as busy:
             return ToolResult(status="failed", text=f"Error: {busy}")
-        return self._result(outcome, timeout, before=lost_before, after=lost_now)
+        return self._make_result(outcome, timeout, before=lost_before, after=lost_now)
 
     def release(self, session: str) -> None:
         """Ends the sandbox of a session that is over."""
@@ -137,16 +134,18 @@ class PythonExecutorTool(Tool):
         if pool is not None:
             pool.close()
 
-    def _running_pool(self) -> SandboxPool:
+    def _start_pool(self) -> SandboxPool:
         with _starting:
             if self._pool is None:
                 self._pool = SandboxPool(self._plan, prestarted=self._prestarted, max_sessions=self._max_sessions)
             return self._pool
 
-    def _result(self, outcome: ProgramOutcome, timeout: float, *, before: str = "", after: bool = False) -> ToolResult:
+    def _make_result(
+        self, outcome: ProgramOutcome, timeout: float, *, before: str = "", after: bool = False
+    ) -> ToolResult:
         parts = [
             f"Note: the earlier variables are lost: {before}." if before else "",
-            shortened(printable(outcome.output), self._max_characters),
+            shorten(escape_control_characters(outcome.output), self._max_characters),
             self._reason(outcome, timeout),
             "The variables are lost." if after else "",
         ]
@@ -159,7 +158,7 @@ class PythonExecutorTool(Tool):
         return {
             "ok": "",
             "error": "" if outcome.output else "Error: the code failed.",
-            "exited": f"Error: the interpreter ended with {_ending(outcome.code)}.",
+            "exited": f"Error: the interpreter ended with {_describe_exit(outcome.code)}.",
             "timeout": f"Error: stopped after {timeout:g} seconds.",
             "cpu": f"Error: stopped after {limits['cpu_seconds']:g} seconds of processor time.",
             "memory": f"Error: stopped, more than {limits['memory_bytes'] >> 20} MB of memory.",
@@ -169,8 +168,8 @@ class PythonExecutorTool(Tool):
             "lost": "Error: the sandbox ended.",
         }[outcome.end]
 
-    def _described(self, packages: Sequence[str]) -> dict[str, Any]:
-        """The schema, with what the settings say about it."""
+    def _schema_with_settings(self, packages: Sequence[str]) -> dict[str, Any]:
+        """Return the schema with a description that names the settings."""
         schema = copy.deepcopy(self.schema)
         said = [self.description]
         if packages:
@@ -182,23 +181,23 @@ class PythonExecutorTool(Tool):
         return schema
 
 
-def printable(text: str) -> str:
-    """Text without control characters: terminal sequences, NULs and the like are shown as escapes."""
+def escape_control_characters(text: str) -> str:
+    """Replace control characters, such as terminal sequences and NULs, by escapes."""
     text = text.replace("\r\n", "\n").replace("\r", "\n")
     return re.sub(
         r"[\x00-\x08\x0b-\x1f\x7f-\x9f\u2028\u2029\ud800-\udfff]", lambda found: f"\\u{ord(found[0]):04x}", text
     ).strip("\n")
 
 
-def shortened(text: str, limit: int) -> str:
-    """The text's beginning and end, where it has more characters than that."""
+def shorten(text: str, limit: int) -> str:
+    """Return a text, or its beginning and end if it has more than `limit` characters."""
     if len(text) <= limit:
         return text
     half = limit // 2
     return f"{text[:half]}\n... {len(text) - 2 * half} characters left out ...\n{text[-half:]}"
 
 
-def _ending(code: int) -> str:
+def _describe_exit(code: int) -> str:
     if code >= 0:
         return f"exit code {code}"
     try:
@@ -207,8 +206,8 @@ def _ending(code: int) -> str:
         return f"signal {-code}"
 
 
-def _check(settings: dict[str, Any]) -> None:
-    """Raises a UserError for a setting that is out of bounds, or of a wrong type."""
+def _check_settings(settings: dict[str, Any]) -> None:
+    """Raise a UserError for a setting that is out of bounds or of a wrong type."""
     for name, least in {
         "timeout_seconds": 0.1,
         "max_timeout_seconds": settings["timeout_seconds"],
@@ -234,7 +233,7 @@ def _check(settings: dict[str, Any]) -> None:
             raise UserError(f"{name}: a list of names is needed, not {value!r}")
 
 
-def _installed(names: Sequence[str]) -> list[str]:
+def _installed_packages(names: Sequence[str]) -> list[str]:
     found = []
     for name in names:
         try:

@@ -25,7 +25,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 from tools.python import seccomp
-from tools.python.sandbox_command import GUEST, PACKAGES, SandboxError, command, interpreter
+from tools.python.sandbox_command import GUEST, PACKAGES, SandboxError, bubblewrap_command, interpreter_path
 from tools.python.sandbox_guest import LENGTH
 
 logger = logging.getLogger(__name__)
@@ -83,10 +83,10 @@ class Sandbox:
 
     def __init__(self, plan: SandboxPlan) -> None:
         filter_end, writer = os.pipe()
-        os.write(writer, seccomp.program())
+        os.write(writer, seccomp.build_filter())
         os.close(writer)
         settings = {**plan.settings, "uid": random.choice(OWN_IDS) if plan.own_user else None}
-        guest = [interpreter(), "-I", "-B", GUEST, json.dumps(settings)]
+        guest = [interpreter_path(), "-I", "-B", GUEST, json.dumps(settings)]
         self._process = subprocess.Popen(
             [*FIRST_TO_GO, *plan.command, "--seccomp", str(filter_end), "--", *guest],
             stdin=subprocess.PIPE,
@@ -109,8 +109,8 @@ class Sandbox:
         """Of the process outside, which ends when the sandbox has ended."""
         return self._process.pid
 
-    def alive(self) -> bool:
-        """False once it has ended, by whatever."""
+    def is_alive(self) -> bool:
+        """Return whether the sandbox still runs."""
         return not self._has_ended()
 
     def run(self, code: str, timeout: float) -> ProgramOutcome:
@@ -131,20 +131,18 @@ class Sandbox:
         ended = self._wait_for_end()
         if self._process.returncode is None:
             with contextlib.suppress(ProcessLookupError):
-                os.killpg(
-                    self.pid, signal.SIGKILL
-                )  # whether it ended or not: bubblewrap, killed as it starts, leaves a process behind
-        if (
-            not ended and not self._wait_for_end()
-        ):  # the kernel keeps it, in a call that does not return: nothing more can be done
+                # whether it ended or not: bubblewrap, killed as it starts, leaves a process behind
+                os.killpg(self.pid, signal.SIGKILL)
+        # the kernel keeps it, in a call that does not return: nothing more can be done
+        if not ended and not self._wait_for_end():
             logger.warning("sandbox %d has not ended %g seconds after it was killed", self.pid, GRACE_SECONDS)
         self._process.poll()
         for stream in (self._process.stdout, self._process.stderr):
             if stream is not None:
                 stream.close()
 
-    def complaint(self) -> str:
-        """What bubblewrap or the guest said while starting; to be asked of a sandbox that did not start."""
+    def read_startup_error(self) -> str:
+        """Kill a sandbox that did not start and return what bubblewrap or the guest wrote to stderr."""
         self._process.kill()
         assert self._process.stderr is not None
         return self._process.stderr.read().decode("utf-8", "replace").strip()
@@ -192,8 +190,8 @@ def _wait(fd: int, event: int, seconds: float) -> None:
         raise TimeoutError
 
 
-def plan(limits: SandboxLimits, *, packages: Sequence[str], preload: Sequence[str], keep: bool) -> SandboxPlan:
-    """A plan that works here.
+def find_plan(limits: SandboxLimits, *, packages: Sequence[str], preload: Sequence[str], keep: bool) -> SandboxPlan:
+    """Return a plan for sandboxes that works on this machine.
 
     Args:
         packages: distributions that programs can import, with what these require.
@@ -203,24 +201,24 @@ def plan(limits: SandboxLimits, *, packages: Sequence[str], preload: Sequence[st
     Raises:
         SandboxError: bubblewrap is missing or may not isolate; the message says what to install or to allow.
     """
-    return _plan(limits, tuple(packages), tuple(preload), keep)
+    return _find_plan(limits, tuple(packages), tuple(preload), keep)
 
 
 @functools.lru_cache
-def _plan(limits: SandboxLimits, packages: tuple[str, ...], preload: tuple[str, ...], keep: bool) -> SandboxPlan:
+def _find_plan(limits: SandboxLimits, packages: tuple[str, ...], preload: tuple[str, ...], keep: bool) -> SandboxPlan:
     own_user = _may_take_own_ids()
-    if not own_user and _release() < (5, 14):
+    if not own_user and _kernel_release() < (5, 14):
         raise SandboxError(
             "code cannot be isolated on this machine: before Linux 5.14, only root can limit the processes of one sandbox"
         )
-    found = _drawn(limits, packages, preload, keep, own_user)
-    complaint = _tried(found)
+    found = _make_plan(limits, packages, preload, keep, own_user)
+    complaint = _try_plan(found)
     if complaint is not None:
         raise SandboxError(f"code cannot be isolated on this machine: {complaint}. {HINT}")
     return found
 
 
-def _drawn(
+def _make_plan(
     limits: SandboxLimits, packages: tuple[str, ...], preload: tuple[str, ...], keep: bool, own_user: bool
 ) -> SandboxPlan:
     settings = {
@@ -230,21 +228,23 @@ def _drawn(
         "packages": PACKAGES,
     }
     return SandboxPlan(
-        command=tuple(command(packages, tmp_bytes=limits.tmp_bytes, own_user=own_user)),
+        command=tuple(bubblewrap_command(packages, tmp_bytes=limits.tmp_bytes, own_user=own_user)),
         settings=settings,
         own_user=own_user,
     )
 
 
-def _tried(found: SandboxPlan) -> str | None:
-    """What is wrong with the plan; None where a program ran."""
+def _try_plan(found: SandboxPlan) -> str | None:
+    """Run a program by the plan and return what went wrong; None if the program ran."""
     with ThreadPoolExecutor(1) as maker:
         sandbox = maker.submit(Sandbox, found).result()
         try:
             outcome = sandbox.run("1 + 1", START_SECONDS)
             if outcome == ProgramOutcome(end="ok", output="2\n"):
                 return None
-            return sandbox.complaint() or f"a first program ended with {outcome.end!r}: {outcome.output.strip()}"
+            return (
+                sandbox.read_startup_error() or f"a first program ended with {outcome.end!r}: {outcome.output.strip()}"
+            )
         finally:
             sandbox.close()
 
@@ -257,6 +257,6 @@ def _may_take_own_ids() -> bool:
     return any(first <= OWN_IDS.start and OWN_IDS.stop <= first + count for first, _, count in ranges)
 
 
-def _release() -> tuple[int, int]:
+def _kernel_release() -> tuple[int, int]:
     match = re.match(r"(\d+)\.(\d+)", platform.release())
     return (int(match[1]), int(match[2])) if match else (0, 0)

@@ -14,11 +14,8 @@ from arm_rl.core.errors import UserError
 
 PACKAGES = "/packages"
 GUEST = "/sandbox/guest.py"
-OWN_CAPABILITIES = (
-    "CAP_SETUID",
-    "CAP_SETGID",
-    "CAP_SETPCAP",
-)  # with which the guest's init takes its user id; then it gives them up
+# with which the guest's init takes its user id; then it gives them up
+OWN_CAPABILITIES = ("CAP_SETUID", "CAP_SETGID", "CAP_SETPCAP")
 ONE_THREAD = ("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS", "NUMEXPR_NUM_THREADS")
 
 
@@ -26,8 +23,8 @@ class SandboxError(UserError):
     """Programs cannot be isolated on this machine, so none is run."""
 
 
-def command(packages: Sequence[str], *, tmp_bytes: int, own_user: bool) -> list[str]:
-    """Bubblewrap's command line up to the program that it starts.
+def bubblewrap_command(packages: Sequence[str], *, tmp_bytes: int, own_user: bool) -> list[str]:
+    """Return bubblewrap's command line up to the program that it starts.
 
     Args:
         packages: distributions that can be imported from `PACKAGES`, with what they require.
@@ -52,13 +49,13 @@ def command(packages: Sequence[str], *, tmp_bytes: int, own_user: bool) -> list[
     for name, value in {"HOME": "/tmp", "LANG": "C.UTF-8", "PATH": "", **dict.fromkeys(ONE_THREAD, "1")}.items():
         words += ["--setenv", name, value]
     binds = [
-        *_interpreter(),
-        *_packages(packages),
+        *_bind_interpreter(),
+        *_bind_packages(packages),
         "--ro-bind",
         str(Path(__file__).with_name("sandbox_guest.py")),
         GUEST,
     ]
-    words += [*_parents(binds), "--perms", "0755", "--dir", "/dev", *binds]
+    words += [*_bind_parents(binds), "--perms", "0755", "--dir", "/dev", *binds]
     for device in ("null", "zero", "full", "random", "urandom"):
         words += ["--dev-bind", f"/dev/{device}", f"/dev/{device}"]
     for name, target in {"fd": "fd", "stdin": "fd/0", "stdout": "fd/1", "stderr": "fd/2"}.items():
@@ -69,8 +66,8 @@ def command(packages: Sequence[str], *, tmp_bytes: int, own_user: bool) -> list[
     return [*words, "--proc", "/proc", "--remount-ro", "/proc", "--remount-ro", "/", "--chdir", "/tmp"]
 
 
-def _parents(binds: Sequence[str]) -> list[str]:
-    """Makes the folders above all that is bound readable: bubblewrap makes them for its own user only."""
+def _bind_parents(binds: Sequence[str]) -> list[str]:
+    """Make the folders above all bound paths readable: bubblewrap makes them for its own user only."""
     targets = [
         binds[place + 2] for place, word in enumerate(binds) if word in ("--ro-bind", "--ro-bind-try", "--symlink")
     ]
@@ -78,13 +75,13 @@ def _parents(binds: Sequence[str]) -> list[str]:
     return [word for folder in sorted(above - {"/"}) for word in ("--perms", "0755", "--dir", folder)]
 
 
-def interpreter() -> str:
-    """The interpreter itself, also where this process runs in a virtual environment."""
+def interpreter_path() -> str:
+    """Return the path of the interpreter itself, also if this process runs in a virtual environment."""
     return os.path.realpath(getattr(sys, "_base_executable", sys.executable))
 
 
-def _interpreter() -> list[str]:
-    """Binds the interpreter, its standard library and the system's libraries, each where it lies, and hides all installed packages."""
+def _bind_interpreter() -> list[str]:
+    """Bind the interpreter, its standard library and the system's libraries, and hide all installed packages."""
     libraries = [os.path.join(sys.base_prefix, "lib"), "/usr/lib", "/usr/lib64", "/lib", "/lib64"]
     binds: list[str] = []
     bound: list[str] = []
@@ -100,16 +97,16 @@ def _interpreter() -> list[str]:
         ):
             if hidden.is_dir() and not hidden.is_symlink():
                 binds += ["--size", "4096", "--tmpfs", str(hidden), "--remount-ro", str(hidden)]
-    binds += ["--ro-bind", interpreter(), interpreter()]
+    binds += ["--ro-bind", interpreter_path(), interpreter_path()]
     for name in ("/etc/ld.so.cache", "/usr/share/zoneinfo"):
         binds += ["--ro-bind-try", name, name]
     return binds
 
 
-def _packages(names: Sequence[str]) -> list[str]:
-    """Binds what the distributions and those that they require have installed, and nothing beside it."""
+def _bind_packages(names: Sequence[str]) -> list[str]:
+    """Bind the files of the distributions and of their requirements, and nothing else."""
     binds: list[str] = []
-    for name in _with_required(names):
+    for name in _resolve_requirements(names):
         distribution = importlib.metadata.distribution(name)
         tops = {file.parts[0] for file in distribution.files or () if file.parts[0] not in ("..", "__pycache__")}
         for top in sorted(tops):
@@ -119,7 +116,7 @@ def _packages(names: Sequence[str]) -> list[str]:
     return binds
 
 
-def _with_required(names: Sequence[str]) -> list[str]:
+def _resolve_requirements(names: Sequence[str]) -> list[str]:
     found: list[str] = []
     waiting = list(names)
     while waiting:

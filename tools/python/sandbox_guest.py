@@ -42,9 +42,8 @@ def main() -> None:
             prctl(PR_CAPBSET_DROP, capability, 0, 0, 0)
         os.setgroups([])
         os.setresgid(*[settings["uid"]] * 3)
-        os.setresuid(
-            settings["uid"], settings["uid"], 0
-        )  # so that bubblewrap, of user 0 and as powerless, may still end this process
+        # so that bubblewrap, of user 0 and as powerless, may still end this process
+        os.setresuid(settings["uid"], settings["uid"], 0)
         ctypes.CDLL(None).capset(struct.pack("Ii", CAPABILITY_VERSION, 0), bytes(24))
     prctl(PR_SET_PDEATHSIG, signal.SIGKILL)  # a change of user id has cleared it
     prctl(PR_SET_DUMPABLE, 0)  # /proc/1/mem, /proc/1/fd and the like are closed to programs of the same user
@@ -70,7 +69,7 @@ class Init:
         for fd in (code_end, output_end, state_end):
             os.close(fd)
         if os.read(self._state, 1) != READY:  # no program has run yet: this byte is the worker's own
-            os.write(2, self._drained(bytearray())[0] + b"\n")
+            os.write(2, self._drain(bytearray())[0] + b"\n")
             os._exit(1)
         for fd in (0, 1, 2):
             os.dup2(nothing, fd)
@@ -81,14 +80,14 @@ class Init:
     def serve(self) -> NoReturn:
         """One request after the other. A reply after which the sandbox cannot go on is its last."""
         while True:
-            (length,) = LENGTH.unpack(self._received(LENGTH.size))
-            request = json.loads(self._received(length))
+            (length,) = LENGTH.unpack(self._receive(LENGTH.size))
+            request = json.loads(self._receive(length))
             end, output, code = self._run(request["code"].encode("utf-8", "backslashreplace"), request["timeout"])
             reply = json.dumps({"end": end, "output": output.decode("utf-8", "replace"), "code": code}).encode()
             with contextlib.suppress(BrokenPipeError):
                 _write_all(self._replies, LENGTH.pack(len(reply)) + reply)
 
-    def _received(self, count: int) -> bytes:
+    def _receive(self, count: int) -> bytes:
         data = b""
         while len(data) < count:
             chunk = os.read(self._requests, count - len(data))
@@ -99,20 +98,20 @@ class Init:
 
     def _run(self, source: bytes, timeout: float) -> tuple[str, bytes, int]:
         """Runs a program: how it ended, what it printed, and the exit code or signal (negative) where the worker died."""
-        self._drained(bytearray())  # what came after the last program's end belongs to nobody
+        self._drain(bytearray())  # what came after the last program's end belongs to nobody
         with contextlib.suppress(BlockingIOError):
             os.read(self._state, 1 << 16)
-        _signal(self._worker, signal.SIGCONT)
+        _send_signal(self._worker, signal.SIGCONT)
         deadline = time.monotonic() + timeout
         spent = sum(usage.cpu_seconds for usage in self._usages())
         end, output, code = self._watch(LENGTH.pack(len(source)) + source, deadline, spent)
         if end in ("ok", "error"):
-            output, too_much = self._drained(output)
+            output, too_much = self._drain(output)
             end = "output" if too_much else end
-        if end in ("ok", "error") and self._settings["keep"] and not self._only_the_worker():
+        if end in ("ok", "error") and self._settings["keep"] and not self._kill_all_but_worker():
             end = "leftover"
         if end not in ("ok", "error") or not self._settings["keep"]:
-            _signal(-1, signal.SIGKILL)
+            _send_signal(-1, signal.SIGKILL)
         return end, bytes(output[: self._settings["output_bytes"]]), code
 
     def _watch(self, unsent: bytes, deadline: float, spent: float) -> tuple[str, bytearray, int]:
@@ -154,12 +153,12 @@ class Init:
                 next_sample = now + SAMPLE_SECONDS
                 code = self._reap()
                 if code is not None:
-                    return "exited", self._drained(output)[0], code
-                if over := self._over(spent):
+                    return "exited", self._drain(output)[0], code
+                if over := self._exceeded_limit(spent):
                     return over, output, 0
 
-    def _drained(self, output: bytearray) -> tuple[bytearray, bool]:
-        """The output with what still lies in the pipe, and whether that is more than the limit."""
+    def _drain(self, output: bytearray) -> tuple[bytearray, bool]:
+        """Read what the pipe still holds; return the output, and whether it is more than the limit."""
         os.set_blocking(self._output, False)
         with contextlib.suppress(BlockingIOError):
             while len(output) <= self._settings["output_bytes"] and (chunk := os.read(self._output, 1 << 16)):
@@ -175,8 +174,8 @@ class Init:
                     code = os.waitstatus_to_exitcode(waited[1])
         return code
 
-    def _over(self, spent: float) -> str | None:
-        """The limit that the sandbox as a whole has passed."""
+    def _exceeded_limit(self, spent: float) -> str | None:
+        """Return the name of the limit that the sandbox as a whole has exceeded, if any."""
         # Counted before anything is read about each: there may be very many.
         if sum(name.isdigit() for name in os.listdir("/proc")) - 1 > self._settings["processes"]:
             return "processes"
@@ -186,7 +185,7 @@ class Init:
         # Resident sizes count shared pages once for each process; the exact sum costs more, and is taken only where it matters.
         if (
             files + sum(usage.resident for usage in usages) > limit
-            and files + sum(_proportional(usage) for usage in usages) > limit
+            and files + sum(_proportional_bytes(usage) for usage in usages) > limit
         ):
             return "memory"
         if sum(usage.tasks for usage in usages) > self._settings["processes"]:
@@ -202,20 +201,20 @@ class Init:
                 with contextlib.suppress(FileNotFoundError, ProcessLookupError):
                     yield Usage(int(name))
 
-    def _only_the_worker(self) -> bool:
-        """Stops the worker until its next program and kills whatever it started; False where that does not succeed."""
-        _signal(self._worker, signal.SIGSTOP)
+    def _kill_all_but_worker(self) -> bool:
+        """Stop the worker until its next program and kill whatever it started; return whether that succeeded."""
+        _send_signal(self._worker, signal.SIGSTOP)
         for _ in range(200):
             others = [usage.pid for usage in self._usages() if usage.pid != self._worker and usage.state != b"Z"]
             if not others:
                 return self._reap() is None
             for pid in others:
-                _signal(pid, signal.SIGKILL)
+                _send_signal(pid, signal.SIGKILL)
             time.sleep(0.005)
         return False
 
 
-def _signal(pid: int, number: int) -> None:
+def _send_signal(pid: int, number: int) -> None:
     with contextlib.suppress(ProcessLookupError):
         os.kill(pid, number)
 
@@ -227,15 +226,14 @@ class Usage:
         with open(f"/proc/{pid}/stat", "rb") as file:
             fields = file.read().rpartition(b")")[2].split()  # a process may call itself anything, brackets too
         self.pid, self.state = pid, fields[0]
-        self.cpu_seconds = sum(map(int, fields[11:15])) / os.sysconf(
-            "SC_CLK_TCK"
-        )  # its own and that of children it waited for
+        # its own and that of children it waited for
+        self.cpu_seconds = sum(map(int, fields[11:15])) / os.sysconf("SC_CLK_TCK")
         self.tasks = int(fields[17])
         self.resident = int(fields[21]) * resource.getpagesize()
 
 
-def _proportional(usage: Usage) -> int:
-    """Bytes of a process, each shared page divided among those who share it; the resident size where the kernel does not tell."""
+def _proportional_bytes(usage: Usage) -> int:
+    """Return the bytes of a process, with shared pages divided among their users if the kernel reports that."""
     with contextlib.suppress(OSError), open(f"/proc/{usage.pid}/smaps_rollup", "rb") as file:
         for line in file:
             if line.startswith(b"Pss:"):
@@ -262,7 +260,7 @@ class Worker:
         ctypes.CDLL(None).prctl(PR_SET_DUMPABLE, 1)
         signal.signal(signal.SIGINT, signal.default_int_handler)
         os.nice(10)  # the init comes first, however many processes a program starts
-        _limit(settings)
+        _set_limits(settings)
 
     def serve(self) -> NoReturn:
         """Tells that it is ready, then runs what it is given, until it is killed."""
@@ -306,7 +304,7 @@ class Worker:
             self._show(f"SystemExit: {error.code}")
         except BaseException as error:
             self._flush()
-            self._show(_described(error, self._settings["traceback_bytes"]))
+            self._show(_format_error(error, self._settings["traceback_bytes"]))
         return False
 
     def _flush(self) -> None:
@@ -319,8 +317,8 @@ class Worker:
             _write_all(1, (text[-self._settings["traceback_bytes"] :] + "\n").encode("utf-8", "backslashreplace"))
 
 
-def _described(error: BaseException, limit: int) -> str:
-    """The end of a traceback: the last frames of the program, without those of this file."""
+def _format_error(error: BaseException, limit: int) -> str:
+    """Return the end of a traceback: the last frames of the program, without those of this file."""
     try:
         frame = error.__traceback__
         while frame is not None and frame.tb_frame.f_code.co_filename == __file__:
@@ -331,16 +329,15 @@ def _described(error: BaseException, limit: int) -> str:
         return type(error).__name__
 
 
-def _limit(settings: dict[str, Any]) -> None:
-    """Limits of each process; what a whole sandbox may use is the init's to watch."""
+def _set_limits(settings: dict[str, Any]) -> None:
+    """Set the limits of each process; the init watches the limits of the whole sandbox."""
     memory = settings["memory_bytes"]
     limits = {
         resource.RLIMIT_DATA: memory,  # a MemoryError in the program, before the init has to kill it
         resource.RLIMIT_AS: memory + ADDRESS_SPACE,  # page tables of what is mapped and only read count nowhere else
         resource.RLIMIT_FSIZE: settings["tmp_bytes"],
-        resource.RLIMIT_NPROC: settings[
-            "processes"
-        ],  # counted for the sandbox's own user, or in its own user namespace
+        # counted for the sandbox's own user, or in its own user namespace
+        resource.RLIMIT_NPROC: settings["processes"],
         resource.RLIMIT_NOFILE: settings["open_files"],
         resource.RLIMIT_CORE: 0,
         resource.RLIMIT_MEMLOCK: 0,

@@ -29,12 +29,11 @@ class SandboxPool:
 
     def __init__(self, plan: SandboxPlan, *, prestarted: int, max_sessions: int) -> None:
         self._plan, self._prestarted, self._max_sessions = plan, prestarted, max_sessions
-        self._maker = ThreadPoolExecutor(
-            1, thread_name_prefix="sandbox"
-        )  # lives as long as the pool, as the maker of sandboxes must
+        # lives as long as the pool, as the maker of sandboxes must
+        self._maker = ThreadPoolExecutor(1, thread_name_prefix="sandbox")
         self._lock = threading.Lock()
         self._ready: deque[Future[Sandbox]] = deque()
-        self._kept: dict[str, SessionSandbox] = {}
+        self._sessions: dict[str, SessionSandbox] = {}
         self._lost: dict[str, str] = {}  # sessions whose variables are gone, and why; said with their next program
         self._running: set[Sandbox] = set()  # those of single programs
         self._closed = False
@@ -53,8 +52,8 @@ class SandboxPool:
             sandbox.close()
             self._refill()  # only now: its start would slow the program down
 
-    def run_kept(self, session: str, code: str, timeout: float) -> tuple[ProgramOutcome, str, bool]:
-        """Runs a program in the session's sandbox.
+    def run_in_session(self, session: str, code: str, timeout: float) -> tuple[ProgramOutcome, str, bool]:
+        """Run a program in the session's sandbox.
 
         Returns:
             What became of it; why the session's earlier variables were lost, empty where they were not; whether they are lost now.
@@ -62,35 +61,39 @@ class SandboxPool:
         Raises:
             SandboxesBusy: there is no sandbox for another session.
         """
-        kept = self._acquire(session)
+        entry = self._acquire(session)
         try:
-            outcome = kept.sandbox.run(code, timeout)
+            outcome = entry.sandbox.run(code, timeout)
         finally:
-            kept.last_used = time.monotonic()
-            kept.lock.release()
+            entry.last_used = time.monotonic()
+            entry.lock.release()
         with self._lock:
             before = self._lost.pop(session, "")
         lost = outcome.end not in ("ok", "error")
         if lost:
-            self._forget(session, kept)
+            self._forget(session, entry)
         return outcome, before, lost
 
     def release(self, session: str) -> None:
         """Ends the session's sandbox, also in the middle of a program."""
         with self._lock:
-            kept = self._kept.pop(session, None)
+            entry = self._sessions.pop(session, None)
             self._lost.pop(session, None)
-        if kept is not None:
-            kept.sandbox.close()
+        if entry is not None:
+            entry.sandbox.close()
 
     def close(self) -> None:
         """Ends all sandboxes; programs that still run end as `lost`."""
         with self._lock:
             self._closed = True
-            ready, kept, running = list(self._ready), list(self._kept.values()), list(self._running)
+            ready, entries, running = list(self._ready), list(self._sessions.values()), list(self._running)
             self._ready.clear()
-            self._kept.clear()
-        for sandbox in [*(entry.sandbox for entry in kept), *running, *(future.result() for future in ready)]:
+            self._sessions.clear()
+        for sandbox in [
+            *(entry.sandbox for entry in entries),
+            *running,
+            *(future.result() for future in ready),
+        ]:
             sandbox.close()
         self._maker.shutdown()
 
@@ -102,7 +105,7 @@ class SandboxPool:
                     raise RuntimeError("the tool is closed")
                 future = self._ready.popleft() if self._ready else self._maker.submit(Sandbox, self._plan)
             sandbox = future.result()
-            if sandbox.alive():
+            if sandbox.is_alive():
                 return sandbox
             sandbox.close()  # it was ended while it stood ready, by a machine out of memory for one
 
@@ -115,31 +118,31 @@ class SandboxPool:
         """The session's sandbox, locked; a new one where there is none, in the place of the one that was idle for longest."""
         while True:
             with self._lock:
-                kept = self._kept.get(session)
-            if kept is None:
+                entry = self._sessions.get(session)
+            if entry is None:
                 self._add(session)
                 continue
-            kept.lock.acquire()
+            entry.lock.acquire()
             with self._lock:
-                if self._kept.get(session) is kept:
-                    if kept.sandbox.alive():
-                        return kept
-                    self._kept.pop(session)
+                if self._sessions.get(session) is entry:
+                    if entry.sandbox.is_alive():
+                        return entry
+                    self._sessions.pop(session)
                     self._lost[session] = "the sandbox ended"
-            kept.lock.release()
-            kept.sandbox.close()
+            entry.lock.release()
+            entry.sandbox.close()
 
     def _add(self, session: str) -> None:
         sandbox = self._take()
         ended = []
         try:
             with self._lock:
-                if session in self._kept or self._closed:
+                if session in self._sessions or self._closed:
                     ended.append(sandbox)
                     return
-                while len(self._kept) >= self._max_sessions:
-                    ended.append(self._evicted().sandbox)
-                self._kept[session] = SessionSandbox(sandbox)
+                while len(self._sessions) >= self._max_sessions:
+                    ended.append(self._evict().sandbox)
+                self._sessions[session] = SessionSandbox(sandbox)
         except SandboxesBusy:
             ended.append(sandbox)
             raise
@@ -148,17 +151,17 @@ class SandboxPool:
                 old.close()
             self._refill()
 
-    def _evicted(self) -> SessionSandbox:
-        """Takes out the session that was idle for longest; it will be told."""
-        idle = [session for session, kept in self._kept.items() if not kept.lock.locked()]
+    def _evict(self) -> SessionSandbox:
+        """Remove the session that was idle for longest; its next program reports that."""
+        idle = [session for session, entry in self._sessions.items() if not entry.lock.locked()]
         if not idle:
             raise SandboxesBusy(f"all {self._max_sessions} sessions that may keep variables are busy; try again")
-        oldest = min(idle, key=lambda session: self._kept[session].last_used)
+        oldest = min(idle, key=lambda session: self._sessions[session].last_used)
         self._lost[oldest] = "the session was idle for too long"
-        return self._kept.pop(oldest)
+        return self._sessions.pop(oldest)
 
-    def _forget(self, session: str, kept: SessionSandbox) -> None:
+    def _forget(self, session: str, entry: SessionSandbox) -> None:
         with self._lock:
-            if self._kept.get(session) is kept:
-                self._kept.pop(session)
-        kept.sandbox.close()
+            if self._sessions.get(session) is entry:
+                self._sessions.pop(session)
+        entry.sandbox.close()

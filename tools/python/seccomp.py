@@ -90,8 +90,8 @@ EPERM, ENOSYS, EAFNOSUPPORT = 1, 38, 97
 NUMBER, ARCHITECTURE, FIRST, SECOND = 0, 4, 16, 24  # offsets in struct seccomp_data; low words of the arguments
 
 
-def program(machine: str | None = None) -> bytes:
-    """The filter, an array of struct sock_filter, for this machine or for another one.
+def build_filter(machine: str | None = None) -> bytes:
+    """Return the filter for a machine as an array of struct sock_filter.
 
     Raises:
         UserError: an architecture whose system calls are not known here.
@@ -100,38 +100,51 @@ def program(machine: str | None = None) -> bytes:
     if machine not in ARCHITECTURES:
         raise UserError(f"the sandbox knows the system calls of {' and '.join(ARCHITECTURES)}, not of {machine}")
     column, audit = ARCHITECTURES[machine]
-    code = [_op(LOAD, ARCHITECTURE), _op(EQUAL, audit, 1, 0), _op(RETURN, KILL), _op(LOAD, NUMBER)]  # no 32-bit calls
+    code = [
+        _instruction(LOAD, ARCHITECTURE),
+        _instruction(EQUAL, audit, 1, 0),
+        _instruction(RETURN, KILL),
+        _instruction(LOAD, NUMBER),
+    ]  # no 32-bit calls
     if machine == "x86_64":
-        code += _when(AT_LEAST, 0x40000000, EPERM)  # x32, a second set of numbers
+        code += _refuse_when(AT_LEAST, 0x40000000, EPERM)  # x32, a second set of numbers
         for number in OLD_X86.values():
-            code += _when(EQUAL, number, EPERM)
+            code += _refuse_when(EQUAL, number, EPERM)
     for numbers in REFUSED.values():
-        code += _when(EQUAL, numbers[column], EPERM)
-    code += _when(
-        EQUAL, CLONE3[column], ENOSYS
-    )  # its flags lie in memory, where a filter cannot look; the C library falls back on clone
-    code += _argument(CLONE[column], FIRST, [*_when(ANY_BIT, NEW_NAMESPACES, EPERM)])
-    code += _argument(
-        PRLIMIT[column], FIRST, [_op(EQUAL, 0, 1, 0), _op(RETURN, ERRNO | EPERM)]
-    )  # only one's own limits
-    code += _argument(
-        SETPRIORITY[column], SECOND, [_op(EQUAL, 0, 1, 0), _op(RETURN, ERRNO | EPERM)]
-    )  # and only one's own priority
-    code += _argument(IOCTL[column], SECOND, [*_when(EQUAL, TIOCSTI, EPERM), *_when(EQUAL, TIOCLINUX, EPERM)])
+        code += _refuse_when(EQUAL, numbers[column], EPERM)
+    # its flags lie in memory, where a filter cannot look; the C library falls back on clone
+    code += _refuse_when(EQUAL, CLONE3[column], ENOSYS)
+    code += _check_argument(CLONE[column], FIRST, [*_refuse_when(ANY_BIT, NEW_NAMESPACES, EPERM)])
+    # only one's own limits
+    code += _check_argument(PRLIMIT[column], FIRST, [_instruction(EQUAL, 0, 1, 0), _instruction(RETURN, ERRNO | EPERM)])
+    # and only one's own priority
+    code += _check_argument(
+        SETPRIORITY[column], SECOND, [_instruction(EQUAL, 0, 1, 0), _instruction(RETURN, ERRNO | EPERM)]
+    )
+    code += _check_argument(
+        IOCTL[column], SECOND, [*_refuse_when(EQUAL, TIOCSTI, EPERM), *_refuse_when(EQUAL, TIOCLINUX, EPERM)]
+    )
     for call in (SOCKET, SOCKETPAIR):  # vsock, for one, is bound to no network namespace
-        code += _argument(call[column], FIRST, [_op(EQUAL, AF_UNIX, 1, 0), _op(RETURN, ERRNO | EAFNOSUPPORT)])
-    return b"".join([*code, _op(RETURN, ALLOW)])
+        code += _check_argument(
+            call[column], FIRST, [_instruction(EQUAL, AF_UNIX, 1, 0), _instruction(RETURN, ERRNO | EAFNOSUPPORT)]
+        )
+    return b"".join([*code, _instruction(RETURN, ALLOW)])
 
 
-def _op(code: int, value: int, when_true: int = 0, when_false: int = 0) -> bytes:
+def _instruction(code: int, value: int, when_true: int = 0, when_false: int = 0) -> bytes:
     return struct.pack("=HBBI", code, when_true, when_false, value)
 
 
-def _when(test: int, value: int, errno: int) -> list[bytes]:
-    """Refuses where the loaded word passes the test."""
-    return [_op(test, value, 0, 1), _op(RETURN, ERRNO | errno)]
+def _refuse_when(test: int, value: int, errno: int) -> list[bytes]:
+    """Return instructions that refuse the call if the loaded word passes the test."""
+    return [_instruction(test, value, 0, 1), _instruction(RETURN, ERRNO | errno)]
 
 
-def _argument(call: int, offset: int, checks: list[bytes]) -> list[bytes]:
-    """Looks at an argument of one call, which is allowed where the checks do not refuse it."""
-    return [_op(EQUAL, call, 0, len(checks) + 2), _op(LOAD, offset), *checks, _op(RETURN, ALLOW)]
+def _check_argument(call: int, offset: int, checks: list[bytes]) -> list[bytes]:
+    """Return instructions that check an argument of one call and allow the call if no check refuses it."""
+    return [
+        _instruction(EQUAL, call, 0, len(checks) + 2),
+        _instruction(LOAD, offset),
+        *checks,
+        _instruction(RETURN, ALLOW),
+    ]

@@ -10,7 +10,7 @@ from pydantic import Field
 from arm_rl.core.errors import UserError
 from arm_rl.core.session import ToolResult
 from tools.base import ArgumentError, Execution, TextName, Tool, ToolContext, function_schema, parameters_of
-from tools.text.matching import begins, contains, ends, folded, mentions
+from tools.text.matching import begins_with, contains, count_mentions, ends_with, fold
 from tools.text.numbers import numbers
 from tools.text.sentences import num_words, paragraphs, sentences, sentences_by_paragraph
 
@@ -105,7 +105,7 @@ def _require_order(lower_name: str, lower: int, upper_name: str, upper: int) -> 
 
 
 def _require_visible(name: str, text: str) -> None:
-    if not folded(text):
+    if not fold(text):
         raise ArgumentError(f"{name} is {text!r}: a text with at least one visible character is needed")
 
 
@@ -113,15 +113,15 @@ def _require_visible(name: str, text: str) -> None:
 
 
 def _paragraph_number_in_range(text: str, wanted: Range) -> bool:
-    return _within(len(paragraphs(text)), wanted)
+    return _is_within(len(paragraphs(text)), wanted)
 
 
 def _sentence_number_in_range(text: str, wanted: Range) -> bool:
-    return _within(len(sentences(text)), wanted)
+    return _is_within(len(sentences(text)), wanted)
 
 
 def _each_paragraph_sentence_number_in_range(text: str, wanted: Range) -> bool:
-    return _each(sentences_by_paragraph(text), lambda paragraph: _within(len(paragraph), wanted))
+    return _holds_for_each(sentences_by_paragraph(text), lambda paragraph: _is_within(len(paragraph), wanted))
 
 
 def _each_paragraph_sentence_number_in_range_list(text: str, wanted: Ranges) -> bool:
@@ -132,18 +132,18 @@ def _each_paragraph_sentence_number_in_range_list(text: str, wanted: Ranges) -> 
 
 
 def _word_count_in_range(text: str, wanted: Range) -> bool:
-    return _within(num_words(text), wanted)
+    return _is_within(num_words(text), wanted)
 
 
 def _each_paragraph_word_count_in_range(text: str, wanted: Range) -> bool:
-    return _each(paragraphs(text), lambda paragraph: _word_count_in_range(paragraph, wanted))
+    return _holds_for_each(paragraphs(text), lambda paragraph: _word_count_in_range(paragraph, wanted))
 
 
-def _within(number: int, wanted: Range) -> bool:
+def _is_within(number: int, wanted: Range) -> bool:
     return wanted.lower_bound <= number <= wanted.upper_bound
 
 
-def _each(parts: list[Part], holds: Callable[[Part], bool]) -> bool:
+def _holds_for_each(parts: list[Part], holds: Callable[[Part], bool]) -> bool:
     return bool(parts) and all(map(holds, parts))
 
 
@@ -156,37 +156,37 @@ def _not_contain_substring(text: str, unwanted: Substring) -> bool:
 
 
 def _each_sentence_begins_with(text: str, wanted: Substring) -> bool:
-    return _each(sentences(text), lambda sentence: begins(sentence, wanted.substring))
+    return _holds_for_each(sentences(text), lambda sentence: begins_with(sentence, wanted.substring))
 
 
 def _each_sentence_ends_with(text: str, wanted: Substring) -> bool:
-    return _each(sentences(text), lambda sentence: ends(sentence, wanted.substring))
+    return _holds_for_each(sentences(text), lambda sentence: ends_with(sentence, wanted.substring))
 
 
 def _each_paragraph_begins_with(text: str, wanted: Substring) -> bool:
-    return _each(paragraphs(text), lambda paragraph: begins(paragraph, wanted.substring))
+    return _holds_for_each(paragraphs(text), lambda paragraph: begins_with(paragraph, wanted.substring))
 
 
 def _each_paragraph_ends_with(text: str, wanted: Substring) -> bool:
-    return _each(paragraphs(text), lambda paragraph: ends(paragraph, wanted.substring))
+    return _holds_for_each(paragraphs(text), lambda paragraph: ends_with(paragraph, wanted.substring))
 
 
 def _response_begins_with(text: str, wanted: Substring) -> bool:
-    return begins(text, wanted.substring)
+    return begins_with(text, wanted.substring)
 
 
 def _response_ends_with(text: str, wanted: Substring) -> bool:
-    return ends(text, wanted.substring)
+    return ends_with(text, wanted.substring)
 
 
 def _each_keyword_in_range(text: str, wanted: Keywords) -> bool:
     return all(
-        wanted.lower_bound_times <= times <= wanted.upper_bound_times for times in mentions(text, wanted.keywords)
+        wanted.lower_bound_times <= times <= wanted.upper_bound_times for times in count_mentions(text, wanted.keywords)
     )
 
 
 def _total_keywords_in_range(text: str, wanted: Keywords) -> bool:
-    return wanted.lower_bound_times <= sum(mentions(text, wanted.keywords)) <= wanted.upper_bound_times
+    return wanted.lower_bound_times <= sum(count_mentions(text, wanted.keywords)) <= wanted.upper_bound_times
 
 
 def _percentage_precision(text: str, wanted: Precision) -> bool:
@@ -210,68 +210,68 @@ class Check:
     holds: Callable[[str, Any], bool]
 
 
-def _check(holds: Callable[[str, Any], bool], arguments: type[Response], rule: str) -> Check:
+def _make_check(holds: Callable[[str, Any], bool], arguments: type[Response], rule: str) -> Check:
     return Check(description=f"Checks whether {rule}.", arguments=arguments, holds=holds)
 
 
 CHECKS: dict[str, Check] = {
-    "check_whether_response_paragraph_number_in_range": _check(
+    "check_whether_response_paragraph_number_in_range": _make_check(
         _paragraph_number_in_range, Range, "the number of paragraphs (separated by blank lines) is in the range"
     ),
-    "check_whether_response_sentence_number_in_range": _check(
+    "check_whether_response_sentence_number_in_range": _make_check(
         _sentence_number_in_range, Range, "the number of sentences is in the range"
     ),
-    "check_whether_each_paragraph_sentence_number_in_range": _check(
+    "check_whether_each_paragraph_sentence_number_in_range": _make_check(
         _each_paragraph_sentence_number_in_range, Range, "the number of sentences of every paragraph is in the range"
     ),
-    "check_whether_each_paragraph_sentence_number_in_range_list": _check(
+    "check_whether_each_paragraph_sentence_number_in_range_list": _make_check(
         _each_paragraph_sentence_number_in_range_list,
         Ranges,
         "there are as many paragraphs as ranges, and each one's number of sentences is in its own range",
     ),
-    "check_whether_response_word_count_in_range": _check(
+    "check_whether_response_word_count_in_range": _make_check(
         _word_count_in_range, Range, "the number of words (each Chinese character is one) is in the range"
     ),
-    "check_whether_each_paragraph_word_count_in_range": _check(
+    "check_whether_each_paragraph_word_count_in_range": _make_check(
         _each_paragraph_word_count_in_range, Range, "the number of words of every paragraph is in the range"
     ),
-    "check_whether_whole_response_not_contain_certain_substrings": _check(
+    "check_whether_whole_response_not_contain_certain_substrings": _make_check(
         _not_contain_substrings, Substrings, "the text contains none of the substrings"
     ),
-    "check_whether_whole_response_not_contain_certain_substring": _check(
+    "check_whether_whole_response_not_contain_certain_substring": _make_check(
         _not_contain_substring, Substring, "the text does not contain the substring"
     ),
-    "check_whether_each_sentence_begin_with_certain_substring": _check(
+    "check_whether_each_sentence_begin_with_certain_substring": _make_check(
         _each_sentence_begins_with, Substring, "every sentence begins with the substring"
     ),
-    "check_whether_each_sentence_end_with_certain_substring": _check(
+    "check_whether_each_sentence_end_with_certain_substring": _make_check(
         _each_sentence_ends_with, Substring, "every sentence ends with the substring, closing punctuation aside"
     ),
-    "check_whether_each_paragraph_begin_with_certain_substring": _check(
+    "check_whether_each_paragraph_begin_with_certain_substring": _make_check(
         _each_paragraph_begins_with, Substring, "every paragraph begins with the substring"
     ),
-    "check_whether_each_paragraph_end_with_certain_substring": _check(
+    "check_whether_each_paragraph_end_with_certain_substring": _make_check(
         _each_paragraph_ends_with, Substring, "every paragraph ends with the substring, closing punctuation aside"
     ),
-    "check_whether_whole_response_begin_with_certain_substring": _check(
+    "check_whether_whole_response_begin_with_certain_substring": _make_check(
         _response_begins_with, Substring, "the text begins with the substring"
     ),
-    "check_whether_whole_response_end_with_certain_substring": _check(
+    "check_whether_whole_response_end_with_certain_substring": _make_check(
         _response_ends_with, Substring, "the text ends with the substring, closing punctuation aside"
     ),
-    "check_whether_each_keyword_in_list_mentioned_in_range": _check(
+    "check_whether_each_keyword_in_list_mentioned_in_range": _make_check(
         _each_keyword_in_range, Keywords, "the number of mentions of every single keyword is in the range"
     ),
-    "check_whether_total_keyword_in_list_mentioned_in_range": _check(
+    "check_whether_total_keyword_in_list_mentioned_in_range": _make_check(
         _total_keywords_in_range, Keywords, "the number of mentions of all keywords together is in the range"
     ),
-    "check_percentage_number_precision_in_response": _check(
+    "check_percentage_number_precision_in_response": _make_check(
         _percentage_precision, Precision, "every percentage has exactly that many digits after the decimal point"
     ),
-    "check_number_precision_in_response": _check(
+    "check_number_precision_in_response": _make_check(
         _number_precision, Precision, "every number has exactly that many digits after the decimal point"
     ),
-    "check_whether_has_no_arabic_number_in_response": _check(
+    "check_whether_has_no_arabic_number_in_response": _make_check(
         _no_arabic_number, Response, "the text has no Arabic numerals"
     ),
 }

@@ -4,7 +4,7 @@ import re
 import unicodedata
 from collections.abc import Iterable, Iterator
 
-from tools.text.sentences import LETTER, plain
+from tools.text.sentences import LETTER, strip_markdown
 
 _OPENERS = "\"'([{<«‹„「『《〈【¿¡ "
 _CLOSERS = "\"')]}>»›」』》〉】 "
@@ -17,9 +17,8 @@ _DIGIT_AFTER = re.compile(r"[.,]\d")
 _INVISIBLE = re.compile("[\u00ad\u200b\u2060\ufeff]")
 
 
-def folded(text: str) -> str:
-    """The text without case, the shapes of quotation marks, the width of East Asian characters (Unicode NFKC), invisible characters, and
-    with single spaces for white space."""
+def fold(text: str) -> str:
+    """Return a text without case, quotation mark shapes, East Asian widths (NFKC) and invisible characters."""
     text = unicodedata.normalize("NFKC", text).casefold()
     if not text.isascii():
         text = _INVISIBLE.sub("", text).replace("’", "'").replace("‘", "'").replace("“", '"').replace("”", '"')
@@ -28,48 +27,48 @@ def folded(text: str) -> str:
 
 def contains(text: str, substrings: Iterable[str]) -> bool:
     """Whether any is there, as written or without Markdown's marks."""
-    forms = (folded(text), folded(plain(text)))
-    return any(folded(substring) in form for substring in substrings for form in forms)
+    forms = (fold(text), fold(strip_markdown(text)))
+    return any(fold(substring) in form for substring in substrings for form in forms)
 
 
-def begins(text: str, substring: str) -> bool:
-    """As written, without Markdown's marks, or also without opening quotation marks and brackets."""
-    substring = folded(substring)
-    if folded(text).startswith(substring):
+def begins_with(text: str, substring: str) -> bool:
+    """Return whether a text begins with a substring, also without Markdown's marks or opening brackets."""
+    substring = fold(substring)
+    if fold(text).startswith(substring):
         return True
-    bare = folded(plain(text))
+    bare = fold(strip_markdown(text))
     return bare.startswith(substring) or bare.lstrip(_OPENERS).startswith(substring)
 
 
-def ends(text: str, substring: str) -> bool:
-    """As written, without Markdown's marks, without closing quotation marks and brackets, or also without the punctuation before these."""
-    substring = folded(substring)
-    if folded(text).endswith(substring):
+def ends_with(text: str, substring: str) -> bool:
+    """Return whether a text ends with a substring, also without Markdown's marks and closing quotation marks."""
+    substring = fold(substring)
+    if fold(text).endswith(substring):
         return True
-    bare = folded(plain(text))
+    bare = fold(strip_markdown(text))
     unquoted = bare.rstrip(_CLOSERS)
     return any(form.endswith(substring) for form in (bare, unquoted, unquoted.rstrip(_ENDS + _CLOSERS)))
 
 
-def mentions(text: str, keywords: Iterable[str]) -> Iterator[int]:
-    """How often the text mentions each keyword, as whole words; one that is listed twice counts once.
+def count_mentions(text: str, keywords: Iterable[str]) -> Iterator[int]:
+    """Count how often the text mentions each distinct keyword as whole words.
 
     A letter at a keyword's edge has no other letter beside it in the text: hyphens and apostrophes end words here ("AI-powered" mentions
     AI). Han characters and kana have no such edges. "C" is not in "C++" or "C#", nor "3" in "3.14".
     """
-    text = folded(plain(text))
-    for keyword in dict.fromkeys(map(folded, keywords)):
+    text = fold(strip_markdown(text))
+    for keyword in dict.fromkeys(map(fold, keywords)):
         times, start = 0, text.find(keyword)
         while start >= 0:
             stop = start + len(keyword)
-            whole = _is_whole(text[max(start - 2, 0) : start], keyword, text[stop : stop + 2])
+            whole = _is_whole_word(text[max(start - 2, 0) : start], keyword, text[stop : stop + 2])
             times += whole
             start = text.find(keyword, stop if whole else start + 1)
         yield times
 
 
-def _is_whole(before: str, keyword: str, after: str) -> bool:
-    """Whether a keyword stands there as whole words, from the two characters on each of its sides."""
+def _is_whole_word(before: str, keyword: str, after: str) -> bool:
+    """Return whether a keyword stands as whole words, given the two characters on each of its sides."""
     first, last = keyword[0], keyword[-1]
     if _LETTER.match(first) and (
         _LETTER_AT_END.search(before) or (first.isdecimal() and _DIGIT_BEFORE.fullmatch(before))

@@ -10,8 +10,8 @@ from sentencex import segment
 WINDOW = 4096  # characters given to the segmenter at a time: it takes time that grows with the square of some texts
 
 
-def _marks() -> str:
-    """A character class's inside: the combining marks of the basic plane, which `\\w` leaves out and words of many scripts hold."""
+def _combining_marks() -> str:
+    r"""Return the combining marks of the basic plane as the inside of a character class: `\w` lacks them."""
     ranges: list[list[int]] = []
     for code in range(0x300, 0x10000):
         if unicodedata.category(chr(code))[0] != "M":
@@ -26,7 +26,7 @@ def _marks() -> str:
 # Characters that each are a word: Han, and the Japanese syllables.
 CJK = r"\u3005-\u3007\u3041-\u3096\u30a1-\u30ff\u31f0-\u31ff\u3400-\u4dbf\u4e00-\u9fff\uf900-\ufaff\uff66-\uff9f\U00020000-\U0003ffff"
 # Any other character of a word: a letter, a digit or a combining mark.
-LETTER = rf"(?:[^\W_{CJK}]|[{_marks()}])"
+LETTER = rf"(?:[^\W_{CJK}]|[{_combining_marks()}])"
 
 _WORD = re.compile(
     rf"[{CJK}]|https?://[!-~]+"  # an address is one word
@@ -84,9 +84,9 @@ def sentences(text: str) -> list[str]:
 
 def sentences_by_paragraph(text: str) -> list[list[str]]:
     """The sentences of each paragraph."""
-    language = _language(text)
+    language = _detect_language(text)
     return [
-        [sentence for block in _blocks(paragraph) for sentence in _split(block, language)]
+        [sentence for block in _blocks(paragraph) for sentence in _split_sentences(block, language)]
         for paragraph in paragraphs(text)
     ]
 
@@ -98,17 +98,17 @@ def num_words(text: str) -> int:
     "e.g.", "12:30", "snake_case" are one word each, as is a web address. "and/or" and "this—that" are two. Symbols, Markdown's marks and
     the numbers of list items are none. Scripts written without spaces other than these (Thai) count a run as one.
     """
-    return len(_WORD.findall(plain(text)))
+    return len(_WORD.findall(strip_markdown(text)))
 
 
-def plain(text: str) -> str:
-    """The text without Markdown: one line for each heading, item, row of a table and run of other lines."""
+def strip_markdown(text: str) -> str:
+    """Return the text without Markdown: one line for each heading, item, table row and run of other lines."""
     blocks = (block for paragraph in paragraphs(text) for block in _blocks(paragraph))
-    return "\n".join(without_marker(block) for block in blocks)
+    return "\n".join(strip_marker(block) for block in blocks)
 
 
-def without_marker(line: str) -> str:
-    """The line without what makes it a heading, an item or a quotation."""
+def strip_marker(line: str) -> str:
+    """Return the line without its heading, item or quotation marker."""
     if quoted := _QUOTED.match(line):
         line = line[quoted.end() :]
     if marker := _MARKER.match(line):
@@ -128,19 +128,19 @@ def _blocks(paragraph: str) -> Iterator[str]:
         rule = _FENCE.match(line) or _RULE.fullmatch(line)
         alone = code or _ALONE.match(line) or _BOLD_LINE.fullmatch(line)
         if run and (rule or alone or _MARKER.match(line)):
-            yield _unmarked(run)
+            yield _join_without_marks(run)
             run = []
         if not rule:
             run.append(line)
         if run and alone:
-            yield _unmarked(run)
+            yield _join_without_marks(run)
             run = []
     if run:
-        yield _unmarked(run)
+        yield _join_without_marks(run)
 
 
-def _unmarked(lines: list[str]) -> str:
-    """One line of these, without the marks inside them."""
+def _join_without_marks(lines: list[str]) -> str:
+    """Join lines to one line without inline marks."""
     line = " ".join(line.strip() for line in lines)
     if line.startswith("|"):
         line = line.replace("|", " ")
@@ -171,8 +171,8 @@ _LANGUAGE_OF = {word: language for language, words in _FUNCTION_WORDS.items() fo
 _SAMPLE = 1000  # characters that tell a language
 
 
-def _language(text: str) -> str:
-    """The language whose abbreviations hold; English where nothing speaks for another that is known."""
+def _detect_language(text: str) -> str:
+    """Return the language whose abbreviations apply; "en" if no other known language fits."""
     sample = text[:_SAMPLE]
     if not sample.isascii():
         letters = len(_SOMETHING.findall(sample))
@@ -194,14 +194,14 @@ _POINT = re.compile(r"[^\W_]\.\Z")
 _AFTER_SPEECH = re.compile(rf"[{CJK},，、]")
 
 
-def _split(block: str, language: str) -> Iterator[str]:
-    """The sentences of a block, each with at least a letter or a digit."""
+def _split_sentences(block: str, language: str) -> Iterator[str]:
+    """Yield the sentences of a block, each with at least a letter or a digit."""
     marker = _MARKER.match(block)
     body = marker.end() if marker and _SOMETHING.search(block, marker.end()) else 0
     sentence = [block[:body]]
     complete = False  # has a letter or a digit beside a number in front: another sentence may follow
     for part in _segments(block[body:], language):
-        if complete and not _goes_on(sentence[-1], part):
+        if complete and not _continues_sentence(sentence[-1], part):
             yield "".join(sentence).strip()
             sentence, complete = [], False
         while not complete and (aside := _ASIDE.match(part)) and not part[aside.end()].islower():
@@ -213,8 +213,8 @@ def _split(block: str, language: str) -> Iterator[str]:
         yield "".join(sentence).strip()
 
 
-def _goes_on(before: str, part: str) -> bool:
-    """Whether a part of the segmenter's belongs to the sentence before it after all."""
+def _continues_sentence(before: str, part: str) -> bool:
+    """Return whether a part of the segmenter belongs to the sentence before it."""
     if not _SOMETHING.search(part) or _NEVER_LAST.search(before[-10:]):
         return True
     if before[-1] in "”’」』":  # “真的吗？”他说。
@@ -224,9 +224,8 @@ def _goes_on(before: str, part: str) -> bool:
 
 def _segments(block: str, language: str) -> Iterator[str]:
     """The segmenter's parts, which joined are the block. The work is linear in the block's length."""
-    block = " ".join(
-        block.encode("utf-8", "replace").decode().split()
-    )  # it breaks on lone surrogates and on wide white space
+    # it breaks on lone surrogates and on wide white space
+    block = " ".join(block.encode("utf-8", "replace").decode().split())
     block = block.replace("… ", "... ")  # which it knows as an end, where a capital follows
     start = 0
     unfinished: list[str] = []  # the windows that one part fills
@@ -254,8 +253,7 @@ def _parts(window: str, language: str) -> list[str]:
     try:
         return segment(language, window)
     except BaseException as error:
-        if (
-            type(error).__name__ != "PanicException"
-        ):  # which no module exports, and which is no Exception: it would end the process
+        # which no module exports, and which is no Exception: it would end the process
+        if type(error).__name__ != "PanicException":
             raise
         raise RuntimeError(f"sentencex {error}") from error

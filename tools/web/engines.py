@@ -8,7 +8,7 @@ from typing import Any
 
 import httpx
 
-Found = tuple[str, str, str]  # title, link, text: cleaned and cut
+SearchResult = tuple[str, str, str]  # title, link, text: cleaned and cut
 
 _TAG = re.compile(r"<(?=/?\s*(?:think|answer|tool_call|tool_response|tools)\b)", re.IGNORECASE)
 
@@ -20,7 +20,7 @@ class SearchEngine:
     base_url: str | None  # None: each installation has its own
     key_variable: str | None  # the environment variable with the key; None: it takes no key
     request: Callable[[str, str, int, str], httpx.Request]  # base URL, query, number of results, key
-    read: Callable[[dict[str, Any]], list[Found] | None]  # None: not what this engine sends
+    read: Callable[[dict[str, Any]], list[SearchResult] | None]  # None: not what this engine sends
 
 
 def _serper_request(base_url: str, query: str, num_results: int, key: str) -> httpx.Request:
@@ -29,36 +29,36 @@ def _serper_request(base_url: str, query: str, num_results: int, key: str) -> ht
     )
 
 
-def _read_serper(content: dict[str, Any]) -> list[Found] | None:
+def _read_serper(content: dict[str, Any]) -> list[SearchResult] | None:
     answer, entity = content.get("answerBox"), content.get("knowledgeGraph")
     organic = _dicts(content.get("organic"))
     if organic is None and not isinstance(answer, dict) and not isinstance(entity, dict):
         return None
     found = []
     if isinstance(answer, dict):
-        found.append(_found(answer, "title", "link", "answer", "snippet"))
+        found.append(_make_result(answer, "title", "link", "answer", "snippet"))
     if isinstance(entity, dict):
-        found.append(_found(entity, "title", "descriptionLink", "type", "description"))
-    return found + [_found(result, "title", "link", "date", "snippet") for result in organic or []]
+        found.append(_make_result(entity, "title", "descriptionLink", "type", "description"))
+    return found + [_make_result(result, "title", "link", "date", "snippet") for result in organic or []]
 
 
 def _searxng_request(base_url: str, query: str, num_results: int, key: str) -> httpx.Request:
     return httpx.Request("GET", f"{base_url}/search", params={"q": query, "format": "json"})
 
 
-def _read_searxng(content: dict[str, Any]) -> list[Found] | None:
+def _read_searxng(content: dict[str, Any]) -> list[SearchResult] | None:
     results = _dicts(content.get("results"))
     if results is None:
         return None
-    boxes = [_found(box, "infobox", "id", "content") for box in _dicts(content.get("infoboxes")) or []]
-    return boxes + [_found(result, "title", "url", "content") for result in results]
+    boxes = [_make_result(box, "infobox", "id", "content") for box in _dicts(content.get("infoboxes")) or []]
+    return boxes + [_make_result(result, "title", "url", "content") for result in results]
 
 
 def _dicts(value: Any) -> list[dict[str, Any]] | None:
     return [entry for entry in value if isinstance(entry, dict)] if isinstance(value, list) else None
 
 
-def _found(result: dict[str, Any], title: str, link: str, *texts: str) -> Found:
+def _make_result(result: dict[str, Any], title: str, link: str, *texts: str) -> SearchResult:
     parts = (clean(result.get(key)) for key in texts)
     return clean(result.get(title)), clean(result.get(link)), ". ".join(part for part in parts if part)
 

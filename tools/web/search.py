@@ -18,9 +18,9 @@ from pydantic import Field
 from arm_rl.core.errors import UserError
 from arm_rl.core.session import ToolResult
 from tools.base import ArgumentError, Execution, Tool, ToolContext
-from tools.execution.background_loop import wait_for
+from tools.execution.tool_loop import tool_loop
 from tools.web.cache import SearchCache
-from tools.web.engines import ENGINES, Found, clean
+from tools.web.engines import ENGINES, SearchResult, clean
 
 logger = logging.getLogger(__name__)
 
@@ -37,9 +37,9 @@ FIRST_WAIT_SECONDS, LONGEST_WAIT_SECONDS = 0.5, 8.0  # between two tries; the fi
 class SearchError(Exception):
     """The engine gave nothing; the message, for the policy too, says why in words of our own: an engine's may hold what is secret."""
 
-    def __init__(self, message: str, *, again: bool = False, wait_seconds: float = 0.0) -> None:
+    def __init__(self, message: str, *, retryable: bool = False, wait_seconds: float = 0.0) -> None:
         super().__init__(message)
-        self.again = again  # another try may help ...
+        self.retryable = retryable  # another try may help ...
         self.wait_seconds = wait_seconds  # ... after as long as the engine asks for
 
 
@@ -86,8 +86,8 @@ class WebSearchTool(Tool):
         if engine not in ENGINES:
             raise UserError(f"engine: one of {', '.join(ENGINES)}, not {engine!r}")
         self.engine = engine
-        self.base_url = _checked_url(base_url or ENGINES[engine].base_url)
-        self.key_variable = _checked_key_variable(engine, api_key_variable or ENGINES[engine].key_variable)
+        self.base_url = _check_url(base_url or ENGINES[engine].base_url)
+        self.key_variable = _check_key_variable(engine, api_key_variable or ENGINES[engine].key_variable)
         _check_range("num_results", num_results, 1, 20, int)
         _check_range("timeout_seconds", timeout_seconds, 0.1, 600)
         _check_range("retries", retries, 0, 10, int)
@@ -97,9 +97,8 @@ class WebSearchTool(Tool):
         self._seconds_apart = 1 / calls_per_second if calls_per_second else 0.0
         self._cache = SearchCache(cache, cache_days * 86400) if cache else None
         self._client: httpx.AsyncClient | None = None  # these three live on the tools' event loop
-        self._running: dict[
-            str, asyncio.Task[list[Found]]
-        ] = {}  # one request for the sessions that ask the same at the same time
+        # one request for the sessions that ask the same at the same time
+        self._running: dict[str, asyncio.Task[list[SearchResult]]] = {}
         self._next_slot = 0.0
 
     def run(self, arguments: Arguments, context: ToolContext) -> ToolResult:
@@ -111,7 +110,7 @@ class WebSearchTool(Tool):
         found = self._cache.get(key) if self._cache else None
         if found is None:
             try:
-                found = wait_for(self._shared(query))
+                found = tool_loop().wait(self._search_once(query))
             except TimeoutError:
                 return ToolResult(
                     status="timeout",
@@ -127,17 +126,17 @@ class WebSearchTool(Tool):
     def close(self) -> None:
         """Closes the connections."""
         if self._client is not None:
-            wait_for(self._client.aclose())
+            tool_loop().wait(self._client.aclose())
             self._client = None
 
-    async def _shared(self, query: str) -> list[Found]:
+    async def _search_once(self, query: str) -> list[SearchResult]:
         task = self._running.get(query)
         if task is None:
             task = self._running[query] = asyncio.create_task(self._search(query))
             task.add_done_callback(lambda _: self._running.pop(query))
         return await asyncio.shield(task)
 
-    async def _search(self, query: str) -> list[Found]:
+    async def _search(self, query: str) -> list[SearchResult]:
         """Asks until there is an answer; raises TimeoutError when the time is over."""
         deadline = asyncio.get_running_loop().time() + self.timeout_seconds
         async with asyncio.timeout_at(deadline):
@@ -146,12 +145,11 @@ class WebSearchTool(Tool):
                 try:
                     return await self._ask(query)
                 except SearchError as error:
-                    backoff = (
-                        FIRST_WAIT_SECONDS * 2**retry * random.uniform(0.5, 1)
-                    )  # spread: others wait for the same engine
+                    # spread: others wait for the same engine
+                    backoff = FIRST_WAIT_SECONDS * 2**retry * random.uniform(0.5, 1)
                     wait = min(max(backoff, error.wait_seconds), LONGEST_WAIT_SECONDS)
                     left = deadline - asyncio.get_running_loop().time()
-                    if not error.again or retry == self.retries or wait >= left:
+                    if not error.retryable or retry == self.retries or wait >= left:
                         raise
                     await asyncio.sleep(wait)
         raise AssertionError("the last try returns or raises")
@@ -164,21 +162,21 @@ class WebSearchTool(Tool):
         self._next_slot = slot + self._seconds_apart
         await asyncio.sleep(slot - now)
 
-    async def _ask(self, query: str) -> list[Found]:
+    async def _ask(self, query: str) -> list[SearchResult]:
         if self._client is None:
             self._client = httpx.AsyncClient(follow_redirects=False)  # a key is for one address
         engine = ENGINES[self.engine]
-        secret = _key(self.key_variable) if self.key_variable else ""
+        secret = _read_key(self.key_variable) if self.key_variable else ""
         request = engine.request(self.base_url, query, self.num_results, secret)
         request.extensions["timeout"] = httpx.Timeout(self.timeout_seconds).as_dict()
         request.headers.update(HEADERS)
         try:
             response = await self._client.send(request, stream=True)
         except httpx.HTTPError as error:
-            raise SearchError(f"the search engine cannot be reached ({type(error).__name__})", again=True) from None
+            raise SearchError(f"the search engine cannot be reached ({type(error).__name__})", retryable=True) from None
         try:
             _check_status(response)
-            body = await _limited_body(response)
+            body = await _read_limited_body(response)
         finally:
             await response.aclose()
         found = engine.read(_as_dict(body))
@@ -199,7 +197,9 @@ def _check_status(response: httpx.Response) -> None:
         return
     if status == 429 or status >= 500:
         said = "is busy" if status in (429, 503) else "failed"
-        raise SearchError(f"the search engine {said} (HTTP {status})", again=True, wait_seconds=_retry_after(response))
+        raise SearchError(
+            f"the search engine {said} (HTTP {status})", retryable=True, wait_seconds=_retry_after(response)
+        )
     if status in (401, 403):
         raise SearchError(
             f"the search engine refused the request (HTTP {status}); its key or its settings do not allow it"
@@ -217,7 +217,7 @@ def _retry_after(response: httpx.Response) -> float:
     return max(0.0, seconds) if math.isfinite(seconds) else 0.0
 
 
-async def _limited_body(response: httpx.Response) -> bytes:
+async def _read_limited_body(response: httpx.Response) -> bytes:
     body = bytearray()
     try:
         async for chunk in response.aiter_raw():
@@ -225,7 +225,9 @@ async def _limited_body(response: httpx.Response) -> bytes:
             if len(body) > MAX_BYTES:
                 raise SearchError("the search engine sent too much")
     except httpx.HTTPError as error:
-        raise SearchError(f"the connection to the search engine broke ({type(error).__name__})", again=True) from None
+        raise SearchError(
+            f"the connection to the search engine broke ({type(error).__name__})", retryable=True
+        ) from None
     return bytes(body)
 
 
@@ -243,23 +245,22 @@ def _cut(text: str, limit: int) -> str:
     return text if len(text) <= limit else text[: limit - 1].rstrip() + "…"
 
 
-def _as_text(found: list[Found]) -> str:
+def _as_text(found: list[SearchResult]) -> str:
     if not found:
         return "No results."
     blocks = ("\n".join(part for part in result if part) for result in found)
     return "\n\n".join(f"[{number}] {block}" for number, block in enumerate(blocks, start=1))
 
 
-def _key(variable: str) -> str:
+def _read_key(variable: str) -> str:
     key = os.environ.get(variable, "").strip()
-    if (
-        not key or not key.isascii() or not key.isprintable()
-    ):  # a header with anything else is refused by an error that shows it
+    # a header with anything else is refused by an error that shows it
+    if not key or not key.isascii() or not key.isprintable():
         raise SearchError("the search engine has no key on this machine")
     return key
 
 
-def _checked_key_variable(engine: str, variable: str | None) -> str | None:
+def _check_key_variable(engine: str, variable: str | None) -> str | None:
     if ENGINES[engine].key_variable is None:
         if variable is not None:
             raise UserError(f"api_key_variable: {engine} takes no key")
@@ -267,7 +268,7 @@ def _checked_key_variable(engine: str, variable: str | None) -> str | None:
     if not isinstance(variable, str) or not re.fullmatch(r"[A-Za-z_][A-Za-z0-9_]*", variable):
         raise UserError("api_key_variable: the name of an environment variable is needed, and never the key itself")
     try:
-        _key(variable)
+        _read_key(variable)
     except SearchError:
         raise UserError(
             f"api_key_variable: set the environment variable {variable} to your key for {engine}, in every process that runs the tool"
@@ -275,7 +276,7 @@ def _checked_key_variable(engine: str, variable: str | None) -> str | None:
     return variable
 
 
-def _checked_url(url: Any) -> str:
+def _check_url(url: Any) -> str:
     if url is None:
         raise UserError("base_url: the address of your SearXNG is needed, such as http://localhost:8888")
     try:

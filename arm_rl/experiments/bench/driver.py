@@ -2,18 +2,16 @@
 
     samples -> instant engine -> scorers -> advantages -> batches -> instant learner -> "new weights" -> instant engine
 
-Everything but the two ends is the real thing, and so are the ways there: what the engine gives and what the learner gets travels through
-Ray as in a run. The other side is one call a trajectory to an actor that gives back as many bytes as a trajectory has.
+Everything but the two ends is the real code, and so is the way to them: trajectories and batches travel through Ray as in a run. The other
+side is one call a trajectory to an actor that returns as many bytes as a trajectory has.
 """
 
 import asyncio
 import gc
-import io
 import itertools
 import pickle
 import random
 import statistics
-import tempfile
 import time
 from collections.abc import AsyncIterator, Iterator, Mapping, Sequence
 from contextlib import asynccontextmanager, contextmanager
@@ -23,7 +21,6 @@ from typing import Any
 
 import ray
 from ray.actor import ActorHandle
-from rich.console import Console
 
 from actors.archive import Archive
 from actors.learner.rank import RankBatch
@@ -31,82 +28,82 @@ from actors.learner.ranks import LearnerRanks
 from actors.rollout.pool import RolloutPool
 from actors.scorer import Scorer
 from actors.supervision import SupervisedActor
-from actors.weights.files import Published, WeightFile
-from arm_rl.core.config import LearnerConfig, MetricsConfig, TrainConfig
+from actors.weights.files import PublishedWeights, WeightFile
+from arm_rl.core.compute_config import LearnerConfig
 from arm_rl.core.config_file import load
 from arm_rl.core.images import Image
+from arm_rl.core.stage_config import TrainConfig
 from arm_rl.core.types import ImageInfo, ImagePart, ImageRef, Message, Sample, ToolCall, ToolEvent, Trajectory, Turn
 from arm_rl.data.samples import Cursor
-from arm_rl.experiments.bench.result import Result
-from arm_rl.run.metrics_log import MetricsLog
+from arm_rl.experiments.bench.benchmark import Measurement, SpeedBenchmark, Workspace, medians
+from arm_rl.experiments.bench.sessions import CONFIG
 from arm_rl.training.driver import Driver
-from arm_rl.training.groups import GroupRunner
+from arm_rl.training.group_runner import GroupRunner
+from arm_rl.training.silent_driver import logged_step, silent_driver
 
-CONFIG = "configs/demo.yaml"
-GOAL = 0.5
-FLAT = 0.8  # the slowest size over the fastest, at least
+MIN_FLATNESS = 0.8  # goal of the rate of the slowest number of sessions over that of the fastest
 PAD = 5  # id of an image token
 VOCABULARY = 400
-PROMPT, CALL, OBSERVATION, ANSWER, IMAGE = (
-    34,
-    14,
-    26,
-    6,
-    16,
-)  # tokens of the demo's sessions; an image's are in prompt and observation
+# Tokens of the demo's sessions; an image's are in prompt and observation.
+PROMPT, CALL, OBSERVATION, ANSWER, IMAGE = 34, 14, 26, 6, 16
 
 
 @dataclass(frozen=True, kw_only=True)
-class Settings:
-    """How much is measured."""
+class DriverSettings:
+    """Numbers of sessions, steps and repeats."""
 
-    sessions: tuple[int, ...] = (64, 256, 1024, 4096)  # that run at the same time: a step's
+    sessions: tuple[int, ...] = (64, 256, 1024, 4096)  # of a step, all at the same time
     group_size: int = 8
     max_staleness: int = 0
     trajectories: int = 4096  # of one measurement, at least
     repeats: int = 5
 
-    def quick(self) -> "Settings":
-        """To try it."""
-        return replace(self, sessions=(64, 256), trajectories=512, repeats=2)
 
-
-def measure(settings: Settings) -> Result:
-    """Trajectories a second of the driver, over bare calls a second. The ratio is that of all sizes together. Wants a Ray cluster."""
-    config = _config(settings, settings.sessions[0])
+def measure(settings: DriverSettings, workspace: Workspace) -> Measurement:
+    """Measure trajectories a second of the driver and bare calls a second, as geometric means over the numbers of sessions."""
+    configs = [_config(settings, sessions, workspace.temporary / str(sessions)) for sessions in settings.sessions]
     with _bare_actor() as bare:
-        sizes = [asyncio.run(_measure_size(settings, sessions, bare)) for sessions in settings.sessions]
-    ours = [statistics.geometric_mean(size["ours"][repeat] for size in sizes) for repeat in range(settings.repeats)]
-    other = [statistics.geometric_mean(size["bare"][repeat] for size in sizes) for repeat in range(settings.repeats)]
+        sizes = [asyncio.run(_measure_size(settings, config, bare)) for config in configs]
     rates = [statistics.median(size["ours"]) for size in sizes]
     flatness = min(rates) / max(rates)
-    return Result.of(
-        key="driver_share",
-        what="trajectories through driver, scorers and batching, over bare calls of a Ray actor",
-        goal=GOAL,
-        unit="trajectories/s",
-        ours=ours,
-        other=other,
+    return Measurement(
+        ours=_geometric_means([size["ours"] for size in sizes]),
+        other=_geometric_means([size["bare"] for size in sizes]),
         notes=[
             f"geometric means over {', '.join(map(str, settings.sessions))} sessions in groups of {settings.group_size}, "
-            f"max_staleness {settings.max_staleness}, {config.learner.micro_batch_tokens} tokens a micro-batch; "
-            f"the slowest size has {flatness:.2f} of the fastest one's rate (goal {FLAT})",
+            f"max_staleness {settings.max_staleness}, {configs[0].learner.micro_batch_tokens} tokens a micro-batch; "
+            f"the slowest size has {flatness:.2f} of the fastest one's rate (goal {MIN_FLATNESS})",
             "engine and learner take no time; the groups' images are a few bytes each",
             "a bare call gives back bytes, as many as a pickled trajectory; the driver's trajectories are objects",
         ],
         details={
             "flatness": flatness,
-            "flat": flatness >= FLAT,
+            "flat": flatness >= MIN_FLATNESS,
             "sizes": {str(size["sessions"]): size for size in sizes},
         },
     )
 
 
-async def _measure_size(settings: Settings, sessions: int, bare: ActorHandle) -> dict[str, Any]:
+BENCHMARK = SpeedBenchmark(
+    key="driver_share",
+    what="trajectories through driver, scorers and batching, over bare calls of a Ray actor",
+    unit="trajectories/s",
+    goal=0.5,
+    settings=DriverSettings(),
+    quick=DriverSettings(sessions=(64, 256), trajectories=512, repeats=2),
+    measure=measure,
+)
+
+
+def _geometric_means(rates: Sequence[Sequence[float]]) -> list[float]:
+    """Return the mean over the numbers of sessions for each repeat."""
+    return [statistics.geometric_mean(repeat) for repeat in zip(*rates, strict=True)]
+
+
+async def _measure_size(settings: DriverSettings, config: TrainConfig, bare: ActorHandle) -> dict[str, Any]:
+    sessions = config.algorithm.samples_per_step * settings.group_size
     steps = max(2, -(-settings.trajectories // sessions))
-    async with instant_driver(
-        _config(settings, sessions), num_samples=max(2 * sessions // settings.group_size, 64)
-    ) as driver:
+    async with instant_driver(config, num_samples=max(2 * sessions // settings.group_size, 64)) as driver:
         await _steps(driver, 2)
         _bare_calls(bare, sessions, 2)
         ours, other, phases = [], [], []
@@ -124,40 +121,36 @@ async def _measure_size(settings: Settings, sessions: int, bare: ActorHandle) ->
         "ratio": statistics.median(ratios),
         "ratio_low": min(ratios),
         "ratio_high": max(ratios),
-        "seconds": {
-            name: statistics.median(times[name] for times in phases) for name in phases[0]
-        },  # of a step, by phase
+        "seconds": medians(phases),  # of a step, by phase
     }
 
 
 async def _steps(driver: Driver, number: int) -> tuple[float, dict[str, float]]:
-    """Seconds of so many steps, logged as in a run; and the mean seconds of each phase."""
+    """Run and log steps; return their seconds, and the mean seconds of each phase."""
     started = time.perf_counter()
     times: dict[str, float] = {}
     for _ in range(number):
-        metrics = await driver.step()
-        driver.steps_done += 1
-        driver.log.log(driver.steps_done, metrics)
-        for name, seconds in metrics.items():
+        for name, seconds in (await logged_step(driver)).items():
             if name.startswith("time/"):
                 times[name] = times.get(name, 0.0) + seconds / number
     return time.perf_counter() - started, times
 
 
 def _bare_calls(actor: ActorHandle, at_once: int, rounds: int) -> float:
-    """Seconds of `rounds` times `at_once` calls."""
+    """Make `rounds` times `at_once` calls and return their seconds."""
     started = time.perf_counter()
     for _ in range(rounds):
         ray.get([actor.call.remote() for _ in range(at_once)])
     return time.perf_counter() - started
 
 
-def _config(settings: Settings, sessions: int) -> TrainConfig:
-    """The demo's configuration, with groups enough for so many sessions."""
+def _config(settings: DriverSettings, sessions: int, folder: Path) -> TrainConfig:
+    """Return the demo's configuration with as many groups as `sessions` need."""
     return load(
         TrainConfig,
         CONFIG,
         [
+            f"run.root={folder}",
             f"algorithm.samples_per_step={sessions // settings.group_size}",
             f"algorithm.group_size={settings.group_size}",
             f"algorithm.max_staleness={settings.max_staleness}",
@@ -170,7 +163,7 @@ def _config(settings: Settings, sessions: int) -> TrainConfig:
 
 @asynccontextmanager
 async def instant_driver(config: TrainConfig, *, num_samples: int) -> AsyncIterator[Driver]:
-    """A driver between an engine and a learner that take no time. Wants a Ray cluster."""
+    """Start a driver between an engine and a learner that take no time; needs a Ray cluster."""
     engine = ray.remote(InstantEngine).options(num_cpus=0, max_concurrency=100_000).remote()
     scorers = [
         ray.remote(Scorer).options(num_cpus=0).remote(config.reward, config.template.tool_format)
@@ -179,30 +172,16 @@ async def instant_driver(config: TrainConfig, *, num_samples: int) -> AsyncItera
     archive = ray.remote(Archive).options(num_cpus=0).remote()
     learners = InstantLearners()
     try:
-        with (
-            # A finished group may still be on its way into the folder.
-            tempfile.TemporaryDirectory(ignore_cleanup_errors=True) as folder,
-            MetricsLog(
-                Path(folder), MetricsConfig(wandb="disabled"), None, 0, console=Console(file=io.StringIO())
-            ) as log,
-        ):
-            config = replace(config, run=replace(config.run, root=folder))
-            driver = Driver(
-                config,
-                runner=GroupRunner(
-                    config, RolloutPool([lambda: engine], config.run.stall_seconds), scorers, archive=archive
-                ),
-                learners=learners,
-                cursor=Cursor([_sample(number) for number in range(num_samples)], config.run.seed),
-                held_out=[],
-                image_pad_id=PAD,
-                num_steps=1 << 30,
-                log=log,
-            )
-            try:
-                yield driver
-            finally:
-                await driver.collector.close()
+        rollouts = RolloutPool([lambda: engine], config.run.stall_seconds)
+        async with silent_driver(
+            config,
+            runner=GroupRunner(config, rollouts, scorers, archive=archive),
+            learners=learners,
+            cursor=Cursor([_sample(number) for number in range(num_samples)], config.run.seed),
+            image_pad_id=PAD,
+            num_steps=1 << 30,
+        ) as driver:
+            yield driver
     finally:
         learners.close()
         for actor in (engine, *scorers, archive):
@@ -211,7 +190,7 @@ async def instant_driver(config: TrainConfig, *, num_samples: int) -> AsyncItera
 
 @contextmanager
 def _bare_actor() -> Iterator[ActorHandle]:
-    _, (trajectory, *_) = _turns(0), make_group(_sample(0), "0/0", 1, _turns(0))
+    (trajectory,) = make_group(_sample(0), "0/0", 1, _turns(0))
     actor = ray.remote(BareActor).options(num_cpus=0).remote(len(pickle.dumps(trajectory, protocol=5)))
     try:
         yield actor
@@ -220,57 +199,55 @@ def _bare_actor() -> Iterator[ActorHandle]:
 
 
 class BareActor:
-    """Gives back so many bytes."""
+    """An actor that returns a fixed number of bytes."""
 
     def __init__(self, num_bytes: int) -> None:
         self._payload = random.Random(0).randbytes(num_bytes)
 
     def call(self) -> bytes:
-        """The bytes."""
+        """Return the bytes."""
         return self._payload
 
 
 class InstantEngine(SupervisedActor):
-    """A rollout actor whose sessions are over at once: groups are ready but for their prompts and names."""
+    """A rollout actor whose sessions end at once: only prompts and names are made for each group."""
 
     def __init__(self) -> None:
         self._turns = _turns(0)
 
     async def start(self) -> str:
-        """The node's id."""
+        """Return the node's id."""
         return str(ray.get_runtime_context().get_node_id())
 
     @ray.method(num_returns=2)
     async def run_group(
         self, sample: Sample, *, group_id: str, size: int, temperature: float, seed: int
     ) -> tuple[list[Trajectory], dict[str, Image]]:
-        """As a rollout actor's."""
+        """Return finished trajectories and their images, as a rollout actor does."""
         trajectories = make_group(sample, group_id, size, self._turns)
         images = {shown.key: Image(b"pixels", shown.key) for one in trajectories for shown in one.images}
         return trajectories, images
 
     async def update_weights(self, weights: WeightFile, data: bytes | None) -> None:
-        """From now on the turns bear this version."""
+        """Stamp the turns that follow with this policy version."""
         self._turns = _turns(weights.version)
 
 
 class InstantRank:
-    """A learner's rank that learns nothing."""
+    """A learner rank that learns nothing."""
 
     def train(self, batch: RankBatch, images: Mapping[str, ray.ObjectRef], objective: Any) -> dict[str, float]:
-        """No step."""
+        """Return metrics without an optimizer step."""
         return {"loss": 0.0, "grad_norm": 0.0, "learning_rate": 0.0}
 
-    def publish(self, folder: Path, version: int, node_ids: Sequence[str] = ()) -> Published:
-        """A version without a file."""
+    def publish(self, folder: Path, version: int, node_ids: Sequence[str] = ()) -> PublishedWeights:
+        """Return a version without a file."""
         node_id = str(ray.get_runtime_context().get_node_id())
-        return Published(
-            file=WeightFile(path=folder / "none", version=version, num_bytes=0), node_id=node_id, data=None
-        )
+        return PublishedWeights(file=WeightFile(path=folder / "none", version=version), node_id=node_id, data=None)
 
 
 class InstantLearners(LearnerRanks):
-    """The real group, of one such rank."""
+    """The real learner ranks class with one rank that learns nothing."""
 
     def __init__(self) -> None:
         self._ranks = [ray.remote(InstantRank).options(num_cpus=0).remote()]
@@ -278,7 +255,7 @@ class InstantLearners(LearnerRanks):
 
 
 def make_group(sample: Sample, group_id: str, size: int, turns: Sequence[tuple[Turn, Turn]]) -> list[Trajectory]:
-    """Trajectories of one sample; every other one is right."""
+    """Return trajectories of one sample, of which every other one is right."""
     source = random.Random(sample.id)
     prompt = _ids(source, PROMPT - IMAGE) + (PAD,) * IMAGE
     original = ImageInfo(name="original_image", key=f"{sample.id:>32}")
@@ -299,7 +276,7 @@ def make_group(sample: Sample, group_id: str, size: int, turns: Sequence[tuple[T
 
 
 def _turns(version: int, number: int = 16) -> list[tuple[Turn, Turn]]:
-    """What sessions consist of: a call with a crop as its observation, and an answer."""
+    """Return pairs of turns: a call with a crop as its observation, and an answer."""
     source = random.Random(0)
     arguments = {"image": "original_image", "bbox_2d": [0, 250, 250, 500]}
     event = ToolEvent(

@@ -5,11 +5,9 @@ and turns, and takes the clipped surrogate and a step of AdamW. It has no metric
 """
 
 import contextlib
-import statistics
-import tempfile
 import time
 from collections import Counter
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Literal
@@ -24,114 +22,64 @@ from actors.learner.image_inputs import ImagePreparer
 from actors.learner.ranks import LearnerRanks
 from actors.learner.settings import LearnerSpec, learner_environment
 from arm_rl.core.batching import collate, make_batch
-from arm_rl.core.config import LearnerConfig, ModelConfig
+from arm_rl.core.compute_config import LearnerConfig
+from arm_rl.core.config import ModelConfig
 from arm_rl.core.images import Image
 from arm_rl.core.loss import GrpoObjective
 from arm_rl.core.types import Batch, TrainingSample
 from arm_rl.experiments.bench import models
-from arm_rl.experiments.bench.models import ModelSize, Work
-from arm_rl.experiments.bench.result import Result
+from arm_rl.experiments.bench.benchmark import Measurement, SpeedBenchmark, Workspace, medians
+from arm_rl.experiments.bench.models import ModelSize, SyntheticTrajectories
 
 OBJECTIVE = GrpoObjective()
 CPU_SHARE = 0.25
 
 
 @dataclass(frozen=True, kw_only=True)
-class Settings:
-    """One comparison with the bare loop."""
+class LearnerSettings:
+    """Model, trajectories and repeats of one comparison with the bare loop."""
 
-    key: str
-    goal: float
-    work: Work
-    what: str
+    trajectories: SyntheticTrajectories
     size: ModelSize = ModelSize()
     micro_batch_tokens: int = 4096
     num_threads: int = 1
     steps: int = 2  # of one measurement
     repeats: int = 5
 
-    def quick(self) -> "Settings":
-        """To try it."""
-        return replace(self, work=replace(self.work, num_groups=min(self.work.num_groups, 4)), steps=1, repeats=2)
-
-
-CASES = (
-    Settings(
-        key="learner_efficiency",
-        goal=1.0,
-        work=Work(num_groups=64, group_size=1),
-        what="loss tokens a second of one learner rank over a bare torch loop; nothing is shared",
-    ),
-    Settings(
-        key="learner_efficiency_groups_of_8",
-        goal=1.0,
-        work=Work(num_groups=16, group_size=8),
-        what="the same, 8 trajectories of the demo's size a prompt",
-    ),
-    Settings(
-        key="learner_efficiency_groups_of_16",
-        goal=1.5,
-        work=Work(num_groups=8, group_size=16),
-        what="the same, 16 trajectories of the demo's size a prompt",
-    ),
-    Settings(
-        key="learner_efficiency_images",
-        goal=1.5,
-        work=Work(num_groups=1, group_size=16, prompt_pixels=512),
-        what="the same, 16 trajectories that share a prompt with an image of 1,024 tokens",
-        steps=1,
-    ),
-)
-
 
 @dataclass(frozen=True, kw_only=True)
 class RankSettings:
-    """Two ranks over one."""
+    """Model, trajectories and repeats of one comparison of two ranks with one."""
 
     zero_stage: Literal[0, 2] = 0
     size: ModelSize = ModelSize(hidden=256, layers=6, intermediate=768)
-    work: Work = Work(num_groups=8, group_size=8)
+    trajectories: SyntheticTrajectories = SyntheticTrajectories(num_groups=8, group_size=8)
     micro_batch_tokens: int = 1024
     steps: int = 1  # of one measurement
     repeats: int = 5
 
-    def quick(self) -> "RankSettings":
-        """To try it."""
-        return replace(self, work=replace(self.work, num_groups=4), repeats=2)
 
-
-RANK_CASES = (RankSettings(), RankSettings(zero_stage=2))
-
-
-def measure(settings: Settings) -> Result:
-    """One rank against the bare loop. Wants a Ray cluster."""
-    with tempfile.TemporaryDirectory() as name:
-        folder = Path(name)
-        num_parameters = models.build(folder, settings.size)
-        samples, images = settings.work.make(folder)
-        batch = make_batch(samples, num_ranks=1, micro_batch_tokens=settings.micro_batch_tokens)
-        spec = _spec(
-            folder, settings.work, num_threads=settings.num_threads, micro_batch_tokens=settings.micro_batch_tokens
+def measure(settings: LearnerSettings, workspace: Workspace) -> Measurement:
+    """Measure loss tokens a second of one rank and of the bare loop."""
+    num_parameters = models.build(workspace.temporary, settings.size)
+    samples, images = settings.trajectories.make(workspace.temporary)
+    batch = make_batch(samples, num_ranks=1, micro_batch_tokens=settings.micro_batch_tokens)
+    spec = _spec(
+        workspace.temporary,
+        settings.trajectories,
+        num_threads=settings.num_threads,
+        micro_batch_tokens=settings.micro_batch_tokens,
+    )
+    stored = _stored(images)
+    with _ranks(spec) as ranks, _bare_loop(spec, batch, images) as bare:
+        ours, other, seconds = _in_turn(
+            ranks,
+            lambda: _rate(batch, settings.steps, lambda: ranks.train(batch, stored, OBJECTIVE)),
+            lambda: _rate(batch, settings.steps, lambda: ray.get(bare.step.remote())),
+            settings,
         )
-        where = _stored(images)
-        with _group(spec) as group, _bare_loop(spec, batch, images) as bare:
-            ours, other, phases = [], [], []
-            for repeat in range(settings.repeats + 1):
-                _spans(group)
-                rates = (
-                    _rate(batch, settings.steps, lambda: group.train(batch, where, OBJECTIVE)),
-                    _rate(batch, settings.steps, lambda: ray.get(bare.step.remote())),
-                )
-                if repeat:  # the first ones warm up
-                    ours.append(rates[0])
-                    other.append(rates[1])
-                    phases.append(_spans(group))
-            preparing = ray.get(bare.seconds_to_prepare.remote())
-    return Result.of(
-        key=settings.key,
-        what=settings.what,
-        goal=settings.goal,
-        unit="loss tokens/s",
+        preparing = ray.get(bare.seconds_to_prepare.remote())
+    return Measurement(
         ours=ours,
         other=other,
         notes=[
@@ -141,63 +89,134 @@ def measure(settings: Settings) -> Result:
             "the bare loop encodes the images and the prompt of each trajectory by itself, as TRL does; its micro-batches are tensors that "
             "are ready, ours come through Ray as samples; images are cut into patches beforehand on both sides",
         ],
-        details={
-            "seconds": {
-                kind: statistics.median(one.get(kind, 0.0) for one in phases) / settings.steps for kind in phases[0]
-            },  # of a step
-            "seconds_to_prepare_an_image": preparing / len(images),
-        },
+        details={"seconds": seconds, "seconds_to_prepare_an_image": preparing / len(images)},
     )
 
 
-def measure_ranks(settings: RankSettings) -> Result:
-    """Two ranks against one, one thread each. Wants a Ray cluster."""
-    with tempfile.TemporaryDirectory() as name:
-        folder = Path(name)
-        num_parameters = models.build(folder, settings.size)
-        samples, images = settings.work.make(folder)
-        batches = [
-            make_batch(samples, num_ranks=ranks, micro_batch_tokens=settings.micro_batch_tokens) for ranks in (1, 2)
-        ]
-        spec = _spec(folder, settings.work, num_threads=1, micro_batch_tokens=settings.micro_batch_tokens)
-        one, two = (
-            replace(spec, config=replace(spec.config, num_ranks=ranks, zero_stage=settings.zero_stage))
-            for ranks in (1, 2)
+def measure_ranks(settings: RankSettings, workspace: Workspace) -> Measurement:
+    """Measure loss tokens a second of two ranks and of one, with one thread each."""
+    num_parameters = models.build(workspace.temporary, settings.size)
+    samples, images = settings.trajectories.make(workspace.temporary)
+    one_share, two_shares = (
+        make_batch(samples, num_ranks=number, micro_batch_tokens=settings.micro_batch_tokens) for number in (1, 2)
+    )
+    spec = _spec(
+        workspace.temporary, settings.trajectories, num_threads=1, micro_batch_tokens=settings.micro_batch_tokens
+    )
+    one, two = (
+        replace(spec, config=replace(spec.config, num_ranks=number, zero_stage=settings.zero_stage))
+        for number in (1, 2)
+    )
+    stored = _stored(images)
+    with _ranks(one) as single, _ranks(two) as pair:
+        ours, other, seconds = _in_turn(
+            pair,
+            lambda: _rate(two_shares, settings.steps, lambda: pair.train(two_shares, stored, OBJECTIVE)),
+            lambda: _rate(one_share, settings.steps, lambda: single.train(one_share, stored, OBJECTIVE)),
+            settings,
         )
-        where = _stored(images)
-        with _group(one) as first, _group(two) as second:
-            ours, other, phases = [], [], []
-            for repeat in range(settings.repeats + 1):
-                _spans(second)
-                rates = (
-                    _rate(batches[1], settings.steps, lambda: second.train(batches[1], where, OBJECTIVE)),
-                    _rate(batches[0], settings.steps, lambda: first.train(batches[0], where, OBJECTIVE)),
-                )
-                if repeat:
-                    ours.append(rates[0])
-                    other.append(rates[1])
-                    phases.append(_spans(second))
-    return Result.of(
-        key="ranks" if not settings.zero_stage else f"ranks_zero_{settings.zero_stage}",
-        what=f"loss tokens a second of 2 learner ranks over 1, ZeRO stage {settings.zero_stage}",
-        goal=1.6,
-        unit="loss tokens/s",
+    return Measurement(
         ours=ours,
         other=other,
         notes=[
             f"{num_parameters:,} parameters, float32, one thread a rank, gloo",
-            f"{len(samples)} trajectories of {len(samples[0].token_ids)} tokens in groups of {settings.work.group_size}, "
-            f"{len(batches[0].micro_batches[0])} micro-batches on one rank, {len(batches[1].micro_batches[0])} on each of two",
+            f"{len(samples)} trajectories of {len(samples[0].token_ids)} tokens in groups of "
+            f"{settings.trajectories.group_size}, {len(one_share.micro_batches[0])} micro-batches on one rank, "
+            f"{len(two_shares.micro_batches[0])} on each of two",
         ],
-        details={
-            "seconds": {
-                kind: statistics.median(part.get(kind, 0.0) for part in phases) / settings.steps for kind in phases[0]
-            }
-        },
+        details={"seconds": seconds},
     )
 
 
-def _spec(folder: Path, work: Work, *, num_threads: int, micro_batch_tokens: int) -> LearnerSpec:
+def _against_bare_loop(key: str, *, goal: float, what: str, settings: LearnerSettings) -> SpeedBenchmark:
+    trajectories = settings.trajectories
+    fewer = replace(trajectories, num_groups=min(trajectories.num_groups, 4))
+    return SpeedBenchmark(
+        key=key,
+        what=what,
+        unit="loss tokens/s",
+        goal=goal,
+        settings=settings,
+        quick=replace(settings, trajectories=fewer, steps=1, repeats=2),
+        measure=measure,
+    )
+
+
+def _two_ranks_over_one(key: str, settings: RankSettings) -> SpeedBenchmark:
+    return SpeedBenchmark(
+        key=key,
+        what=f"loss tokens a second of 2 learner ranks over 1, ZeRO stage {settings.zero_stage}",
+        unit="loss tokens/s",
+        goal=1.6,
+        settings=settings,
+        quick=replace(settings, trajectories=replace(settings.trajectories, num_groups=4), repeats=2),
+        measure=measure_ranks,
+    )
+
+
+AGAINST_BARE_LOOP = (
+    _against_bare_loop(
+        "learner_efficiency",
+        goal=1.0,
+        what="loss tokens a second of one learner rank over a bare torch loop; nothing is shared",
+        settings=LearnerSettings(trajectories=SyntheticTrajectories(num_groups=64, group_size=1)),
+    ),
+    _against_bare_loop(
+        "learner_efficiency_groups_of_8",
+        goal=1.0,
+        what="the same, 8 trajectories of the demo's size a prompt",
+        settings=LearnerSettings(trajectories=SyntheticTrajectories(num_groups=16, group_size=8)),
+    ),
+    _against_bare_loop(
+        "learner_efficiency_groups_of_16",
+        goal=1.5,
+        what="the same, 16 trajectories of the demo's size a prompt",
+        settings=LearnerSettings(trajectories=SyntheticTrajectories(num_groups=8, group_size=16)),
+    ),
+    _against_bare_loop(
+        "learner_efficiency_images",
+        goal=1.5,
+        what="the same, 16 trajectories that share a prompt with an image of 1,024 tokens",
+        settings=LearnerSettings(
+            trajectories=SyntheticTrajectories(num_groups=1, group_size=16, prompt_pixels=512), steps=1
+        ),
+    ),
+)
+TWO_RANKS_OVER_ONE = (
+    _two_ranks_over_one("ranks", RankSettings()),
+    _two_ranks_over_one("ranks_zero_2", RankSettings(zero_stage=2)),
+)
+
+
+def _in_turn(
+    ranks: LearnerRanks,
+    ours: Callable[[], float],
+    other: Callable[[], float],
+    settings: LearnerSettings | RankSettings,
+) -> tuple[list[float], list[float], dict[str, float]]:
+    """Measure both sides after one round of warm-up.
+
+    Args:
+        ranks: our side.
+        ours: measures our rate.
+        other: measures the other rate.
+        settings: the steps of one measurement and the number of repeats.
+
+    Returns:
+        Our rates, the other rates, and the median seconds of a step of our rank 0 by kind of span.
+    """
+    rates, phases = [], []
+    for _ in range(settings.repeats + 1):
+        _spans(ranks, settings.steps)
+        rates.append((ours(), other()))
+        phases.append(_spans(ranks, settings.steps))
+    first, second = zip(*rates[1:], strict=True)
+    return list(first), list(second), medians(phases[1:])
+
+
+def _spec(
+    folder: Path, trajectories: SyntheticTrajectories, *, num_threads: int, micro_batch_tokens: int
+) -> LearnerSpec:
     return LearnerSpec(
         model=ModelConfig(path=str(folder), dtype="float32"),
         config=LearnerConfig(
@@ -209,7 +228,7 @@ def _spec(folder: Path, work: Work, *, num_threads: int, micro_batch_tokens: int
             freeze_vision=False,
             freeze_projector=False,
         ),
-        view=work.view,
+        view=trajectories.view,
         num_steps=1,
         use_gpu=False,
     )
@@ -221,29 +240,29 @@ def _stored(images: Mapping[str, Image]) -> dict[str, ObjectRef]:
 
 
 def _rate(batch: Batch, steps: int, step: Any) -> float:
-    """Loss tokens a second."""
+    """Return loss tokens a second of some steps."""
     started = time.perf_counter()
     for _ in range(steps):
         step()
     return steps * batch.num_loss_tokens / (time.perf_counter() - started)
 
 
-def _spans(group: LearnerRanks) -> dict[str, float]:
-    """Seconds of rank 0 by kind since the last call."""
-    (recorded, *_) = ray.get(list(group.spans().values()))
+def _spans(ranks: LearnerRanks, steps: int) -> dict[str, float]:
+    """Return seconds a step of rank 0 by kind of span since the last call."""
+    (recorded, *_) = ray.get(list(ranks.spans().values()))
     seconds: Counter[str] = Counter()
     for span in recorded.spans:
-        seconds[span.kind] += (span.end - span.start) / 1e6
+        seconds[span.kind] += (span.end - span.start) / 1e6 / steps
     return dict(seconds)
 
 
 @contextlib.contextmanager
-def _group(spec: LearnerSpec) -> Iterator[LearnerRanks]:
-    group = LearnerRanks(spec, [{"num_cpus": CPU_SHARE}] * spec.config.num_ranks)
+def _ranks(spec: LearnerSpec) -> Iterator[LearnerRanks]:
+    ranks = LearnerRanks(spec, [{"num_cpus": CPU_SHARE}] * spec.config.num_ranks)
     try:
-        yield group
+        yield ranks
     finally:
-        group.close()
+        ranks.close()
 
 
 @contextlib.contextmanager
@@ -261,8 +280,8 @@ def _bare_loop(spec: LearnerSpec, batch: Batch, images: Mapping[str, Image]) -> 
 
 
 @dataclass(frozen=True, kw_only=True)
-class _Tensors:
-    """A micro-batch of the bare loop."""
+class _MicroBatch:
+    """Tensors of one forward and backward pass of the bare loop."""
 
     inputs: dict[str, Any]
     loss_mask: Tensor  # bool [B, T]
@@ -290,17 +309,16 @@ class BareLoop:
         self._micro_batches = [self._tensors(samples, images) for samples in micro_batches]
 
     def seconds_to_prepare(self) -> float:
-        """For all images, each once."""
+        """Return the seconds that it took to prepare all images, each once."""
         return self._seconds_to_prepare
 
     def step(self) -> float:
-        """One optimizer step; gives the loss."""
+        """Take one optimizer step and return the loss."""
         total = 0.0
         for tensors in self._micro_batches:
             logits = self._model(**tensors.inputs).logits  # [B, T, V]
-            logprobs = (
-                logits[:, :-1].log_softmax(dim=-1).gather(-1, tensors.inputs["input_ids"][:, 1:, None])[..., 0]
-            )  # [B, T - 1]
+            # [B, T - 1]
+            logprobs = logits[:, :-1].log_softmax(dim=-1).gather(-1, tensors.inputs["input_ids"][:, 1:, None])[..., 0]
             ratio = torch.exp(torch.where(tensors.loss_mask, logprobs - tensors.logprobs, 0.0))
             clipped = ratio.clamp(1 - OBJECTIVE.clip_low, 1 + OBJECTIVE.clip_high)
             surrogate = torch.minimum(ratio * tensors.advantages, clipped * tensors.advantages)
@@ -312,16 +330,15 @@ class BareLoop:
         self._optimizer.zero_grad()
         return total
 
-    def _tensors(self, samples: Sequence[TrainingSample], images: Mapping[str, Image]) -> _Tensors:
+    def _tensors(self, samples: Sequence[TrainingSample], images: Mapping[str, Image]) -> _MicroBatch:
         batch = collate(samples)
-        prepared = self._preparer.prepare(
-            [key for sample in samples for key in sample.image_keys], images
-        )  # a copy for each place
+        # a copy for each place
+        prepared = self._preparer.prepare([key for sample in samples for key in sample.image_keys], images)
         kinds = (batch.token_ids == self._model.config.image_token_id).int()
         inputs = {"input_ids": batch.token_ids, "mm_token_type_ids": kinds, "use_cache": False}
         if not batch.attention_mask.all():
             inputs["attention_mask"] = batch.attention_mask
-        return _Tensors(
+        return _MicroBatch(
             inputs=inputs | {"pixel_values": prepared.patches, "image_grid_thw": prepared.grids},
             loss_mask=batch.loss_mask[:, 1:],
             logprobs=batch.logprobs[:, 1:],

@@ -22,7 +22,7 @@ SAMPLED, OBSERVED = (14, 6), (4, 4)  # tokens of the two turns; of the observati
 
 @dataclass(frozen=True, kw_only=True)
 class ModelSize:
-    """Of the language model; the vision tower is always the judge's."""
+    """Sizes of the language model; the vision tower is always the judge's."""
 
     hidden: int = judge.HIDDEN
     layers: int = 3
@@ -30,7 +30,7 @@ class ModelSize:
 
 
 def build(folder: Path, size: ModelSize = ModelSize(), seed: int = 0) -> int:
-    """Writes a Hugging Face folder with random weights, float32; gives the number of parameters."""
+    """Write a Hugging Face folder with random float32 weights and return the number of parameters."""
     judge.build(folder, seed)
     config = Qwen2_5_VLConfig.from_pretrained(folder)
     text = config.text_config
@@ -46,8 +46,8 @@ def build(folder: Path, size: ModelSize = ModelSize(), seed: int = 0) -> int:
 
 
 @dataclass(frozen=True, kw_only=True)
-class Work:
-    """Trajectories of two turns: a prompt with an image, a call, an observation with an image of its own, an answer."""
+class SyntheticTrajectories:
+    """Random trajectories of two turns: a prompt with an image, a call, an observation with an image of its own, an answer."""
 
     num_groups: int
     group_size: int
@@ -56,11 +56,11 @@ class Work:
 
     @property
     def view(self) -> ViewSize:
-        """Shows every image as it is."""
+        """Size limits that leave every image as it is."""
         return ViewSize(factor=FACTOR, min_pixels=judge.VIEW**2, max_pixels=max(self.prompt_pixels, judge.VIEW) ** 2)
 
     def make(self, folder: Path, seed: int = 0) -> tuple[list[TrainingSample], dict[str, Image]]:
-        """The samples, all of one length, and their images by key."""
+        """Return the samples, all of one length, and their images by key."""
         tokenizer = AutoTokenizer.from_pretrained(folder)
         vision = [
             tokenizer.convert_tokens_to_ids(name) for name in ("<|vision_start|>", "<|image_pad|>", "<|vision_end|>")

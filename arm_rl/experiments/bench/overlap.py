@@ -1,4 +1,4 @@
-"""How well rollouts and learning go on at the same time: asynchronous steps, against the slower of the two when it runs alone.
+"""How well rollouts and learning overlap: asynchronous steps, against the slower of the two when it runs alone.
 
     steps:    the driver's own, with `algorithm.max_staleness` above 0, and weights synced after each
     rollouts: as many groups in flight, nothing else running
@@ -8,109 +8,93 @@ All three run on the same actors, in turn. The engine has one thread and the lea
 """
 
 import asyncio
-import io
 import time
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Sequence
 from contextlib import asynccontextmanager
-from dataclasses import dataclass, replace
-from pathlib import Path
-from tempfile import TemporaryDirectory
+from dataclasses import dataclass
 
-from rich.console import Console
-
-from actors.cluster.reservation import reserved
-from arm_rl.core.config import MetricsConfig, TrainConfig
-from arm_rl.core.config_file import load
+from actors.cluster.reservation import reserve
+from arm_rl.core.stage_config import TrainConfig
 from arm_rl.core.types import Sample
 from arm_rl.data.samples import Cursor
-from arm_rl.demo import dataset
-from arm_rl.experiments.bench import usage
-from arm_rl.experiments.bench.result import Result
-from arm_rl.run.metrics_log import MetricsLog
+from arm_rl.experiments.bench import sessions, usage
+from arm_rl.experiments.bench.benchmark import Measurement, SpeedBenchmark, Workspace
 from arm_rl.training.collector import Collector
 from arm_rl.training.driver import Driver
-from arm_rl.training.groups import Group, group_runner
+from arm_rl.training.group import Group
 from arm_rl.training.inputs import read_inputs
-from arm_rl.training.learners import learner_group
+from arm_rl.training.select import Selection
+from arm_rl.training.silent_driver import logged_step, silent_driver
+from arm_rl.training.startup import group_runner, learner_ranks
 
-CONFIG = "configs/demo.yaml"
-GOAL = 0.8
-NUM_SAMPLES = 1024  # so that no prompt comes again soon
+NUM_SAMPLES = 1024  # many, so that no prompt comes again soon
 
 
 @dataclass(frozen=True, kw_only=True)
-class Settings:
-    """How much is measured, and with which model."""
+class OverlapSettings:
+    """Numbers of steps and repeats."""
 
-    model: str  # folder of a judge that calls its tool
     max_staleness: int = 1
     steps: int = 8  # of one measurement
     repeats: int = 5
     overrides: tuple[str, ...] = ()  # of the demo's configuration
 
-    def quick(self) -> "Settings":
-        """To try it."""
-        return replace(self, steps=3, repeats=2)
+
+def measure(settings: OverlapSettings, workspace: Workspace) -> Measurement:
+    """Measure steps a second, with rollouts and learner together and with each alone."""
+    config = sessions.demo_config(
+        workspace,
+        sessions.judge(workspace),
+        "run.name=overlap",
+        f"algorithm.max_staleness={settings.max_staleness}",
+        "algorithm.drop_flat_groups=false",  # every step trains as many trajectories
+        "learner.num_threads=1",
+        "learner.learning_rate=0",
+        "learner.schedule=constant",
+        "metrics.wandb=disabled",
+        "metrics.trajectories_every=0",
+        *settings.overrides,
+        num_samples=NUM_SAMPLES,
+    )
+    return asyncio.run(_measure(config, settings))
 
 
-def measure(settings: Settings) -> Result:
-    """Steps a second, together and apart. Wants a Ray cluster."""
-    with TemporaryDirectory() as folder:
-        data = dataset.write(Path(folder) / "train.parquet", seed=0, split="train", num_samples=NUM_SAMPLES)
-        config = load(
-            TrainConfig,
-            CONFIG,
-            [
-                "run.name=overlap",
-                f"run.root={folder}",
-                f"model.path={settings.model}",
-                f"data.train=[{data}]",
-                "data.held_out=[]",
-                f"algorithm.max_staleness={settings.max_staleness}",
-                "algorithm.drop_flat_groups=false",  # every step trains as many trajectories
-                "learner.num_threads=1",
-                "learner.learning_rate=0",
-                "learner.schedule=constant",
-                "metrics.wandb=disabled",
-                "metrics.trajectories_every=0",
-                *settings.overrides,
-            ],
-        )
-        return asyncio.run(_measure(config, settings))
+BENCHMARK = SpeedBenchmark(
+    key="overlap",
+    what="asynchronous steps, over 1 / max(rollouts alone, learner alone)",
+    unit="steps/s",
+    goal=0.8,
+    settings=OverlapSettings(),
+    quick=OverlapSettings(steps=3, repeats=2),
+    measure=measure,
+)
 
 
-async def _measure(config: TrainConfig, settings: Settings) -> Result:
+async def _measure(config: TrainConfig, settings: OverlapSettings) -> Measurement:
     steps = settings.steps
     together: list[float] = []  # seconds a step
     rollouts, learner, syncs, waits, too_old = list[float](), list[float](), list[float](), list[float](), 0.0
     used: dict[str, dict[str, float]] = {}
-    async with _driver(config, settings) as driver:
-        groups = await _rollouts(driver, 1)
-        groups = groups[: config.algorithm.samples_per_step]
-        await driver._learn(groups)
+    async with _started(config, settings) as (driver, cursor):
+        groups = await _rollouts(driver, cursor)
+        await _timed_learning(driver, groups, 1)
         for _ in range(settings.repeats):
-            async with _asynchronous(driver):
+            async with _asynchronous(driver, cursor):
                 before, started = usage.cpu_seconds(), time.perf_counter()
                 for _ in range(steps):
-                    metrics = await _step(driver)
+                    metrics = await logged_step(driver)
                     syncs.append(metrics["time/sync"])
                     waits.append(metrics["time/rollout"])
                     too_old += metrics["rollout/groups_too_old"]
                 together.append((time.perf_counter() - started) / steps)
                 used["together"] = _each(usage.since(before), steps)
             before = usage.cpu_seconds()
-            rollouts.append(await _timed_rollouts(driver, steps))
+            rollouts.append(await _timed_rollouts(driver, cursor, steps))
             used["rollouts"] = _each(usage.since(before), steps + 1 + config.algorithm.max_staleness)
-            before, started = usage.cpu_seconds(), time.perf_counter()
-            for _ in range(steps):
-                await driver._learn(groups)
-            learner.append((time.perf_counter() - started) / steps)
+            before = usage.cpu_seconds()
+            learner.append(await _timed_learning(driver, groups, steps))
             used["learner"] = _each(usage.since(before), steps)
-    return Result.of(
-        key="overlap",
-        what="asynchronous steps, over 1 / max(rollouts alone, learner alone)",
-        goal=GOAL,
-        unit="steps/s",
+    return Measurement(
         ours=[1 / seconds for seconds in together],
         other=[1 / max(pair) for pair in zip(rollouts, learner, strict=True)],
         notes=[
@@ -128,37 +112,43 @@ async def _measure(config: TrainConfig, settings: Settings) -> Result:
     )
 
 
-async def _step(driver: Driver) -> dict[str, float]:
-    metrics = await driver.step()
-    driver.steps_done += 1
-    driver.log.log(driver.steps_done, metrics)
-    return metrics
-
-
 @asynccontextmanager
-async def _asynchronous(driver: Driver) -> AsyncIterator[None]:
-    """The pipeline is full when this is entered, and nothing runs when it is left."""
-    collector = Collector(driver.config, driver.runner, driver.collector._cursor)
-    collector._num_started = driver.steps_done * driver.config.algorithm.samples_per_step
-    driver.collector = collector
+async def _asynchronous(driver: Driver, cursor: Cursor) -> AsyncIterator[None]:
+    """Begin the stage anew and fill the pipeline; at the end, wait until no group runs."""
+    driver.steps_done = 0
+    driver.collector = Collector(driver.config, driver.runner, cursor)  # keeps no finished groups on disk
+    await driver.resume(serves_other=True)  # the engine goes back to version 0
     for _ in range(1 + driver.config.algorithm.max_staleness):
-        await _step(driver)
+        await logged_step(driver)
     yield
-    await collector.idle()
+    await driver.collector.idle()
 
 
-async def _rollouts(driver: Driver, steps: int) -> list[Group]:
-    """The groups of so many steps."""
-    return await driver.runner.run(
-        driver.collector._cursor.take(steps * driver.config.algorithm.samples_per_step),
-        f"alone-{driver.steps_done}",
-        size=driver.config.algorithm.group_size,
+async def _rollouts(driver: Driver, cursor: Cursor) -> list[Group]:
+    """Return the groups of one step."""
+    algorithm = driver.config.algorithm
+    return await driver.runner.run_all(
+        cursor.take(algorithm.samples_per_step),
+        "alone",
+        size=algorithm.group_size,
         temperature=driver.config.rollout.temperature,
     )
 
 
-async def _timed_rollouts(driver: Driver, steps: int) -> float:
-    """Seconds a step while as many groups are in flight as in asynchronous steps."""
+async def _timed_learning(driver: Driver, groups: Sequence[Group], steps: int) -> float:
+    """Train on the same groups again and again; return seconds a step."""
+    selections = [
+        Selection(number=number, group=group, is_too_old=False, fates=tuple("trained" for _ in group.scored))
+        for number, group in enumerate(groups)
+    ]
+    started = time.perf_counter()
+    for _ in range(steps):
+        await driver.learn(selections)
+    return (time.perf_counter() - started) / steps
+
+
+async def _timed_rollouts(driver: Driver, cursor: Cursor, steps: int) -> float:
+    """Return seconds a step while as many groups are in flight as in asynchronous steps."""
     algorithm, runner = driver.config.algorithm, driver.runner
     at_once = (1 + algorithm.max_staleness) * algorithm.samples_per_step
     slots = asyncio.Semaphore(at_once)
@@ -166,7 +156,7 @@ async def _timed_rollouts(driver: Driver, steps: int) -> float:
 
     async def one(number: int, sample: Sample) -> None:
         async with slots:
-            await runner.group(
+            await runner.run_group(
                 sample,
                 f"alone-{number}/{sample.id}",
                 size=algorithm.group_size,
@@ -174,8 +164,8 @@ async def _timed_rollouts(driver: Driver, steps: int) -> float:
             )
             ended.append(time.perf_counter())
 
-    # Before and after those that count others run, so that the engine is as full as ever.
-    samples = driver.collector._cursor.take(at_once // 2 + steps * algorithm.samples_per_step + at_once // 2)
+    # More groups run before and after those that are timed, so that the engine is always as full.
+    samples = cursor.take(at_once // 2 + steps * algorithm.samples_per_step + at_once // 2)
     await asyncio.gather(*(one(number, sample) for number, sample in enumerate(samples)))
     first = at_once // 2
     return (ended[first + steps * algorithm.samples_per_step - 1] - ended[first - 1]) / steps
@@ -186,30 +176,22 @@ def _each(used: dict[str, float], number: int) -> dict[str, float]:
 
 
 @asynccontextmanager
-async def _driver(config: TrainConfig, settings: Settings) -> AsyncIterator[Driver]:
-    """The driver of a stage, with everything that it needs."""
+async def _started(config: TrainConfig, settings: OverlapSettings) -> AsyncIterator[tuple[Driver, Cursor]]:
+    """Start the driver of a stage with everything that it needs, and the cursor that its samples come from."""
     inputs = read_inputs(config)
+    cursor = Cursor(inputs.samples, config.run.seed)
     total = (settings.repeats + 1) * (2 * settings.steps + 2 + config.algorithm.max_staleness)
     async with (
-        reserved(config.run.name, config.placement, config.learner.num_ranks, config.rollout) as reservation,
-        learner_group(config, inputs.template, reservation, num_steps=total) as starting,
+        reserve(config.run.name, config.placement, config.learner.num_ranks, config.rollout) as reservation,
+        learner_ranks(config, inputs.template, reservation, num_steps=total) as starting,
         group_runner(config, inputs.template, reservation) as runner,
+        silent_driver(
+            config,
+            runner=runner,
+            learners=await starting,
+            cursor=cursor,
+            image_pad_id=inputs.template.image_pad_id,
+            num_steps=total,
+        ) as driver,
     ):
-        learners = await starting
-        with MetricsLog(
-            config.run.folder, MetricsConfig(wandb="disabled"), None, total, console=Console(file=io.StringIO())
-        ) as log:
-            driver = Driver(
-                config,
-                runner=runner,
-                learners=learners,
-                cursor=Cursor(inputs.samples, config.run.seed),
-                held_out=[],
-                image_pad_id=inputs.template.image_pad_id,
-                num_steps=total,
-                log=log,
-            )
-            try:
-                yield driver
-            finally:
-                await driver.collector.close()
+        yield driver, cursor

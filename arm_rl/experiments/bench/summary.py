@@ -5,23 +5,24 @@ import json
 import os
 import platform
 from collections.abc import Sequence
-from html import escape
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from rich.table import Table
 
+from arm_rl.core.atomic_file import replace_text
 from arm_rl.experiments.bench.result import Result
+from arm_rl.experiments.figures import svg
 
-_ROW, _LEFT, _WIDTH = (
-    34,
-    190,
-    420,
-)  # pixels of the plot: a row's height, where bars begin, how long a bar of twice the goal is
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
+
+_WIDTH, _ROW = 8.3, 0.35  # inches: the plot's width, and the height of each of its rows
+_FONT = 10  # points
 
 
 def write(folder: Path, results: Sequence[Result]) -> Path:
-    """Writes `summary.json`, `table.md` and `plot.svg`; gives the summary's path."""
+    """Write `summary.json`, `table.md` and `plot.svg`, and return the summary's path."""
     folder.mkdir(parents=True, exist_ok=True)
     (folder / "table.md").write_text(markdown(results))
     (folder / "plot.svg").write_text(plot(results))
@@ -39,18 +40,18 @@ def write(folder: Path, results: Sequence[Result]) -> Path:
 
 
 def read(path: Path) -> list[Result]:
-    """The results that one benchmark wrote, by `save`."""
+    """Return the results that `save` wrote."""
     return [Result(**one) for one in json.loads(path.read_text())]
 
 
 def save(path: Path, results: Sequence[Result]) -> None:
-    """Writes the results of one benchmark."""
+    """Write the results of one benchmark."""
     path.parent.mkdir(parents=True, exist_ok=True)
-    path.write_text(json.dumps([dataclasses.asdict(one) for one in results], indent=2))
+    replace_text(path, json.dumps([dataclasses.asdict(one) for one in results], indent=2))
 
 
 def machine() -> dict[str, Any]:
-    """What the numbers come from."""
+    """Return what is known of this machine."""
     model = next(
         (line.split(":")[1].strip() for line in _lines("/proc/cpuinfo") if line.startswith("model name")),
         platform.processor(),
@@ -64,7 +65,7 @@ def machine() -> dict[str, Any]:
 
 
 def table(results: Sequence[Result]) -> Table:
-    """For the terminal."""
+    """Return a table for the terminal."""
     shown = Table("key", "ours", "the other", "unit", "ratio (range)", "goal", "met")
     for one in results:
         shown.add_row(*_cells(one))
@@ -72,34 +73,41 @@ def table(results: Sequence[Result]) -> Table:
 
 
 def markdown(results: Sequence[Result]) -> str:
-    """For README."""
+    """Return a table for README."""
     rows = [("key", "ours", "the other", "unit", "ratio (range)", "goal", "met"), ("---",) * 7, *map(_cells, results)]
     where = machine()
     return "".join(f"| {' | '.join(row)} |\n" for row in rows) + f"\n({where['cpu']}, {where['cores']} cores)\n"
 
 
 def plot(results: Sequence[Result]) -> str:
-    """Each ratio over its goal, with its range; the line is the goal. For a goal that is a maximum, the goal over the ratio."""
-    rows = []
-    for number, one in enumerate(results):
+    """Return an SVG of each ratio over its goal."""
+    return svg(draw(results))
+
+
+def draw(results: Sequence[Result]) -> "Figure":
+    """Draw each ratio over its goal as a bar, with the range over the repeats; a dashed line marks the goal.
+
+    For a goal that is a maximum, the goal over the ratio is drawn. What is beyond twice the goal ends there.
+    """
+    from matplotlib.figure import Figure
+
+    figure = Figure(figsize=(_WIDTH, _ROW * len(results) + 0.25), layout="constrained")
+    axes = figure.add_subplot()
+    for place, one in enumerate(results):
         values = [value / one.goal for value in (one.ratio_low, one.ratio, one.ratio_high)]
-        low, middle, high = sorted(1 / value for value in values) if one.less_is_better else values
-        left, bar, right = (_LEFT + _WIDTH / 2 * min(value, 2.0) for value in (low, middle, high))
-        y = _ROW * number + 12
-        color = "#3a7d44" if one.met else "#b5523b"
-        rows.append(
-            f'<text x="{_LEFT - 8}" y="{y + 13}" text-anchor="end">{escape(one.key)}</text>'
-            f'<rect x="{_LEFT}" y="{y}" width="{bar - _LEFT:.1f}" height="18" fill="{color}"/>'
-            f'<line x1="{left:.1f}" x2="{right:.1f}" y1="{y + 9}" y2="{y + 9}" stroke="#222" stroke-width="2"/>'
-            f'<text x="{max(bar, right) + 6:.1f}" y="{y + 13}">{one.ratio:.2f} (goal {one.goal:g})</text>'
-        )
-    height = _ROW * len(results) + 16
-    goal = _LEFT + _WIDTH / 2
-    return (
-        f'<svg xmlns="http://www.w3.org/2000/svg" width="{_LEFT + _WIDTH + 150}" height="{height}" font-family="sans-serif" font-size="13">'
-        f'<rect width="100%" height="100%" fill="white"/>{"".join(rows)}'
-        f'<line x1="{goal}" x2="{goal}" y1="4" y2="{height - 4}" stroke="#222" stroke-dasharray="4 3"/></svg>\n'
-    )
+        ordered = sorted(1 / value for value in values) if one.less_is_better else values
+        low, middle, high = (min(value, 2.0) for value in ordered)
+        axes.barh(place, middle, height=0.55, color="#3a7d44" if one.met else "#b5523b")
+        axes.plot([low, high], [place, place], color="#222", linewidth=1.5, solid_capstyle="butt")
+        label = f" {one.ratio:.2f} (goal {one.goal:g})"
+        background = {"facecolor": "white", "edgecolor": "none", "pad": 0.5}
+        axes.text(max(middle, high) + 0.02, place, label, va="center", fontsize=_FONT, bbox=background)
+    axes.axvline(1.0, color="#222", linewidth=0.75, linestyle=(0, (4, 3)))
+    axes.set_yticks(range(len(results)), [one.key for one in results], fontsize=_FONT)
+    axes.set(xlim=(0, 2.0), ylim=(len(results) - 0.5, -0.5), xticks=[])
+    axes.tick_params(length=0)
+    axes.spines[:].set_visible(False)
+    return figure
 
 
 def _cells(one: Result) -> tuple[str, ...]:

@@ -3,57 +3,63 @@
 import asyncio
 import shutil
 import statistics
-import tempfile
 import time
 import uuid
 from collections.abc import AsyncIterator, Sequence
 from contextlib import asynccontextmanager
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 
 import ray
 import torch
 
-from actors.cluster.reservation import reserved
+from actors.cluster.reservation import reserve
 from actors.learner.ranks import LearnerRanks
 from actors.learner.settings import LearnerSpec
 from actors.rollout.actor import RolloutSpec
 from actors.rollout.pool import RolloutPool
 from actors.tool_executor import ToolTraits
 from actors.weights.files import weights_folder
-from arm_rl.core.config import LearnerConfig, ModelConfig, PlacementConfig, RolloutConfig, SessionConfig, TemplateConfig
+from arm_rl.core.compute_config import LearnerConfig, PlacementConfig, RolloutConfig
+from arm_rl.core.config import ModelConfig, SessionConfig, TemplateConfig
 from arm_rl.core.tracing import SpanBatch
 from arm_rl.experiments.bench import models
-from arm_rl.experiments.bench.models import ModelSize, Work
-from arm_rl.experiments.bench.result import Result
+from arm_rl.experiments.bench.benchmark import Measurement, SpeedBenchmark, Workspace, medians
+from arm_rl.experiments.bench.models import ModelSize, SyntheticTrajectories
 
 COPY_SECONDS = 0.2  # of copying, for one measurement
 
 
 @dataclass(frozen=True, kw_only=True)
-class Settings:
-    """What is sent, and where to."""
+class SyncSettings:
+    """The model whose weights are sent, and the number of engines and repeats."""
 
     size: ModelSize = ModelSize(hidden=1024, layers=10, intermediate=2816)
     num_engines: int = 1
     repeats: int = 7
 
-    def quick(self) -> "Settings":
-        """To try it."""
-        return replace(self, size=ModelSize(hidden=256, layers=2, intermediate=512), repeats=2)
+
+def measure(settings: SyncSettings, workspace: Workspace) -> Measurement:
+    """Measure seconds of an update and of a copy of the same bytes."""
+    num_parameters = models.build(workspace.temporary, settings.size)
+    return asyncio.run(_measure(settings, workspace.temporary, num_parameters))
 
 
-def measure(settings: Settings) -> Result:
-    """Seconds of an update over those of a copy. Wants a Ray cluster."""
-    with tempfile.TemporaryDirectory() as name:
-        folder = Path(name)
-        num_parameters = models.build(folder, settings.size)
-        return asyncio.run(_measure(settings, folder, num_parameters))
+BENCHMARK = SpeedBenchmark(
+    key="sync_over_copy",
+    what="seconds from learner done to every engine serving the new version, over copying the same bytes",
+    unit="s",
+    goal=4.0,
+    less_is_better=True,
+    settings=SyncSettings(),
+    quick=SyncSettings(size=ModelSize(hidden=256, layers=2, intermediate=512), repeats=2),
+    measure=measure,
+)
 
 
-async def _measure(settings: Settings, folder: Path, num_parameters: int) -> Result:
+async def _measure(settings: SyncSettings, folder: Path, num_parameters: int) -> Measurement:
     ours, other, two_threads, publishing, phases = [], [], [], [], []
-    copy = _Copy(4 * num_parameters)
+    copy = _MemoryCopy(4 * num_parameters)
     async with _actors(settings, folder) as (learners, rollouts):
         published = weights_folder(f"bench-{uuid.uuid4().hex[:8]}")
         try:
@@ -62,10 +68,11 @@ async def _measure(settings: Settings, folder: Path, num_parameters: int) -> Res
                 started = time.perf_counter()
                 written = await asyncio.to_thread(learners.publish, published, version, rollouts.node_ids)
                 done = time.perf_counter()
-                await rollouts.update_weights(written)
+                await rollouts.serve(written)
                 served = time.perf_counter()
+                num_bytes = written.file.path.stat().st_size
                 seconds = copy.seconds()
-                if version > 3:  # the first one is loaded in another way, and the files' memory is made
+                if version > 3:  # the first updates also prepare the layers
                     ours.append(served - started)
                     publishing.append(done - started)
                     other.append(seconds)
@@ -73,25 +80,20 @@ async def _measure(settings: Settings, folder: Path, num_parameters: int) -> Res
                     phases.append(_take_spans(learners, rollouts))
         finally:
             shutil.rmtree(published, ignore_errors=True)
-    return Result.of(
-        key="sync_over_copy",
-        what="seconds from learner done to every engine serving the new version, over copying the same bytes",
-        goal=4.0,
-        unit="s",
+    return Measurement(
         ours=ours,
         other=other,
-        less_is_better=True,
         notes=[
-            f"{num_parameters:,} parameters, float32, {written.file.num_bytes / 1e6:.0f} MB; 1 rank, {settings.num_engines} engine(s)",
-            "the copy is one thread's, between buffers that are there; on top of copying, an engine packs all matrices for its kernels, "
-            "with as many threads as there are cores, up to four",
-            "the first update, which goes through vLLM's own loading, is left out; no request runs meanwhile",
+            f"{num_parameters:,} parameters, float32, {num_bytes / 1e6:.0f} MB; 1 rank, {settings.num_engines} engine(s)",
+            "the copy is one thread's, between buffers that are there; on top of copying, the learner makes a new file, and an engine "
+            "loads it layer by layer and packs all matrices for its kernels",
+            "the first three updates are left out; no request runs meanwhile",
         ],
         details={
-            "num_bytes": written.file.num_bytes,
+            "num_bytes": num_bytes,
             "seconds_to_publish": statistics.median(publishing),
-            "seconds": {kind: statistics.median(one.get(kind, 0.0) for one in phases) for kind in phases[0]},
-            "copy_gb_per_second": written.file.num_bytes / statistics.median(other) / 1e9,
+            "seconds": medians(phases),
+            "copy_gb_per_second": num_bytes / statistics.median(other) / 1e9,
             "ratio_to_copying_with_two_threads": statistics.median(
                 one / two for one, two in zip(ours, two_threads, strict=True)
             ),
@@ -99,14 +101,14 @@ async def _measure(settings: Settings, folder: Path, num_parameters: int) -> Res
     )
 
 
-class _Copy:
-    """So many bytes, and room for them."""
+class _MemoryCopy:
+    """Two buffers of one size, of which the first is copied into the second."""
 
     def __init__(self, num_bytes: int) -> None:
         self._from, self._to = torch.ones(num_bytes // 4), torch.zeros(num_bytes // 4)
 
     def seconds(self, *, num_threads: int = 1) -> float:
-        """Of one copy: the median of a few."""
+        """Return the median seconds of a few copies."""
         before = torch.get_num_threads()
         torch.set_num_threads(num_threads)
         taken: list[float] = []
@@ -121,13 +123,17 @@ class _Copy:
 
 
 @asynccontextmanager
-async def _actors(settings: Settings, folder: Path) -> AsyncIterator[tuple[LearnerRanks, RolloutPool]]:
+async def _actors(settings: SyncSettings, folder: Path) -> AsyncIterator[tuple[LearnerRanks, RolloutPool]]:
     model = ModelConfig(path=str(folder), dtype="float32")
     rollout = RolloutConfig(num_actors=settings.num_engines, max_model_len=256, max_num_seqs=16, max_images=2)
     learner = LearnerConfig(num_ranks=1, zero_stage=0, learning_rate=0.0, freeze_vision=False, freeze_projector=False)
-    async with reserved("sync", PlacementConfig(use_gpu=False), 1, rollout) as reservation:
+    async with reserve("sync", PlacementConfig(use_gpu=False), 1, rollout) as reservation:
         spec = LearnerSpec(
-            model=model, config=learner, view=Work(num_groups=1, group_size=1).view, num_steps=1, use_gpu=False
+            model=model,
+            config=learner,
+            view=SyntheticTrajectories(num_groups=1, group_size=1).view,
+            num_steps=1,
+            use_gpu=False,
         )
         learners = await asyncio.to_thread(LearnerRanks, spec, [reservation.learner_options(0)])
         try:
@@ -156,7 +162,7 @@ def _rollout_spec(model: ModelConfig, rollout: RolloutConfig) -> RolloutSpec:
 
 
 def _take_spans(learners: LearnerRanks, rollouts: RolloutPool) -> dict[str, float]:
-    """Seconds by kind since the last call, of the slowest actor."""
+    """Return the seconds of the longest span of each kind since the last call."""
     recorded: Sequence[SpanBatch] = ray.get([*learners.spans().values(), *rollouts.spans().values()])
     seconds: dict[str, float] = {}
     for one in recorded:

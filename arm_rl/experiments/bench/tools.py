@@ -4,19 +4,21 @@ import asyncio
 import io
 import statistics
 import time
-from collections.abc import Iterator, Mapping
-from dataclasses import dataclass
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import asdict, dataclass
 from typing import Any
 
 import ray
 from PIL import Image as PILImage
 from PIL import ImageDraw
+from rich.table import Table
 
 from actors.tool_executor import ToolExecutor, ToolPool
 from arm_rl.core.config import ToolsConfig
 from arm_rl.core.images import Image
 from arm_rl.core.session import Memory
 from arm_rl.core.types import ToolCall
+from arm_rl.experiments.bench.benchmark import medians
 from tools import load_tools
 from tools.base import Tool, ToolContext
 
@@ -46,16 +48,16 @@ ARGUMENTS: dict[str, Any] = {
 
 
 @dataclass(frozen=True, kw_only=True)
-class Speed:
-    """Of one tool, one way to call it."""
+class CallSpeed:
+    """Speed of one tool that is called in one way."""
 
     rate: float  # calls a second
     p50_ms: float  # of a call, waiting included
     p99_ms: float
 
     @classmethod
-    def of(cls, seconds: list[float], total: float) -> "Speed":
-        """From each call's seconds, and those of all of them together."""
+    def of(cls, seconds: list[float], total: float) -> "CallSpeed":
+        """Return the speed of calls that took `seconds` each and `total` seconds together."""
         ordered = sorted(seconds)
         return cls(
             rate=len(ordered) / total,
@@ -66,13 +68,13 @@ class Speed:
 
 @dataclass(frozen=True, kw_only=True)
 class ToolSpeed:
-    """Of one tool: medians over the repeats."""
+    """Speed of one tool, as medians over the repeats."""
 
     name: str
     isolation: str
     status: str  # of its calls: a call that failed is no measure
-    direct: Speed
-    executor: Speed
+    direct: CallSpeed
+    executor: CallSpeed
     ratio: float  # executor's rate over the direct one
     ratio_low: float  # smallest and ...
     ratio_high: float  # ... largest over the repeats
@@ -81,11 +83,13 @@ class ToolSpeed:
 def measure(
     arguments: Mapping[str, Mapping[str, Any]], *, num_sessions: int, seconds: float, repeats: int, config: ToolsConfig
 ) -> Iterator[ToolSpeed]:
-    """Measures each tool of the configuration, both ways in turn, `repeats` times `seconds` seconds each.
+    """Measure each tool of the configuration, called directly and through an executor in turn.
 
     Args:
         arguments: of tools that `ARGUMENTS` does not serve, by the tool's name.
         num_sessions: that call at the same time; each of them at least once.
+        seconds: of one measurement.
+        repeats: measurements of each kind.
         config: of the one executor.
     """
     tools = load_tools(config.files)
@@ -101,6 +105,18 @@ def measure(
         ray.kill(executor)
         for tool in tools.values():
             tool.close()
+
+
+def table(speeds: Sequence[ToolSpeed]) -> Table:
+    """Return a table for the terminal."""
+    shown = Table(
+        "tool", "runs in", "status", "direct /s", "p50 ms", "p99 ms", "executor /s", "p50 ms", "p99 ms", "ratio"
+    )
+    for tool in speeds:
+        numbers = [*asdict(tool.direct).values(), *asdict(tool.executor).values()]
+        ratio = f"{tool.ratio:.2f} ({tool.ratio_low:.2f} to {tool.ratio_high:.2f})"
+        shown.add_row(tool.name, tool.isolation, tool.status, *(f"{number:.4g}" for number in numbers), ratio)
+    return shown
 
 
 async def _measure(
@@ -124,7 +140,7 @@ async def _measure(
     )
 
 
-def _direct(tool: Tool, call: ToolCall, seconds: float) -> tuple[Speed, str]:
+def _direct(tool: Tool, call: ToolCall, seconds: float) -> tuple[CallSpeed, str]:
     memory = _memory()
     context = ToolContext(
         session=memory.session, images=memory.images, texts=memory.texts, image_names=list(memory.images)
@@ -135,13 +151,13 @@ def _direct(tool: Tool, call: ToolCall, seconds: float) -> tuple[Speed, str]:
         begun = time.perf_counter()
         status = tool.call(call.arguments, context).status
         taken.append(time.perf_counter() - begun)
-    speed = Speed.of(taken, time.perf_counter() - started)
+    speed = CallSpeed.of(taken, time.perf_counter() - started)
     tool.release(memory.session)
     return speed, status
 
 
-async def _through(pool: ToolPool, call: ToolCall, num_sessions: int, seconds: float) -> Speed:
-    """Sessions that call again as soon as they are answered."""
+async def _through(pool: ToolPool, call: ToolCall, num_sessions: int, seconds: float) -> CallSpeed:
+    """Measure sessions that call again as soon as they are answered."""
     taken: list[float] = []
     started = time.perf_counter()
 
@@ -155,16 +171,11 @@ async def _through(pool: ToolPool, call: ToolCall, num_sessions: int, seconds: f
                 return await pool.release(memory)
 
     await asyncio.gather(*(session() for _ in range(num_sessions)))
-    return Speed.of(taken, time.perf_counter() - started)
+    return CallSpeed.of(taken, time.perf_counter() - started)
 
 
-def _median(speeds: list[Speed]) -> Speed:
-    return Speed(
-        **{
-            field: statistics.median(getattr(speed, field) for speed in speeds)
-            for field in ("rate", "p50_ms", "p99_ms")
-        }
-    )
+def _median(speeds: list[CallSpeed]) -> CallSpeed:
+    return CallSpeed(**medians([asdict(speed) for speed in speeds]))
 
 
 def _arguments(tool: Tool) -> dict[str, Any]:
@@ -176,7 +187,7 @@ def _memory() -> Memory:
 
 
 def _picture() -> Image:
-    """A photograph's size and smoothness, with some lines of text."""
+    """Return an image as large and smooth as a photograph, with some lines of text."""
     picture = PILImage.linear_gradient("L").resize(SIZE).convert("RGB")
     draw = ImageDraw.Draw(picture)
     for line in range(8):

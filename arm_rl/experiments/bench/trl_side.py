@@ -25,7 +25,7 @@ from arm_rl.core import images
 from arm_rl.core.resize import ViewSize
 from arm_rl.core.types import Sample
 from arm_rl.data.samples import read_samples
-from arm_rl.experiments.bench.trl_work import TOOL, Work, crop_box, reward
+from arm_rl.experiments.bench.trl_task import TOOL, TrlTask, crop_box, reward
 
 CALL_END = "</tool_call>"
 NEVER_SAMPLED = ("<|image_pad|>", "<|video_pad|>", "<|vision_start|>", "<|vision_end|>")
@@ -52,12 +52,12 @@ RESPONSE_TEMPLATE = {
 class Samples:
     """The data in memory: decoded and at the size that the judge sees, so that no step of TRL's has to do it again."""
 
-    def __init__(self, work: Work, view: ViewSize) -> None:
-        self.samples: list[Sample] = [*read_samples([work.data], [TOOL])]
+    def __init__(self, task: TrlTask, view: ViewSize) -> None:
+        self.samples: list[Sample] = [*read_samples([task.data], [TOOL])]
         self.full = [images.load(sample.images[0]).pil() for sample in self.samples]
-        self.views = [view.view(images.load(sample.images[0])) for sample in self.samples]
+        self.views = [view.resize(images.load(sample.images[0])) for sample in self.samples]
         self.texts = [sample.messages[-1].text for sample in self.samples]
-        self.notice = work.notice
+        self.notice = task.notice
 
 
 def environment(samples: Samples) -> type:
@@ -130,8 +130,8 @@ class Trainer(trl.GRPOTrainer):
 class StepPacer(TrainerCallback):
     """Does the steps that it is told, and says how long they took."""
 
-    def __init__(self, trainer: Trainer, work: Work, answers: Any) -> None:
-        self._trainer, self._work, self._answers = trainer, work, answers
+    def __init__(self, trainer: Trainer, task: TrlTask, answers: Any) -> None:
+        self._trainer, self._task, self._answers = trainer, task, answers
         self._left = self._number = 0
 
     def on_train_begin(self, args: Any, state: Any, control: Any, **_: Any) -> None:
@@ -146,7 +146,7 @@ class StepPacer(TrainerCallback):
         self._left -= 1
         if self._left == 0:
             seconds = time.perf_counter() - self._started
-            trajectories = self._number * self._work.num_trajectories
+            trajectories = self._number * self._task.num_trajectories
             phases = {name: value / self._number for name, value in self._trainer.clocks.items()}
             means = {name: value / trajectories for name, value in self._trainer.counts.items()}
             phases["cpu"] = (time.process_time() - self._cpu_started) / self._number
@@ -166,9 +166,9 @@ class StepPacer(TrainerCallback):
         self._answers.flush()
 
 
-def make_trainer(work: Work, folder: Path) -> Trainer:
-    """With the settings that were found to be the fastest on CPUs."""
-    processor = AutoProcessor.from_pretrained(work.model, padding_side="left", truncation_side="left")
+def make_trainer(task: TrlTask, folder: Path) -> Trainer:
+    """Return a trainer with the settings that were found to be the fastest on CPUs."""
+    processor = AutoProcessor.from_pretrained(task.model, padding_side="left", truncation_side="left")
     tokenizer = processor.tokenizer
     # TRL ends a turn at the tokenizer's end token and at those of the model, and writes an observation after the tokenizer's: a call's
     # last token in this place stops the turn there, as on our side.
@@ -180,9 +180,9 @@ def make_trainer(work: Work, folder: Path) -> Trainer:
         min_pixels=sizes.size["shortest_edge"],
         max_pixels=sizes.size["longest_edge"],
     )
-    samples = Samples(work, view)
+    samples = Samples(task, view)
     prompt = [
-        {"role": "system", "content": work.system_prompt},
+        {"role": "system", "content": task.system_prompt},
         {"role": "user", "content": ""},
     ]  # reset() adds what the user says
     dataset = Dataset.from_dict(
@@ -194,7 +194,7 @@ def make_trainer(work: Work, folder: Path) -> Trainer:
             reward(messages, samples.samples[place].label) for messages, place in zip(completions, number, strict=True)
         ]
 
-    accumulated = work.num_trajectories // work.micro_batch
+    accumulated = task.num_trajectories // task.micro_batch
     config = trl.GRPOConfig(
         output_dir=str(folder),
         use_cpu=True,
@@ -206,15 +206,15 @@ def make_trainer(work: Work, folder: Path) -> Trainer:
         loss_type="dapo",
         scale_rewards="group",
         epsilon=0.2,
-        per_device_train_batch_size=work.micro_batch,
+        per_device_train_batch_size=task.micro_batch,
         gradient_accumulation_steps=accumulated,
-        num_generations=work.group_size,
-        max_completion_length=work.response_tokens,
+        num_generations=task.group_size,
+        max_completion_length=task.response_tokens,
         mask_truncated_completions=False,
         max_tool_calling_iterations=1,
         temperature=1.0,
         generation_kwargs={
-            "max_new_tokens": work.turn_tokens,
+            "max_new_tokens": task.turn_tokens,
             "suppress_tokens": tokenizer.convert_tokens_to_ids(list(NEVER_SAMPLED)),
         },
         learning_rate=0.0,
@@ -229,11 +229,11 @@ def make_trainer(work: Work, folder: Path) -> Trainer:
         disable_tqdm=True,
         log_multimodal=False,
         dataloader_pin_memory=False,
-        seed=work.seed,
+        seed=task.seed,
         model_init_kwargs={"dtype": "float32"},
     )
     return Trainer(
-        model=work.model,
+        model=task.model,
         reward_funcs=rewards,
         args=config,
         train_dataset=dataset,
@@ -247,11 +247,11 @@ def main() -> None:
     path = Path(sys.argv[1])
     answers = os.fdopen(os.dup(1), "w")
     os.dup2(2, 1)
-    work = Work.read(path)
-    torch.set_num_threads(work.num_threads)
-    trainer = make_trainer(work, path.parent / "output")
+    task = TrlTask.read(path)
+    torch.set_num_threads(task.num_threads)
+    trainer = make_trainer(task, path.parent / "output")
     trainer.start_counting()
-    trainer.add_callback(StepPacer(trainer, work, answers))
+    trainer.add_callback(StepPacer(trainer, task, answers))
     trainer.train()
 
 

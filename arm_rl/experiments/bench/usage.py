@@ -28,6 +28,5 @@ def since(before: dict[str, float]) -> dict[str, float]:
 def _name(command: str) -> str:
     if _RAYS_OWN.search(command):
         return "ray"
-    return (
-        next(iter(command.split()), "?").removeprefix("ray::").split("/")[-1].split(".")[0]
-    )  # ray::Actor.method, /bin/program
+    # ray::Actor.method, /bin/program
+    return next(iter(command.split()), "?").removeprefix("ray::").split("/")[-1].split(".")[0]

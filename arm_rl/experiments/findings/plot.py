@@ -3,16 +3,24 @@
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
-from html import escape
+from typing import TYPE_CHECKING
 
+from arm_rl.experiments.figures import svg
 from arm_rl.experiments.findings.designs import DESIGNS
 from arm_rl.experiments.findings.results import ACCURACY, CALLS, Results
 from arm_rl.experiments.findings.setting import ENGRAVED, PLAIN
 from arm_rl.experiments.findings.statistics import Estimate, estimate
 
-_COLUMNS, _WIDTH, _HEIGHT = 3, 250, 100  # designs beside each other, and pixels of a panel
-_MARGIN, _GAP, _TITLE, _FOOT = 44, 18, 26, 30  # pixels left of all, between panels, above a design's, and below them
+if TYPE_CHECKING:
+    from matplotlib.artist import Artist
+    from matplotlib.axes import Axes
+    from matplotlib.figure import Figure
+
+_COLUMNS = 3  # designs beside each other
+_WIDTH, _ROW, _FOOT = 8.8, 2.85, 0.25  # inches: the figure's width, the height of a row of designs, that of the legend
+_FONT = 8  # points
 _KINDS = ((ENGRAVED, "the tool is needed", "#b5523b"), (PLAIN, "it is not", "#1f4e8c"))
+_FAINT = "#666"
 
 
 @dataclass(frozen=True, slots=True)
@@ -21,87 +29,90 @@ class _Panel:
     title: str
     ticks: tuple[float, ...]  # the first and the last are its edges
 
-    def share(self, value: float) -> float:
-        """How high a value stands, 0..1."""
-        low, high = self.ticks[0], self.ticks[-1]
-        return (min(max(value, low), high) - low) / (high - low)
+    def clipped(self, value: float) -> float:
+        """Return the value, or the edge that it is beyond."""
+        return min(max(value, self.ticks[0]), self.ticks[-1])
 
 
 _PANELS = (_Panel(ACCURACY, "accuracy", (0.4, 0.6, 0.8, 1.0)), _Panel(CALLS, "calls a sample", (0.0, 1.0, 2.0, 3.0)))
 
 
 def plot(results: Results) -> str:
-    """An SVG: each seed as a thin line, their mean as a thick one, its 95 % interval as a band; what is beyond a panel is at its edge."""
-    block = _TITLE + len(_PANELS) * _HEIGHT + _GAP + _FOOT
-    width = _MARGIN + _COLUMNS * (_WIDTH + _GAP)
-    height = math.ceil(len(results.designs) / _COLUMNS) * block + 24
+    """Return the picture as SVG."""
+    return svg(draw(results))
+
+
+def draw(results: Results) -> "Figure":
+    """Draw each seed as a thin line, their mean as a thick one and its 95 % interval as a band.
+
+    A value beyond a panel is drawn at the panel's edge.
+    """
+    from matplotlib.figure import Figure
+
+    rows = max(1, math.ceil(len(results.designs) / _COLUMNS))
+    figure = Figure(figsize=(_WIDTH, rows * _ROW + _FOOT), layout="constrained")
+    grid = figure.add_gridspec(rows * len(_PANELS), _COLUMNS, wspace=0.05)
     steps = max(
         (len(row) for seeds in results.curves.values() for curves in seeds.values() for row in curves.values()),
         default=1,
     )
-    drawn = []
     for number, name in enumerate(results.designs):
         row, column = divmod(number, _COLUMNS)
-        panels = "".join(
-            f'<g transform="translate(0 {place * (_HEIGHT + _GAP)})">'
-            f"{_axes(panel, labelled=column == 0)}{_curves(results, name, panel, steps)}</g>"
-            for place, panel in enumerate(_PANELS)
-        )
-        drawn.append(
-            f'<g transform="translate({_MARGIN + column * (_WIDTH + _GAP)} {row * block + _TITLE})">'
-            f'<text y="-9" font-weight="bold">{escape(DESIGNS[name].title)}</text>{panels}'
-            f'<text x="{_WIDTH}" y="{block - _TITLE - 14}" text-anchor="end" fill="#666">{steps} steps</text></g>'
-        )
-    return (
-        f'<svg xmlns="http://www.w3.org/2000/svg" width="{width}" height="{height}" font-family="sans-serif" font-size="11">'
-        f'<rect width="100%" height="100%" fill="white"/>{"".join(drawn)}{_legend(height - 10)}</svg>\n'
-    )
+        axes = [figure.add_subplot(grid[row * len(_PANELS) + place, column]) for place in range(len(_PANELS))]
+        for panel, one in zip(_PANELS, axes, strict=True):
+            _prepare(one, panel, steps, labelled=column == 0)
+            _draw_curves(one, results, name, panel)
+        axes[0].set_title(DESIGNS[name].title, loc="left", fontsize=_FONT, fontweight="bold")
+        axes[-1].set_xlabel(f"{steps} steps", loc="right", fontsize=_FONT, color=_FAINT)
+    figure.align_ylabels()
+    _draw_legend(figure)
+    return figure
 
 
-def _axes(panel: _Panel, *, labelled: bool) -> str:
-    lines = ""
-    for tick in panel.ticks:
-        y = _HEIGHT * (1 - panel.share(tick))
-        lines += f'<line x2="{_WIDTH}" y1="{y:.1f}" y2="{y:.1f}" stroke="#ddd"/>'
-        lines += f'<text x="-5" y="{y + 4:.1f}" text-anchor="end" fill="#666">{tick:g}</text>' if labelled else ""
-    title = f'<text transform="translate(-30 {_HEIGHT / 2}) rotate(-90)" text-anchor="middle">{panel.title}</text>'
-    return lines + (title if labelled else "")
+def _prepare(axes: "Axes", panel: _Panel, steps: int, *, labelled: bool) -> None:
+    """Set the edges of a panel and draw the lines behind its curves."""
+    axes.set(xlim=(0, steps), ylim=(panel.ticks[0], panel.ticks[-1]), xticks=[])
+    axes.set_yticks(panel.ticks, [f"{tick:g}" for tick in panel.ticks])
+    axes.tick_params(length=0, labelsize=_FONT, labelcolor=_FAINT, labelleft=labelled)
+    axes.grid(axis="y", color="#ddd", linewidth=0.75, clip_on=False)
+    axes.spines[:].set_visible(False)
+    if labelled:
+        axes.set_ylabel(panel.title, fontsize=_FONT)
 
 
-def _curves(results: Results, name: str, panel: _Panel, steps: int) -> str:
-    def line(points: Sequence[tuple[int, float]]) -> str:
-        return " ".join(
-            f"{_WIDTH * (step + 1) / steps:.1f},{_HEIGHT * (1 - panel.share(value)):.1f}" for step, value in points
-        )
-
-    drawn = ""
+def _draw_curves(axes: "Axes", results: Results, name: str, panel: _Panel) -> None:
     for kind, _, color in _KINDS:
         rows = [curves[f"{panel.metric}/{kind}"] for curves in results.curves.get(name, {}).values()]
-        found = _over_seeds(rows)
-        if all(math.isfinite(one.low) for _, one in found):
-            band = [(step, one.high) for step, one in found] + [(step, one.low) for step, one in reversed(found)]
-            drawn += f'<polygon points="{line(band)}" fill="{color}" opacity="0.13"/>'
+        steps, estimates = zip(*_over_seeds(rows), strict=True)
+        if all(math.isfinite(one.low) for one in estimates):
+            low = [panel.clipped(one.low) for one in estimates]
+            high = [panel.clipped(one.high) for one in estimates]
+            axes.fill_between(steps, low, high, color=color, alpha=0.13, linewidth=0)
         for row in rows:
-            known = [(step, value) for step, value in enumerate(row) if not math.isnan(value)]
-            drawn += f'<polyline points="{line(known)}" fill="none" stroke="{color}" stroke-width="0.7" opacity="0.5"/>'
-        drawn += f'<polyline points="{line([(step, one.mean) for step, one in found])}" fill="none" stroke="{color}" stroke-width="2"/>'
-    return drawn
+            known = {step: panel.clipped(value) for step, value in enumerate(row, start=1) if not math.isnan(value)}
+            axes.plot(list(known), list(known.values()), color=color, linewidth=0.5, alpha=0.5, clip_on=False)
+        means = [panel.clipped(one.mean) for one in estimates]
+        axes.plot(steps, means, color=color, linewidth=1.5, clip_on=False)
 
 
 def _over_seeds(rows: Sequence[Sequence[float]]) -> list[tuple[int, Estimate]]:
-    """Steps, each with an estimate over the seeds that have a value there."""
+    """Return the steps, from 1 on, each with an estimate over the seeds that have a value there."""
     found = []
     for step in range(max(map(len, rows), default=0)):
         values = [row[step] for row in rows if step < len(row) and not math.isnan(row[step])]
         if values:
-            found.append((step, estimate(values)))
+            found.append((step + 1, estimate(values)))
     return found
 
 
-def _legend(y: int) -> str:
-    entries = "".join(
-        f'<rect x="{_MARGIN + 160 * number}" y="{y - 6}" width="20" height="3" fill="{color}"/>'
-        f'<text x="{_MARGIN + 160 * number + 27}" y="{y}">{text}</text>'
-        for number, (_, text, color) in enumerate(_KINDS)
-    )
-    return f'{entries}<text x="{_MARGIN + 280}" y="{y}" fill="#666">thin: one seed; thick: the mean, with its 95 % interval</text>'
+def _draw_legend(figure: "Figure") -> None:
+    from matplotlib.lines import Line2D
+    from matplotlib.patches import Patch
+
+    handles: list[Artist] = [
+        *(Line2D([], [], color=color, linewidth=2.5, label=text) for _, text, color in _KINDS),
+        Line2D([], [], color=_FAINT, linewidth=0.5, label="one seed"),
+        Line2D([], [], color=_FAINT, linewidth=1.5, label="the mean over seeds"),
+        Patch(color=_FAINT, alpha=0.2, linewidth=0, label="its 95 % interval"),
+    ]
+    figure.legend(handles=handles, loc="outside lower left", ncols=len(handles), fontsize=_FONT, frameon=False)

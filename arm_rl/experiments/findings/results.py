@@ -24,9 +24,8 @@ Values = dict[int, float]  # by seed
 class Results:
     """All runs that are finished."""
 
-    judged: Mapping[
-        str, Mapping[int, Mapping[str, float]]
-    ]  # run -> seed -> metrics of its evaluation on held-out samples
+    # run -> seed -> metrics of its evaluation on held-out samples
+    judged: Mapping[str, Mapping[int, Mapping[str, float]]]
     curves: Mapping[str, Mapping[int, Mapping[str, Sequence[float]]]]  # design -> seed -> metric -> a value a step
 
     def values(self, run: str, metric: str) -> Values:
@@ -66,14 +65,14 @@ def _curves(lines: Sequence[Mapping[str, Any]]) -> dict[str, list[float]]:
     """Accuracy and calls a sample of each kind over the steps of training, a first stage's too; nan where a step had none of the kind."""
     steps = [line for line in lines if "learner/loss" in line]
     keys = {f"{metric}/{kind}": f"{logged}/{kind}" for metric, logged in _LOGGED.items() for kind in KINDS}
-    return {key: smoothed([line.get(logged, math.nan) for line in steps]) for key, logged in keys.items()}
+    return {key: smooth([line.get(logged, math.nan) for line in steps]) for key, logged in keys.items()}
 
 
 _LOGGED = {ACCURACY: "rollout/accuracy", CALLS: "tools/calls"}
 
 
-def smoothed(values: Sequence[float]) -> list[float]:
-    """Means over the last WINDOW steps, as far as there are some; what is nan is left out."""
+def smooth(values: Sequence[float]) -> list[float]:
+    """Return means over the last WINDOW steps; nan is skipped."""
     means = []
     for end in range(1, len(values) + 1):
         known = [value for value in values[max(0, end - WINDOW) : end] if not math.isnan(value)]
@@ -95,9 +94,9 @@ def claims(results: Results) -> list[Claim]:
 
     def compare(text: str, first: str, second: str, metric: str, *, above: bool) -> Claim:
         found = difference(results.values(first, metric), results.values(second, metric))
-        return claim(text, found, above=above)
+        return make_claim(text, found, above=above)
 
-    gains = {run: _gain(results, run) for run in (BEFORE, AFTER)}
+    gains = {run: _accuracy_gain(results, run) for run in (BEFORE, AFTER)}
     return [
         compare("accuracy only uses the tool less than the paper's reward", "accuracy", PAPER, CALLS, above=False),
         compare("accuracy only is less accurate than it", "accuracy", PAPER, ACCURACY, above=False),
@@ -108,16 +107,16 @@ def claims(results: Results) -> list[Claim]:
         compare("a fixed bonus a call is less accurate than it", "call_bonus", PAPER, ACCURACY, above=False),
         compare("a fixed bonus a sample is less accurate than it", "sample_bonus", PAPER, ACCURACY, above=False),
         compare("stage 1 lifts the adaptive reward", PAPER, "adaptive", ACCURACY, above=True),
-        claim("before training, forcing the tool does not help", estimate_of(gains[BEFORE]), above=False),
-        claim("after training, it helps", estimate_of(gains[AFTER]), above=True),
+        make_claim("before training, forcing the tool does not help", estimate_of(gains[BEFORE]), above=False),
+        make_claim("after training, it helps", estimate_of(gains[AFTER]), above=True),
     ]
 
 
-def claim(text: str, found: Estimate | None, *, above: bool) -> Claim:
-    """A claim that a difference is above, or below, 0."""
+def make_claim(text: str, found: Estimate | None, *, above: bool) -> Claim:
+    """Return a claim that a difference is above, or below, 0."""
     if found is None:
         return Claim(text=text, estimate=None, verdict="not measured")
-    return Claim(text=text, estimate=found, verdict=found.above(0.0) if above else found.below(0.0))
+    return Claim(text=text, estimate=found, verdict=found.verdict_above(0.0) if above else found.verdict_below(0.0))
 
 
 def estimate_of(values: Values) -> Estimate | None:
@@ -125,8 +124,8 @@ def estimate_of(values: Values) -> Estimate | None:
     return estimate(list(values.values())) if values else None
 
 
-def _gain(results: Results, run: str) -> Values:
-    """Accuracy with the tool forced less that with none offered, for each seed."""
+def _accuracy_gain(results: Results, run: str) -> Values:
+    """Return the accuracy with the tool forced less that with none offered, for each seed."""
     forced, none = (results.values(run, f"{ACCURACY}_{way}") for way in ("with_prefill", "without_tools"))
     return {seed: forced[seed] - none[seed] for seed in forced.keys() & none.keys()}
 
@@ -152,9 +151,9 @@ def summary(results: Results) -> dict[str, Any]:
     metrics = {key for seeds in results.judged.values() for one in seeds.values() for key in one if key != "step"}
     judged = {
         run: {
-            metric: _plain(found)
+            metric: _finite_values(found)
             for metric in sorted(metrics)
-            if (found := estimate_of(_numbers(results, run, metric)))
+            if (found := estimate_of(_numeric_values(results, run, metric)))
         }
         for run in results.judged
     }
@@ -164,17 +163,18 @@ def summary(results: Results) -> dict[str, Any]:
             run: {str(seed): dict(metrics) for seed, metrics in seeds.items()} for run, seeds in results.judged.items()
         },
         "claims": [
-            {"text": one.text, "verdict": one.verdict, "difference": _plain(one.estimate)} for one in claims(results)
+            {"text": one.text, "verdict": one.verdict, "difference": _finite_values(one.estimate)}
+            for one in claims(results)
         ],
     }
 
 
-def _plain(found: Estimate | None) -> dict[str, float | None] | None:
-    """For JSON, which knows no infinity: a bound that is not there is null."""
+def _finite_values(found: Estimate | None) -> dict[str, float | None] | None:
+    """Return an estimate for JSON, which knows no infinity: a missing bound is null."""
     if found is None:
         return None
     return {name: value if math.isfinite(value) else None for name, value in dataclasses.asdict(found).items()}
 
 
-def _numbers(results: Results, run: str, metric: str) -> Values:
+def _numeric_values(results: Results, run: str, metric: str) -> Values:
     return {seed: value for seed, value in results.values(run, metric).items() if isinstance(value, int | float)}

@@ -16,9 +16,11 @@ from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from actors.cluster.reservation import reserved
-from arm_rl.core.config import ConfigError, SftConfig, TrainConfig
+from actors.cluster.reservation import reserve
+from arm_rl.core.atomic_file import replace_file, replace_text
+from arm_rl.core.config import ConfigError
 from arm_rl.core.config_file import load
+from arm_rl.core.stage_config import SftConfig, TrainConfig
 from arm_rl.core.template import Template
 from arm_rl.data.demonstrations import write_demonstrations
 from arm_rl.data.samples import read_samples
@@ -29,13 +31,13 @@ from arm_rl.demo.scenes import Split
 from arm_rl.demo.tracks import TILES
 from arm_rl.experiments.findings import setting
 from arm_rl.experiments.findings.designs import DESIGNS
-from arm_rl.prepare.screening import screened_sessions
-from arm_rl.run.folder import finished
+from arm_rl.prepare.screening import run_screened_sessions
+from arm_rl.run.folder import is_finished
 from arm_rl.training.evaluation import evaluate_model
-from arm_rl.training.groups import serving
 from arm_rl.training.grpo import train_grpo
 from arm_rl.training.inputs import read_inputs
 from arm_rl.training.sft import train_sft
+from arm_rl.training.startup import rollout_service
 from tools import load_tools
 from tools.execution.local import LocalTools
 
@@ -73,10 +75,10 @@ class Findings:
     """All runs below one folder."""
 
     def __init__(
-        self, root: Path, size: FindingsSize, *, split: setting.JudgedSplit, say: Callable[[str], None]
+        self, root: Path, size: FindingsSize, *, split: setting.JudgedSplit, log: Callable[[str], None]
     ) -> None:
-        """`say` is told what begins; `split` is what judges are judged on: `validation` while settings are sought."""
-        self.root, self.size, self.split, self.say = root, size, split, say
+        """`log` gets a line for each part that begins; `split` is what judges are judged on: `validation` while settings are sought."""
+        self.root, self.size, self.split, self.log = root, size, split, log
         self.base, self.data = root / "base_model", root / "data"
 
     def run(self, seeds: Sequence[int], designs: Sequence[str]) -> None:
@@ -85,14 +87,14 @@ class Findings:
         Raises:
             ConfigError: the folder holds runs of another setting.
         """
-        self._hold_setting()
+        self._check_setting()
         self._make_data()
         self._make_base()
         for seed in seeds:
-            self._cold_start(seed)
+            self._train_cold_start(seed)
             asyncio.run(self._train(seed, designs))
         if not (self.root / "base" / "evaluation.json").is_file():
-            self.say("the base model, judging")
+            self.log("the base model, judging")
             asyncio.run(evaluate_model(self.config(self.base, f"run.root={self.root}", "run.name=base", *_WAYS)))
 
     def config(self, model: Path, *overrides: str) -> TrainConfig:
@@ -100,14 +102,13 @@ class Findings:
         files = [f"data.train=[{self.data / 'train.parquet'}]", f"data.held_out=[{self.data / self.split}.parquet]"]
         return load(TrainConfig, setting.CONFIG, [f"model.path={model}", *files, *self.size.overrides, *overrides])
 
-    def _hold_setting(self) -> None:
-        """Runs of different settings cannot be compared, and what is there already is not made again."""
-        used = {**setting.described(), "split": self.split, "size": dataclasses.asdict(self.size)}
+    def _check_setting(self) -> None:
+        """Raise a ConfigError if the folder holds runs of another setting, which cannot be compared."""
+        used = {**setting.setting_values(), "split": self.split, "size": dataclasses.asdict(self.size)}
         file = self.root / "setting.json"
         written = json.dumps(used, indent=2)
         if not file.exists():
-            self.root.mkdir(parents=True, exist_ok=True)
-            file.write_text(written)
+            replace_text(file, written)
         before, now = json.loads(file.read_text()), json.loads(written)
         differs = [key for key in now if before.get(key) != now[key]]
         if differs:
@@ -123,11 +124,8 @@ class Findings:
         for split, number in sizes.items():
             path = self.data / f"{split}.parquet"
             if not path.is_file():
-                self.say(f"{number} samples: {split}")
-                partial = dataset.write(
-                    path.with_suffix(".partial"), seed=0, split=split, num_samples=number, tracks=setting.MIXED
-                )
-                partial.rename(path)
+                self.log(f"{number} samples: {split}")
+                dataset.write(path, seed=0, split=split, num_samples=number, tracks=setting.MIXED)
 
     def _make_base(self) -> None:
         """The first demo's base model, and from it the one of the mixed task."""
@@ -140,40 +138,39 @@ class Findings:
         }
         for folder, (title, tracks, steps, start) in plans.items():
             if not folder.is_dir():
-                self.say(title)
-                partial = folder.with_suffix(".partial")
-                make_base(
-                    partial,
-                    config.template,
-                    schemas,
-                    tracks=tracks,
-                    plan=steps,
-                    seed=0,
-                    share=self.size.pretraining,
-                    start=start,
-                )
-                partial.rename(folder)
+                self.log(title)
+                with replace_file(folder) as temporary:
+                    make_base(
+                        temporary,
+                        config.template,
+                        schemas,
+                        tracks=tracks,
+                        plan=steps,
+                        seed=0,
+                        share=self.size.pretraining,
+                        start=start,
+                    )
 
-    def _cold_start(self, seed: int) -> None:
+    def _train_cold_start(self, seed: int) -> None:
         folder = self.root / str(seed)
         demonstrations = folder / "demonstrations.parquet"
         if not demonstrations.is_file():
-            self.say(f"seed {seed}: demonstrations")
-            write_demonstrations(demonstrations, self._demonstrate(seed))
+            self.log(f"seed {seed}: demonstrations")
+            write_demonstrations(demonstrations, self._run_teacher(seed))
         files = [f"data.train=[{demonstrations}]", f"model.path={self.base}"]
         config = load(SftConfig, setting.SFT_CONFIG, [*files, f"run.root={folder}", f"run.seed={seed}"])
         if not (config.run.folder / "export" / "config.json").is_file():
-            self.say(f"seed {seed}: cold start")
+            self.log(f"seed {seed}: cold start")
             asyncio.run(train_sft(config))
 
-    def _demonstrate(self, seed: int) -> list:
+    def _run_teacher(self, seed: int) -> list:
         config = self.config(self.base)
         tools = load_tools(config.tools.files)
         template = Template.load(config.model, config.template, {name: tool.schema for name, tool in tools.items()})
         teacher = dataclasses.replace(setting.TEACHER, seed=seed)
         samples = read_samples(config.data.train, list(tools))
         with contextlib.closing(LocalTools(tools)) as local:
-            sessions = screened_sessions(
+            sessions = run_screened_sessions(
                 samples, lambda sample: teacher.policy(sample, template), local, config.session, template
             )
             return list(itertools.islice(sessions, self.size.demonstrations))
@@ -183,25 +180,27 @@ class Findings:
         folder, common = self.root / str(seed), (f"run.root={self.root / str(seed)}", f"run.seed={seed}")
         cold = self.config(folder / "sft" / "export", "run.name=cold_start", *common, *_WAYS)
         judged = (cold.run.folder / "evaluation.json").is_file()
-        stages = dict(self._stages(folder, common, designs))
+        stages = dict(self._stage_configs(folder, common, designs))
         left = {
-            name: config for name, config in stages.items() if not finished(config.run.folder, config.num_steps or 0)
+            name: config for name, config in stages.items() if not is_finished(config.run.folder, config.num_steps or 0)
         }
         if judged and not left:
             return
         async with (
-            reserved(f"findings-{seed}", cold.placement, 0, cold.rollout) as reservation,
-            serving(cold, read_inputs(cold).template, reservation) as engines,
+            reserve(f"findings-{seed}", cold.placement, 0, cold.rollout) as reservation,
+            rollout_service(cold, read_inputs(cold).template, reservation) as engines,
         ):
             if not judged:
-                self.say(f"seed {seed}: the cold start, judging")
+                self.log(f"seed {seed}: the cold start, judging")
                 await evaluate_model(cold, engines)
             for name, config in left.items():
-                self.say(f"seed {seed}: {name}")
+                self.log(f"seed {seed}: {name}")
                 await train_grpo(config, engines)
 
-    def _stages(self, folder: Path, common: Sequence[str], designs: Sequence[str]) -> Iterator[tuple[str, TrainConfig]]:
-        """Names and configurations, in the order in which they need each other."""
+    def _stage_configs(
+        self, folder: Path, common: Sequence[str], designs: Sequence[str]
+    ) -> Iterator[tuple[str, TrainConfig]]:
+        """Yield names and configurations, in the order in which they need each other."""
         cold_start = folder / "sft" / "export"
         if any(DESIGNS[name].staged for name in designs):
             changed = (
@@ -209,14 +208,20 @@ class Findings:
                 f"learner.learning_rate={setting.STAGE1_LEARNING_RATE}",
                 "evaluation.final=false",
             )
-            yield setting.STAGE1, self._stage(setting.STAGE1, cold_start, self.size.stage1_steps, *common, *changed)
+            yield (
+                setting.STAGE1,
+                self._stage_config(setting.STAGE1, cold_start, self.size.stage1_steps, *common, *changed),
+            )
         for name in designs:
             design = DESIGNS[name]
             start, done = (
                 (folder / setting.STAGE1 / "export", self.size.stage1_steps) if design.staged else (cold_start, 0)
             )
             ways = _WAYS if design.ways else ()
-            yield name, self._stage(name, start, self.size.steps - done, *common, f"reward.name={design.reward}", *ways)
+            yield (
+                name,
+                self._stage_config(name, start, self.size.steps - done, *common, f"reward.name={design.reward}", *ways),
+            )
 
-    def _stage(self, name: str, model: Path, steps: int, *overrides: str) -> TrainConfig:
+    def _stage_config(self, name: str, model: Path, steps: int, *overrides: str) -> TrainConfig:
         return self.config(model, f"run.name={name}", f"num_steps={steps}", *overrides)

@@ -13,9 +13,8 @@ ENGRAVED, PLAIN = (track.name for track in MIXED)
 KINDS = (ENGRAVED, PLAIN)
 
 CONFIG, SFT_CONFIG = "configs/findings.yaml", "configs/findings_sft.yaml"
-JudgedSplit = Literal[
-    "validation", "test"
-]  # settings are sought on the one; the figures come from the other, used once
+# settings are sought on the one; the figures come from the other, used once
+JudgedSplit = Literal["validation", "test"]
 NUM_TRAIN = 4800  # samples, half of each kind
 NUM_JUDGED: dict[JudgedSplit, int] = {"validation": 320, "test": 640}
 NUM_DEMONSTRATIONS = 2880  # that pass the screening: 90 steps
@@ -41,11 +40,11 @@ STAGE1_STEPS = 12  # after 24, judges called twice a sample and learned slowly
 STAGE1_LEARNING_RATE = 2e-4
 
 # What a first turn begins with where the tool is forced, and where none is offered.
-CALL_OPENING, ANSWER_OPENING = f"<think>{phrases.LOOK}</think><tool_call>", f"<think>{phrases.seen('')}"
+CALL_OPENING, ANSWER_OPENING = f"<think>{phrases.LOOK}</think><tool_call>", f"<think>{phrases.conclusion('')}"
 
 
-def described() -> dict[str, Any]:
-    """What the base model and the cold starts were made with: runs in one folder must agree in it."""
+def setting_values() -> dict[str, Any]:
+    """Return the settings of the base model and the cold starts, in which the runs of a folder must agree."""
     teacher = {
         field.name: getattr(TEACHER, field.name)
         for field in dataclasses.fields(TEACHER)

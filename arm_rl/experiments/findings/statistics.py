@@ -20,14 +20,14 @@ class Estimate:
     high: float
     num_seeds: int
 
-    def above(self, bound: float) -> Verdict:
-        """Whether the mean is above `bound`, as far as these seeds tell: `open` where the interval has values on both sides."""
+    def verdict_above(self, bound: float) -> Verdict:
+        """Return whether the mean is above `bound`; `open` if the interval has values on both sides."""
         if self.low > bound:
             return "holds"
         return "does not hold" if self.high <= bound else "open"
 
-    def below(self, bound: float) -> Verdict:
-        """The same, for below."""
+    def verdict_below(self, bound: float) -> Verdict:
+        """Return whether the mean is below `bound`; `open` if the interval has values on both sides."""
         if self.high < bound:
             return "holds"
         return "does not hold" if self.low >= bound else "open"

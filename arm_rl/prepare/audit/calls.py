@@ -13,11 +13,11 @@ _IMAGE, _TEXT = "image", "response"  # arguments that name something in a sessio
 _FORMAT = HermesFormat()
 
 
-def faults(record: Record, schemas: Mapping[str, Any]) -> Iterator[str]:
-    """What is wrong with a row's tools; nothing is said of tools where no schemas are known."""
+def find_faults(record: Record, schemas: Mapping[str, Any]) -> Iterator[str]:
+    """Yield what is wrong with a row's tools; without schemas, nothing."""
     if not schemas:
         return
-    yield from _faults_of_offer(record, schemas)
+    yield from _find_offer_faults(record, schemas)
     originals = sum(text.count("<image>") for role, text in record.messages if role in ("system", "user"))
     memory = {ImagePart.original(number).name for number in range(1, originals + 1)}
     observations = 0
@@ -28,10 +28,10 @@ def faults(record: Record, schemas: Mapping[str, Any]) -> Iterator[str]:
                 memory.add(f"observation_{observations}")
         call = _FORMAT.parse(text) if role == "assistant" else None
         if call is not None:
-            yield from ([call.error] if call.error else _faults_of_call(call.name, call.arguments, memory, schemas))
+            yield from ([call.error] if call.error else _find_call_faults(call.name, call.arguments, memory, schemas))
 
 
-def _faults_of_call(
+def _find_call_faults(
     name: str, arguments: dict[str, Any], memory: set[str], schemas: Mapping[str, Any]
 ) -> Iterator[str]:
     if name not in schemas:
@@ -46,8 +46,8 @@ def _faults_of_call(
         yield f"a call of {name}: there is no image {image!r} by then ({', '.join(sorted(memory)) or 'none'})"
 
 
-def _faults_of_offer(record: Record, schemas: Mapping[str, Any]) -> Iterator[str]:
-    """Of a sample's own tools: one that no file lists, or one that needs an image or a text where there is none."""
+def _find_offer_faults(record: Record, schemas: Mapping[str, Any]) -> Iterator[str]:
+    """Yield faults of the tools that a sample offers: unlisted ones, and ones that lack their image or text."""
     extra = record.others.get("extra_info", {})
     for key in ("tools", "expected_tools"):
         for name in extra.get(key, ()):

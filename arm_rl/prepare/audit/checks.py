@@ -8,7 +8,7 @@ from typing import Literal
 import numpy as np
 from scipy import stats
 
-from arm_rl.prepare.audit.contents import BITS, AuditRow, FileContents, in_order
+from arm_rl.prepare.audit.contents import BITS, AuditRow, FileContents, iterate_rows
 
 _UNLIKELY = 1e-3  # chance of a bias in labels or lengths to be seen where there is none
 _FEW = 30  # rows that say nothing about a bias
@@ -34,19 +34,19 @@ def check(contents: Sequence[FileContents], *, near: int = 12, max_prompt_tokens
         max_prompt_tokens: longer prompts are told.
     """
     checks: list[Callable[[Sequence[FileContents]], Iterable[Finding]]] = [
-        _broken,
-        _contradictions,
-        _duplicates,
-        lambda all_of_them: _leaks(all_of_them, near),
-        _labels,
-        _lengths,
-        lambda all_of_them: _too_long(all_of_them, max_prompt_tokens),
-        _faults,
+        _find_broken_rows,
+        _find_contradictions,
+        _find_duplicates,
+        lambda all_of_them: _find_leaks(all_of_them, near),
+        _find_label_bias,
+        _find_length_bias,
+        lambda all_of_them: _find_long_prompts(all_of_them, max_prompt_tokens),
+        _find_tool_faults,
     ]
     return [finding for one in checks for finding in one(contents)]
 
 
-def _broken(contents: Sequence[FileContents]) -> Iterator[Finding]:
+def _find_broken_rows(contents: Sequence[FileContents]) -> Iterator[Finding]:
     for one in contents:
         if one.num_broken:
             message = f"{one.path}: {one.num_broken} rows cannot be used"
@@ -55,16 +55,16 @@ def _broken(contents: Sequence[FileContents]) -> Iterator[Finding]:
             )
 
 
-def _same(contents: Sequence[FileContents]) -> list[list[tuple[int, AuditRow]]]:
-    """Rows that ask the same about the same images."""
+def _same_questions(contents: Sequence[FileContents]) -> list[list[tuple[int, AuditRow]]]:
+    """Return sets of rows that ask the same about the same images."""
     groups: defaultdict[tuple, list[tuple[int, AuditRow]]] = defaultdict(list)
-    for file, row in in_order(contents):
+    for file, row in iterate_rows(contents):
         groups[row.text, row.images].append((file, row))
     return [rows for rows in groups.values() if len(rows) > 1]
 
 
-def _contradictions(contents: Sequence[FileContents]) -> Iterator[Finding]:
-    judged = ([(file, row) for file, row in rows if row.label] for rows in _same(contents))
+def _find_contradictions(contents: Sequence[FileContents]) -> Iterator[Finding]:
+    judged = ([(file, row) for file, row in rows if row.label] for rows in _same_questions(contents))
     found = [
         rows
         for rows in judged
@@ -73,80 +73,81 @@ def _contradictions(contents: Sequence[FileContents]) -> Iterator[Finding]:
     if found:
         message = "questions, word for word and on the same images, whose labels contradict each other"
         yield Finding(
-            level="wrong", what="contradiction", number=len(found), message=message, examples=_named(contents, found)
+            level="wrong",
+            what="contradiction",
+            number=len(found),
+            message=message,
+            examples=_row_names(contents, found),
         )
 
 
-def _duplicates(contents: Sequence[FileContents]) -> Iterator[Finding]:
+def _find_duplicates(contents: Sequence[FileContents]) -> Iterator[Finding]:
     for file, one in enumerate(contents):
         found = [
-            rows for rows in ([row for row in rows if row[0] == file] for rows in _same(contents)) if len(rows) > 1
+            rows
+            for rows in ([row for row in rows if row[0] == file] for rows in _same_questions(contents))
+            if len(rows) > 1
         ]
         if found:
             number = sum(len(rows) - 1 for rows in found)
             message = f"{one.path}: {number} rows are copies of others, word for word and on the same images"
             yield Finding(
-                level="suspicious", what="duplicate", number=number, message=message, examples=_named(contents, found)
+                level="suspicious",
+                what="duplicate",
+                number=number,
+                message=message,
+                examples=_row_names(contents, found),
             )
 
 
-def _leaks(contents: Sequence[FileContents], near: int) -> Iterator[Finding]:
-    """From training into what is held out: the same question on the same image or one that looks alike; and such images alone."""
-    same = [rows for rows in _same(contents) if len({contents[file].held_out for file, _ in rows}) > 1]
+def _find_leaks(contents: Sequence[FileContents], near: int) -> Iterator[Finding]:
+    """Yield leaks from training into held-out data: equal questions on equal or similar images, and similar images."""
+    same = [rows for rows in _same_questions(contents) if len({contents[file].held_out for file, _ in rows}) > 1]
     if same:
         message = "questions stand in training and held-out data, word for word and on the same images"
-        yield Finding(level="wrong", what="leak", number=len(same), message=message, examples=_named(contents, same))
+        yield Finding(
+            level="wrong", what="leak", number=len(same), message=message, examples=_row_names(contents, same)
+        )
     known = {(file, row.name) for rows in same for file, row in rows if contents[file].held_out}
     for second, held_out in enumerate(contents):
         for first, training in enumerate(contents):
             if training.held_out or not held_out.held_out:
                 continue
             rows = [row for row in held_out.rows if (second, row.name) not in known]
-            pairs = list(_alike(rows, training.rows, near))
-            where = f"{training.path} and {held_out.path}"
-            copies = [[(first, b), (second, a)] for a, b in pairs if a.text == b.text]
-            if copies:
-                message = f"{where}: the same question on images that look alike"
-                yield Finding(
-                    level="suspicious",
-                    what="near leak",
-                    number=len(copies),
-                    message=message,
-                    examples=_named(contents, copies),
-                )
-            others = [[(first, b), (second, a)] for a, b in pairs if a.text != b.text]
-            if others:
-                message = f"{where}: images that look alike, with other questions"
-                yield Finding(
-                    level="suspicious",
-                    what="image leak",
-                    number=len(others),
-                    message=message,
-                    examples=_named(contents, others),
-                )
+            pairs = list(_similar_pairs(rows, training.rows, near))
+            for what, is_copy, told in (
+                ("near leak", True, "the same question on images that look alike"),
+                ("image leak", False, "images that look alike, with other questions"),
+            ):
+                found = [[(first, b), (second, a)] for a, b in pairs if (a.text == b.text) == is_copy]
+                if found:
+                    message = f"{training.path} and {held_out.path}: {told}"
+                    examples = _row_names(contents, found)
+                    yield Finding(level="suspicious", what=what, number=len(found), message=message, examples=examples)
 
 
-def _alike(left: Sequence[AuditRow], right: Sequence[AuditRow], near: int) -> Iterator[tuple[AuditRow, AuditRow]]:
-    """Pairs of rows with images whose hashes differ in at most `near` bits: each row of `left` once, with a row of equal text if any."""
-    found = [(row, look) for row in right for look in row.looks]
-    if not found:
+def _similar_pairs(
+    left: Sequence[AuditRow], right: Sequence[AuditRow], near: int
+) -> Iterator[tuple[AuditRow, AuditRow]]:
+    """Yield the rows of `left` that have an image within `near` bits of one in `right`, with such a row."""
+    hashed = [(row, image_hash) for row in right for image_hash in row.image_hashes]
+    if not hashed:
         return
-    looks = np.frombuffer(b"".join(look for _, look in found), np.uint64).reshape(len(found), -1)  # (images, words)
+    words = np.frombuffer(b"".join(image_hash for _, image_hash in hashed), np.uint64).reshape(len(hashed), -1)
     for row in left:
-        apart = np.full(len(found), BITS, np.int64)
-        for look in row.looks:
-            np.minimum(
-                apart, np.bitwise_count(looks ^ np.frombuffer(look, np.uint64)).sum(1, dtype=np.int64), out=apart
-            )
-        near_ones = [found[place][0] for place in np.flatnonzero(apart <= near)]
-        if near_ones:
-            yield row, next((one for one in near_ones if one.text == row.text), near_ones[0])
+        distances = np.full(len(hashed), BITS, np.int64)
+        for image_hash in row.image_hashes:
+            differing = np.bitwise_count(words ^ np.frombuffer(image_hash, np.uint64)).sum(1, dtype=np.int64)
+            np.minimum(distances, differing, out=distances)
+        similar = [hashed[index][0] for index in np.flatnonzero(distances <= near)]
+        if similar:
+            yield row, next((one for one in similar if one.text == row.text), similar[0])
 
 
-def _labels(contents: Sequence[FileContents]) -> Iterator[Finding]:
-    """Places or verdicts that are right more often than chance would have it."""
+def _find_label_bias(contents: Sequence[FileContents]) -> Iterator[Finding]:
+    """Yield labels that are more frequent than chance allows."""
     groups: defaultdict[tuple, Counter[str]] = defaultdict(Counter)
-    for file, row in in_order(contents):
+    for file, row in iterate_rows(contents):
         if row.label:
             kind: tuple[str, ...] = ("true", "false")
             if row.label not in kind:
@@ -166,10 +167,10 @@ def _labels(contents: Sequence[FileContents]) -> Iterator[Finding]:
             yield Finding(level="suspicious", what="label balance", number=counts.total(), message=message)
 
 
-def _lengths(contents: Sequence[FileContents]) -> Iterator[Finding]:
-    """Right answers that are longer, or shorter, than the others more often than chance would have it."""
+def _find_length_bias(contents: Sequence[FileContents]) -> Iterator[Finding]:
+    """Yield files in which right answers are longer, or shorter, than chance allows."""
     longer: defaultdict[tuple[int, str], list[bool]] = defaultdict(list)
-    for file, row in in_order(contents):
+    for file, row in iterate_rows(contents):
         if row.label.isdecimal() and 1 <= int(row.label) <= len(row.texts) == 2:
             right, other = row.texts[int(row.label) - 1], row.texts[2 - int(row.label)]
             if len(right) != len(other):
@@ -180,7 +181,7 @@ def _lengths(contents: Sequence[FileContents]) -> Iterator[Finding]:
             yield Finding(level="suspicious", what="length bias", number=len(found), message=message)
 
 
-def _too_long(contents: Sequence[FileContents], limit: int | None) -> Iterator[Finding]:
+def _find_long_prompts(contents: Sequence[FileContents], limit: int | None) -> Iterator[Finding]:
     for one in contents:
         found = [row for row in one.rows if limit is not None and row.num_tokens is not None and row.num_tokens > limit]
         if found:
@@ -189,7 +190,7 @@ def _too_long(contents: Sequence[FileContents], limit: int | None) -> Iterator[F
             yield Finding(level="suspicious", what="too long", number=len(found), message=message, examples=examples)
 
 
-def _faults(contents: Sequence[FileContents]) -> Iterator[Finding]:
+def _find_tool_faults(contents: Sequence[FileContents]) -> Iterator[Finding]:
     for one in contents:
         found = [(row, fault) for row in one.rows for fault in row.faults]
         if found:
@@ -198,7 +199,7 @@ def _faults(contents: Sequence[FileContents]) -> Iterator[Finding]:
             yield Finding(level="wrong", what="tools", number=len(found), message=message, examples=examples)
 
 
-def _named(contents: Sequence[FileContents], groups: Sequence[Sequence[tuple[int, AuditRow]]]) -> tuple[str, ...]:
+def _row_names(contents: Sequence[FileContents], groups: Sequence[Sequence[tuple[int, AuditRow]]]) -> tuple[str, ...]:
     return tuple(
         " = ".join(f"{contents[file].path.name}: {row.name}" for file, row in rows[:3]) for rows in groups[:_EXAMPLES]
     )

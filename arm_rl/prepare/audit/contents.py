@@ -20,8 +20,8 @@ from arm_rl.core.types import Sample
 from arm_rl.data.image_store import ImageSource
 from arm_rl.data.parquet_rows import BrokenRows
 from arm_rl.data.samples import parse_messages
-from arm_rl.prepare.audit.calls import faults
-from arm_rl.prepare.formats import FORMATS, format_of
+from arm_rl.prepare.audit.calls import find_faults
+from arm_rl.prepare.formats import FORMATS, guess_format
 from arm_rl.prepare.records import Record
 
 BITS = 256  # of a perceptual hash
@@ -35,7 +35,7 @@ class AuditRow:
     name: str  # its id, or its place among the file's good rows
     text: str  # of all that is not the policy's, in one form whatever its blanks and case
     images: tuple[str, ...]  # keys of the content of the prompt's images
-    looks: tuple[bytes, ...]  # perceptual hashes of these: BITS bits each
+    image_hashes: tuple[bytes, ...]  # perceptual hashes of these: BITS bits each
     track: str
     label: str  # empty for a demonstration
     texts: tuple[str, ...]  # the answers to judge
@@ -89,17 +89,17 @@ def read(
     """
     broken = BrokenRows(skip=True)
     source = ImageSource(path.parent, image_root)
-    records = enumerate(FORMATS[read_as or format_of(path)].read(path, source.read, broken))
+    records = enumerate(FORMATS[read_as or guess_format(path)].read(path, source.read, broken))
     rows: list[AuditRow] = []
     with ThreadPoolExecutor() as pool:  # decoding and scaling leave Python's lock
         while batch := list(itertools.islice(records, _AT_A_TIME)):
-            for row in pool.map(partial(_row, schemas=schemas, template=template), batch):
+            for row in pool.map(partial(_audit_row, schemas=schemas, template=template), batch):
                 rows.append(row)
                 on_row()
     return FileContents(path=path, held_out=held_out, rows=rows, num_broken=broken.number, reasons=broken.reasons)
 
 
-def _row(numbered: tuple[int, Record], *, schemas: Mapping[str, Any], template: Template | None) -> AuditRow:
+def _audit_row(numbered: tuple[int, Record], *, schemas: Mapping[str, Any], template: Template | None) -> AuditRow:
     number, record = numbered
     extra = record.others.get("extra_info", {})
     name = str(extra.get("id", record.others.get("id", f"row {number}")))
@@ -108,28 +108,28 @@ def _row(numbered: tuple[int, Record], *, schemas: Mapping[str, Any], template: 
     shown = record.images[: sum(text.count("<image>") for _, text in prompt)]
     return AuditRow(
         name=name,
-        text=plain(" ".join(text for _, text in prompt)),
+        text=normalise_text(" ".join(text for _, text in prompt)),
         images=tuple(image.key for image in shown),
-        looks=tuple(look(image) for image in shown),
+        image_hashes=tuple(perceptual_hash(image) for image in shown),
         track=str(record.others.get("data_source", "")),
         label=label,
         texts=tuple(extra.get("texts", ())),
-        num_tokens=None if template is None else _num_tokens(prompt, shown, record, template),
-        faults=tuple(faults(record, schemas)),
+        num_tokens=None if template is None else _count_tokens(prompt, shown, record, template),
+        faults=tuple(find_faults(record, schemas)),
     )
 
 
-def plain(text: str) -> str:
-    """A text without what two copies of it may differ in: case, blanks, and ways to write one character."""
+def normalise_text(text: str) -> str:
+    """Return a text without the differences that copies may have: case, blanks, and ways to write one character."""
     return re.sub(r"\s+", " ", unicodedata.normalize("NFKC", text).casefold()).strip()
 
 
-def look(image: Image) -> bytes:
-    """A perceptual hash: images that look alike differ in few of its bits."""
+def perceptual_hash(image: Image) -> bytes:
+    """Return a hash of `BITS` bits; similar images differ in few of them."""
     return np.packbits(imagehash.phash(image.pil(), hash_size=16).hash).tobytes()
 
 
-def _num_tokens(prompt: Sequence[tuple[str, str]], shown: Sequence[Image], record: Record, template: Template) -> int:
+def _count_tokens(prompt: Sequence[tuple[str, str]], shown: Sequence[Image], record: Record, template: Template) -> int:
     messages, _ = parse_messages([{"role": role, "content": text} for role, text in prompt], "a row")
     tools = (
         record.tools
@@ -143,6 +143,6 @@ def _num_tokens(prompt: Sequence[tuple[str, str]], shown: Sequence[Image], recor
     return len(template.prompt_ids(sample, dict(zip(names, shown, strict=True))))
 
 
-def in_order(contents: Sequence[FileContents]) -> Iterator[tuple[int, AuditRow]]:
-    """All rows of all files, with the numbers of their files."""
+def iterate_rows(contents: Sequence[FileContents]) -> Iterator[tuple[int, AuditRow]]:
+    """Yield all rows of all files, each with the number of its file."""
     return ((number, row) for number, one in enumerate(contents) for row in one.rows)

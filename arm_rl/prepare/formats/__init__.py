@@ -24,13 +24,10 @@ class Format(Protocol):
 
 
 FORMATS: Mapping[str, Format] = {"verl": verl, "sharegpt": sharegpt, "openai": openai}
-EMBEDDED = {
-    "verl": True,
-    "sharegpt": False,
-    "openai": True,
-}  # whether a format's images stand in the file itself by default
+# whether a format's images stand in the file itself by default
+EMBEDDED = {"verl": True, "sharegpt": False, "openai": True}
 
 
-def format_of(path: Path) -> str:
-    """The format that a file's name tells: parquet is verl's, JSON lines are OpenAI's, and JSON is ShareGPT's."""
+def guess_format(path: Path) -> str:
+    """Return the format for a file's ending: .parquet is verl's, .jsonl is OpenAI's, others are ShareGPT's."""
     return {".parquet": "verl", ".jsonl": "openai"}.get(path.suffix, "sharegpt")

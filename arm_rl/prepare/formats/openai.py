@@ -4,54 +4,54 @@ from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 from typing import Any
 
+from arm_rl.core.atomic_file import replace_file
 from arm_rl.data.parquet_rows import BrokenRows, DataError
 from arm_rl.prepare.formats.pictures import Pictures
 from arm_rl.prepare.formats.text_files import (
-    dumped,
+    dump_json,
+    parse_tools,
     read_objects,
-    replacing,
     require_images,
     schemas_to_write,
-    tools_of,
 )
-from arm_rl.prepare.records import Record, join_calls, pruned, split_calls
+from arm_rl.prepare.records import Record, join_calls, prune, split_calls
 
 _IDS = "tool_call_ids"  # ids that are not call_0, call_1, …: of the calls, and of the messages that answer them
 
 
 def read(path: Path, load: Callable[[Any], Any], broken: BrokenRows) -> Iterator[Record]:
     """Raises as `Format.read`."""
-    return read_objects(path, lambda value, where: _record(value, load, where), broken)
+    return read_objects(path, lambda value, where: _parse_record(value, load, where), broken)
 
 
-def _record(value: dict[str, Any], load: Callable[[Any], Any], where: str) -> Record:
+def _parse_record(value: dict[str, Any], load: Callable[[Any], Any], where: str) -> Record:
     written = value.pop("messages", None)
     if not isinstance(written, list):
         raise DataError(f"{where}: messages is {written!r:.80}; a list of messages is needed")
     entries: list[Any] = []
-    messages = [_message(message, entries, where) for message in written]
-    names, schemas = tools_of(value.pop("tools", None), where)
+    messages = [_parse_message(message, entries, where) for message in written]
+    names, schemas = parse_tools(value.pop("tools", None), where)
     calls = [str(call.get("id")) for message in written for call in message.get("tool_calls") or ()]
     answers = [str(message.get("tool_call_id")) for message in written if message["role"] == "tool"]
-    if (calls, answers) != _usual_ids(messages):
+    if (calls, answers) != _default_ids(messages):
         value[_IDS] = {"calls": calls, "answers": answers}
     record = Record(
         messages=tuple(messages),
         images=tuple(load(entry) for entry in entries),
         tools=names,
         schemas=schemas,
-        others=pruned(value),
+        others=prune(value),
     )
     return require_images(record, where)
 
 
-def _message(message: Any, entries: list[Any], where: str) -> tuple[str, str]:
+def _parse_message(message: Any, entries: list[Any], where: str) -> tuple[str, str]:
     if not isinstance(message, dict) or message.get("role") not in ("system", "developer", "user", "assistant", "tool"):
         raise DataError(f"{where}: a message needs a role (system, user, assistant, tool), not {message!r:.80}")
     role = "system" if message["role"] == "developer" else message["role"]
     content = message.get("content")
     parts = [{"type": "text", "text": content}] if isinstance(content, str) else content or []
-    text = "".join(_part(part, entries, where) for part in parts)
+    text = "".join(_parse_part(part, entries, where) for part in parts)
     calls = []
     for call in message.get("tool_calls") or ():
         function = call.get("function") if isinstance(call, dict) else None
@@ -66,7 +66,7 @@ def _message(message: Any, entries: list[Any], where: str) -> tuple[str, str]:
     return role, whole
 
 
-def _part(part: Any, entries: list[Any], where: str) -> str:
+def _parse_part(part: Any, entries: list[Any], where: str) -> str:
     kind = part.get("type") if isinstance(part, dict) else None
     if kind == "text" and isinstance(part.get("text"), str):
         if "<image>" in part["text"]:
@@ -86,24 +86,24 @@ def layout(records: Iterable[Record]) -> None:
 def write(path: Path, records: Iterable[Record], pictures: Pictures, schemas: dict[str, Any] | None) -> int:
     """As `Format.write`; `schemas` are those of known tools."""
     number = 0
-    with replacing(path) as unfinished, unfinished.open("w", encoding="utf-8") as file:
+    with replace_file(path) as temporary, temporary.open("w", encoding="utf-8") as file:
         for record in records:
-            file.write(dumped(_value(record, pictures, schemas or {}), f"row {number}") + "\n")
+            file.write(dump_json(_format_record(record, pictures, schemas or {}), f"row {number}") + "\n")
             number += 1
     return number
 
 
-def _value(record: Record, pictures: Pictures, known: dict[str, Any]) -> dict[str, Any]:
+def _format_record(record: Record, pictures: Pictures, known: dict[str, Any]) -> dict[str, Any]:
     others = dict(record.others)
     ids = others.pop(_IDS, None)
-    calls, answers = (ids["calls"], ids["answers"]) if ids else _usual_ids(record.messages)
+    calls, answers = (ids["calls"], ids["answers"]) if ids else _default_ids(record.messages)
     next_call, next_answer, shown = iter(calls), iter(answers), iter(record.images)
     messages = []
     for role, text in record.messages:
         before, made = split_calls(text) if role == "assistant" else (text, [])
         message: dict[str, Any] = {
             "role": role,
-            "content": _content(before, shown, pictures) if before or not made else None,
+            "content": _format_content(before, shown, pictures) if before or not made else None,
         }
         if made:
             message["tool_calls"] = [
@@ -117,7 +117,7 @@ def _value(record: Record, pictures: Pictures, known: dict[str, Any]) -> dict[st
     return {"messages": messages, **({} if schemas is None else {"tools": schemas}), **others}
 
 
-def _content(text: str, shown: Iterator[Any], pictures: Pictures) -> str | list[dict[str, Any]]:
+def _format_content(text: str, shown: Iterator[Any], pictures: Pictures) -> str | list[dict[str, Any]]:
     pieces = text.split("<image>")
     if len(pieces) == 1:
         return text
@@ -130,8 +130,8 @@ def _content(text: str, shown: Iterator[Any], pictures: Pictures) -> str | list[
     return parts
 
 
-def _usual_ids(messages: Iterable[tuple[str, str]]) -> tuple[list[str], list[str]]:
-    """Ids by number, of the calls and of the answers to them."""
+def _default_ids(messages: Iterable[tuple[str, str]]) -> tuple[list[str], list[str]]:
+    """Return numbered ids of the calls, and of the answers to them."""
     num_calls = num_answers = 0
     for role, text in messages:
         num_calls += len(split_calls(text)[1]) if role == "assistant" else 0

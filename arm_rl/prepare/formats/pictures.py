@@ -18,16 +18,18 @@ class Pictures:
     def entry(self, image: Image) -> dict[str, Any]:
         """As a struct of bytes and path."""
         return (
-            {"bytes": image.data, "path": None} if self._folder is None else {"bytes": None, "path": self._path(image)}
+            {"bytes": image.data, "path": None}
+            if self._folder is None
+            else {"bytes": None, "path": self._store_path(image)}
         )
 
     def url(self, image: Image) -> str:
         """As a path, or a data URL where there is no folder."""
         if self._folder is not None:
-            return self._path(image)
+            return self._store_path(image)
         kind = {".jpg": "jpeg", ".tif": "tiff"}.get(ending := extension(image.data), ending[1:])
         return f"data:image/{kind};base64,{base64.b64encode(image.data).decode()}"
 
-    def _path(self, image: Image) -> str:
+    def _store_path(self, image: Image) -> str:
         assert self._folder is not None
-        return os.path.relpath(self._folder.keep(image), self._file.parent)
+        return os.path.relpath(self._folder.store_image(image), self._file.parent)

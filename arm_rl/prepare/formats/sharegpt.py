@@ -8,17 +8,17 @@ from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 from typing import Any
 
+from arm_rl.core.atomic_file import replace_file
 from arm_rl.data.parquet_rows import BrokenRows, DataError
 from arm_rl.prepare.formats.pictures import Pictures
 from arm_rl.prepare.formats.text_files import (
-    dumped,
+    dump_json,
+    parse_tools,
     read_objects,
-    replacing,
     require_images,
     schemas_to_write,
-    tools_of,
 )
-from arm_rl.prepare.records import Record, pruned, split_calls
+from arm_rl.prepare.records import Record, prune, split_calls
 
 _ROLES = {
     "system": "system",
@@ -34,19 +34,19 @@ _START, _END = "<tool_call>", "</tool_call>"
 
 def read(path: Path, load: Callable[[Any], Any], broken: BrokenRows) -> Iterator[Record]:
     """Raises as `Format.read`."""
-    return read_objects(path, lambda value, where: _record(value, load, where), broken)
+    return read_objects(path, lambda value, where: _parse_record(value, load, where), broken)
 
 
-def _record(value: dict[str, Any], load: Callable[[Any], Any], where: str) -> Record:
+def _parse_record(value: dict[str, Any], load: Callable[[Any], Any], where: str) -> Record:
     turns = value.pop("conversations" if "conversations" in value else "messages", None)
     system, shown, image, tools = (value.pop(name, None) for name in ("system", "images", "image", "tools"))
     if not isinstance(turns, list):
         raise DataError(f"{where}: conversations is {turns!r:.80}; a list of turns is needed")
-    messages = [_message(turn, where) for turn in turns]
+    messages = [_parse_message(turn, where) for turn in turns]
     if system:
         messages.insert(0, ("system", str(system)))
     try:
-        names, schemas = tools_of(json.loads(tools) if isinstance(tools, str) and tools else tools or None, where)
+        names, schemas = parse_tools(json.loads(tools) if isinstance(tools, str) and tools else tools or None, where)
     except json.JSONDecodeError as error:
         raise DataError(f"{where}: tools is not valid JSON: {error}") from error
     entries = shown if isinstance(shown, list) else [one for one in (shown, image) if one]
@@ -55,12 +55,12 @@ def _record(value: dict[str, Any], load: Callable[[Any], Any], where: str) -> Re
         images=tuple(load(entry) for entry in entries),
         tools=names,
         schemas=schemas,
-        others=pruned(value),
+        others=prune(value),
     )
     return require_images(record, where)
 
 
-def _message(turn: Any, where: str) -> tuple[str, str]:
+def _parse_message(turn: Any, where: str) -> tuple[str, str]:
     if not isinstance(turn, dict):
         raise DataError(f"{where}: a turn is an object of from and value, not {turn!r:.80}")
     said, text = turn.get("from", turn.get("role")), turn.get("value", turn.get("content"))
@@ -80,20 +80,23 @@ def layout(records: Iterable[Record]) -> None:
 def write(path: Path, records: Iterable[Record], pictures: Pictures, schemas: dict[str, Any] | None) -> int:
     """As `Format.write`; `schemas` are those of known tools."""
     number = 0
-    with replacing(path) as unfinished, unfinished.open("w", encoding="utf-8") as file:
+    with replace_file(path) as temporary, temporary.open("w", encoding="utf-8") as file:
         file.write("[")
         for record in records:
-            file.write((",\n" if number else "\n") + dumped(_value(record, pictures, schemas or {}), f"row {number}"))
+            file.write(
+                (",\n" if number else "\n")
+                + dump_json(_format_record(record, pictures, schemas or {}), f"row {number}")
+            )
             number += 1
         file.write("\n]\n")
     return number
 
 
-def _value(record: Record, pictures: Pictures, known: dict[str, Any]) -> dict[str, Any]:
+def _format_record(record: Record, pictures: Pictures, known: dict[str, Any]) -> dict[str, Any]:
     messages, value = [*record.messages], dict(record.others)
     if messages and messages[0][0] == "system" and messages[0][1]:
         value["system"] = messages.pop(0)[1]
-    value["conversations"] = [_turn(role, text) for role, text in messages]
+    value["conversations"] = [_format_turn(role, text) for role, text in messages]
     schemas = schemas_to_write(record, known)
     if schemas is not None:
         value["tools"] = json.dumps(schemas, ensure_ascii=False)
@@ -101,7 +104,7 @@ def _value(record: Record, pictures: Pictures, known: dict[str, Any]) -> dict[st
     return value
 
 
-def _turn(role: str, text: str) -> dict[str, str]:
+def _format_turn(role: str, text: str) -> dict[str, str]:
     before, calls = split_calls(text) if role == "assistant" else (text, [])
     if len(calls) == 1 and not before:
         return {"from": "function_call", "value": text.removeprefix(_START).removesuffix(_END)}

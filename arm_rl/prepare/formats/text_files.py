@@ -1,14 +1,13 @@
-"""JSON and JSON lines, read object by object and written whole."""
+"""JSON and JSON lines, read object by object."""
 
 import json
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, TypeVar
 
 from arm_rl.core.errors import UserError
 from arm_rl.data.parquet_rows import BrokenRows, DataError
-from arm_rl.prepare.records import Record, names_of
+from arm_rl.prepare.records import Record, tool_names
 
 T = TypeVar("T")
 
@@ -32,9 +31,9 @@ def read_objects(path: Path, decode: Callable[[dict[str, Any], str], T], broken:
                         raise DataError(f"{where}: an object is needed, not {value!r:.80}")
                     found = decode(value, where)
                 except UserError as error:
-                    broken.leave_out(error)
+                    broken.skip_row(error)
                 except ValueError as error:
-                    broken.leave_out(DataError(f"{where}: not valid JSON: {error}"))
+                    broken.skip_row(DataError(f"{where}: not valid JSON: {error}"))
                 else:
                     yield found
     except (OSError, ValueError) as error:
@@ -43,17 +42,8 @@ def read_objects(path: Path, decode: Callable[[dict[str, Any], str], T], broken:
         raise DataError(f"{path}: not a readable JSON file: {error}") from error
 
 
-@contextmanager
-def replacing(path: Path) -> Iterator[Path]:
-    """A file to write to, which takes its place when it is whole."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    unfinished = path.with_name(path.name + ".tmp")
-    yield unfinished
-    unfinished.replace(path)
-
-
-def dumped(value: Any, where: str) -> str:
-    """As JSON.
+def dump_json(value: Any, where: str) -> str:
+    """Return a value as JSON.
 
     Raises:
         DataError: it holds what JSON does not have.
@@ -78,13 +68,13 @@ def schemas_to_write(record: Record, known: Mapping[str, Mapping[str, Any]]) -> 
     return [known[name] for name in record.tools]
 
 
-def tools_of(value: Any, where: str) -> tuple[tuple[str, ...] | None, tuple[Mapping[str, Any], ...] | None]:
-    """Names and schemas of a list of schemas."""
+def parse_tools(value: Any, where: str) -> tuple[tuple[str, ...] | None, tuple[Mapping[str, Any], ...] | None]:
+    """Return the names and the schemas of a list of schemas."""
     if value is None:
         return None, None
     if not isinstance(value, list) or not all(isinstance(one, dict) for one in value):
         raise DataError(f"{where}: tools is {value!r:.80}; a list of function schemas is needed")
-    return names_of(value), tuple(value) or None
+    return tool_names(value), tuple(value) or None
 
 
 def require_images(record: Record, where: str) -> Record:

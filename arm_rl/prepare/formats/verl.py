@@ -8,12 +8,13 @@ from typing import Any
 import pyarrow as pa
 import pyarrow.parquet as pq
 
+from arm_rl.core.atomic_file import replace_file
 from arm_rl.core.errors import UserError
 from arm_rl.core.parquet import open_file
 from arm_rl.data.parquet_rows import BrokenRows, DataError, read_rows
 from arm_rl.prepare.formats.pictures import Pictures
-from arm_rl.prepare.formats.text_files import replacing, require_images
-from arm_rl.prepare.records import Record, pruned
+from arm_rl.prepare.formats.text_files import require_images
+from arm_rl.prepare.records import Record, prune
 
 _MESSAGES = pa.list_(pa.struct([("role", pa.string()), ("content", pa.string())]))
 _IMAGES = pa.list_(pa.struct([("bytes", pa.binary()), ("path", pa.string())]))
@@ -32,14 +33,14 @@ def read(path: Path, load: Callable[[Any], Any], broken: BrokenRows) -> Iterator
     for number, row in read_rows(str(path), (column,), [name for name in names if name != column], broken):
         where = f"{path}: row {number}"
         try:
-            record = _record(row, column, load, where)
+            record = _parse_record(row, column, load, where)
         except UserError as error:
-            broken.leave_out(error if str(error).startswith(where) else DataError(f"{where}: {error}"))
+            broken.skip_row(error if str(error).startswith(where) else DataError(f"{where}: {error}"))
         else:
             yield record
 
 
-def _record(row: dict[str, Any], column: str, load: Callable[[Any], Any], where: str) -> Record:
+def _parse_record(row: dict[str, Any], column: str, load: Callable[[Any], Any], where: str) -> Record:
     written, shown = row.pop(column), row.pop("images", None)
     if not isinstance(written, list) or not all(
         isinstance(one, dict) and isinstance(one.get("role"), str) and isinstance(one.get("content"), str)
@@ -54,7 +55,7 @@ def _record(row: dict[str, Any], column: str, load: Callable[[Any], Any], where:
         images=tuple(load(entry) for entry in shown or ()),
         tools=None if tools is None else tuple(tools),
         schemas=None if schemas is None else tuple(json.loads(schemas)),
-        others=pruned(row),
+        others=prune(row),
     )
     return require_images(record, where)
 
@@ -67,13 +68,13 @@ def layout(records: Iterable[Record]) -> pa.Schema:
     """
     schema, batch = pa.schema([]), []
     for record in records:
-        batch.append(_row(record))
+        batch.append(_format_row(record))
         if len(batch) == _ROWS:
-            schema, batch = _unified(schema, batch), []
-    return _unified(schema, batch) if batch else schema
+            schema, batch = _unify_schema(schema, batch), []
+    return _unify_schema(schema, batch) if batch else schema
 
 
-def _unified(schema: pa.Schema, rows: list[dict[str, Any]]) -> pa.Schema:
+def _unify_schema(schema: pa.Schema, rows: list[dict[str, Any]]) -> pa.Schema:
     for name in dict.fromkeys(name for row in rows for name in row):
         fixed = {"prompt": _MESSAGES, "messages": _MESSAGES}.get(name)
         try:
@@ -88,10 +89,10 @@ def write(path: Path, records: Iterable[Record], pictures: Pictures, schema: pa.
     """As `Format.write`: row groups are small, so that training reads single rows."""
     schema = schema.append(pa.field("images", _IMAGES))
     number = size = 0
-    with replacing(path) as unfinished, pq.ParquetWriter(unfinished, schema, max_rows_per_page=16) as writer:
+    with replace_file(path) as temporary, pq.ParquetWriter(temporary, schema, max_rows_per_page=16) as writer:
         batch: list[dict[str, Any]] = []
         for record in records:
-            batch.append({**_row(record), "images": [pictures.entry(image) for image in record.images]})
+            batch.append({**_format_row(record), "images": [pictures.entry(image) for image in record.images]})
             number, size = number + 1, size + sum(len(image.data) for image in record.images)
             if len(batch) == _ROWS or size > _BYTES:
                 writer.write_table(pa.Table.from_pylist(batch, schema=schema), row_group_size=_ROWS)
@@ -101,7 +102,7 @@ def write(path: Path, records: Iterable[Record], pictures: Pictures, schema: pa.
     return number
 
 
-def _row(record: Record) -> dict[str, Any]:
+def _format_row(record: Record) -> dict[str, Any]:
     row = dict(record.others)
     row["prompt" if record.is_rl else "messages"] = [{"role": role, "content": text} for role, text in record.messages]
     if record.tools is not None or not record.is_rl:

@@ -35,9 +35,8 @@ class Audit:
     accuracy: float | None  # of the classifier on rows that it was not fitted on; None: too few rows
     highest: float  # accuracy that may still be chance
     labels: dict[str, int]  # rows of each
-    longest: (
-        float | None
-    )  # share of the rows in which the right answer has the most words, ties shared; of single answers: None
+    # share of the rows in which the right answer has the most words, ties shared; of single answers: None
+    longest: float | None
     margins: dict[str, float]  # by question: how sure the classifier was of what is right
 
     @property
@@ -54,7 +53,7 @@ def audit(choices: Sequence[Choice]) -> Audit:
     chance = 0.5 if pointwise else float(np.mean([1 / len(choice.answers) for choice in choices]))
     accuracy, margins = None, dict[str, float]()
     if num_questions >= MIN_ROWS:
-        found = _single_margins(choices) if pointwise else _margins(choices)
+        found = _classify_single_margins(choices) if pointwise else _classify_margins(choices)
         hits = [1.0 if margin > 0 else 0.5 if margin == 0 else 0.0 for margin in found]
         accuracy = float(np.mean(hits))
         sums: defaultdict[str, float] = defaultdict(float)
@@ -67,14 +66,14 @@ def audit(choices: Sequence[Choice]) -> Audit:
         accuracy=accuracy,
         highest=chance + _SIGMAS * math.sqrt(chance * (1 - chance) / num_questions),
         labels=dict(sorted(Counter(choice.label for choice in choices).items())),
-        longest=None if pointwise else float(np.mean([_longest(choice) for choice in choices])),
+        longest=None if pointwise else float(np.mean([_share_of_longest(choice) for choice in choices])),
         margins=margins,
     )
 
 
 def balance(
     answered: Sequence[AnsweredQuestion],
-    arranged: Callable[[Sequence[AnsweredQuestion]], list[Choice]],
+    arrange: Callable[[Sequence[AnsweredQuestion]], list[Choice]],
     *,
     max_dropped: float,
 ) -> tuple[list[Choice], Audit]:
@@ -82,41 +81,38 @@ def balance(
 
     Args:
         answered: one at least.
-        arranged: makes rows of what is left, so that labels stay balanced.
+        arrange: makes rows of what is left, so that labels stay balanced.
         max_dropped: share of the questions that may be left out; beyond it, the rows are given as they are then.
     """
     left = list(answered)
     step = max(1, round(_STEP * len(left)))
-    choices = arranged(left)
+    choices = arrange(left)
     found = audit(choices)
     if found.at_chance:
         return choices, found
-    while (
-        found.accuracy is not None and found.accuracy > found.chance
-    ):  # what just passes as chance would leave half of it in
+    # what just passes as chance would leave half of it in
+    while found.accuracy is not None and found.accuracy > found.chance:
         if len(answered) - len(left) + step > max_dropped * len(answered):
             break
         easiest = {*sorted(found.margins, key=lambda question: -found.margins[question])[:step]}
         left = [one for one in left if one.question.id not in easiest]
-        choices = arranged(left)
+        choices = arrange(left)
         found = audit(choices)
     return choices, found
 
 
-def _margins(choices: Sequence[Choice]) -> list[float]:
-    """Of each row: the probability given to the right answer, less the highest given to another one."""
+def _classify_margins(choices: Sequence[Choice]) -> list[float]:
+    """Return for each row the probability of the right answer, less the highest of the other answers."""
     features, right, rows = [], [], []
     for number, choice in enumerate(choices):
-        own = np.array([_surface(answer) for answer in choice.answers])
-        most, least = (
-            own == own.max(axis=0),
-            own == own.min(axis=0),
-        )  # by however little: differences alone would hide it
+        own = np.array([_surface_features(answer) for answer in choice.answers])
+        # by however little: differences alone would hide it
+        most, least = own == own.max(axis=0), own == own.min(axis=0)
         ranks = most / most.sum(axis=0) - least / least.sum(axis=0)
         features.append(np.hstack([own - own.mean(axis=0), ranks, np.eye(len(choice.answers))]))
         right += [str(place) == choice.label for place in range(1, len(choice.answers) + 1)]
         rows += [number] * len(choice.answers)
-    probabilities = _held_out_probabilities(np.vstack(features), right, rows)
+    probabilities = _predict_held_out(np.vstack(features), right, rows)
     margins, start = [], 0
     for choice in choices:
         given = probabilities[start : start + len(choice.answers)]
@@ -126,21 +122,21 @@ def _margins(choices: Sequence[Choice]) -> list[float]:
     return margins
 
 
-def _single_margins(choices: Sequence[Choice]) -> list[float]:
-    """Of each row: the probability given to what is so, less that of the other."""
+def _classify_single_margins(choices: Sequence[Choice]) -> list[float]:
+    """Return for each row the probability of the right verdict, less that of the other."""
     numbers = {
         question: number for number, question in enumerate(dict.fromkeys(choice.question.id for choice in choices))
     }
     right = [choice.label == "true" for choice in choices]
-    features = np.array([_surface(choice.answers[0]) for choice in choices])
-    probabilities = _held_out_probabilities(features, right, [numbers[choice.question.id] for choice in choices])
+    features = np.array([_surface_features(choice.answers[0]) for choice in choices])
+    probabilities = _predict_held_out(features, right, [numbers[choice.question.id] for choice in choices])
     return [
         float(given - 0.5 if is_right else 0.5 - given) for given, is_right in zip(probabilities, right, strict=True)
     ]
 
 
-def _held_out_probabilities(features: np.ndarray, right: Sequence[bool], groups: Sequence[int]) -> np.ndarray:
-    """(rows,): of being right, each by a classifier that was not fitted on the row's group."""
+def _predict_held_out(features: np.ndarray, right: Sequence[bool], groups: Sequence[int]) -> np.ndarray:
+    """Return the probability of being right, (rows,), each from a classifier fitted without the row's question."""
     classifier = make_pipeline(StandardScaler(), LogisticRegression(max_iter=1000))
     folds = GroupKFold(_FOLDS)
     return cross_val_predict(
@@ -149,8 +145,8 @@ def _held_out_probabilities(features: np.ndarray, right: Sequence[bool], groups:
 
 
 @functools.lru_cache(maxsize=1_000_000)  # each is looked at again whenever some are left out
-def _surface(answer: str) -> tuple[float, ...]:
-    """What can be seen of an answer without reading it, in the order of `CUES`."""
+def _surface_features(answer: str) -> tuple[float, ...]:
+    """Return what can be seen of an answer without reading it, in the order of `CUES`."""
     words, size = answer.split(), max(len(answer), 1)
     return (
         math.log1p(len(words)),
@@ -164,7 +160,7 @@ def _surface(answer: str) -> tuple[float, ...]:
     )
 
 
-def _longest(choice: Choice) -> float:
+def _share_of_longest(choice: Choice) -> float:
     lengths = [len(answer.split()) for answer in choice.answers]
     most = max(lengths)
     return (lengths[int(choice.label) - 1] == most) / lengths.count(most)

@@ -8,13 +8,13 @@ from typing import Any
 
 from arm_rl.core.errors import UserError
 from arm_rl.core.question_template import Phrase
-from arm_rl.core.seeding import derive
+from arm_rl.core.seeding import derive_seed
 from arm_rl.data.image_store import ImageFolder
 from arm_rl.data.preferences import Preference, write_preferences
 from arm_rl.prepare.pairs.audit import CUES, Audit, balance
-from arm_rl.prepare.pairs.choices import AnsweredQuestion, Choice, arrange, preference
+from arm_rl.prepare.pairs.choices import AnsweredQuestion, Choice, arrange, make_preference
 from arm_rl.prepare.pairs.config import PairsConfig
-from arm_rl.prepare.pairs.writer import WritingOutcome, why_dropped
+from arm_rl.prepare.pairs.writer import WritingOutcome, drop_reason
 from arm_rl.prepare.questions import Question, read_images, read_questions
 
 _EXAMPLES = 5  # ids for each reason in the report
@@ -63,35 +63,37 @@ def write_files(
         splits: dict[str, list[AnsweredQuestion]] = defaultdict(list)
         for outcome in outcomes:
             if len(outcome.answered.flawed) >= wanted:
-                splits[_split(outcome.answered.question, config)].append(outcome.answered)
+                splits[_choose_split(outcome.answered.question, config)].append(outcome.answered)
         for split, answered in sorted(splits.items(), reverse=True):
-            choices, found = balance(answered, _arranged(kind, config), max_dropped=config.max_dropped)
+            choices, found = balance(answered, _make_arrange(kind, config), max_dropped=config.max_dropped)
             path = folder / (f"{kind}.parquet" if split == "train" else f"{kind}-{split}.parquet")
-            write_preferences(path, _preferences(choices, kind, split, folder, phrase))
+            write_preferences(path, _make_preferences(choices, kind, split, folder, phrase))
             made.append(
                 PairsFile(
                     path=path, audit=found, num_dropped=len(answered) - len({choice.question.id for choice in choices})
                 )
             )
     if not made:
-        told = "; ".join(f"{reason}: {number}" for reason, number in _reasons(outcomes, config)[0].most_common(3))
+        told = "; ".join(
+            f"{reason}: {number}" for reason, number in _count_drop_reasons(outcomes, config)[0].most_common(3)
+        )
         raise PairsError(f"no answers of the {len(outcomes)} questions can be used ({told})")
     return made
 
 
 def report(
-    outcomes: Sequence[WritingOutcome], made: Sequence[PairsFile], config: PairsConfig, num_asked: int
+    outcomes: Sequence[WritingOutcome], made: Sequence[PairsFile], config: PairsConfig, num_requests: int
 ) -> dict[str, Any]:
     """What was kept and why the rest was not, for JSON."""
-    reasons, examples = _reasons(outcomes, config)
+    reasons, examples = _count_drop_reasons(outcomes, config)
     return {
         "questions": len(outcomes),
-        "requests": num_asked,  # of this run
+        "requests": num_requests,  # of this run
         "used": len(outcomes) - sum(reasons.values()),
         "not_used": {
             reason: {"questions": number, "such_as": examples[reason]} for reason, number in reasons.most_common()
         },
-        "replies_refused": dict(Counter(reason for outcome in outcomes for reason in outcome.against).most_common()),
+        "replies_refused": dict(Counter(reason for outcome in outcomes for reason in outcome.refusals).most_common()),
         "flaws": dict(Counter(flaw for outcome in outcomes for flaw in outcome.flaws).most_common()),
         "files": {
             one.path.name: {
@@ -110,36 +112,38 @@ def report(
     }
 
 
-def _split(question: Question, config: PairsConfig) -> str:
-    """Questions about the same material are in the same split."""
+def _choose_split(question: Question, config: PairsConfig) -> str:
+    """Return the split of a question; questions about the same material are in the same split."""
     material = question.document or "/".join(map(str, question.images)) or question.question
-    return "held_out" if derive(config.seed, "split", material) / 2**31 < config.held_out else "train"
+    return "held_out" if derive_seed(config.seed, "split", material) / 2**31 < config.held_out else "train"
 
 
-def _arranged(kind: str, config: PairsConfig) -> Callable[[Sequence[AnsweredQuestion]], list[Choice]]:
+def _make_arrange(kind: str, config: PairsConfig) -> Callable[[Sequence[AnsweredQuestion]], list[Choice]]:
     return lambda left: arrange(kind, left, seed=config.seed, num_answers=config.num_answers)
 
 
-def _preferences(
+def _make_preferences(
     choices: Sequence[Choice], kind: str, split: str, folder: Path, phrase: Phrase
 ) -> Iterator[Preference]:
     for index, choice in enumerate(choices):
-        yield preference(choice, kind, split, index, _stored(choice.question, folder), phrase)
+        yield make_preference(choice, kind, split, index, _store_images(choice.question, folder), phrase)
 
 
-def _stored(question: Question, folder: Path) -> list[str]:
-    """The paths of a question's images, relative to the folder; each image lies there once, by its content."""
+def _store_images(question: Question, folder: Path) -> list[str]:
+    """Store a question's images by content and return their paths relative to the folder."""
     kept = ImageFolder(folder / "images")
-    return [str(kept.keep(image).relative_to(folder)) for image in read_images(question)]
+    return [str(kept.store_image(image).relative_to(folder)) for image in read_images(question)]
 
 
-def _reasons(outcomes: Sequence[WritingOutcome], config: PairsConfig) -> tuple[Counter[str], dict[str, list[str]]]:
-    """Why questions have no row in any file, and some of their ids."""
+def _count_drop_reasons(
+    outcomes: Sequence[WritingOutcome], config: PairsConfig
+) -> tuple[Counter[str], dict[str, list[str]]]:
+    """Count why questions have no row in any file, with some of their ids."""
     wanted = 1 if {*config.kinds} != {"rank"} else config.num_flawed
     examples: dict[str, list[str]] = defaultdict(list)
     reasons: Counter[str] = Counter()
     for outcome in outcomes:
-        reason = why_dropped(outcome, wanted)
+        reason = drop_reason(outcome, wanted)
         if reason is not None:
             reasons[reason] += 1
             if len(examples[reason]) < _EXAMPLES:

@@ -5,7 +5,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from arm_rl.core.question_template import Phrase
-from arm_rl.core.seeding import derive
+from arm_rl.core.seeding import derive_seed
 from arm_rl.data.preferences import Preference
 from arm_rl.prepare.questions import Question
 
@@ -45,30 +45,32 @@ def arrange(kind: str, answered: Sequence[AnsweredQuestion], *, seed: int, num_a
         tracks[one.question.track].append(one.question.id)
     places: dict[str, int] = {}
     for track, ids in tracks.items():
-        start = derive(seed, kind, track)  # what is left over goes anywhere
+        start = derive_seed(seed, kind, track)  # what is left over goes anywhere
         places |= {
             id: (start + rank) % number
-            for rank, id in enumerate(sorted(ids, key=lambda id: derive(seed, kind, "place", id)))
+            for rank, id in enumerate(sorted(ids, key=lambda id: derive_seed(seed, kind, "place", id)))
         }
-    return [_choice(one, kind, places[one.question.id], number, seed) for one in answered]
+    return [_make_choice(one, kind, places[one.question.id], number, seed) for one in answered]
 
 
-def _choice(one: AnsweredQuestion, kind: str, place: int, number: int, seed: int) -> Choice:
-    order = sorted(range(number - 1), key=lambda index: derive(seed, kind, "order", one.question.id, index))
+def _make_choice(one: AnsweredQuestion, kind: str, place: int, number: int, seed: int) -> Choice:
+    order = sorted(range(number - 1), key=lambda index: derive_seed(seed, kind, "order", one.question.id, index))
     answers = [one.flawed[index] for index in order]
     answers.insert(place, one.question.answer)
     return Choice(question=one.question, answers=tuple(answers), label=str(place + 1))
 
 
-def preference(choice: Choice, kind: str, split: str, index: int, images: Sequence[str], phrase: Phrase) -> Preference:
-    """A row of training data.
+def make_preference(
+    choice: Choice, kind: str, split: str, index: int, images: Sequence[str], phrase: Phrase
+) -> Preference:
+    """Return a row of training data.
 
     Args:
         images: paths relative to the file's folder.
         phrase: words a question and its answers, as the judge will be asked as a product.
     """
     question = choice.question
-    text = asked(question)
+    text = full_question(question)
     return Preference(
         id=f"{question.id}/{kind}" + (f"/{choice.label}" if kind == "point" else ""),
         track=question.track,
@@ -85,8 +87,8 @@ def preference(choice: Choice, kind: str, split: str, index: int, images: Sequen
     )
 
 
-def asked(question: Question) -> str:
-    """The question as it is asked: with its constraints, where it does not say them itself, and its document's name."""
+def full_question(question: Question) -> str:
+    """Return the question with the constraints that it does not state itself, and its document's name."""
     text = question.question
     left = [one.instruction for one in question.constraints if one.instruction not in text]
     document = [f"The document is named {question.document}."] if question.document is not None else []

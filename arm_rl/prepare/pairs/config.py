@@ -12,17 +12,13 @@ _PLACES = {"question", "answer", "flaw"}  # of the prompt
 
 @dataclass(frozen=True, kw_only=True)
 class PairsConfig:
-    kinds: tuple[str, ...] = (
-        "pair",
-        "point",
-    )  # files that are made: pair (two answers), point (one answer), rank (num_answers)
+    # files that are made: pair (two answers), point (one answer), rank (num_answers)
+    kinds: tuple[str, ...] = ("pair", "point")
     num_answers: int = 4  # of `rank`: the right one and flawed ones
-    prompt: str = (
-        "configs/prompts/flawed_answer.txt"  # file with the request for a flawed answer: $question, $answer, $flaw
-    )
-    question: str = (
-        "configs/prompts/question.jinja"  # file that words a question and its answers, as template.question of a run
-    )
+    # file with the request for a flawed answer: $question, $answer, $flaw
+    prompt: str = "configs/prompts/flawed_answer.txt"
+    # file that words a question and its answers, as template.question of a run
+    question: str = "configs/prompts/question.jinja"
     flaws: dict[str, str] = field(default_factory=dict)  # kinds of flaw, by name; each answer's is drawn by the seed
     constraint_flaw: str = "this instruction is not kept: $constraint"  # the flaw where a question has constraints
     max_similarity: float = 0.97  # answers that are more alike are left out (0..1, 1: the same but for case and blanks)
@@ -32,9 +28,8 @@ class PairsConfig:
     temperature: float = 1.0  # of the sampling
     max_tokens: int = 2048  # of a reply, thoughts included
     send_images: bool = True  # false where the model takes text only
-    held_out: float = (
-        0.0  # share of the questions that go to files of their own; questions about the same material go together
-    )
+    # share of the questions that go to files of their own; questions about the same material go together
+    held_out: float = 0.0
     seed: int = 0  # of flaws, splits and the answers' order
     max_dropped: float = 0.7  # share of a file's rows that may be left out until length and place tell nothing
     max_failed: float = 0.1  # share of the requests that may fail before the run ends

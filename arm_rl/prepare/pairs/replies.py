@@ -3,7 +3,7 @@
 from dataclasses import asdict, dataclass
 
 from arm_rl.core.errors import UserError
-from arm_rl.prepare.resumable_jsonl import JsonLines
+from arm_rl.core.json_lines import JsonLines
 
 
 class RepliesError(UserError):
@@ -34,13 +34,13 @@ class Replies:
         """
         self._lines = lines
         try:
-            known = [Reply(**values) for values in lines.found]
+            known = [Reply(**values) for values in lines.entries]
         except TypeError as error:
             raise RepliesError(f"the file of replies holds something else ({error}): choose another --out") from error
         self._known = {(reply.question, reply.number, reply.attempt): reply for reply in known}
 
-    def find(self, question: str, number: int, attempt: int, digest: str) -> Reply | None:
-        """The reply to exactly this request; the last one, where it was asked in other words before."""
+    def find_reply(self, question: str, number: int, attempt: int, digest: str) -> Reply | None:
+        """Return the reply to exactly this request, if there is one."""
         known = self._known.get((question, number, attempt))
         return known if known is not None and known.digest == digest else None
 

@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from rapidfuzz import fuzz
 
 from arm_rl.core.errors import UserError
-from arm_rl.core.parsing import whole_characters
+from arm_rl.core.parsing import replace_surrogates
 from arm_rl.prepare.pairs.config import PairsConfig
 from arm_rl.prepare.questions import Constraint, Question
 from tools.base import ToolContext
@@ -21,36 +21,36 @@ class ConstraintError(UserError):
     """A constraint that no checker can tell about; the message names the question."""
 
 
-def written_answer(text: str) -> str | None:
-    """The answer in a reply, the last one where there are several; None where there is none."""
+def extract_answer(text: str) -> str | None:
+    """Return the last answer in a reply; None if it has none."""
     found = _ANSWER.findall(text)
-    return whole_characters(found[-1].strip()) or None if found else None
+    return replace_surrogates(found[-1].strip()) or None if found else None
 
 
 def similarity(first: str, second: str) -> float:
     """How alike two texts are, from 0 to 1: their edit distance over their length, case and blanks aside (rapidfuzz's `ratio`)."""
-    return fuzz.ratio(_plain(first), _plain(second)) / 100
+    return fuzz.ratio(_normalise(first), _normalise(second)) / 100
 
 
-def _plain(text: str) -> str:
+def _normalise(text: str) -> str:
     return " ".join(text.casefold().split())
 
 
-def against_question(question: Question) -> str | None:
-    """Why nothing can be made of a question; None where something can."""
+def question_fault(question: Question) -> str | None:
+    """Return why nothing can be made of a question; None if it can be used."""
     if IMAGE in question.answer:
         return "the right answer holds <image>"
     if question.question.count(IMAGE) not in (0, len(question.images)):
         return "the question holds another number of <image> than it has images"
-    if not all(keeps(one, question.answer, question.id) for one in question.constraints):
+    if not all(satisfies(one, question.answer, question.id) for one in question.constraints):
         return "the right answer breaks a constraint"
     return None
 
 
-def against_answer(
+def answer_fault(
     flawed: str, question: Question, others: Sequence[str], broken: Constraint | None, config: PairsConfig
 ) -> str | None:
-    """Why a flawed answer cannot be used; None where it can.
+    """Return why a flawed answer cannot be used; None if it can.
 
     Args:
         others: flawed answers to the same question.
@@ -58,7 +58,7 @@ def against_answer(
     """
     if IMAGE in flawed:
         return "it holds <image>"
-    if broken is not None and keeps(broken, flawed, question.id):
+    if broken is not None and satisfies(broken, flawed, question.id):
         return "it keeps the constraint that it should break"
     if similarity(flawed, question.answer) > config.max_similarity:
         return "too like the right answer"
@@ -73,8 +73,8 @@ def against_answer(
     return None
 
 
-def keeps(constraint: Constraint, text: str, question: str) -> bool:
-    """Whether a text keeps a constraint, by its checker.
+def satisfies(constraint: Constraint, text: str, question: str) -> bool:
+    """Return whether a text satisfies a constraint, by its checker.
 
     Raises:
         ConstraintError: there is no such checker, or its arguments cannot be used.

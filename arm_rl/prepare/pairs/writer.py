@@ -4,20 +4,21 @@ import asyncio
 import base64
 import hashlib
 from collections import Counter
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 import httpx
 
+from arm_rl.core.concurrency import for_each
 from arm_rl.core.errors import UserError
 from arm_rl.core.images import Image, ImageError
-from arm_rl.core.seeding import derive
+from arm_rl.core.seeding import derive_seed
 from arm_rl.judge.chat_client import ChatServer, ServerError
-from arm_rl.prepare.pairs.choices import AnsweredQuestion, asked
+from arm_rl.prepare.pairs.choices import AnsweredQuestion, full_question
 from arm_rl.prepare.pairs.config import PairsConfig
 from arm_rl.prepare.pairs.replies import Replies, Reply
-from arm_rl.prepare.pairs.sieve import against_answer, against_question, written_answer
+from arm_rl.prepare.pairs.sieve import answer_fault, extract_answer, question_fault
 from arm_rl.prepare.questions import Constraint, Question, read_images
 
 _HOPELESS = (401, 403, 404)  # refusals that all requests will meet
@@ -32,7 +33,7 @@ class WritingOutcome:
     """What became of a question."""
 
     answered: AnsweredQuestion  # with fewer flawed answers than were wanted, perhaps none
-    against: tuple[str, ...] = ()  # why replies were refused, or the question itself
+    refusals: tuple[str, ...] = ()  # why replies were refused, or the question itself
     flaws: tuple[str, ...] = ()  # of the flawed answers
     failed: bool = False  # the server did: asked again by the next run
 
@@ -52,7 +53,7 @@ class FlawWriter:
         """
         self._server, self._model, self._config, self._replies = server, model, config, replies
         self._prompt = config.read_prompt()
-        self.num_asked = 0  # requests of this run
+        self.num_requests = 0  # requests of this run
 
     async def write_all(
         self,
@@ -70,88 +71,81 @@ class FlawWriter:
         outcomes: dict[str, WritingOutcome] = {}
         may_fail = int(self._config.max_failed * len(questions))
 
-        async def work(waiting: Iterator[Question]) -> None:
-            for question in waiting:
-                outcome = outcomes[question.id] = await self.write(question)
-                failed = [one for one in outcomes.values() if one.failed] if outcome.failed else []
-                if len(failed) > may_fail:
-                    raise WritingStopped(
-                        f"{self._server.url}: {len(failed)} requests failed, more than max_failed allows; the replies that came are kept, "
-                        f"and the same command goes on from there. The last failure: {outcome.against[-1]}"
-                    )
-                on_done(outcome)
+        async def write(question: Question) -> None:
+            outcome = outcomes[question.id] = await self.write(question)
+            failed = [one for one in outcomes.values() if one.failed] if outcome.failed else []
+            if len(failed) > may_fail:
+                raise WritingStopped(
+                    f"{self._server.url}: {len(failed)} requests failed, more than max_failed allows; the replies that came are kept, "
+                    f"and the same command goes on from there. The last failure: {outcome.refusals[-1]}"
+                )
+            on_done(outcome)
 
-        waiting = iter(questions)
-        try:
-            async with asyncio.TaskGroup() as group:
-                for _ in range(min(concurrency, len(questions))):
-                    group.create_task(work(waiting))
-        except* UserError as stopped:
-            raise stopped.exceptions[0] from None
+        await for_each(questions, write, at_a_time=concurrency)
         return [outcomes[question.id] for question in questions]
 
     async def write(self, question: Question) -> WritingOutcome:
         """Writes the flawed answers of one question."""
-        reason = against_question(question)
+        reason = question_fault(question)
         try:
             shown = await asyncio.to_thread(read_images, question)
         except ImageError:
             reason = "an image cannot be read"
         if reason is not None:
-            return WritingOutcome(answered=AnsweredQuestion(question=question, flawed=()), against=(reason,))
+            return WritingOutcome(answered=AnsweredQuestion(question=question, flawed=()), refusals=(reason,))
         flawed: list[str] = []
         flaws: list[str] = []
-        against: list[str] = []
+        refusals: list[str] = []
         for number in range(self._config.num_flawed):
             for attempt in range(self._config.tries):
-                flaw, told, broken = self._drawn(question, number, attempt)
+                flaw, instruction, broken = self._draw_flaw(question, number, attempt)
                 try:
-                    reply = await self._reply(question, shown, number, attempt, flaw, told)
+                    reply = await self._get_reply(question, shown, number, attempt, flaw, instruction)
                 except (ServerError, httpx.TransportError) as error:
                     if isinstance(error, ServerError) and error.status in _HOPELESS:
                         raise WritingStopped(str(error)) from error
                     failure = f"the server failed: {error!r:.300}"
                     return WritingOutcome(
                         answered=AnsweredQuestion(question=question, flawed=()),
-                        against=(*against, failure),
+                        refusals=(*refusals, failure),
                         failed=True,
                     )
-                answer = written_answer(reply.text)
+                answer = extract_answer(reply.text)
                 if answer is None:
-                    against.append(
+                    refusals.append(
                         "the reply was cut off" if reply.finish_reason == "length" else "the reply holds no <answer>"
                     )
                     continue
-                refusal = against_answer(answer, question, flawed, broken, self._config)
+                refusal = answer_fault(answer, question, flawed, broken, self._config)
                 if refusal is not None:
-                    against.append(refusal)
+                    refusals.append(refusal)
                     continue
                 flawed.append(answer)
                 flaws.append(flaw)
                 break
         return WritingOutcome(
             answered=AnsweredQuestion(question=question, flawed=tuple(flawed)),
-            against=tuple(against),
+            refusals=tuple(refusals),
             flaws=tuple(flaws),
         )
 
-    def _drawn(self, question: Question, number: int, attempt: int) -> tuple[str, str, Constraint | None]:
-        """A flaw: its name, how the model is told, and the constraint that it breaks. Another attempt, another answer: another one."""
+    def _draw_flaw(self, question: Question, number: int, attempt: int) -> tuple[str, str, Constraint | None]:
+        """Draw a flaw for an answer and an attempt: its name, its instruction, and the constraint that it breaks."""
         config = self._config
         draw = number + attempt * config.num_flawed
         if question.constraints:
-            start = derive(config.seed, "constraint", question.id)
+            start = derive_seed(config.seed, "constraint", question.id)
             broken = question.constraints[(start + draw) % len(question.constraints)]
             return "constraint", config.constraint_flaw.replace("$constraint", broken.instruction), broken
-        names = sorted(config.flaws, key=lambda name: derive(config.seed, "flaw", question.id, name))
+        names = sorted(config.flaws, key=lambda name: derive_seed(config.seed, "flaw", question.id, name))
         name = names[draw % len(names)]
         return name, config.flaws[name], None
 
-    async def _reply(
-        self, question: Question, shown: Sequence[Image], number: int, attempt: int, flaw: str, told: str
+    async def _get_reply(
+        self, question: Question, shown: Sequence[Image], number: int, attempt: int, flaw: str, instruction: str
     ) -> Reply:
         text = self._prompt.substitute(
-            question=asked(question).replace("<image>", ""), answer=question.answer, flaw=told
+            question=full_question(question).replace("<image>", ""), answer=question.answer, flaw=instruction
         )
         settings = {
             "model": self._model,
@@ -162,15 +156,15 @@ class FlawWriter:
         digest = hashlib.blake2b(
             repr((text, settings, [image.key for image in shown])).encode("utf-8", "replace"), digest_size=8
         ).hexdigest()
-        known = self._replies.find(question.id, number, attempt, digest)
+        known = self._replies.find_reply(question.id, number, attempt, digest)
         if known is not None:
             return known
         content: list[dict[str, Any]] = [
             *[{"type": "image_url", "image_url": {"url": _data_url(image)}} for image in shown],
             {"type": "text", "text": text},
         ]
-        seed = derive(self._config.seed, "reply", question.id, number, attempt)
-        self.num_asked += 1
+        seed = derive_seed(self._config.seed, "reply", question.id, number, attempt)
+        self.num_requests += 1
         choice = await self._server.complete(
             {**settings, "messages": [{"role": "user", "content": content}], "seed": seed}
         )
@@ -187,13 +181,13 @@ class FlawWriter:
         return reply
 
 
-def why_dropped(outcome: WritingOutcome, num_flawed: int) -> str | None:
-    """Why a question has no row of so many flawed answers; None where it has."""
+def drop_reason(outcome: WritingOutcome, num_flawed: int) -> str | None:
+    """Return why a question has no row of `num_flawed` flawed answers; None if it has one."""
     if len(outcome.answered.flawed) >= num_flawed:
         return None
     if outcome.failed:
         return "the server failed"
-    return Counter(outcome.against).most_common(1)[0][0]
+    return Counter(outcome.refusals).most_common(1)[0][0]
 
 
 def _data_url(image: Image) -> str:

@@ -11,8 +11,8 @@ from arm_rl.prepare.sources.skipped import SkippedRow
 Source = Callable[[Path, ImageFolder], Iterator[Question | SkippedRow]]
 
 
-def _own(path: Path, images: ImageFolder) -> Iterator[Question | SkippedRow]:
-    """A JSONL of questions, checked."""
+def _read_jsonl(path: Path, images: ImageFolder) -> Iterator[Question | SkippedRow]:
+    """Read a JSONL of questions."""
     yield from read_questions(path)
 
 
@@ -21,5 +21,5 @@ SOURCES: Mapping[str, Source] = {
     "deepeyes": deepeyes.read,
     "mm_ifengine": mm_ifengine.read,
     "mp_docvqa": mp_docvqa.read,
-    "jsonl": _own,
+    "jsonl": _read_jsonl,
 }

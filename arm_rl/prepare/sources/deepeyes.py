@@ -36,7 +36,7 @@ def read(path: Path, images: ImageFolder) -> Iterator[Question | SkippedRow]:
             yield SkippedRow("an empty question or answer")
             continue
         try:
-            shown = tuple(images.keep(source.read(entry)) for entry in row["images"] or ())
+            shown = tuple(images.store_image(source.read(entry)) for entry in row["images"] or ())
         except ImageError:
             yield SkippedRow("its image cannot be read")
             continue

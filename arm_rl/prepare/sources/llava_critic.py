@@ -39,7 +39,7 @@ def read(path: Path, images: ImageFolder) -> Iterator[Question | SkippedRow]:
             yield SkippedRow("no response was found better")
         else:
             try:
-                image = images.keep(source.read(row["image"]))
+                image = images.store_image(source.read(row["image"]))
             except ImageError:
                 yield SkippedRow("its image cannot be read")
                 continue

@@ -40,12 +40,12 @@ def read(path: Path, images: ImageFolder) -> Iterator[Question | SkippedRow]:
             continue
         entries = row.get("images") or ([row["image"]] if row.get("image") else [])
         try:
-            shown = tuple(images.keep(source.read(entry)) for entry in entries)
+            shown = tuple(images.store_image(source.read(entry)) for entry in entries)
         except ImageError:
             yield SkippedRow("its image cannot be read")
             continue
         constraints = tuple(
-            constraint for written in row.get("constraints") or () for constraint in _constraints(written)
+            constraint for written in row.get("constraints") or () for constraint in _parse_constraints(written)
         )
         yield Question(
             id=f"mm_ifengine-{path.stem}-{number}",
@@ -59,8 +59,8 @@ def read(path: Path, images: ImageFolder) -> Iterator[Question | SkippedRow]:
         )
 
 
-def _constraints(written: dict[str, Any]) -> Iterator[Constraint]:
-    """A constraint's checkers with their arguments by name: published are positions, after the response."""
+def _parse_constraints(written: dict[str, Any]) -> Iterator[Constraint]:
+    """Yield a constraint's checkers with named arguments; the data set gives their positions after the response."""
     for function in (written.get("judge") or {}).get("verify_funcs") or ():
         tool = str(function.get("func")).replace("_metioned_", "_mentioned_")  # as it is spelt there
         params = function.get("params") or []

@@ -42,11 +42,11 @@ def read(path: Path, images: ImageFolder) -> Iterator[Question | SkippedRow]:
             if pages != documents.setdefault(document, pages):  # questions show windows of a longer document
                 document = f"{document}-{pages[0]}"
                 documents.setdefault(document, pages)
-            _gather(files, images.folder.parent / "documents" / document)
-            yield _question(row, document)
+            _link_pages(files, images.folder.parent / "documents" / document)
+            yield _make_question(row, document)
 
 
-def _question(row: dict[str, Any], document: str) -> Question:
+def _make_question(row: dict[str, Any], document: str) -> Question:
     return Question(
         id=f"mp_docvqa-{row['questionId']}",
         track="documents",
@@ -58,7 +58,7 @@ def _question(row: dict[str, Any], document: str) -> Question:
     )
 
 
-def _gather(files: list[Path], folder: Path) -> None:
+def _link_pages(files: list[Path], folder: Path) -> None:
     folder.mkdir(parents=True, exist_ok=True)
     for number, file in enumerate(files, 1):
         target = folder / f"{number:04}.jpg"

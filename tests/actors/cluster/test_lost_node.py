@@ -6,7 +6,7 @@ import pytest
 import ray
 from ray.cluster_utils import Cluster
 
-from actors.rollout import pool
+from actors.rollout import slot
 from actors.rollout.pool import RolloutPool
 from actors.supervision import ActorsLost, Deaths, watch
 from tests.support.dying_actors import Puppet, Victim
@@ -59,7 +59,7 @@ async def test_a_run_lives_through_the_loss_of_a_node_while_there_is_another(nod
         await asyncio.sleep(0.05)
         counted = deaths.metrics()["recovery/tools"]
 
-    monkeypatch.setattr(pool, "SECONDS_TO_PLACE", 2.0)
+    monkeypatch.setattr(slot, "SECONDS_TO_PLACE", 2.0)
     (tmp_path / "g waits").touch()  # a process may outlive its node for a moment
     nodes.remove_node(second, allow_graceful=False)
     with pytest.raises(

@@ -10,7 +10,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from actors.cluster.placement import CPU_SHARE, Node, PlacementError, plan
-from arm_rl.core.config import PlacementConfig, RolloutConfig
+from arm_rl.core.compute_config import PlacementConfig, RolloutConfig
 
 APART = PlacementConfig(kind="apart")
 SHARED = PlacementConfig(kind="shared")
@@ -109,7 +109,7 @@ def test_what_fits_is_placed_and_what_cannot_is_refused_with_what_is_missing(req
 def test_ranks_of_a_node_are_neighbours_and_every_actor_keeps_its_kind_of_bundle(request, where):
     config, num_ranks, rollout = request
     planned = plan(dataclasses.replace(config, may_grow=True), num_ranks, rollout, [])
-    arranged = planned.arranged(where[: len(planned.bundles)])
+    arranged = planned.arrange(where[: len(planned.bundles)])
     assert_whole(arranged, num_ranks, rollout.num_actors if rollout else 0)
     assert arranged.bundles == planned.bundles
     assert (arranged.learners == arranged.rollouts) == (planned.learners == planned.rollouts)
@@ -120,7 +120,7 @@ def test_ranks_of_a_node_are_neighbours_and_every_actor_keeps_its_kind_of_bundle
 
 def test_ranks_take_as_few_nodes_as_they_can():
     planned = plan(APART, 4, RolloutConfig(num_actors=4), machines(2))
-    arranged = planned.arranged(["x", "y", "x", "y", "y", "x", "y", "x"])
+    arranged = planned.arrange(["x", "y", "x", "y", "y", "x", "y", "x"])
     assert arranged.learners == (0, 2, 5, 7)
     assert arranged.rollouts == (1, 3, 4, 6)
 

@@ -14,8 +14,8 @@ from ray.cluster_utils import Cluster
 from actors.cluster import reservation
 from actors.cluster.connection import ClusterError, cluster, require_shared
 from actors.cluster.placement import PlacementError
-from actors.cluster.reservation import actor_name, reserved
-from arm_rl.core.config import PlacementConfig, RolloutConfig
+from actors.cluster.reservation import actor_name, reserve
+from arm_rl.core.compute_config import PlacementConfig, RolloutConfig
 
 pytestmark = pytest.mark.slow
 
@@ -66,7 +66,7 @@ async def until_free(gpus: float) -> None:
 
 async def test_ranks_sit_together_engines_have_whole_nodes_parts_and_tools_no_gpu(nodes):
     rollout = RolloutConfig(num_actors=2, tensor_parallel_size=2)
-    async with reserved("run", PlacementConfig(), 4, rollout) as taken:
+    async with reserve("run", PlacementConfig(), 4, rollout) as taken:
         ranks = places([taken.learner_options(rank) for rank in range(4)])
         engines = places([taken.rollout_options(number) for number in range(2)], "gpus")
         assert ranks == sorted(ranks, key=ranks.index), "neighbours"
@@ -77,7 +77,7 @@ async def test_ranks_sit_together_engines_have_whole_nodes_parts_and_tools_no_gp
 
 
 async def test_shared_gpus_hold_a_rank_and_an_engine_each(nodes):
-    async with reserved("shared", PlacementConfig(kind="shared"), 4, RolloutConfig(num_actors=4)) as taken:
+    async with reserve("shared", PlacementConfig(kind="shared"), 4, RolloutConfig(num_actors=4)) as taken:
         assert ray.available_resources()["GPU"] == 4
         options = [of(number) for number in range(4) for of in (taken.learner_options, taken.rollout_options)]
         pairs = places(options)
@@ -88,9 +88,9 @@ async def test_shared_gpus_hold_a_rank_and_an_engine_each(nodes):
 
 async def test_a_busy_cluster_is_waited_for_and_one_too_small_is_not(nodes, caplog, monkeypatch):
     monkeypatch.setattr(reservation, "_FIRST_TOLD_SECONDS", 1)
-    async with reserved("first", PlacementConfig(), 6, None):
+    async with reserve("first", PlacementConfig(), 6, None):
         with pytest.raises(PlacementError, match="missing: 1 GPU"):
-            async with reserved("large", PlacementConfig(), 9, None):
+            async with reserve("large", PlacementConfig(), 9, None):
                 pass
         waiting = asyncio.create_task(_taken_for_a_moment())
         while "waiting for resources: the run needs 4 CPU, 4 GPU; free on the cluster are" not in caplog.text:
@@ -101,7 +101,7 @@ async def test_a_busy_cluster_is_waited_for_and_one_too_small_is_not(nodes, capl
 
 
 async def _taken_for_a_moment() -> int:
-    async with reserved("second", PlacementConfig(), 4, None) as taken:
+    async with reserve("second", PlacementConfig(), 4, None) as taken:
         return len(taken.placement.bundles)
 
 
@@ -116,7 +116,7 @@ async def test_who_waits_can_be_cancelled_and_keeps_nothing(nodes):
 
 
 async def _grown() -> None:
-    async with reserved("grown", PlacementConfig(may_grow=True), 9, None):
+    async with reserve("grown", PlacementConfig(may_grow=True), 9, None):
         pass
 
 

@@ -26,7 +26,8 @@ from actors.learner.ranks import LearnerLost, LearnerRanks
 from actors.learner.settings import LearnerSpec, deepspeed_config, learner_environment
 from actors.learner.state import LearnerStateError
 from arm_rl.core.batching import make_batch
-from arm_rl.core.config import LearnerConfig, ModelConfig
+from arm_rl.core.compute_config import LearnerConfig
+from arm_rl.core.config import ModelConfig
 from arm_rl.core.errors import MismatchError, NonFiniteError
 from arm_rl.core.images import Image
 from arm_rl.core.loss import GrpoObjective, SftObjective
@@ -36,9 +37,8 @@ from tests.support.random_samples import VIEW, Ids
 
 OBJECTIVE = GrpoObjective(clip_low=0.2, clip_high=0.3, entropy_coefficient=0.01)
 NUM_STEPS = 3
-OVERFLOWING = GrpoObjective(
-    entropy_coefficient=1e38, temperature=0.03
-)  # the loss is about -2e37; its gradient is more than float32 holds
+# the loss is about -2e37; its gradient is more than float32 holds
+OVERFLOWING = GrpoObjective(entropy_coefficient=1e38, temperature=0.03)
 RATE, BETAS, DECAY, CLIP = 1e-3, (0.9, 0.95), 0.01, 0.5
 
 
@@ -125,9 +125,8 @@ def sample_logits(plain, task: Task, preparer: ImagePreparer, sample: TrainingSa
         inputs["pixel_values"] = torch.cat([image.patches for image in prepared])
         inputs["image_grid_thw"] = torch.cat([image.grids for image in prepared])
     kinds = (tokens == task.ids.image_pad).int()
-    return plain(input_ids=tokens, attention_mask=torch.ones_like(tokens), mm_token_type_ids=kinds, **inputs).logits[
-        0
-    ]  # [T, V]
+    # [T, V]
+    return plain(input_ids=tokens, attention_mask=torch.ones_like(tokens), mm_token_type_ids=kinds, **inputs).logits[0]
 
 
 @dataclass

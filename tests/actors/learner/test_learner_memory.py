@@ -10,7 +10,8 @@ from actors.learner import settings
 from actors.learner.ranks import LearnerRanks
 from actors.learner.settings import attention, deepspeed_config
 from arm_rl.core.batching import make_batch
-from arm_rl.core.config import LearnerConfig, ModelConfig
+from arm_rl.core.compute_config import LearnerConfig
+from arm_rl.core.config import ModelConfig
 from arm_rl.core.loss import SftObjective
 from tests.actors.learner.test_learner import Setup, Task, spec_of, task  # noqa: F401
 

@@ -12,7 +12,8 @@ from actors.learner import policy_model
 from actors.learner.image_inputs import ImagePreparer
 from actors.learner.policy_model import PolicyModel
 from arm_rl.core.batching import collate
-from arm_rl.core.config import LearnerConfig, ModelConfig
+from arm_rl.core.compute_config import LearnerConfig
+from arm_rl.core.config import ModelConfig
 from arm_rl.core.images import Image
 from arm_rl.core.types import TrainingSample
 from tests.support import random_samples, tiny, tiny_qwen3
@@ -83,9 +84,10 @@ def plain_scores(
             "image_grid_thw": torch.cat([image.grids for image in prepared]),
         }
     kinds = (tokens == ids.image_pad).int()
+    # [T, V]
     logits = plain(input_ids=tokens, attention_mask=torch.ones_like(tokens), mm_token_type_ids=kinds, **inputs).logits[
         0
-    ]  # [T, V]
+    ]
     logprobs, entropies = torch.zeros(len(sample.token_ids)), torch.zeros(len(sample.token_ids))
     for position, token in enumerate(sample.token_ids):
         if sample.loss_mask[position]:

@@ -50,7 +50,7 @@ async def test_the_engine_is_hugging_face_before_and_after_updates(
     await check_three_turns(engine, judge, version=0)
     for version in (1, 2):  # loaded by vLLM, then as recorded
         tiny.spread(judge.model, seed=1000 + version)
-        await engine.update_weights(write_weights(judge.model.state_dict(), tmp_path, version).path, version)
+        await engine.load_weights(write_weights(judge.model.state_dict(), tmp_path, version).path, version)
         await check_three_turns(engine, judge, version)
 
 

@@ -13,6 +13,7 @@ from collections.abc import AsyncIterator, Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+import psutil
 import pytest
 import pytest_asyncio
 import torch
@@ -20,15 +21,18 @@ from PIL import Image as PILImage
 from torch import Tensor
 from transformers import AutoImageProcessor, AutoTokenizer, PreTrainedTokenizerBase, Qwen2_5_VLForConditionalGeneration
 
-from actors.rollout.engine import Engine, EngineClosed, EngineMismatch
+from actors.rollout.engine import Engine, EngineMismatch
 from actors.rollout.engine_settings import engine_environment
-from actors.weights.files import WeightFile, WeightWriter, write_weights
+from actors.rollout.vllm_process import EngineClosed
+from actors.weights.files import WeightFile, write_weights
 from actors.weights.lora import publishable
-from arm_rl.core.config import ModelConfig, RolloutConfig
+from arm_rl.core.compute_config import RolloutConfig
+from arm_rl.core.config import ModelConfig
 from arm_rl.core.errors import EngineDied
 from arm_rl.core.images import Image
 from arm_rl.core.resize import ViewSize
 from arm_rl.core.session import Completion
+from arm_rl.experiments.processes import is_alive
 from tests.support import tiny
 
 pytestmark = pytest.mark.asyncio(loop_scope="module")  # one engine for all tests, and an engine lives in one event loop
@@ -68,7 +72,7 @@ class Judge:
         if images:
             processor = AutoImageProcessor.from_pretrained(self.folder)
             inputs = dict(
-                processor(images=[VIEW.view(image) for image in images], do_resize=False, return_tensors="pt")
+                processor(images=[VIEW.resize(image) for image in images], do_resize=False, return_tensors="pt")
             )
         tokens = torch.tensor([ids])
         types = (tokens == self.model.config.image_token_id).int()
@@ -173,7 +177,7 @@ async def test_after_an_update_they_are_those_of_the_new_weights_even_for_known_
         prompt, completion = (await play(engine, judge, [noise(0)], seed=5))[0]
         stale = difference(completion, judge.logprobs(prompt, [noise(0)], completion.token_ids))
         assert stale > 1e-2, "the weights did not change enough for this test to mean something"
-        await engine.update_weights(file.path, file.version)
+        await engine.load_weights(file.path, file.version)
         assert engine.version == version
         await check_three_turns(engine, judge, version)
 
@@ -350,7 +354,7 @@ async def test_requests_that_run_live_through_an_update(
     old_state = copy.deepcopy(judge.model.state_dict())
     file = new_weights(before + 1)
     new_state = copy.deepcopy(judge.model.state_dict())
-    await engine.update_weights(file.path, file.version)
+    await engine.load_weights(file.path, file.version)
     assert engine.num_running == 4
     later = await sample(0, 30)
     completions = await asyncio.gather(*long)
@@ -388,7 +392,7 @@ async def test_cached_images_of_running_requests_are_encoded_anew_after_an_updat
     await sample(30, 0)
     assert engine.num_running == 3
     file = new_weights(engine.version + 1)
-    await engine.update_weights(file.path, file.version)
+    await engine.load_weights(file.path, file.version)
     assert engine.num_running == 3
     completions = await asyncio.gather(*long)
     assert [len(completion.token_ids) for completion in completions] == [400] * 3
@@ -400,7 +404,7 @@ async def test_cached_images_of_running_requests_are_encoded_anew_after_an_updat
 async def test_a_missing_file_changes_nothing(engine: Engine, judge: Judge, tmp_path: Path) -> None:
     version = engine.version
     with pytest.raises(FileNotFoundError):
-        await engine.update_weights(tmp_path / "99.safetensors", 99)
+        await engine.load_weights(tmp_path / "99.safetensors", 99)
     assert engine.version == version
     await check_three_turns(engine, judge, version)
 
@@ -418,9 +422,9 @@ async def test_adapters_are_merged_into_the_models_own_weights(engine: Engine, j
             weight.data += 2.0 * adapters[name][1] @ adapters[name][0]
     assert len(adapters) == 6
     version = engine.version + 1
-    file = WeightWriter(tmp_path).write(publishable(adapters, scaling), version, is_adapter=True)
-    assert file.num_bytes < (judge.folder / "model.safetensors").stat().st_size / 10
-    await engine.update_weights(file.path, version, is_adapter=True)
+    file = write_weights(publishable(adapters, scaling), tmp_path, version, is_adapter=True)
+    assert file.path.stat().st_size < (judge.folder / "model.safetensors").stat().st_size / 10
+    await engine.load_weights(file.path, version, is_adapter=True)
     await check_three_turns(engine, judge, version)
 
 
@@ -428,7 +432,7 @@ async def test_whole_weights_follow_adapters(
     engine: Engine, judge: Judge, new_weights: Callable[[int], WeightFile]
 ) -> None:
     file = new_weights(engine.version + 1)
-    await engine.update_weights(file.path, file.version)
+    await engine.load_weights(file.path, file.version)
     await check_three_turns(engine, judge, file.version)
 
 
@@ -447,14 +451,14 @@ async def test_incomplete_weights_close_the_engine_and_leave_no_process(
     weights.pop("model.language_model.layers.1.mlp.down_proj.weight")
     file = write_weights(weights, tmp_path, 98)
     with pytest.raises(Exception, match="down_proj"):
-        await engine.update_weights(file.path, 98)
+        await engine.load_weights(file.path, 98)
     aborted = await running
     assert aborted.finish_reason == "abort"
     assert len(aborted.token_ids) == len(aborted.logprobs) < 1500
     with pytest.raises(EngineClosed):
         await engine.generate(judge.ids("Go"), [], max_tokens=5, temperature=1.0, seed=1)
     await engine.close()  # once more does no harm
-    assert not Path(f"/proc/{process[0]}").exists()
+    assert not psutil.pid_exists(process[0])
 
 
 async def test_an_engine_without_memory_does_not_start_and_says_so(judge: Judge, environment: None) -> None:
@@ -474,7 +478,7 @@ async def test_an_update_ends_when_the_process_dies_that_should_answer(
     await engine.pulse()
     (process,) = children("EngineCore")
     os.kill(process, signal.SIGSTOP)  # it gets the call, and gives no answer
-    update = asyncio.create_task(engine.update_weights(write_weights(judge.model.state_dict(), tmp_path, 1).path, 1))
+    update = asyncio.create_task(engine.load_weights(write_weights(judge.model.state_dict(), tmp_path, 1).path, 1))
     pulse = asyncio.create_task(engine.pulse())
     await asyncio.wait([update, pulse], timeout=0.5)
     assert not update.done()
@@ -519,19 +523,11 @@ async def test_no_process_outlives_an_owner_that_is_killed(judge: Judge, environ
     assert len(process) == 1
     owner.send_signal(signal.SIGKILL)
     owner.wait()
-    while lives(process[0]):  # the test's own time limit is the patience
+    while is_alive(process[0]):  # the test's own time limit is the patience
         await asyncio.sleep(0.05)
 
 
 def children(name: str, parent: int | None = None) -> list[int]:
-    """Ids of the child processes with this in their command line."""
-    found = subprocess.run(
-        ["ps", "-o", "pid=,args=", "--ppid", str(parent or os.getpid())], capture_output=True, text=True
-    ).stdout
-    return [int(line.split()[0]) for line in found.splitlines() if name in line]
-
-
-def lives(process: int) -> bool:
-    """False for a process that has ended, even if nobody has asked for its exit code."""
-    state = subprocess.run(["ps", "-o", "stat=", "-p", str(process)], capture_output=True, text=True).stdout
-    return bool(state.strip()) and not state.startswith("Z")
+    """Return the ids of the child processes with this in their command line."""
+    found = [child.as_dict(["pid", "cmdline"]) for child in psutil.Process(parent).children()]
+    return [child["pid"] for child in found if name in " ".join(child["cmdline"] or ())]

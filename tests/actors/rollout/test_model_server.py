@@ -4,7 +4,6 @@ import os
 import subprocess
 import sys
 import time
-from pathlib import Path
 
 import httpx
 import psutil
@@ -84,11 +83,7 @@ DEAF = HEALTHY.replace("import http", "import signal; signal.signal(15, signal.S
 def test_it_ends_with_its_owner(tmp_path, server, program, monkeypatch):
     """Killed hard, it closes nothing; a server that does not listen is killed as well."""
     server(program)
-    tether = Path(model_server.tether.__file__).read_text().replace("GRACE_SECONDS = 10.0", "GRACE_SECONDS = 0.5")
-    (tmp_path / "tether.py").write_text(tether)
-    owner_text = OWNER.replace(
-        "server = ", f"model_server.TETHER = (sys.executable, {str(tmp_path / 'tether.py')!r})\nserver = "
-    )
+    owner_text = OWNER.replace("server = ", "model_server.GRACE_SECONDS = 0.5\nserver = ")
     command = [sys.executable, "-c", owner_text, str(tmp_path / "program"), str(tmp_path / "log")]
     with subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as owner:
         group = int(owner.stdout.readline())

@@ -8,10 +8,10 @@ import pytest
 import ray
 
 from actors import supervision
-from actors.rollout import pool
+from actors.rollout import slot
 from actors.rollout.pool import MAX_DEATHS, RolloutPool
 from actors.supervision import ActorsLost
-from actors.weights.files import Published, WeightFile
+from actors.weights.files import PublishedWeights, WeightFile
 from tests.support.dying_actors import Puppet
 from tests.support.trajectories import make_sample
 
@@ -44,7 +44,7 @@ async def run(group, name="g", seed=3):
 def published(folder, version):
     path = folder / f"{version}.safetensors"
     path.write_text(f"version {version}")
-    return Published(file=WeightFile(path=path, version=version, num_bytes=1), node_id="a node", data=None)
+    return PublishedWeights(file=WeightFile(path=path, version=version), node_id="a node", data=None)
 
 
 def starts(folder):
@@ -61,7 +61,7 @@ async def test_what_ran_in_a_dead_one_is_run_again_with_the_weights_it_had(start
         (tmp_path / "engine").touch()
     group = start()
     assert await run(group) == "g 3 by base"
-    await group.update_weights(published(tmp_path, 4))
+    await group.serve(published(tmp_path, 4))
     (tmp_path / "g may die").write_text("2")
     others = [asyncio.create_task(run(group, f"other {number}")) for number in range(3)]
     assert await run(group) == "g 3 by version 4"
@@ -86,7 +86,7 @@ async def test_what_ran_in_one_that_hangs_is_run_again(start, tmp_path, monkeypa
 
 
 async def test_one_that_hangs_does_not_keep_the_run_from_ending(start, tmp_path, monkeypatch):
-    monkeypatch.setattr(pool, "SECONDS_TO_CLOSE", 0.5)
+    monkeypatch.setattr(slot, "SECONDS_TO_CLOSE", 0.5)
     group = start()
     await run(group)
     os.kill(processes(tmp_path)[0], signal.SIGSTOP)
@@ -108,14 +108,14 @@ async def test_others_go_on_meanwhile(start, tmp_path):
 async def test_one_that_comes_back_while_the_weights_are_replaced_takes_the_next_ones(start, tmp_path):
     group = start()
     await run(group)
-    await group.update_weights(published(tmp_path, 1))
+    await group.serve(published(tmp_path, 1))
     (tmp_path / "1.safetensors").unlink()  # the learners are about to rename the next version
     (tmp_path / "g may die").write_text("1")
     running = asyncio.create_task(run(group))
     while starts(tmp_path) < 2:
         await asyncio.sleep(0.05)
     assert not running.done()
-    await group.update_weights(published(tmp_path, 2))
+    await group.serve(published(tmp_path, 2))
     assert await running == "g 3 by version 2"
 
 
@@ -130,7 +130,7 @@ async def test_deaths_without_end_end_with_their_cause(start, tmp_path):
     ):
         await run(group)
     with pytest.raises(ActorsLost):
-        await group.update_weights(published(tmp_path, 1))
+        await group.serve(published(tmp_path, 1))
     assert starts(tmp_path) == 1 + MAX_DEATHS
 
 

@@ -22,7 +22,9 @@ from actors.rollout.engine import Engine
 from actors.rollout.pool import RolloutPool
 from actors.supervision import StageLost
 from actors.weights import gather
-from arm_rl.core.config import ConfigError, DataConfig, LearnerConfig, ModelConfig, PlacementConfig, TrainConfig
+from arm_rl.core.compute_config import LearnerConfig, PlacementConfig
+from arm_rl.core.config import ConfigError, DataConfig, ModelConfig
+from arm_rl.core.stage_config import TrainConfig
 from tests.actors.rollout.test_engine import ROLLOUT, VIEW, Judge, check_three_turns, environment  # noqa: F401
 from tests.support import tiny, tiny_qwen3
 from tests.support.dying_actors import Puppet, TransferringRank
@@ -124,7 +126,7 @@ class Handle:
 
 @pytest.mark.asyncio(loop_scope="module")
 async def test_the_engine_is_the_learners_model_after_each_transfer(engine: Engine, judge: Judge, direct: Any) -> None:
-    from tests.support import gloo_transfer  # noqa: F401 (puts gloo in NCCL's place here; the worker has done so for itself)
+    from tests.support import gloo_transfer  # noqa: F401 (puts gloo in NCCL's place here; the worker has done so)
 
     policy = PolicyModel.load(ModelConfig(path=str(judge.folder), dtype="float32"))
     engines = direct.EngineClients(

@@ -18,7 +18,8 @@ from actors.learner.policy_model import PolicyModel
 from actors.learner.ranks import LearnerRanks
 from actors.weights import gather, lora
 from arm_rl.core.batching import collate, make_batch
-from arm_rl.core.config import ConfigError, LearnerConfig, ModelConfig
+from arm_rl.core.compute_config import LearnerConfig
+from arm_rl.core.config import ConfigError, ModelConfig
 from arm_rl.core.loss import SftObjective
 from tests.actors.learner.test_learner import Setup, Task, spec_of, task  # noqa: F401
 from tests.support.random_samples import VIEW

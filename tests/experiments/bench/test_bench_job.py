@@ -7,6 +7,7 @@ import pytest
 
 from arm_rl.core.errors import UserError
 from arm_rl.experiments.bench import summary
+from arm_rl.experiments.bench.benchmark import Measurement, SpeedBenchmark, Workspace
 from arm_rl.experiments.bench.result import Result
 from jobs import bench
 
@@ -18,13 +19,16 @@ def result(key: str) -> Result:
 def test_one_benchmark_keeps_its_numbers(local_ray, tmp_path, monkeypatch, capsys):
     asked = []
 
-    def benchmark(options):
-        asked.append(options)
-        yield result("vs_trl")
+    def measure(settings: str, workspace: Workspace) -> Measurement:
+        asked.append((settings, workspace.kept, workspace.temporary.is_dir()))
+        return Measurement(ours=[2.0, 3.0], other=[2.0, 2.0], notes=[], details={})
 
-    monkeypatch.setitem(bench.BENCHMARKS, "vs_trl", benchmark)
+    benchmark = SpeedBenchmark(
+        key="vs_trl", what="w", unit="steps/s", goal=1.0, settings="full", quick="small", measure=measure
+    )
+    monkeypatch.setitem(bench.BENCHMARKS, "vs_trl", (benchmark,))
     line = bench.one(argparse.Namespace(out=tmp_path, key="vs_trl", quick=True))
-    assert asked == [bench.Options(out=tmp_path, quick=True)]
+    assert asked == [("small", tmp_path, True)]
     assert str(tmp_path / "vs_trl.json") in line
     assert summary.read(tmp_path / "vs_trl.json") == [result("vs_trl")]
     assert "1.25" in capsys.readouterr().out
@@ -39,14 +43,13 @@ def test_a_summary_is_made_of_what_was_measured_before(tmp_path):
     assert list(written["results"]) == list(bench.BENCHMARKS)
     assert all(one["met"] for one in written["results"].values())
     assert "1.25 (1.00 to 1.50)" in (tmp_path / "table.md").read_text()
-    assert (tmp_path / "plot.svg").read_text().count("<rect") == 1 + len(bench.BENCHMARKS)
+    drawn = (tmp_path / "plot.svg").read_text()
+    assert all(drawn.count(f">{key}</text>") == 1 for key in bench.BENCHMARKS)
 
 
 @pytest.mark.slow
 def test_a_benchmark_that_fails_is_named(tmp_path, monkeypatch):
-    monkeypatch.setattr(
-        bench, "BENCHMARKS", {"vs_nobody": bench.vs_trl}
-    )  # the process that is started knows no such key
+    monkeypatch.setattr(bench, "BENCHMARKS", {"vs_nobody": ()})  # the process that is started knows no such key
     with pytest.raises(UserError, match="vs_nobody"):
         bench.every(argparse.Namespace(out=tmp_path, resume=False, quick=True))
     assert not (tmp_path / "summary.json").exists()

@@ -4,13 +4,12 @@ import asyncio
 import dataclasses
 import subprocess
 import sys
-import tempfile
 
 import pytest
 
 from arm_rl.core import session
 from arm_rl.core.config import SessionConfig
-from arm_rl.core.seeding import derive
+from arm_rl.core.seeding import derive_seed
 from arm_rl.core.training_sample import training_sample
 from arm_rl.experiments.bench import driver, usage
 from arm_rl.experiments.bench.result import Result
@@ -29,12 +28,10 @@ def test_ratios_are_taken_repeat_by_repeat():
 
 @pytest.mark.slow
 @pytest.mark.parametrize("max_staleness", [0, 1])
-async def test_the_instant_ends_are_driven_as_real_ones(local_ray, max_staleness):
-    settings = driver.Settings(sessions=(16,), group_size=4, max_staleness=max_staleness)
-    async with driver.instant_driver(driver._config(settings, 16), num_samples=16) as driven:
-        assert driven.config.run.root.startswith(tempfile.gettempdir()), (
-            "no other run reads the groups that it finishes"
-        )
+async def test_the_instant_ends_are_driven_as_real_ones(local_ray, max_staleness, tmp_path):
+    settings = driver.DriverSettings(sessions=(16,), group_size=4, max_staleness=max_staleness)
+    async with driver.instant_driver(driver._config(settings, 16, tmp_path), num_samples=16) as driven:
+        assert driven.config.run.root == str(tmp_path), "no other run reads the groups that it finishes"
         for step in range(4):
             metrics = await driven.step()
             driven.steps_done += 1
@@ -47,8 +44,9 @@ async def test_the_instant_ends_are_driven_as_real_ones(local_ray, max_staleness
 
 
 @pytest.mark.slow
-def test_a_measurement_of_the_driver(local_ray):
-    result = driver.measure(driver.Settings(sessions=(8, 16), group_size=4, trajectories=16, repeats=2))
+def test_a_measurement_of_the_driver(local_ray, tmp_path):
+    settings = driver.DriverSettings(sessions=(8, 16), group_size=4, trajectories=16, repeats=2)
+    result = dataclasses.replace(driver.BENCHMARK, settings=settings).run(tmp_path)
     assert result.key == "driver_share"
     assert len(result.ours) == len(result.other) == 2
     assert 0 < result.ratio_low <= result.ratio <= result.ratio_high
@@ -75,7 +73,14 @@ def test_the_bare_engine_is_asked_what_the_session_asked(template, tmp_path):
     limits = SessionConfig(max_turns=3, max_response_tokens=400)
     tools = LocalTools(load_tools(["configs/tools/digits.yaml"]))
     run = session.run(
-        make_sample(tmp_path), policy, tools, limits, template=template, seed=derive(5, "g", 1), group_id="g", index=1
+        make_sample(tmp_path),
+        policy,
+        tools,
+        limits,
+        template=template,
+        seed=derive_seed(5, "g", 1),
+        group_id="g",
+        index=1,
     )
     trajectory = asyncio.run(run).trajectory
     asked = list(requests(trajectory, seed=5, pad=template.image_pad_id, limit=400, forbidden=(9,)))

@@ -8,7 +8,7 @@ import torch
 from arm_rl.core.batching import make_batch
 from arm_rl.core.loss import GrpoObjective
 from arm_rl.experiments.bench import learner, models
-from arm_rl.experiments.bench.models import ModelSize, Work
+from arm_rl.experiments.bench.models import ModelSize, SyntheticTrajectories
 
 SMALL = ModelSize(hidden=64, layers=1, intermediate=64)
 
@@ -30,8 +30,7 @@ def test_a_model_has_the_size_that_was_asked_for(folder, tmp_path):
 
 
 def test_trajectories_share_what_they_should(folder):
-    work = Work(num_groups=2, group_size=3)
-    samples, images = work.make(folder)
+    samples, images = SyntheticTrajectories(num_groups=2, group_size=3).make(folder)
     assert len(samples) == 6
     assert len(images) == 2 + 6
     for sample in samples:
@@ -39,30 +38,31 @@ def test_trajectories_share_what_they_should(folder):
         assert sample.num_loss_tokens == 20
         assert sample.image_tokens == (16, 16)
     assert len({sample.token_ids[: sample.num_prompt_tokens] for sample in samples}) == 2
-    large, _ = Work(num_groups=1, group_size=2, prompt_pixels=512).make(folder)
+    large, _ = SyntheticTrajectories(num_groups=1, group_size=2, prompt_pixels=512).make(folder)
     assert large[0].image_tokens == (1024, 16)
 
 
 @pytest.mark.slow
 def test_the_bare_loop_computes_the_same_loss(folder, local_ray):
-    work = Work(num_groups=1, group_size=3)
-    samples, images = work.make(folder)
+    trajectories = SyntheticTrajectories(num_groups=1, group_size=3)
+    samples, images = trajectories.make(folder)
     batch = make_batch(samples, num_ranks=1, micro_batch_tokens=100)
-    spec = learner._spec(folder, work, num_threads=1, micro_batch_tokens=100)
+    spec = learner._spec(folder, trajectories, num_threads=1, micro_batch_tokens=100)
     bare = learner.BareLoop(spec, batch.micro_batches[0], images)
     torch.set_num_threads(1)
-    with learner._group(spec) as group:
-        ours = group.train(batch, learner._stored(images), GrpoObjective())
+    with learner._ranks(spec) as ranks:
+        ours = ranks.train(batch, learner._stored(images), GrpoObjective())
     assert len(batch.micro_batches[0]) > 1
     assert bare.step() == pytest.approx(ours["learner/loss"], rel=1e-4)
 
 
 @pytest.mark.slow
-def test_both_sides_are_measured_in_turn(local_ray):
-    settings = dataclasses.replace(
-        learner.CASES[1], size=SMALL, work=Work(num_groups=2, group_size=4), repeats=2, steps=1, micro_batch_tokens=300
+def test_both_sides_are_measured_in_turn(local_ray, tmp_path):
+    trajectories = SyntheticTrajectories(num_groups=2, group_size=4)
+    settings = learner.LearnerSettings(
+        size=SMALL, trajectories=trajectories, repeats=2, steps=1, micro_batch_tokens=300
     )
-    result = learner.measure(settings)
+    result = dataclasses.replace(learner.AGAINST_BARE_LOOP[1], settings=settings).run(tmp_path)
     assert len(result.ours) == len(result.other) == 2
     assert result.ratio_low <= result.ratio <= result.ratio_high
     assert result.details["seconds"].keys() >= {"train", "forward", "backward", "optimizer", "images"}
@@ -70,10 +70,11 @@ def test_both_sides_are_measured_in_turn(local_ray):
 
 
 @pytest.mark.slow
-def test_two_ranks_are_measured_against_one(local_ray):
+def test_two_ranks_are_measured_against_one(local_ray, tmp_path):
+    trajectories = SyntheticTrajectories(num_groups=2, group_size=4)
     settings = learner.RankSettings(
-        size=SMALL, work=Work(num_groups=2, group_size=4), repeats=1, micro_batch_tokens=300, zero_stage=2
+        size=SMALL, trajectories=trajectories, repeats=1, micro_batch_tokens=300, zero_stage=2
     )
-    result = learner.measure_ranks(settings)
+    result = dataclasses.replace(learner.TWO_RANKS_OVER_ONE[1], settings=settings).run(tmp_path)
     assert result.key == "ranks_zero_2"
     assert result.ratio == result.ours[0] / result.other[0] > 0

@@ -5,7 +5,7 @@ import math
 
 import httpx
 
-from arm_rl.experiments.bench.service import Load, _ask
+from arm_rl.experiments.bench.service import ClientOutcomes, _ask
 
 ANSWER = {"opinions": [{"calls": [{}], "turns": ["a", "b"]}]}
 
@@ -24,15 +24,15 @@ async def test_every_request_is_counted_once_and_clients_ask_one_after_the_other
             raise httpx.ConnectError("gone")
         return httpx.Response({3: 429, 4: 500}.get(number, 200), json=ANSWER)
 
-    load = Load()
+    outcomes = ClientOutcomes()
     async with httpx.AsyncClient(transport=httpx.MockTransport(answer), base_url="http://service") as client:
-        await _ask(client, [{"n": number} for number in range(10)], 3, load)
+        await _ask(client, [{"n": number} for number in range(10)], 3, outcomes)
     assert most == 3
-    assert load.statuses == {200: 7, 429: 1, 500: 1, 0: 1}
-    assert (load.lost, load.calls, load.turns, len(load.seconds)) == (2, 7, 14, 7)
+    assert outcomes.statuses == {200: 7, 429: 1, 500: 1, 0: 1}
+    assert (outcomes.lost, outcomes.calls, outcomes.turns, len(outcomes.seconds)) == (2, 7, 14, 7)
 
 
 def test_quantiles_are_seconds_of_an_answer():
-    load = Load(seconds=[float(number) for number in range(1, 101)])
-    assert (load.quantile(0.5), load.quantile(0.99), load.quantile(1.0)) == (50.0, 99.0, 100.0)
-    assert math.isnan(Load().quantile(0.5))
+    outcomes = ClientOutcomes(seconds=[float(number) for number in range(1, 101)])
+    assert (outcomes.quantile(0.5), outcomes.quantile(0.99), outcomes.quantile(1.0)) == (50.0, 99.0, 100.0)
+    assert math.isnan(ClientOutcomes().quantile(0.5))

@@ -32,9 +32,15 @@ def test_the_summary_is_written_and_read(tmp_path):
 
 
 def test_the_plot_is_measured_in_goals():
-    drawn = ElementTree.fromstring(summary.plot([FAST, SLOW]))
-    name = "{http://www.w3.org/2000/svg}"
-    _, fast, slow = drawn.findall(f"{name}rect")
-    assert float(fast.get("width")) == pytest.approx(420 / 2 * 1.5)
-    assert float(slow.get("width")) == pytest.approx(420 / 2 * 4 / 4.5, abs=0.1)
-    assert fast.get("fill") != slow.get("fill")
+    (axes,) = summary.draw([FAST, SLOW]).axes
+    (fast,), (slow,) = axes.containers
+    assert fast.get_width() == pytest.approx(1.5)
+    assert slow.get_width() == pytest.approx(4 / 4.5)
+    assert fast.get_facecolor() != slow.get_facecolor()
+
+
+def test_the_plot_names_what_it_shows_and_is_always_the_same():
+    drawn = summary.plot([FAST, SLOW])
+    texts = [text.text.strip() for text in ElementTree.fromstring(drawn).iter("{http://www.w3.org/2000/svg}text")]
+    assert sorted(texts) == ["3.00 (goal 2)", "4.50 (goal 4)", "fast", "slow"]
+    assert drawn == summary.plot([FAST, SLOW])

@@ -1,4 +1,4 @@
-"""The benchmarks against TRL, without TRL: their work, the sessions that the judge is taught, the process in turn, its environment."""
+"""The benchmarks against TRL, without TRL: their task, the sessions that the judge is taught, the process in turn, its environment."""
 
 import io
 import random
@@ -18,11 +18,11 @@ from arm_rl.data.samples import read_samples
 from arm_rl.demo import dataset
 from arm_rl.experiments.bench import sessions, trl, trl_environment
 from arm_rl.experiments.bench.trl_process import TrlProcess
-from arm_rl.experiments.bench.trl_work import TOOL, Work, copy_judge, crop_box, enlarge_images, reward
+from arm_rl.experiments.bench.trl_task import TOOL, TrlTask, copy_judge, crop_box, enlarge_images, reward
 from tools import load_tools
 from tools.execution.local import LocalTools
 
-WORK = Work(
+TASK = TrlTask(
     model="judge",
     data="data.parquet",
     system_prompt="Judge the answers.",
@@ -46,9 +46,9 @@ def view_of(folder: Path) -> Template:
     return Template.load(ModelConfig(path=str(folder)), TemplateConfig(system_prompt="configs/prompts/digits.txt"), {})
 
 
-def test_the_work_travels_as_a_file(tmp_path):
-    assert Work.read(WORK.write(tmp_path / "work.json")) == WORK
-    assert WORK.num_trajectories == 32
+def test_the_task_travels_as_a_file(tmp_path):
+    assert TrlTask.read(TASK.write(tmp_path / "task.json")) == TASK
+    assert TASK.num_trajectories == 32
 
 
 def test_a_copied_judge_sees_larger_images(judge_folder, tmp_path):
@@ -103,7 +103,7 @@ def test_the_reward_is_that_of_our_side(content, expected):
 
 
 async def test_taught_sessions_zoom_once_and_then_answer(samples, template):
-    limits, rng = sessions.limits(sessions.SESSIONS), random.Random(0)
+    limits, rng = sessions.limits(sessions.SMALL_IMAGES), random.Random(0)
     tools = LocalTools(load_tools(["configs/tools/digits.yaml"]))
     finished = [
         await session.run(one, sessions._says(sessions._turns(one, rng), template), tools, limits, template=template)
@@ -118,7 +118,7 @@ async def test_taught_sessions_zoom_once_and_then_answer(samples, template):
         == 1
     )
     assert max(len(turn.token_ids) for one in trajectories for turn in one.turns) <= sessions.TURN_TOKENS
-    assert max(len(one.turns[0].observation_ids) for one in trajectories) <= sessions.SESSIONS.observation_tokens
+    assert max(len(one.turns[0].observation_ids) for one in trajectories) <= sessions.SMALL_IMAGES.observation_tokens
 
 
 def test_half_of_the_questions_are_always_answered_alike(samples):
@@ -131,10 +131,9 @@ def test_half_of_the_questions_are_always_answered_alike(samples):
     assert [answers(sample) for sample in samples] == [1 if one else 2 for one in sure]
 
 
-@pytest.mark.parametrize("size", [sessions.SESSIONS, sessions.IMAGES], ids=lambda size: size.key)
-def test_all_ways_have_a_configuration(size, tmp_path):
-    settings = trl.Settings(size=size, folder=tmp_path)
-    configs = [trl._config(settings, WORK, way) for way in trl.WAYS]
+@pytest.mark.parametrize("shape", [sessions.SMALL_IMAGES, sessions.LARGE_IMAGES], ids=lambda shape: shape.name)
+def test_all_modes_have_a_configuration(shape, tmp_path):
+    configs = [trl._config(trl.TrlSettings(shape=shape), TASK, mode, tmp_path) for mode in trl.MODES]
     assert [one.algorithm.max_staleness for one in configs] == [1, 0, 1, 0]
     assert [one.algorithm.drop_flat_groups for one in configs] == [False, False, True, True]
     assert {one.learner.learning_rate for one in configs} == {0.0}

@@ -11,7 +11,7 @@ import pytest
 from arm_rl.core.config import ConfigError
 from arm_rl.experiments.findings import results, setting
 from arm_rl.experiments.findings.designs import DESIGNS, PAPER
-from arm_rl.experiments.findings.plot import plot
+from arm_rl.experiments.findings.plot import draw, plot
 from arm_rl.experiments.findings.results import Results
 from arm_rl.experiments.findings.runs import QUICK, Findings
 from arm_rl.experiments.findings.statistics import Estimate, difference, estimate
@@ -30,7 +30,7 @@ def test_an_interval_is_student_s():
 def test_one_seed_says_nothing_of_how_sure():
     found = estimate([0.5])
     assert (found.mean, found.low, found.high) == (0.5, -math.inf, math.inf)
-    assert found.above(0) == found.below(0) == "open"
+    assert found.verdict_above(0) == found.verdict_below(0) == "open"
     with pytest.raises(ValueError, match="no values"):
         estimate([])
 
@@ -51,7 +51,7 @@ def test_a_difference_is_paired_by_seed():
 )
 def test_a_verdict_needs_the_whole_interval(low, high, above, below):
     found = Estimate(mean=(low + high) / 2, low=low, high=high, num_seeds=5)
-    assert (found.above(0), found.below(0)) == (above, below)
+    assert (found.verdict_above(0), found.verdict_below(0)) == (above, below)
 
 
 def judged(accuracy: float, calls: float, **more: float) -> dict[str, float]:
@@ -134,8 +134,8 @@ def test_a_claim_that_does_not_hold_is_said():
 
 
 def test_curves_are_means_over_the_last_steps():
-    assert results.smoothed([1.0, 3.0, math.nan]) == [1.0, 2.0, 2.0]
-    assert results.smoothed([float(number) for number in range(20)])[-1] == pytest.approx(14.5)
+    assert results.smooth([1.0, 3.0, math.nan]) == [1.0, 2.0, 2.0]
+    assert results.smooth([float(number) for number in range(20)])[-1] == pytest.approx(14.5)
 
 
 def test_tables_and_plot_tell_what_is_there(root):
@@ -148,10 +148,9 @@ def test_tables_and_plot_tell_what_is_there(root):
         in table
     )
     assert DESIGNS["adaptive"].title + " |" not in table.split("claim")[0], "not run"
-    drawn = ElementTree.fromstring((root / "plot.svg").read_text())
-    assert len(list(drawn.iter("{http://www.w3.org/2000/svg}polyline"))) == 4 * (3 + 1) * 2 + 4 * (2 + 1), (
-        "seeds and their mean, in four panels"
-    )
+    ElementTree.fromstring((root / "plot.svg").read_text())
+    drawn = [line for axes in draw(results.read(root)).axes for line in axes.lines]
+    assert len(drawn) == 4 * (3 + 1) * 2 + 4 * (2 + 1), "seeds and their mean, in four panels"
     summary = json.loads(path.read_text())
     assert summary["judged"][PAPER]["accuracy"]["num_seeds"] == 3
     assert summary["judged"]["accuracy"]["accuracy"]["high"] > 0.65
@@ -172,12 +171,12 @@ def test_nothing_is_no_error(tmp_path):
 
 
 def test_runs_of_another_setting_are_not_mixed_in(tmp_path, monkeypatch):
-    findings = Findings(tmp_path, QUICK, split="test", say=lambda text: None)
-    findings._hold_setting()
-    findings._hold_setting()
+    findings = Findings(tmp_path, QUICK, split="test", log=lambda text: None)
+    findings._check_setting()
+    findings._check_setting()
     monkeypatch.setattr(setting, "TEACHER", dataclasses.replace(setting.TEACHER, call_share=0.5))
     with pytest.raises(ConfigError, match=r"teacher: .*'call_share': 0.5.* choose another --out"):
-        findings._hold_setting()
+        findings._check_setting()
     monkeypatch.undo()
     with pytest.raises(ConfigError, match="split: "):
-        Findings(tmp_path, QUICK, split="validation", say=lambda text: None)._hold_setting()
+        Findings(tmp_path, QUICK, split="validation", log=lambda text: None)._check_setting()

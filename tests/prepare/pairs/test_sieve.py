@@ -4,7 +4,7 @@ import pytest
 
 from arm_rl.core.config_file import load
 from arm_rl.prepare.pairs.config import PairsConfig
-from arm_rl.prepare.pairs.sieve import ConstraintError, against_answer, against_question, written_answer
+from arm_rl.prepare.pairs.sieve import ConstraintError, answer_fault, extract_answer, question_fault
 from arm_rl.prepare.questions import Constraint
 from tests.prepare.pairs.made_questions import question
 
@@ -28,7 +28,7 @@ WORDS = Constraint(
     ],
 )
 def test_the_answer_of_a_reply(text, answer):
-    assert written_answer(text) == answer
+    assert extract_answer(text) == answer
 
 
 @pytest.mark.parametrize(
@@ -46,33 +46,31 @@ def test_the_answer_of_a_reply(text, answer):
 )
 def test_what_is_said_against_an_answer(flawed, reason):
     others = ["There are six birds on the tree, and a seventh one is leaving"]
-    assert against_answer(flawed, question(0, answer=RIGHT), others, None, CONFIG) == reason
+    assert answer_fault(flawed, question(0, answer=RIGHT), others, None, CONFIG) == reason
 
 
 def test_short_answers_that_differ_are_used():
     for right, flawed in (("4", "7"), ("1,200", "1,201"), ("-5", "5"), ("C", "C++"), ("yes", "no")):
-        assert against_answer(flawed, question(0, answer=right), [], None, CONFIG) is None
+        assert answer_fault(flawed, question(0, answer=right), [], None, CONFIG) is None
 
 
 def test_a_giveaway_that_the_right_answer_holds_too_is_none():
     right = "The second statement is incorrect, the others hold."
     assert (
-        against_answer(
-            "The third statement is incorrect, the others hold.", question(0, answer=right), [], None, CONFIG
-        )
+        answer_fault("The third statement is incorrect, the others hold.", question(0, answer=right), [], None, CONFIG)
         is None
     )
 
 
 def test_a_constraint_must_be_broken_and_the_right_answer_must_keep_it():
     asked = question(0, answer="Four birds are there.", constraints=(WORDS,))
-    assert against_question(asked) is None
+    assert question_fault(asked) is None
     assert (
-        against_answer("Three birds are there.", asked, [], WORDS, CONFIG)
+        answer_fault("Three birds are there.", asked, [], WORDS, CONFIG)
         == "it keeps the constraint that it should break"
     )
-    assert against_answer("Four birds are there on the wire.", asked, [], WORDS, CONFIG) is None
-    assert against_question(question(0, answer="Four.", constraints=(WORDS,))) == "the right answer breaks a constraint"
+    assert answer_fault("Four birds are there on the wire.", asked, [], WORDS, CONFIG) is None
+    assert question_fault(question(0, answer="Four.", constraints=(WORDS,))) == "the right answer breaks a constraint"
 
 
 @pytest.mark.parametrize(
@@ -85,15 +83,15 @@ def test_a_constraint_must_be_broken_and_the_right_answer_must_keep_it():
 def test_a_constraint_that_cannot_be_checked_is_the_user_s(changes, message):
     values = {"instruction": WORDS.instruction, "tool": WORDS.tool, "arguments": WORDS.arguments}
     with pytest.raises(ConstraintError, match=f"question q0: constraints: .*{message}"):
-        against_question(question(0, constraints=(Constraint(**{**values, **changes}),)))
+        question_fault(question(0, constraints=(Constraint(**{**values, **changes}),)))
 
 
 def test_placeholders_must_fit_the_images(tmp_path):
     assert (
-        against_question(question(0, question="<image> What?"))
+        question_fault(question(0, question="<image> What?"))
         == "the question holds another number of <image> than it has images"
     )
-    assert against_question(question(0, answer="<image>")) == "the right answer holds <image>"
+    assert question_fault(question(0, answer="<image>")) == "the right answer holds <image>"
 
 
 def test_the_shipped_configuration_loads():

@@ -20,8 +20,8 @@ from arm_rl.prepare.document_builder import build_index
 from tests.support.page_files import NOWHERE, ReaderByShade, write_folder, write_pdf
 from tests.support.scripted import noise
 from tools.base import Tool
-from tools.documents.index import MARKER, DocumentIndex, DocumentIndexError, fuse
-from tools.documents.retrieval import DocumentByIndexTool, DocumentByQueryTool, side_by_side
+from tools.documents.index import MARKER, DocumentIndex, DocumentIndexError, fuse_rankings
+from tools.documents.retrieval import DocumentByIndexTool, DocumentByQueryTool, join_side_by_side
 from tools.documents.search_terms import MAX_QUERY_TERMS, page_terms, query_terms
 
 TEXTS = {
@@ -158,13 +158,13 @@ def test_pages_are_shown_side_by_side_under_their_numbers_in_the_order_of_the_do
 
 def test_the_number_drawn_is_that_of_the_page():
     pages = [PILImage.new("RGB", (100, 50), "white")]
-    drawn = [side_by_side(pages, [number]).crop((0, 0, 116, 32)).tobytes() for number in (1, 7, 7)]
+    drawn = [join_side_by_side(pages, [number]).crop((0, 0, 116, 32)).tobytes() for number in (1, 7, 7)]
     assert drawn[0] != drawn[1] == drawn[2]
 
 
 def test_each_page_keeps_its_shape_and_its_place():
     pages = [PILImage.new("RGB", (30, 60), (255, 0, 0)), PILImage.new("RGB", (50, 20), (0, 0, 255))]
-    strip = side_by_side(pages, [3, 12])
+    strip = join_side_by_side(pages, [3, 12])
     assert strip.size == (8 + 30 + 8 + 50 + 8, 32 + 60 + 8)
     assert strip.crop((8, 32, 38, 92)).getcolors() == [(30 * 60, (255, 0, 0))]
     assert strip.crop((46, 32, 96, 52)).getcolors() == [(50 * 20, (0, 0, 255))]
@@ -453,9 +453,9 @@ def test_a_missing_package_is_said_when_the_tool_is_made(index, monkeypatch):
 
 
 def test_rankings_are_fused():
-    assert fuse([[1, 2, 3], [2, 3, 4]]) == [2, 3, 1, 4]
-    assert fuse([[5], []]) == [5]
-    assert fuse([[7], [4]]) == [4, 7]  # equals in order of pages
+    assert fuse_rankings([[1, 2, 3], [2, 3, 4]]) == [2, 3, 1, 4]
+    assert fuse_rankings([[5], []]) == [5]
+    assert fuse_rankings([[7], [4]]) == [4, 7]  # equals in order of pages
 
 
 def test_terms():

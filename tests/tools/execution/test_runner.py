@@ -12,7 +12,7 @@ import pytest
 from arm_rl.core.images import Image
 from arm_rl.core.session import Memory
 from arm_rl.core.types import ToolCall
-from arm_rl.experiments import processes
+from arm_rl.experiments.processes import is_alive
 from tests.support import odd_tools
 from tests.support.scripted import noise
 from tools.base import Execution, ToolContext
@@ -223,7 +223,7 @@ def test_workers_end_with_their_owner_however_it_ends(tmp_path):
 
     answer = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=False)
     worker = int(answer.stdout)
-    while processes.read(worker) is not None:  # the test's time limit is the patience
+    while is_alive(worker):  # the test's time limit is the patience
         time.sleep(0.05)
 
 

@@ -17,7 +17,6 @@ import threading
 import time
 import uuid
 from concurrent.futures import ThreadPoolExecutor
-from pathlib import Path
 
 import psutil
 import pytest
@@ -26,7 +25,7 @@ from arm_rl.core.errors import UserError
 from tests.tools.python.hostile_programs import PREAMBLE, PROGRAMS
 from tools.base import ToolContext
 from tools.python import sandbox, seccomp
-from tools.python.executor import PythonExecutorTool, printable, shortened
+from tools.python.executor import PythonExecutorTool, escape_control_characters, shorten
 from tools.python.sandbox_command import SandboxError
 
 needs_isolation = pytest.mark.skipif(shutil.which("bwrap") is None, reason="bubblewrap is not installed")
@@ -75,13 +74,9 @@ def marked(tool):
 
 
 def processes(mark):
-    """The processes of a tool's sandboxes, bubblewrap's included."""
-    found = []
-    for name in os.listdir("/proc"):
-        with contextlib.suppress(OSError, psutil.Error):
-            if name.isdigit() and mark.encode() in Path(f"/proc/{name}/cmdline").read_bytes():  # a zombie's is empty
-                found.append(psutil.Process(int(name)))
-    return found
+    """Return the processes of a tool's sandboxes, bubblewrap's included."""
+    # A zombie has no command line.
+    return [one for one in psutil.process_iter(["cmdline"]) if mark in " ".join(one.info["cmdline"] or ())]
 
 
 def gone(mark):
@@ -158,14 +153,14 @@ def test_a_long_output_loses_its_middle(make):
 
 
 def test_shortened_keeps_what_fits():
-    assert shortened("x" * 10, 10) == "x" * 10
-    assert shortened("abcdefghij" * 2, 10) == "abcde\n... 10 characters left out ...\nfghij"
+    assert shorten("x" * 10, 10) == "x" * 10
+    assert shorten("abcdefghij" * 2, 10) == "abcde\n... 10 characters left out ...\nfghij"
 
 
 def test_printable_shows_what_cannot_be_seen():
-    assert printable("a\tb\r\nc\rd") == "a\tb\nc\nd"
-    assert printable("\x1b[2J\x00\x9b\u2028") == "\\u001b[2J\\u0000\\u009b\\u2028"
-    assert printable("\nkept é\n") == "kept é"
+    assert escape_control_characters("a\tb\r\nc\rd") == "a\tb\nc\nd"
+    assert escape_control_characters("\x1b[2J\x00\x9b\u2028") == "\\u001b[2J\\u0000\\u009b\\u2028"
+    assert escape_control_characters("\nkept é\n") == "kept é"
 
 
 @needs_isolation
@@ -297,7 +292,7 @@ def test_more_busy_sessions_than_places(make):
     run(tool, "1", "a")
     with ThreadPoolExecutor(1) as threads:
         busy = threads.submit(run, tool, "import time\ntime.sleep(600)", "a", timeout=5)
-        while not tool._pool._kept["a"].lock.locked():
+        while not tool._pool._sessions["a"].lock.locked():
             time.sleep(0.01)
         assert run(tool, "1", "b") == ("failed", "Error: all 1 sessions that may keep variables are busy; try again")
         tool.release("a")  # ends it in the middle of its program
@@ -394,7 +389,7 @@ def test_sandboxes_end_with_the_process_that_made_them(how):
 def test_a_sandbox_whose_bubblewrap_is_killed_ends(make):
     tool, mark = marked(make(keep_state=True))
     run(tool, "x = 1", "a")
-    psutil.Process(tool._pool._kept["a"].sandbox.pid).kill()
+    psutil.Process(tool._pool._sessions["a"].sandbox.pid).kill()
     assert gone(mark)
     status, text = run(tool, "x", "a")
     assert text.startswith("Note: the earlier variables are lost: the sandbox ended.\n")
@@ -408,7 +403,7 @@ def test_an_init_that_does_not_answer_does_not_hang_the_call(make, monkeypatch):
     monkeypatch.setattr(sandbox, "GRACE_SECONDS", 0.5)
     tool, mark = marked(make(keep_state=True))
     run(tool, "x = 1", "a")
-    bubblewrap = psutil.Process(tool._pool._kept["a"].sandbox.pid)
+    bubblewrap = psutil.Process(tool._pool._sessions["a"].sandbox.pid)
     bubblewrap.children()[0].suspend()
     assert run(tool, "x", "a", timeout=0.1) == ("failed", "Error: the sandbox ended.\nThe variables are lost.")
     assert gone(mark)
@@ -420,7 +415,7 @@ def test_an_init_that_does_not_answer_does_not_hang_the_call(make, monkeypatch):
 
 def test_it_refuses_without_bubblewrap(monkeypatch):
     monkeypatch.setattr(shutil, "which", lambda name: None)
-    sandbox._plan.cache_clear()
+    sandbox._find_plan.cache_clear()
     with pytest.raises(SandboxError, match=r"needs bubblewrap.*apt-get install bubblewrap"):
         PythonExecutorTool()
 
@@ -435,30 +430,30 @@ def test_it_refuses_where_bubblewrap_may_not_isolate(monkeypatch, tmp_path, scri
     monkeypatch.setattr(shutil, "which", lambda name: str(fake))
     monkeypatch.setattr(sandbox, "START_SECONDS", 0.5)
     monkeypatch.setattr(sandbox, "GRACE_SECONDS", 0.5)
-    sandbox._plan.cache_clear()
+    sandbox._find_plan.cache_clear()
     with pytest.raises(SandboxError, match=r"cannot be isolated.*sysctl") as refused:
         PythonExecutorTool()
     assert "echo" not in script or "No permissions to create new namespace" in str(refused.value)
-    sandbox._plan.cache_clear()
+    sandbox._find_plan.cache_clear()
 
 
 def test_it_refuses_where_processes_cannot_be_counted(monkeypatch):
     monkeypatch.setattr(sandbox, "_may_take_own_ids", lambda: False)
-    monkeypatch.setattr(sandbox, "_release", lambda: (5, 13))
-    sandbox._plan.cache_clear()
+    monkeypatch.setattr(sandbox, "_kernel_release", lambda: (5, 13))
+    sandbox._find_plan.cache_clear()
     with pytest.raises(SandboxError, match="before Linux 5.14"):
         PythonExecutorTool()
 
 
 def test_an_architecture_whose_calls_are_not_known():
     with pytest.raises(UserError, match="x86_64 and aarch64, not of riscv64"):
-        seccomp.program("riscv64")
+        seccomp.build_filter("riscv64")
 
 
 @pytest.mark.parametrize("machine", seccomp.ARCHITECTURES)
 def test_the_filter_fits_what_the_kernel_takes(machine):
-    assert len(seccomp.program(machine)) % 8 == 0
-    assert len(seccomp.program(machine)) // 8 < 4096
+    assert len(seccomp.build_filter(machine)) % 8 == 0
+    assert len(seccomp.build_filter(machine)) // 8 < 4096
     column = seccomp.ARCHITECTURES[machine][0]
     numbers = [both[column] for both in seccomp.REFUSED.values()]
     assert len(set(numbers)) == len(numbers)

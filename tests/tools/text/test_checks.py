@@ -343,7 +343,7 @@ def test_a_check_is_a_tool_of_its_own(check):
         == set(function["parameters"]["properties"])
     )
     assert tool.execution.isolation == "inline"
-    tool.offered_as({"type": "function", "function": {**function, "name": "other"}})
+    tool.set_schema({"type": "function", "function": {**function, "name": "other"}})
     context = ToolContext(images={}, texts={"text_0": "a"}, image_names=[])
     assert tool.call({"response": "text_0", **samples(check)}, context).status == "ok"
     missing = tool.call({"response": "text_1", **samples(check)}, context)

@@ -4,7 +4,7 @@ import pytest
 from hypothesis import given, strategies
 
 import tools.text.sentences
-from tools.text.sentences import WINDOW, num_words, paragraphs, plain, sentences, sentences_by_paragraph
+from tools.text.sentences import WINDOW, num_words, paragraphs, sentences, sentences_by_paragraph, strip_markdown
 
 TEXTS = strategies.one_of(
     strategies.text(),
@@ -110,7 +110,7 @@ def test_words(text, number):
 
 
 def test_plain_text_keeps_what_only_looks_like_a_mark():
-    assert plain("2*3*4 snake_case __init__ 5 * 6 a < b") == "2*3*4 snake_case init 5 * 6 a < b"
+    assert strip_markdown("2*3*4 snake_case __init__ 5 * 6 a < b") == "2*3*4 snake_case init 5 * 6 a < b"
 
 
 @given(TEXTS)

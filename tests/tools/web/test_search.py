@@ -394,7 +394,7 @@ def test_the_same_query_at_the_same_time_is_asked_once(make, server, monkeypatch
     all_ask = threading.Event()
     server.answers = [lambda handler: (all_ask.wait(20), reply(json.dumps(ONE).encode())(handler))]
     tool = make(timeout_seconds=20)
-    asked, shared = [], tool._shared
+    asked, shared = [], tool._search_once
 
     async def counted(query):
         asked.append(query)
@@ -402,7 +402,7 @@ def test_the_same_query_at_the_same_time_is_asked_once(make, server, monkeypatch
             all_ask.set()
         return await shared(query)
 
-    monkeypatch.setattr(tool, "_shared", counted)
+    monkeypatch.setattr(tool, "_search_once", counted)
     with ThreadPoolExecutor(8) as threads:
         assert {result.text for result in threads.map(lambda _: search(tool), range(8))} == {ONE_TEXT}
     assert len(server.requests) == 1

@@ -21,8 +21,8 @@ RIGHT_FORM, RIGHT_JUDGMENT = 0.3, 0.7  # TRL's reward: as our side's `accuracy`
 
 
 @dataclass(frozen=True, kw_only=True)
-class Work:
-    """One benchmark's work, the same for both sides."""
+class TrlTask:
+    """Judge, data and limits of one comparison, the same for both sides."""
 
     model: str  # folder of the judge
     data: str  # parquet file of the samples
@@ -38,17 +38,17 @@ class Work:
 
     @property
     def num_trajectories(self) -> int:
-        """Of a step."""
+        """Number of trajectories of a step."""
         return self.num_samples * self.group_size
 
     def write(self, path: Path) -> Path:
-        """To a file."""
+        """Write the task to a file and return its path."""
         path.write_text(json.dumps(dataclasses.asdict(self), indent=2))
         return path
 
     @classmethod
-    def read(cls, path: Path) -> "Work":
-        """From a file that `write` made."""
+    def read(cls, path: Path) -> "TrlTask":
+        """Read a file that `write` made."""
         return cls(**json.loads(path.read_text()))
 
 

@@ -1,21 +1,26 @@
-"""What the commands of `prepare_data` have in common."""
+"""The progress bar of the commands that prepare data."""
 
-import argparse
 import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from typing import TypeAlias
 
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 
-Commands: TypeAlias = "argparse._SubParsersAction[argparse.ArgumentParser]"
-
 
 @contextmanager
-def progress(description: str, total: int | None, of_what: str) -> Iterator[Callable[[], None]]:
-    """A progress bar on a terminal; what it gives is called for each one that is done."""
-    columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TextColumn(of_what))
+def progress_bar(description: str, total: int | None, unit: str) -> Iterator[Callable[[], None]]:
+    """Show a progress bar if stderr is a terminal.
+
+    Args:
+        description: Text before the bar.
+        total: Number of steps; None if it is unknown.
+        unit: What is counted, such as "rows".
+
+    Yields:
+        A function that advances the bar by one step.
+    """
+    columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TextColumn(unit))
     times = (TimeElapsedColumn(), TimeRemainingColumn())
     with Progress(
         *columns, *times, console=Console(stderr=True), transient=True, disable=not sys.stderr.isatty()

@@ -1,0 +1,191 @@
+"""A slot of the rollout pool: it holds one rollout actor, and starts another one where that actor dies or hangs.
+
+actor dies -> counted -> a new actor -> the newest weights -> serves
+"""
+
+import asyncio
+import time
+from collections.abc import Awaitable, Callable
+from typing import TypeVar
+
+import ray
+from ray.actor import ActorHandle
+from ray.exceptions import RayActorError, RayError
+
+from actors.supervision import ActorsLost, Deaths, StageLost, describe_error, discard_answers, wait_for_end
+from actors.weights.files import PublishedWeights, WeightFile
+from arm_rl.core.compute_config import Transfer
+from arm_rl.core.errors import EngineDied
+
+LOST = (RayActorError, EngineDied)  # the actor is gone, or of no use any more
+SECONDS_TO_CLOSE = 60.0  # an actor may hang
+SECONDS_TO_PLACE = 600.0  # until an actor's process runs: a node may have to be started for it
+
+T = TypeVar("T")
+
+
+class NewestWeights:
+    """The version of the weights that engines should serve."""
+
+    def __init__(self) -> None:
+        self.published: PublishedWeights | None = None  # None: the model as it was loaded
+        self._changed = asyncio.Event()
+
+    def set(self, published: PublishedWeights) -> None:
+        """Replace the version."""
+        self.published = published
+        self._changed.set()
+        self._changed = asyncio.Event()
+
+    async def other_than(self, file: WeightFile) -> PublishedWeights:
+        """Return the version, or wait for the next one if the version is this file."""
+        while self.published is None or self.published.file == file:
+            await self._changed.wait()
+        return self.published
+
+
+class Slot:
+    """A rollout actor, or the one that is being started."""
+
+    def __init__(
+        self,
+        make: Callable[[], ActorHandle],
+        newest: NewestWeights,
+        deaths: Deaths,
+        stall_seconds: float,
+        transfer: Transfer,
+    ) -> None:
+        """Begin to start an actor; `actor` waits for it.
+
+        Args:
+            make: Creates the actor.
+            newest: Weights that a new actor loads before it serves.
+            deaths: Counts the deaths of all slots together.
+            stall_seconds: Seconds without a sign of life after which an actor counts as dead.
+            transfer: Way in which weights come; a lost actor is replaced only where they come by file.
+        """
+        self._make, self._newest, self._deaths = make, newest, deaths
+        self._stall_seconds, self._transfer = stall_seconds, transfer
+        self.num_groups = 0  # groups that run here
+        self.node_id = ""
+        self._served: WeightFile | None = None  # None: the model as it was loaded
+        self._actor: ActorHandle | None = None
+        self._starting: asyncio.Task[ActorHandle] = asyncio.create_task(self._start())
+        self._watching: asyncio.Task[None] | None = None
+
+    async def actor(self) -> ActorHandle:
+        """Return the actor; wait for one that is being started.
+
+        Raises:
+            ActorsLost: If no actor can be started.
+        """
+        return await asyncio.shield(self._starting)
+
+    @property
+    def present(self) -> ActorHandle | None:
+        """The actor, or None while it is being started."""
+        return self._actor
+
+    async def call(self, call: Callable[[ActorHandle], Awaitable[T]]) -> T:
+        """Call the actor; repeat the call on its successor where the actor dies."""
+        while True:
+            actor = await self.actor()
+            try:
+                return await call(actor)
+            except LOST as error:
+                self.replace(actor, error)
+
+    async def serve(self, published: PublishedWeights) -> None:
+        """Load the weights into the actor. One that is being started loads the newest by itself, and is not waited for."""
+        if self._actor is None and not self._starting.done():
+            return
+
+        async def load(actor: ActorHandle) -> None:
+            if self._served != published.file:
+                await self._load(actor, published)
+
+        await self.call(load)
+
+    def replace(self, actor: ActorHandle, error: BaseException) -> None:
+        """Start another actor in place of a lost one, unless that was done already."""
+        if actor is self._actor:
+            self._leave()
+            self._starting = asyncio.create_task(self._start_successor(actor, error))
+
+    async def close(self) -> None:
+        """End the actor, its engine and its processes."""
+        discard_answers(self._starting)
+        actor = self._leave()
+        if actor is not None:
+            closing = asyncio.ensure_future(actor.close.remote())
+            await asyncio.wait([closing], timeout=SECONDS_TO_CLOSE)  # one that has died is closed
+            discard_answers(closing)
+            ray.kill(actor)
+
+    def _leave(self) -> ActorHandle | None:
+        """Empty the slot; return the actor that was in it."""
+        actor, self._actor = self._actor, None
+        if self._watching is not None:
+            self._watching.cancel()
+        return actor
+
+    async def _start(self) -> ActorHandle:
+        actor = self._make()
+        try:
+            await self._wait_for_process(actor)
+            self.node_id, self._served = await actor.start.remote(), None
+            while (published := self._newest.published) is not None and published.file != self._served:
+                try:
+                    await self._load(actor, published)
+                except FileNotFoundError:  # the learners are writing the next version
+                    await self._newest.other_than(published.file)
+        except BaseException:
+            ray.kill(actor)
+            raise
+        self._actor = actor
+        self._watching = asyncio.create_task(self._watch(actor))
+        return actor
+
+    async def _watch(self, actor: ActorHandle) -> None:
+        self.replace(actor, await wait_for_end(actor, self._stall_seconds))
+
+    async def _wait_for_process(self, actor: ActorHandle) -> None:
+        """Wait until the actor's process runs.
+
+        Raises:
+            ActorsLost: If the process does not start in time: what it needs went with a node.
+        """
+        process = asyncio.ensure_future(actor.__ray_ready__.remote())
+        try:
+            if not (await asyncio.wait([process], timeout=SECONDS_TO_PLACE))[0]:
+                raise ActorsLost(
+                    f"no place for a rollout actor in {SECONDS_TO_PLACE:g} seconds: the cluster has lost what it needs; "
+                    "with as much again, or a smaller rollout.num_actors, the same command goes on from the last "
+                    "checkpoint"
+                )
+            await process
+        finally:
+            discard_answers(process)
+
+    async def _start_successor(self, dead: ActorHandle, error: RayError | BaseException) -> ActorHandle:
+        died = time.monotonic()
+        ray.kill(dead)  # where only its engine died, or something hangs
+        if self._transfer != "file":
+            raise StageLost(
+                f"an engine was lost, and with it the group through which weights come: {describe_error(error)}"
+            )
+        while True:
+            self._deaths.add(error)
+            try:
+                actor = await self._start()
+            except RayError as another:
+                error = another
+                continue
+            self._deaths.record_recovery(time.monotonic() - died)
+            return actor
+
+    async def _load(self, actor: ActorHandle, published: PublishedWeights) -> None:
+        """Load the weights; the bytes travel only to engines of other nodes."""
+        data = None if self.node_id == published.node_id else published.data
+        await actor.load_weights.remote(published.file, data)
+        self._served = published.file

@@ -1,0 +1,245 @@
+"""Phases of the demos: train a small judge through all its stages on one machine.
+
+    data -> base model -> demonstrations, SFT -> difficulty -> GRPO stage 1 -> GRPO stage 2 -> export, server, one judgment -> report
+
+A phase whose product exists is not run again.
+"""
+
+import asyncio
+import contextlib
+import dataclasses
+import itertools
+import json
+import shutil
+import time
+from collections.abc import Callable
+from functools import partial
+from pathlib import Path
+
+from rich.console import Console
+
+from actors.rollout.model_server import ModelServer
+from arm_rl.core import session
+from arm_rl.core.atomic_file import replace_text
+from arm_rl.core.config_file import load
+from arm_rl.core.stage_config import SftConfig, TrainConfig
+from arm_rl.core.template import Template
+from arm_rl.core.types import Message, Sample
+from arm_rl.data.demonstrations import write_demonstrations
+from arm_rl.data.samples import read_samples
+from arm_rl.demo import dataset
+from arm_rl.demo.base import make_base
+from arm_rl.demo.demos import DemoSize, DemoSpec, write_tool_file
+from arm_rl.demo.tables import evaluation_tables, is_shown
+from arm_rl.judge.remote_policy import ServerPolicy
+from arm_rl.prepare.difficulty import filter_by_difficulty
+from arm_rl.prepare.screening import run_screened_sessions
+from arm_rl.report import write_report
+from arm_rl.run.metrics_log import read_lines
+from arm_rl.training.evaluation import evaluate_model
+from arm_rl.training.grpo import train_grpo
+from arm_rl.training.sft import train_sft
+from rewards.judgment import is_correct
+from tools import load_tools
+from tools.execution.local import LocalTools
+
+ROLLOUTS = 3  # of each sample, to tell how hard it is
+SILENT = ("data", "base_evaluation", "demonstrations", "judge")  # phases that show no progress themselves
+
+
+class Demo:
+    """The phases, in order. Each writes its product into the run folder."""
+
+    def __init__(self, spec: DemoSpec, folder: Path, seed: int, size: DemoSize) -> None:
+        self.spec, self.folder, self.seed, self.size = spec, folder, seed, size
+        self.data, self.base = folder / "data", folder / "base_model"
+        self.common = [f"run.root={folder}", f"run.seed={seed}", f"tools.files=[{self.data / 'tools.yaml'}]"]
+        self.console = Console(highlight=False, soft_wrap=True)
+
+    def run(self) -> None:
+        """Run the phases that are not done yet, then show the table and write the report."""
+        phases: dict[str, Callable[[], object]] = {
+            "data": self._make_data,
+            "base": self._make_base,
+            "base_evaluation": self._evaluate_base,
+            "demonstrations": self._demonstrate,
+            "sft": self._train_sft,
+            "difficulty": self._filter_by_difficulty,
+            "stage1": self._train_stage1,
+            "stage2": self._train_stage2,
+            "judge": self._judge_samples,
+        }
+        done = self._read_seconds()
+        for number, (name, phase) in enumerate(phases.items(), 1):
+            title = self.spec.titles[name]
+            note = "done before" if name in done else self._time_left(done)
+            self.console.print(f"[bold]\\[{number}/{len(phases)}] {title}[/] ({note})")
+            if name in done:
+                continue
+            started = time.monotonic()
+            with self.console.status(title) if name in SILENT else contextlib.nullcontext():
+                phase()
+            done[name] = round(time.monotonic() - started, 1)
+            replace_text(self._seconds_file, json.dumps(done))
+        self._summarize(done)
+
+    def _make_data(self) -> None:
+        for track in self.spec.tracks:
+            track.prepare(self.data, self.seed)
+        write_tool_file(self.spec, self.data, self.data / "tools.yaml")
+        write, size = partial(dataset.write, seed=self.seed, tracks=self.spec.tracks), self.size
+        write(self.data / "train.parquet", split="train", num_samples=size.train)
+        write(self.data / "grpo.parquet", split="train", num_samples=size.grpo, start=size.train)
+        write(self.data / "held_out.parquet", split="held_out", num_samples=size.held_out)
+
+    def _make_base(self) -> None:
+        config = self._sft_config()
+        schemas = {name: tool.schema for name, tool in load_tools(config.tools.files).items()}
+        spec = self.spec
+        make_base(
+            self.base,
+            config.template,
+            schemas,
+            tracks=spec.tracks,
+            plan=spec.plan,
+            seed=self.seed,
+            share=self.size.pretraining,
+        )
+
+    def _evaluate_base(self) -> None:
+        asyncio.run(evaluate_model(self._config("run.name=base", f"model.path={self.base}")))
+
+    def _demonstrate(self) -> None:
+        config = self._config(f"model.path={self.base}")
+        tools, template = _load_tools_and_template(config)
+        teacher = dataclasses.replace(self.spec.teacher, seed=self.seed, tracks=self.spec.tracks)
+        samples = read_samples(config.data.train, list(tools))
+        with contextlib.closing(LocalTools(tools)) as local:
+            sessions = run_screened_sessions(
+                samples, lambda sample: teacher.policy(sample, template), local, config.session, template
+            )
+            write_demonstrations(
+                self.data / "demonstrations.parquet", list(itertools.islice(sessions, self.size.demonstrations))
+            )
+
+    def _train_sft(self) -> None:
+        asyncio.run(train_sft(self._sft_config()))
+
+    def _filter_by_difficulty(self) -> None:
+        judge, data = f"model.path={self.folder / 'sft' / 'export'}", f"data.train=[{self.data / 'grpo.parquet'}]"
+        *lines, _ = filter_by_difficulty(self._config("run.name=sft", judge, data), ROLLOUTS, "keep")
+        self.console.print("\n".join(lines))
+
+    def _train_stage1(self) -> None:
+        asyncio.run(train_grpo(self._grpo_config(self.folder / "sft", *self.spec.stage1)))
+
+    def _train_stage2(self) -> None:
+        asyncio.run(train_grpo(self._grpo_config(self.folder / "stage1")))
+
+    def _judge_samples(self) -> None:
+        """Serve the exported judge and judge one held-out sample of each track through the session loop of training."""
+        export = self.folder / "export"
+        shutil.copytree(self.folder / "stage2" / "export", export, dirs_exist_ok=True)
+        config = self._config(f"model.path={export}")
+        tools, template = _load_tools_and_template(config)
+        # the first of each
+        samples = {sample.track: sample for sample in reversed(read_samples(config.data.held_out, list(tools)))}
+        with (
+            ModelServer(
+                export, self.folder / "server.log", use_gpu=False, max_model_len=config.rollout.max_model_len
+            ) as server,
+            contextlib.closing(LocalTools(tools)) as local,
+        ):
+
+            async def judge(sample: Sample) -> session.Session:
+                policy = ServerPolicy(server.base_url, "judge", template)
+                try:
+                    return await session.run(sample, policy, local, config.session, template=template)
+                finally:
+                    await policy.close()
+
+            texts = [
+                _format_transcript(samples[track.name], asyncio.run(judge(samples[track.name])))
+                for track in self.spec.tracks
+            ]
+        replace_text(self.folder / "transcript.txt", "\n\n".join(texts))
+        self.console.print("\n\n".join(texts), markup=False)
+
+    def _config(self, *overrides: str) -> TrainConfig:
+        data = [f"data.train=[{self.data / 'train.parquet'}]", f"data.held_out=[{self.data / 'held_out.parquet'}]"]
+        return load(TrainConfig, self.spec.config, [*self.common, *data, *overrides])
+
+    def _grpo_config(self, previous: Path, *overrides: str) -> TrainConfig:
+        data = f"data.train=[{self.data / 'grpo-filtered.parquet'}]"
+        return self._config(data, f"model.path={previous / 'export'}", *overrides, *self.size.overrides)
+
+    def _sft_config(self) -> SftConfig:
+        data = f"data.train=[{self.data / 'demonstrations.parquet'}]"
+        return load(SftConfig, self.spec.sft_config, [*self.common, data, f"model.path={self.base}"])
+
+    @property
+    def _seconds_file(self) -> Path:
+        return self.folder / "seconds.json"
+
+    def _read_seconds(self) -> dict[str, float]:
+        """Seconds of the phases that are done."""
+        self.folder.mkdir(parents=True, exist_ok=True)
+        return json.loads(self._seconds_file.read_text()) if self._seconds_file.exists() else {}
+
+    def _summarize(self, seconds: dict[str, float]) -> None:
+        """Gathers the stages' metrics and trajectories, writes summary.json and the report, and shows the table."""
+        metrics_files = [self.folder / stage / "metrics.jsonl" for stage in ("sft", "stage1", "stage2")]
+        replace_text(self.folder / "metrics.jsonl", "".join(file.read_text() for file in metrics_files))
+        for stage in ("base", "stage1", "stage2"):
+            shutil.copytree(self.folder / stage / "trajectories", self.folder / "trajectories", dirs_exist_ok=True)
+        stages = {
+            "base": json.loads((self.folder / "base" / "evaluation.json").read_text()),
+            "sft": _read_evaluation(self.folder / "stage1", first=True),
+            "stage1": _read_evaluation(self.folder / "stage1"),
+            "stage2": _read_evaluation(self.folder / "stage2"),
+        }
+        summary = {
+            name: {key: value for key, value in metrics.items() if is_shown(key)} for name, metrics in stages.items()
+        }
+        shown = {**summary, "seconds": seconds, "seed": self.seed}
+        replace_text(self.folder / "summary.json", json.dumps(shown, indent=2))
+        report = write_report(self.folder)
+        for table in evaluation_tables(summary, [track.name for track in self.spec.tracks]):
+            Console().print(table)
+        self.console.print(
+            f"{sum(seconds.values()) / 60:.1f} minutes; the exported judge is in {self.folder / 'export'}"
+        )
+        self.console.print(f"done: open {report}", style="bold")
+
+    def _time_left(self, done: dict[str, float]) -> str:
+        """The usual time of what is left, at the pace of what was done."""
+        seconds = self.spec.usual_seconds
+        usual = sum(seconds[name] for name in done)
+        pace = sum(done.values()) / usual if usual else 1.0
+        left = pace * (sum(seconds.values()) - usual)
+        return f"about {max(1, round(left / 60))} min left"
+
+
+def _load_tools_and_template(config: TrainConfig) -> tuple[dict, Template]:
+    tools = load_tools(config.tools.files)
+    return tools, Template.load(config.model, config.template, {name: tool.schema for name, tool in tools.items()})
+
+
+def _read_evaluation(folder: Path, *, first: bool = False) -> dict[str, float]:
+    """Return the metrics of the first or the last evaluation of a stage."""
+    prefix = "evaluation/"
+    lines = [line for line in read_lines(folder / "metrics.jsonl") if f"{prefix}accuracy" in line]
+    line = lines[0 if first else -1]
+    return {name.removeprefix(prefix): value for name, value in line.items() if name.startswith(prefix)}
+
+
+def _format_transcript(sample: Sample, judged: session.Session) -> str:
+    """Return the session as text, with images by their names."""
+    verdict = "right" if is_correct(judged.trajectory, sample) else "wrong"
+    lines = [_format_message(message) for message in (*sample.messages, *judged.messages)]
+    return "\n".join([*lines, f"({verdict}: the better answer is {sample.label})"])
+
+
+def _format_message(message: Message) -> str:
+    text = "".join(part if isinstance(part, str) else f"[image {part.name}] " for part in message.parts)
+    return f"{message.role:>10}: {text}"

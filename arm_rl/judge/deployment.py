@@ -1,0 +1,70 @@
+"""The judge's HTTP service on Ray Serve."""
+
+import contextlib
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+from ray import serve
+
+from arm_rl.export.judge_config import JudgeSetup
+from arm_rl.judge.judge import Judge
+from arm_rl.judge.service import ServiceLimits, build_app
+
+NAME = "judge"  # of the application and its deployment
+GRACE_SECONDS = 30.0  # that running requests are given when the service ends
+
+
+@contextlib.contextmanager
+def deploy_judge(
+    folder: Path,
+    setup: JudgeSetup,
+    *,
+    limits: ServiceLimits | None = None,
+    token: str | None = None,
+    host: str = "127.0.0.1",
+    port: int = 8000,
+    replicas: int = 1,
+    num_gpus: float = 0.0,
+    **judge_settings: Any,
+) -> Iterator[str]:
+    """Deploy a judge on the connected Ray cluster and remove it when the context ends.
+
+    Requests that run at the end have `GRACE_SECONDS` to finish.
+
+    Args:
+        folder: Hugging Face folder of the judge.
+        setup: Tools, template and limits of the judge's sessions.
+        limits: Limits of each replica.
+        token: Token that every request must bear; None accepts all requests.
+        host: Interface to listen on.
+        port: Port to listen on.
+        replicas: Number of judges that share the requests.
+        num_gpus: GPUs of each replica.
+        judge_settings: Further arguments of `Judge.load`.
+
+    Yields:
+        The URL of the service.
+    """
+    limits = limits or ServiceLimits()
+    folder = folder.absolute()
+
+    def build() -> Any:
+        return build_app(Judge.load(folder, setup=setup, use_gpu=num_gpus > 0, **judge_settings), limits, token)
+
+    ray_options = {"num_cpus": 0.25, "num_gpus": num_gpus}
+    deployment = serve.deployment(
+        name=NAME,
+        num_replicas=replicas,
+        max_ongoing_requests=2 * limits.max_requests,  # beyond its own limit: the service says 429 itself
+        ray_actor_options=ray_options,
+        graceful_shutdown_timeout_s=GRACE_SECONDS,
+        health_check_timeout_s=60,
+    )(serve.ingress(build)())
+    try:
+        serve.start(http_options={"host": host, "port": port, "request_timeout_s": None})
+        serve.run(deployment.bind(), name=NAME, route_prefix="/")
+        yield f"http://{host}:{port}"
+        serve.delete(NAME)  # waits for running requests; the shutdown alone would close their connections
+    finally:
+        serve.shutdown()

@@ -1,0 +1,51 @@
+"""Weight synchronisation: after a step's updates, every engine serves the learners' weights as a new version.
+
+file   learner rank 0 writes one file; engines of its node read it, and engines of other nodes get its bytes
+       through Ray's object store
+nccl   learner rank 0 broadcasts from its GPU to the engines' GPUs
+ipc    each learner rank hands its weights to the engine on the same GPU
+"""
+
+import asyncio
+from pathlib import Path
+
+from actors.learner.ranks import LearnerRanks
+from actors.rollout.pool import RolloutPool
+from actors.weights.files import weights_folder
+from arm_rl.core.config import RunConfig
+from arm_rl.core.seeding import derive_seed
+from arm_rl.core.stage_config import TrainConfig
+
+
+class WeightSync:
+    """Brings the learners' weights to the engines of a run, in the way that `placement.weight_transfer` chooses."""
+
+    def __init__(self, learners: LearnerRanks, rollouts: RolloutPool, config: TrainConfig) -> None:
+        self._learners, self._rollouts = learners, rollouts
+        self._folder = published_folder(config.run)
+        self._transfer, self._workers_per_engine = config.transfer, config.rollout.tensor_parallel_size
+
+    async def sync(self, version: int) -> None:
+        """Make every engine serve the learners' current weights as `version`.
+
+        Raises:
+            StageLost: If an engine or a rank is lost meanwhile, and cannot be replaced by itself.
+        """
+        if self._transfer == "file":
+            await self._by_file(version)
+        else:
+            await self._directly(version)
+
+    async def _by_file(self, version: int) -> None:
+        node_ids = self._rollouts.node_ids
+        published = await asyncio.to_thread(self._learners.publish, self._folder, version, node_ids)
+        await self._rollouts.serve(published)
+
+    async def _directly(self, version: int) -> None:
+        engines = await self._rollouts.actors()
+        await asyncio.to_thread(self._learners.send, self._transfer, version, engines, self._workers_per_engine)
+
+
+def published_folder(run: RunConfig) -> Path:
+    """Return the folder of a run's weights for its engines; it is the same whenever the run is started again."""
+    return weights_folder(f"{run.name}-{derive_seed(run.folder.resolve())}")

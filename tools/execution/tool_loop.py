@@ -1,0 +1,19 @@
+"""The event loop that the asynchronous tools of a process share: their connections and tasks live on it between calls."""
+
+import functools
+import threading
+
+from arm_rl.core.loop_thread import LoopThread
+
+_lock = threading.Lock()
+
+
+def tool_loop() -> LoopThread:
+    """Return the loop. The first call starts it, and it ends with the process."""
+    with _lock:  # first calls from several threads at once must not start a loop each
+        return _started()
+
+
+@functools.cache
+def _started() -> LoopThread:
+    return LoopThread("tool-loop")
