@@ -1,5 +1,6 @@
 """Settings of all tests, their order, and what they share: one Ray for each test worker, and the demo's small judge, built once."""
 
+import os
 import shutil
 import socket
 from collections.abc import Iterator
@@ -34,6 +35,8 @@ def pytest_addoption(parser: pytest.Parser) -> None:
 
 
 def pytest_configure(config: pytest.Config) -> None:
+    if "PYTEST_XDIST_WORKER" in os.environ:  # a core for each test worker: torch's threads would wait for each other
+        os.environ.setdefault("OMP_NUM_THREADS", "1")
     hypothesis.settings.load_profile("fuzz" if config.getoption("--fuzz") else "arm_rl")
 
 

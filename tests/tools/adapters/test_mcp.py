@@ -18,7 +18,7 @@ from PIL import Image as PILImage
 
 from arm_rl.core.errors import UserError
 from arm_rl.core.images import Image
-from arm_rl.experiments.processes import below
+from tests.support.processes import started
 from tools.adapters import mcp, mcp_connection
 from tools.adapters.mcp import mcp_tools
 from tools.adapters.mcp_content import MAX_IMAGES, as_result
@@ -34,10 +34,6 @@ def entry(*names, **mcp):
     return {"mcp": {"command": COMMAND, "cwd": ROOT, **mcp}, "tools": list(names)}
 
 
-def children():
-    return {process.pid for process in below(os.getpid())}
-
-
 def until(condition, seconds=20):
     deadline = time.monotonic() + seconds
     while not condition():
@@ -48,13 +44,13 @@ def until(condition, seconds=20):
 @pytest.fixture(scope="module")
 def offered():
     """All tools of one server, listed once; they share a connection."""
-    before = children()
+    before = started()
     tools = {tool.name: tool for tool in mcp_tools(entry(*NAMES), "file: tools[0]")}
-    assert children() == before, "the server that listed its tools is gone"
+    assert started() == before, "the server that listed its tools is gone"
     yield tools
     for tool in tools.values():
         tool.close()
-    assert children() == before, "close() ended the server"
+    assert started() == before, "close() ended the server"
 
 
 def pid_of_server(offered):
@@ -277,10 +273,10 @@ def test_what_a_server_says_of_a_secret_is_hidden(monkeypatch):
 def test_a_server_that_says_nothing(monkeypatch):
     monkeypatch.setattr(mcp_connection, "START_SECONDS", 0.3)
     monkeypatch.setattr("tools.adapters.mcp.START_SECONDS", 0.3)
-    before = children()
+    before = started()
     with pytest.raises(UserError, match=r"listed no tools within 0.3 seconds"):
         mcp_tools({"mcp": {"command": ["python", "-c", "import sys; sys.stdin.read()"]}, "tools": ["x"]}, "")
-    assert children() == before
+    assert started() == before
 
 
 @pytest.mark.parametrize(

@@ -14,6 +14,7 @@ from arm_rl.core.session import Memory
 from arm_rl.core.types import ToolCall
 from arm_rl.experiments.processes import is_alive
 from tests.support import odd_tools
+from tests.support.processes import started
 from tests.support.scripted import noise
 from tools.base import Execution, ToolContext
 from tools.execution.local import LocalTools
@@ -47,10 +48,6 @@ def call(name, **arguments):
     return ToolCall(name=name, arguments=arguments)
 
 
-def children():
-    return {process.pid for process in psutil.Process().children(recursive=True)}
-
-
 def wait_for_end(child):
     """Returns once the process has ended, all of its threads; its exit status is left to its owner."""
     os.waitid(os.P_PID, child, os.WEXITED | os.WNOWAIT)
@@ -61,7 +58,7 @@ async def test_each_isolation_is_where_it_says(runner):
     assert (await tools.call(call("inline"), MINE)).text == "1 mine []"
     assert (await tools.call(call("slow"), MINE)).text == str(os.getpid())
     worker = (await tools.call(call("busy"), MINE)).text
-    assert int(worker) in children()
+    assert int(worker) in started()
     assert (await tools.call(call("busy"), MINE)).text == worker, "a worker is used again"
 
 
@@ -86,12 +83,12 @@ async def test_what_hangs_in_a_process_is_killed_and_replaced(runner):
 
 
 async def test_a_crash_is_a_failed_call_and_leaves_no_child(runner):
-    before = children()
+    before = started()
     tools = runner("Crashing", crashing=Execution(concurrency=1))
     for _ in range(2):
         result = await tools.call(call("crashing"), MINE)
         assert (result.status, result.text) == ("failed", "Error: crashing crashed")
-    assert children() == before
+    assert started() == before
     sleepers = [process for process in psutil.process_iter(["cmdline"]) if process.info["cmdline"] == ["sleep", "4321"]]
     assert sleepers == []
 
@@ -185,7 +182,7 @@ async def test_a_lost_worker_loses_the_state_but_not_the_session(runner):
 async def test_a_cancelled_call_frees_its_worker(runner):
     tools = runner("Busy", busy=Execution(concurrency=1))
     waiting = asyncio.create_task(tools.call(call("busy", seconds=60.0), MINE))
-    while not children():
+    while not started():
         await asyncio.sleep(0.05)
     await asyncio.sleep(0.2)
     waiting.cancel()
@@ -195,12 +192,12 @@ async def test_a_cancelled_call_frees_its_worker(runner):
 
 
 async def test_workers_end_with_their_runner(runner):
-    before = children()
+    before = started()
     tools = runner("Busy")
     worker = int((await tools.call(call("busy"), MINE)).text)
-    assert worker in children()
+    assert worker in started()
     tools.close()
-    assert children() == before
+    assert started() == before
 
 
 def test_workers_end_with_their_owner_however_it_ends(tmp_path):
