@@ -4,6 +4,7 @@ PYTHON = python3
 BIN = .venv/bin
 STAMP = .venv/installed
 SOURCES = arm_rl actors rewards tools jobs tests
+PYTEST = $(BIN)/python -m pytest -n 2 --dist loadfile --no-loadscope-reorder --durations=30
 
 .PHONY: help install demo demo-tools bench bench-tools chaos findings test test-slow test-all fuzz lint format clean
 
@@ -14,9 +15,9 @@ help:
 	@echo "make bench-tools  how fast the tools are, directly and through an executor (about 6 minutes)"
 	@echo "make chaos    trains while processes of the run are killed, 20 of each kind (about an hour; needs make demo's folder)"
 	@echo "make findings   what each design of the reward leads to, on a small task, over 5 seeds (about two hours; goes on where it stopped)"
-	@echo "make test     sets up .venv and runs the quick tests, one whole training included (10 minutes)"
-	@echo "make test-slow   runs the others: more engines, clusters, jobs and killed processes"
-	@echo "make test-all    runs both"
+	@echo "make test     sets up .venv and runs the tests that every change needs (10 minutes on 2 cores)"
+	@echo "make test-slow   all other tests: lost nodes, killed processes, full disks, served judges, experiments"
+	@echo "make test-all    both"
 	@echo "make fuzz     more than 100,000 examples of what a model may write (about an hour)"
 	@echo "make lint     style, format and types"
 	@echo "make format   rewrites the sources in the house's format"
