@@ -172,4 +172,4 @@ def test_stage_2_goes_on_where_it_was(folder, cold_start):
     assert {turn.policy_version for one in second.scored for turn in one.trajectory.turns} == {1}
     assert (run / "export" / "model.safetensors").is_file()
     assert_whole_timeline(run, num_steps=2)  # of the first run and of the one that went on
-    assert list(published_folder(config(2)).iterdir()) == []  # nothing is left in shared memory
+    assert list(published_folder(config(2).run).iterdir()) == []  # nothing is left in shared memory
