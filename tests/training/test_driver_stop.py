@@ -122,8 +122,8 @@ def make(folder, side: Side, stop: StopRequest) -> tuple[Driver, list]:
     )
     log = SimpleNamespace(
         log=lambda step, metrics: logged.append((step, sorted(metrics)[0].split("/")[0])),
-        trajectories=lambda path: None,
-        artifact=lambda kind, folder: None,
+        log_trajectories=lambda path: None,
+        log_artifact=lambda kind, folder: None,
     )
     made = Driver(
         config,
