@@ -1,5 +1,5 @@
 # An image with the GPU install, for one machine or a cluster (configs/cluster/rayjob.yaml expects /opt/arm_rl).
-# It was written without a Docker engine and HAS NOT BEEN BUILT.
+# It was written without a Docker engine and HAS NOT BEEN BUILT. Its install command ran without a GPU, on Python 3.11.
 #
 #   docker build --tag arm_rl .
 #   docker run --rm --gpus all --ipc host \

@@ -5,7 +5,7 @@ BIN = .venv/bin
 STAMP = .venv/installed
 SOURCES = arm_rl actors rewards tools jobs tests
 
-.PHONY: help install demo demo-tools bench bench-tools chaos findings test fuzz lint format clean
+.PHONY: help install demo demo-tools bench bench-tools chaos findings test test-slow test-all fuzz lint format clean
 
 help:
 	@echo "make demo     sets up .venv and trains a judge through all its stages (about 12 minutes on 2 cores)"
@@ -14,7 +14,9 @@ help:
 	@echo "make bench-tools  how fast the tools are, directly and through an executor (about 6 minutes)"
 	@echo "make chaos    trains while processes of the run are killed, 20 of each kind (about an hour; needs make demo's folder)"
 	@echo "make findings   what each design of the reward leads to, on a small task, over 5 seeds (about two hours; goes on where it stopped)"
-	@echo "make test     sets up .venv and runs the tests"
+	@echo "make test     sets up .venv and runs the quick tests, one whole training included (10 minutes)"
+	@echo "make test-slow   runs the others: more engines, clusters, jobs and killed processes"
+	@echo "make test-all    runs both"
 	@echo "make fuzz     more than 100,000 examples of what a model may write (about an hour)"
 	@echo "make lint     style, format and types"
 	@echo "make format   rewrites the sources in the house's format"
@@ -47,8 +49,17 @@ chaos: $(STAMP)
 findings: $(STAMP)
 	@$(BIN)/python -m jobs.findings
 
+# Two test workers; a file's tests stay together, in the order of tests/conftest.py.
+PYTEST = $(BIN)/python -m pytest -n 2 --dist loadfile --no-loadscope-reorder --durations=30
+
 test: $(STAMP)
-	@$(BIN)/python -m pytest -n 2 --dist loadfile --no-loadscope-reorder
+	@$(PYTEST) -m "not slow"
+
+test-slow: $(STAMP)
+	@$(PYTEST) -m slow
+
+test-all: $(STAMP)
+	@$(PYTEST)
 
 fuzz: $(STAMP)
 	@$(BIN)/python -m pytest tests/fuzz --fuzz --timeout 0 --hypothesis-show-statistics

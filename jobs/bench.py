@@ -13,6 +13,7 @@ from rich.console import Console
 from rich.progress import track
 
 from actors.cluster.connection import cluster
+from arm_rl.core.atomic_file import replace_text
 from arm_rl.core.config import ToolsConfig
 from arm_rl.core.errors import UserError
 from arm_rl.experiments.bench import driver, learner, overlap, rollout, service, summary, sync, tools, trl
@@ -78,7 +79,7 @@ def all_tools(arguments: argparse.Namespace) -> str:
     Console(width=200).print(tools.table(measured))
     path = arguments.out / "tools.json"
     path.parent.mkdir(parents=True, exist_ok=True)
-    path.write_text(json.dumps([asdict(tool) for tool in measured], indent=2))
+    replace_text(path, json.dumps([asdict(tool) for tool in measured], indent=2))
     return f"done: the numbers are in {path}"
 
 

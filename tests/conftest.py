@@ -1,7 +1,9 @@
-"""What holds for all tests: their examples and deadlines, no GPU tests where there is none, and the demo's small judge, built once."""
+"""Settings of all tests, their order, and what they share: one Ray for each test worker, and the demo's small judge, built once."""
 
 import shutil
 import socket
+from collections.abc import Iterator
+from contextlib import ExitStack
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -19,6 +21,11 @@ hypothesis.settings.register_profile(
 
 ROOT = Path(__file__).parent.parent
 
+# Files that take longest, in this order, before all others: at the end no test worker waits for one of them alone.
+LONG_FILES: tuple[str, ...] = ()
+# Files with a cluster of their own, after all others: the test worker's Ray ends before each of them.
+OWN_CLUSTERS = ("actors/cluster/test_lost_node.py", "actors/cluster/test_reservation.py", "integration/test_cluster.py")
+
 
 def pytest_addoption(parser: pytest.Parser) -> None:
     parser.addoption(
@@ -31,12 +38,41 @@ def pytest_configure(config: pytest.Config) -> None:
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    # the longest first: at the end one core would wait for it
-    items.sort(key=lambda item: item.get_closest_marker("chaos") is None)
+    items.sort(key=_turn)
     if shutil.which("nvidia-smi") is None:
         for item in items:
             if item.get_closest_marker("gpu"):
                 item.add_marker(pytest.mark.skip(reason="no NVIDIA GPU"))
+
+
+def _turn(item: pytest.Item) -> int:
+    """Return when the test's file begins, as a position in the order of files."""
+    file = str(item.path.relative_to(ROOT / "tests"))
+    return (*LONG_FILES, None, *OWN_CLUSTERS).index(file if file in LONG_FILES or file in OWN_CLUSTERS else None)
+
+
+@pytest.fixture(scope="session")
+def _connection() -> Iterator[ExitStack]:
+    """The test worker's connection to Ray, while there is one."""
+    with ExitStack() as stack:
+        yield stack
+
+
+@pytest.fixture(scope="module")
+def local_ray(_connection: ExitStack) -> None:
+    """One Ray for all modules of a test worker, started by the first of them."""
+    import ray
+
+    from actors.cluster.connection import cluster
+
+    if not ray.is_initialized():
+        _connection.enter_context(cluster())
+
+
+@pytest.fixture(scope="module")
+def no_ray(_connection: ExitStack) -> None:
+    """Nothing in the place of the test worker's Ray, for a module that starts a cluster of its own."""
+    _connection.close()
 
 
 @pytest.fixture(scope="session")

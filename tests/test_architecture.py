@@ -1,13 +1,17 @@
-"""Imports run one way, and the large libraries stay where they belong: the sources are read, not imported."""
+"""The shape of the sources: layers, homes of the large libraries, packages without cycles, and files of a readable size.
+
+The sources are read, not imported. Each rule is one test that collects every violation.
+"""
 
 import ast
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping, Set
 from pathlib import Path
 
 import pytest
 
 ROOT = Path(__file__).parent.parent
 LAYERS = ("jobs", "arm_rl", "actors", "rewards", "tools", "arm_rl.core")
+TOPS = tuple(sorted({layer.split(".")[0] for layer in LAYERS}))
 
 # jobs -> arm_rl -> actors -> {rewards, tools} -> arm_rl.core
 MAY_IMPORT = {
@@ -34,17 +38,27 @@ HOMES = {
     "tensorboard": ("arm_rl/run/tensorboard_log.py",),
 }
 
+MAX_LINES = 400
+MAX_LOOSE_MODULES = 2  # directly in arm_rl/
+# Folders of tests/ that belong to no package: helpers, whole runs, what users write wrong, and random input.
+UNMIRRORED = {"support", "integration", "bad_input", "fuzz"}
+
 
 def layer(module: str) -> str | None:
-    """The layer that a module belongs to; None for what is not the project's."""
+    """Return the layer of a module, or None for a module of another project."""
     if module == "arm_rl.core" or module.startswith("arm_rl.core."):
         return "arm_rl.core"
     top = module.split(".")[0]
     return top if top in LAYERS else None
 
 
+def module_name(path: str) -> str:
+    """Return the dotted name of the module at `path`, which is relative to the root."""
+    return path.removesuffix(".py").removesuffix("/__init__").replace("/", ".")
+
+
 def imports(source: str) -> Iterator[str]:
-    """Modules that a source imports, inside functions too, and by name through `import_module`."""
+    """Yield the modules that a source imports, also inside functions, and by name through `import_module`."""
     for node in ast.walk(ast.parse(source)):
         if isinstance(node, ast.Import):
             yield from (alias.name for alias in node.names)
@@ -59,8 +73,8 @@ def imports(source: str) -> Iterator[str]:
 
 
 def violations(path: str, source: str) -> list[str]:
-    """What is wrong with the imports of the file at `path`, which is relative to the root."""
-    own = layer(path.removesuffix(".py").removesuffix("/__init__").replace("/", "."))
+    """Return the imports of the file at `path` that cross a layer or a library's home, a sentence each."""
+    own = layer(module_name(path))
     assert own is not None
     found = []
     for module in imports(source):
@@ -75,26 +89,91 @@ def violations(path: str, source: str) -> list[str]:
     return found
 
 
-def sources() -> list[str]:
-    tops = sorted({name.split(".")[0] for name in LAYERS})
-    return [str(path.relative_to(ROOT)) for top in tops for path in sorted((ROOT / top).rglob("*.py"))]
+def misplaced_options(path: str, source: str) -> list[str]:
+    """Return the functions whose Ray options are above another decorator: Ray unwraps a method and reads none of those."""
+    return [
+        f"{path}: {node.name}"
+        for node in ast.walk(ast.parse(source))
+        if isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef)
+        and any("ray.method" in ast.unparse(decorator) for decorator in node.decorator_list[:-1])
+    ]
 
 
-@pytest.mark.parametrize("path", sources())
-def test_imports_run_one_way(path):
-    assert violations(path, (ROOT / path).read_text()) == []
+def package_of(path: str) -> str | None:
+    """Return the package of a file, at most two names deep, or None for a module loose in its layer's folder."""
+    folders = Path(path).parts[:-1]
+    return ".".join(folders[:2]) if len(folders) > 1 else None
 
 
-@pytest.mark.parametrize("path", sources())
-def test_options_of_calls_stand_at_the_function_itself(path):
-    """Ray unwraps a decorated method, and reads none of the options above its last decorator."""
-    for node in ast.walk(ast.parse((ROOT / path).read_text())):
-        if isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef):
-            assert not any("ray.method" in ast.unparse(decorator) for decorator in node.decorator_list[:-1]), node.name
+def package_graph(files: Mapping[str, str]) -> dict[str, set[str]]:
+    """Return for each package the other packages that its files import.
+
+    Args:
+        files: text of each source file by its path relative to the root.
+    """
+    packages = {package for path in files if (package := package_of(path)) is not None}
+    graph: dict[str, set[str]] = {package: set() for package in packages}
+    for path, source in files.items():
+        own = package_of(path)
+        if own is None:
+            continue
+        found = {".".join(module.split(".")[:2]) for module in imports(source)}
+        graph[own] |= (found & packages) - {own}
+    return graph
 
 
-def test_all_layers_were_read():
-    assert {layer(path.removesuffix(".py").replace("/", ".")) for path in sources()} == set(LAYERS)
+def cycles(graph: Mapping[str, Set[str]]) -> list[str]:
+    """Return the packages from which imports lead back to the package itself."""
+
+    def reached(start: str) -> set[str]:
+        seen: set[str] = set()
+        ahead = [*graph[start]]
+        while ahead:
+            if (package := ahead.pop()) not in seen:
+                seen.add(package)
+                ahead += graph[package]
+        return seen
+
+    return sorted(package for package in graph if package in reached(package))
+
+
+@pytest.fixture(scope="module")
+def files() -> dict[str, str]:
+    """Text of each source file by its path relative to the root, the tests' own files not among them."""
+    found = (path for top in TOPS for path in sorted((ROOT / top).rglob("*.py")))
+    return {str(path.relative_to(ROOT)): path.read_text(encoding="utf-8") for path in found}
+
+
+def test_all_layers_were_read(files):
+    assert {layer(module_name(path)) for path in files} == set(LAYERS)
+
+
+def test_imports_run_one_way(files):
+    assert [found for path, source in files.items() for found in violations(path, source)] == []
+
+
+def test_packages_import_each_other_without_a_cycle(files):
+    assert cycles(package_graph(files)) == []
+
+
+def test_options_of_calls_are_at_the_function_itself(files):
+    assert [found for path, source in files.items() for found in misplaced_options(path, source)] == []
+
+
+def test_no_file_is_too_long_to_read(files):
+    assert {path for path, source in files.items() if len(source.splitlines()) > MAX_LINES} == set()
+
+
+def test_few_modules_are_loose_in_the_library(files):
+    loose = [path for path in files if Path(path).parent == Path("arm_rl") and Path(path).name != "__init__.py"]
+    assert len(loose) <= MAX_LOOSE_MODULES, loose
+
+
+def test_every_folder_of_tests_mirrors_a_package():
+    folders = {path.parent.relative_to(ROOT / "tests") for path in (ROOT / "tests").rglob("*.py")} - {Path(".")}
+    assert {folder.parts[0] for folder in folders} >= UNMIRRORED
+    own = [folder for folder in folders if folder.parts[0] not in UNMIRRORED]
+    assert [str(folder) for folder in own if not any((ROOT / top / folder).is_dir() for top in (".", "arm_rl"))] == []
 
 
 @pytest.mark.parametrize(
@@ -136,8 +215,26 @@ def test_what_is_allowed_is_not_found(path, source):
 def test_no_job_imports_another_job():
     """A job imports the shared command-line helpers only; `prepare_data` also the modules of its commands."""
     shared = ("jobs.command_line.", "jobs.judge_options.", "jobs.server_options.")
-    for path in sources():
-        allowed = (*shared, "jobs.prepare.") if path == "jobs/prepare_data.py" else shared
-        if layer(path.removesuffix(".py").replace("/", ".")) == "jobs":
-            modules = [module for module in imports((ROOT / path).read_text()) if layer(module) == "jobs"]
-            assert [module for module in modules if not module.startswith(allowed)] == [], path
+    for path in sorted((ROOT / "jobs").rglob("*.py")):
+        allowed = (*shared, "jobs.prepare.") if path.name == "prepare_data.py" else shared
+        modules = [module for module in imports(path.read_text()) if layer(module) == "jobs"]
+        assert [module for module in modules if not module.startswith(allowed)] == [], path
+
+
+def test_a_misplaced_option_is_found():
+    above = "@ray.method(num_returns=2)\n@recorded\ndef f(): pass"
+    assert misplaced_options("a.py", above) == ["a.py: f"]
+    assert misplaced_options("a.py", "@recorded\n@ray.method(num_returns=2)\nasync def f(): pass") == []
+
+
+def test_a_cycle_of_packages_is_found():
+    files = {
+        "arm_rl/data/samples.py": "from arm_rl.run import folder",
+        "arm_rl/run/folder.py": "def f():\n    import arm_rl.prepare.pairs.sieve",
+        "arm_rl/prepare/pairs/sieve.py": "import arm_rl.prepare.audit, arm_rl.data.samples as s",
+        "arm_rl/report/html.py": "from arm_rl.data.samples import read",
+        "jobs/train.py": "from arm_rl.report import html",
+    }
+    assert package_graph(files)["arm_rl.prepare"] == {"arm_rl.data"}
+    assert cycles(package_graph(files)) == ["arm_rl.data", "arm_rl.prepare", "arm_rl.run"]
+    assert cycles({"a": {"b"}, "b": {"c"}, "c": set()}) == []

@@ -11,7 +11,6 @@ from pathlib import Path
 import pytest
 import ray
 
-from actors.cluster.connection import cluster
 from actors.rollout import model_server
 from actors.rollout.model_server import ModelServer, ServerFailed
 from actors.scorer import score
@@ -80,18 +79,15 @@ def test_a_model_is_served_to_this_machine_alone(tmp_path, monkeypatch):
     program = tmp_path / "program"
     program.write_text('#!/bin/sh\necho "$@"\nexit 3\n')
     program.chmod(0o755)
-    monkeypatch.setattr(model_server, "TETHER", (str(program),))
+    monkeypatch.setattr(model_server, "tie_group_to_owner", lambda command, _: [str(program), *command])
     with pytest.raises(ServerFailed):
         ModelServer(tmp_path / "model", tmp_path / "log", use_gpu=False).start()
     assert "--host 127.0.0.1 " in (tmp_path / "log").read_text()
 
 
-@pytest.mark.ray
-def test_a_local_cluster_lets_nobody_in_without_its_token():
+def test_a_local_cluster_lets_nobody_in_without_its_token(local_ray):
     """Ray listens on all interfaces, and who may talk to it runs code."""
-    with cluster():
-        mode = ray._raylet.get_authentication_mode()
-    assert mode == ray._raylet.AuthenticationMode.TOKEN
+    assert ray._raylet.get_authentication_mode() == ray._raylet.AuthenticationMode.TOKEN
 
 
 @pytest.mark.parametrize("name", ["../../etc/passwd", "/etc/passwd", "report/../report", "x' OR '1'='1", "", "\0", "."])

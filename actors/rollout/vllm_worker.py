@@ -5,9 +5,6 @@ file. The module imports no Ray, and nothing else imports it.
 """
 
 import os
-import select
-import signal
-import threading
 from collections.abc import Iterable
 from dataclasses import dataclass
 
@@ -21,6 +18,7 @@ from vllm.v1.core.sched import output
 
 from actors.rollout.engine_settings import BACKENDS, OWNER_PID
 from actors.weights import lora
+from arm_rl.core.owner import die_with
 
 
 class WorkerExtension:
@@ -103,25 +101,7 @@ def _send_all_images() -> None:
     output.strip_covered_mm_data = lambda mm_features, *_, **__: mm_features
 
 
-def _end_with_owner() -> None:
-    """Kill this process when the engine's owner is gone.
-
-    When an actor is killed outright, vLLM's processes would stay behind with all their memory; when a worker dies, they all end.
-    """
-    owner_pid = int(os.environ[OWNER_PID])
-
-    def watch() -> None:
-        try:
-            owner = os.pidfd_open(owner_pid)
-            select.select([owner], [], [])  # readable when the process ends
-        except ProcessLookupError:
-            pass  # it has ended already
-        os.kill(os.getpid(), signal.SIGKILL)
-
-    if owner_pid != os.getpid():
-        threading.Thread(target=watch, name="owner-watch", daemon=True).start()
-
-
 _send_all_images()
-_end_with_owner()
+# When an actor is killed outright, vLLM's processes would stay behind with all their memory; when a worker dies, they all end.
+die_with(int(os.environ[OWNER_PID]))
 WeightTransferEngineFactory.register_engine(BACKENDS["file"], WeightsFileTransfer)

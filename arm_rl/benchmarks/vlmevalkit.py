@@ -9,7 +9,6 @@ import threading
 from collections.abc import Sequence
 from contextlib import AbstractAsyncContextManager, AsyncExitStack
 from pathlib import Path
-from types import TracebackType
 from typing import Any
 
 from arm_rl.benchmarks.prompts import ANSWER_SYSTEM
@@ -100,9 +99,7 @@ class AgentModel:
     def __enter__(self) -> "AgentModel":
         return self
 
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
+    def __exit__(self, *_: object) -> None:
         self.close()
 
     def _make_sample(self, message: Sequence[Part], dataset: str, number: int) -> Sample:

@@ -9,7 +9,6 @@ cut for the ranks and when weights travel is the code that trains. What is simul
 
 import asyncio
 import inspect
-import io
 import itertools
 import tempfile
 from collections.abc import Mapping, Sequence
@@ -18,21 +17,17 @@ from pathlib import Path
 from types import SimpleNamespace
 from typing import Any, Protocol
 
-from rich.console import Console
-
 from actors.learner.ranks import LearnerRanks
 from actors.rollout.pool import RolloutPool
 from actors.scorer import Score
 from actors.weights.files import PublishedWeights, WeightFile
-from arm_rl.core.config import MetricsConfig
 from arm_rl.core.stage_config import TrainConfig
 from arm_rl.core.types import Batch, ImageInfo, Message, Sample, Trajectory, Turn
 from arm_rl.data.samples import Cursor
 from arm_rl.plan import clock
-from arm_rl.run.metrics_log import MetricsLog
-from arm_rl.training.driver import Driver
 from arm_rl.training.group import Group
 from arm_rl.training.group_runner import GroupRunner
+from arm_rl.training.silent_driver import silent_driver
 
 PAD = -1  # stands for an image token of a simulated trajectory
 _SAMPLES = 4096  # of the simulated data
@@ -107,34 +102,29 @@ def steady(steps: Sequence[SimulatedStep], max_staleness: int) -> list[Simulated
 
 
 async def _simulate(config: TrainConfig, rollouts: Rollouts, learning: Learning, steps: int) -> list[SimulatedStep]:
-    config = replace(
-        config,
-        metrics=replace(config.metrics, trajectories_every=0, timeline=False),
-        placement=replace(config.placement, weight_transfer="file"),  # what `Learning.publish` tells the seconds of
-    )
+    makers = [lambda number=number: _engine(number, rollouts) for number in range(config.rollout.num_actors)]
     done = []
-    with (
-        tempfile.TemporaryDirectory() as folder,
-        MetricsLog(Path(folder), MetricsConfig(wandb="disabled"), None, 0, console=Console(file=io.StringIO())) as log,
-    ):
-        makers = [lambda number=number: _engine(number, rollouts) for number in range(config.rollout.num_actors)]
+    with tempfile.TemporaryDirectory() as folder:
+        config = replace(
+            config,
+            run=replace(config.run, root=folder),
+            metrics=replace(config.metrics, trajectories_every=0, timeline=False),
+            placement=replace(config.placement, weight_transfer="file"),  # what `Learning.publish` tells the seconds of
+        )
         runner = _Runner(config, RolloutPool(makers, config.run.stall_seconds), [_scorer(rollouts)])
-        driver = Driver(
+        async with silent_driver(
             config,
             runner=runner,
             learners=_Learners(learning),
             cursor=Cursor([_sample(number) for number in range(_SAMPLES)], config.run.seed),
-            held_out=[],
             image_pad_id=PAD,
             num_steps=steps,
-            log=log,
-        )
-        for _ in range(steps):
-            metrics = await driver.step()
-            driver.steps_done += 1
-            phases = {name: metrics[f"time/{name}"] for name in ("rollout", "learner", "sync")}
-            done.append(SimulatedStep(seconds=metrics["time/step"], phases=phases, metrics=metrics))
-        await driver.close()
+        ) as driver:
+            for _ in range(steps):
+                metrics = await driver.step()
+                driver.steps_done += 1
+                phases = {name: metrics[f"time/{name}"] for name in ("rollout", "learner", "sync")}
+                done.append(SimulatedStep(seconds=metrics["time/step"], phases=phases, metrics=metrics))
         runner.close()
     return done
 

@@ -16,7 +16,6 @@ from contextlib import asynccontextmanager, contextmanager
 from actors.gauges import Gauges
 from actors.learner.ranks import LearnerRanks
 from actors.supervision import cause_of
-from actors.weights.sync import WeightSync
 from arm_rl.core import trajectory_file
 from arm_rl.core.errors import BadBatch
 from arm_rl.core.stage_config import TrainConfig
@@ -36,6 +35,7 @@ from arm_rl.training.group_runner import GroupRunner
 from arm_rl.training.restarts import StageProgress
 from arm_rl.training.select import Selection
 from arm_rl.training.updates import Updates
+from arm_rl.training.weight_sync import WeightSync
 
 logger = logging.getLogger(__name__)
 

@@ -6,6 +6,7 @@ from contextlib import nullcontext
 from dataclasses import replace
 
 from actors.cluster.reservation import reserve
+from arm_rl.core.atomic_file import replace_text
 from arm_rl.core.config import ConfigError, EvaluationConfig
 from arm_rl.core.stage_config import TrainConfig
 from arm_rl.core.types import Sample
@@ -74,5 +75,5 @@ async def evaluate_model(config: TrainConfig, engines: RolloutService | None = N
         group_runner(config, inputs.template, place) as runner,
     ):
         metrics = await evaluate(runner, inputs.held_out, config.evaluation, stage=config.run.name, step=0)
-    (folder / "evaluation.json").write_text(json.dumps(metrics, indent=2))
+    replace_text(folder / "evaluation.json", json.dumps(metrics, indent=2))
     return metrics

@@ -16,11 +16,11 @@ from actors.rollout.actor import RolloutActor, RolloutSpec
 from actors.rollout.pool import RolloutPool
 from actors.scorer import Scorer
 from actors.tool_executor import ToolExecutor
-from actors.weights.sync import published_folder
 from arm_rl.core.compute_config import Transfer
 from arm_rl.core.stage_config import SftConfig, TrainConfig
 from arm_rl.core.template import Template
 from arm_rl.training.group_runner import GroupRunner
+from arm_rl.training.weight_sync import published_folder
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)

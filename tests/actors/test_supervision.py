@@ -9,17 +9,10 @@ import ray
 from ray.exceptions import RayActorError
 
 from actors import supervision
-from actors.cluster.connection import cluster
 from actors.supervision import RETRIES, Deaths, call_with_retries, cause_of, describe_error, watch
 from tests.support.dying_actors import Victim
 
-pytestmark = pytest.mark.ray
-
-
-@pytest.fixture(scope="module", autouse=True)
-def local_ray():
-    with cluster():
-        yield
+pytestmark = pytest.mark.usefixtures("local_ray")
 
 
 def start(*arguments, **options):

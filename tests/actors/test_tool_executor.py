@@ -8,7 +8,6 @@ import ray
 import yaml
 from ray.exceptions import RayActorError
 
-from actors.cluster.connection import cluster
 from actors.tool_executor import ToolExecutor, ToolPool
 from arm_rl.core import session
 from arm_rl.core.config import SessionConfig, ToolsConfig
@@ -18,15 +17,7 @@ from arm_rl.core.types import ToolCall
 from tests.support.scripted import ANSWER, ZOOM, Scripted, make_sample, noise
 from tests.support.scripted import call as call_turn
 
-pytestmark = pytest.mark.ray
-
 SCENE = Image.from_pil(noise(64, 48))
-
-
-@pytest.fixture(scope="module")
-def local_ray():
-    with cluster():
-        yield
 
 
 @pytest.fixture(scope="module")

@@ -20,8 +20,8 @@ SMALL = [
 ]
 
 
-@pytest.mark.ray
-def test_own_engines(judge_folder, tmp_path, capsys):
+@pytest.mark.slow
+def test_own_engines(local_ray, judge_folder, tmp_path, capsys):
     bench = f"vstar={published.vstar(tmp_path)}"
     command = [str(judge_folder), bench, "--both", "--out", str(tmp_path / "run"), *SMALL]
     assert evaluate.main(command) == 0

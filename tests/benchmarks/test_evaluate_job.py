@@ -10,7 +10,7 @@ import pytest
 from arm_rl.core import trajectory_file
 from jobs import evaluate
 from tests.benchmarks import published
-from tests.benchmarks.fake_server import FakeServer, text_of
+from tests.support.chat_server import FakeServer, text_of
 
 ZOOM = "image_zoom_in_tool"
 ROOM = ["session.max_prompt_tokens=20000", "session.max_response_tokens=4000", "session.max_turns=3"]
@@ -30,9 +30,8 @@ def first_option(body):
 
 @pytest.fixture
 def server():
-    running = FakeServer(first_option)
-    yield running
-    running.close()
+    with FakeServer(first_option) as running:
+        yield running
 
 
 @pytest.fixture

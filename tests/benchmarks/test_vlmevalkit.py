@@ -12,8 +12,8 @@ from arm_rl.core.config_file import load
 from arm_rl.core.stage_config import TrainConfig
 from arm_rl.judge.backends import Server, server_backend, server_template
 from tests.benchmarks import published
-from tests.benchmarks.fake_server import FakeServer, text_of
 from tests.benchmarks.test_evaluate_job import first_option
+from tests.support.chat_server import FakeServer, text_of
 
 
 class KitBase:
@@ -30,9 +30,8 @@ class KitBase:
 
 @pytest.fixture
 def server():
-    running = FakeServer(first_option)
-    yield running
-    running.close()
+    with FakeServer(first_option) as running:
+        yield running
 
 
 @pytest.fixture

@@ -3,6 +3,7 @@
 import base64
 import io
 import sys
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -20,7 +21,7 @@ from actors.rollout.engine import Engine
 from actors.rollout.engine_settings import engine_environment
 from actors.rollout.model_server import SERVED_NAME, ModelServer
 from arm_rl.core.compute_config import RolloutConfig
-from arm_rl.core.config import ModelConfig
+from arm_rl.core.config import ModelConfig, SessionConfig
 from arm_rl.core.config_file import load, save
 from arm_rl.core.images import Image
 from arm_rl.core.stage_config import SftConfig, TrainConfig
@@ -28,6 +29,8 @@ from arm_rl.core.template import Template
 from arm_rl.core.types import ImagePart, Message, Sample
 from arm_rl.export.judge_config import FILE, JudgeSetup
 from arm_rl.export.model_card import write_card
+from arm_rl.judge import judge
+from arm_rl.judge.judge import Judge
 from arm_rl.run import checkpoint
 from jobs import export
 from tests.support.scripted import ANSWER, ZOOM, call, noise
@@ -207,7 +210,7 @@ def test_transformers_says_what_was_learned(by_transformers, template):
     assert [template.decode(ids) for ids in by_transformers] == [CALL, ANSWER]
 
 
-@pytest.mark.ray  # as slow as these
+@pytest.mark.slow
 async def test_our_engine_says_the_same(exported, template, by_transformers, monkeypatch):
     for name, value in engine_environment(use_gpu=False).items():
         monkeypatch.setenv(name, value)
@@ -228,32 +231,61 @@ async def test_our_engine_says_the_same(exported, template, by_transformers, mon
         await engine.close()
 
 
-@pytest.mark.ray  # as slow as these
-def test_the_server_says_the_same_and_parses_the_call(exported, template, by_transformers, tmp_path):
+class KnownServer(ModelServer):
+    """Server of a judge that a test can ask, too."""
+
+    last_url = ""
+
+    def start(self, timeout_seconds: float = 300.0) -> None:
+        super().start(timeout_seconds)
+        KnownServer.last_url = self.base_url
+
+
+@pytest.fixture(scope="module")
+def served(exported) -> Iterator[Judge]:
+    """The exported folder as a judge on a vLLM server of its own."""
+    limits = SessionConfig(max_turns=3, max_prompt_tokens=256, max_response_tokens=96)
+    setup = JudgeSetup.read(exported).with_changes(limits=limits, max_model_len=LENGTH)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(judge, "ModelServer", KnownServer)
+        with Judge.load(exported, setup=setup, use_gpu=False, votes=2) as loaded:
+            yield loaded
+
+
+@pytest.mark.slow
+def test_the_server_says_the_same_and_parses_the_call(exported, template, by_transformers, served):
     setup = JudgeSetup.read(exported)
-    with ModelServer(exported, tmp_path / "log", use_gpu=False, max_model_len=LENGTH) as server:
-        for one, expected in zip(LESSONS, by_transformers, strict=True):
-            content = [{"type": "image_url", "image_url": {"url": data_url(image)}} for image in one.images]
-            content.append({"type": "text", "text": one.sample.messages[0].parts[-1]})
-            body = {
-                "model": SERVED_NAME,
-                "messages": [{"role": "system", "content": "Judge the answers."}, {"role": "user", "content": content}],
-                "tools": list(setup.load_tools_and_template(exported)[1].schemas.values()),
-                "temperature": 0,
-                "max_tokens": 48,
-                "return_token_ids": True,
-            }
-            answer = httpx.post(f"{server.base_url}/chat/completions", json=body, timeout=120)
-            assert answer.status_code == 200, answer.text
-            choice = answer.json()["choices"][0]
-            assert choice["token_ids"] == expected
-            calls = choice["message"].get("tool_calls") or []
-            if one.said == CALL:
-                assert [made["function"]["name"] for made in calls] == [ZOOM]
-                assert "bbox_2d" in calls[0]["function"]["arguments"]
-                assert choice["finish_reason"] == "tool_calls"
-            else:
-                assert (calls, choice["message"]["content"]) == ([], ANSWER)
+    for one, expected in zip(LESSONS, by_transformers, strict=True):
+        content = [{"type": "image_url", "image_url": {"url": data_url(image)}} for image in one.images]
+        content.append({"type": "text", "text": one.sample.messages[0].parts[-1]})
+        body = {
+            "model": SERVED_NAME,
+            "messages": [{"role": "system", "content": "Judge the answers."}, {"role": "user", "content": content}],
+            "tools": list(setup.load_tools_and_template(exported)[1].schemas.values()),
+            "temperature": 0,
+            "max_tokens": 48,
+            "return_token_ids": True,
+        }
+        answer = httpx.post(f"{KnownServer.last_url}/chat/completions", json=body, timeout=120)
+        assert answer.status_code == 200, answer.text
+        choice = answer.json()["choices"][0]
+        assert choice["token_ids"] == expected
+        calls = choice["message"].get("tool_calls") or []
+        if one.said == CALL:
+            assert [made["function"]["name"] for made in calls] == [ZOOM]
+            assert "bbox_2d" in calls[0]["function"]["arguments"]
+            assert choice["finish_reason"] == "tool_calls"
+        else:
+            assert (calls, choice["message"]["content"]) == ([], ANSWER)
+
+
+@pytest.mark.slow
+def test_a_folder_becomes_a_judge(served):
+    verdict = served.compare("Which digit is on the red tile?", [noise()], ["4", "7"])
+    turns = [turn for trajectory in verdict.trajectories for turn in trajectory.turns]
+    assert len(verdict.opinions) == 2
+    assert all(turn.token_ids and len(turn.token_ids) == len(turn.logprobs) for turn in turns)
+    assert all(logprob <= 0 for turn in turns for logprob in turn.logprobs)
 
 
 def data_url(image: Image) -> str:

@@ -6,7 +6,6 @@ from pathlib import Path
 import pytest
 from safetensors.torch import load_file
 
-from actors.cluster.connection import cluster
 from arm_rl.core.config_file import load
 from arm_rl.core.stage_config import TrainConfig
 from arm_rl.core.trajectory_file import read
@@ -15,7 +14,7 @@ from arm_rl.experiments.chaos import KINDS, run_chaos
 from arm_rl.run.metrics_log import read_lines
 from arm_rl.training.grpo import train_grpo
 
-pytestmark = [pytest.mark.ray, pytest.mark.chaos, pytest.mark.timeout(900)]
+pytestmark = [pytest.mark.slow, pytest.mark.timeout(900)]
 
 NUM_STEPS = 12
 
@@ -65,10 +64,9 @@ def sampled(run: Path) -> dict[str, list]:
     }
 
 
-def test_a_run_that_is_killed_in_every_way_ends_like_one_that_is_not(folder, judge_folder):
+def test_a_run_that_is_killed_in_every_way_ends_like_one_that_is_not(local_ray, folder, judge_folder):
     config, *overrides = settings(folder, judge_folder, "left_alone")
-    with cluster():
-        asyncio.run(train_grpo(load(TrainConfig, config, overrides)))
+    asyncio.run(train_grpo(load(TrainConfig, config, overrides)))
     kills = dict.fromkeys(KINDS, 1) | {"tool_worker": 0, "engine": 2}  # a judge so young may call no tool
     command = ["jobs.train", *settings(folder, judge_folder, "killed", "run.stall_seconds=20")]
     summary = run_chaos(

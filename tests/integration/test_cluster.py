@@ -23,7 +23,7 @@ from arm_rl.demo import dataset
 from arm_rl.run import checkpoint
 from arm_rl.run.metrics_log import read_lines
 
-pytestmark = [pytest.mark.ray, pytest.mark.timeout(900)]
+pytestmark = [pytest.mark.slow, pytest.mark.timeout(900)]
 
 ROOT = Path(__file__).parents[2]
 SOON_DEAD = {"health_check_initial_delay_ms": 0, "health_check_period_ms": 1000, "health_check_failure_threshold": 5}
@@ -93,7 +93,7 @@ class Machines:
 
 
 @pytest.fixture(scope="module")
-def machines() -> Iterator[Machines]:
+def machines(no_ray) -> Iterator[Machines]:
     folder = tempfile.mkdtemp(prefix="ray-")  # short: sockets lie in it
     ports = {"dashboard_port": 0, "dashboard_agent_listen_port": 0}  # any that is free: jobs are taken at the second
     head = {"num_cpus": 0, "include_dashboard": True, **ports, "object_store_memory": 100 << 20, "temp_dir": folder}

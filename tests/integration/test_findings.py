@@ -5,23 +5,21 @@ from pathlib import Path
 
 import pytest
 
-from actors.cluster.connection import cluster
 from arm_rl.experiments.findings import results
 from arm_rl.experiments.findings.runs import QUICK, Findings
 from arm_rl.run.metrics_log import read_lines
 from jobs.findings import write
 
-pytestmark = [pytest.mark.ray, pytest.mark.timeout(900)]
+pytestmark = [pytest.mark.slow, pytest.mark.timeout(900)]
 
 DESIGNS = ("adaptive_staged", "accuracy")
 
 
 @pytest.fixture(scope="module")
-def root(tmp_path_factory) -> Path:
+def root(local_ray, tmp_path_factory) -> Path:
     """The folder after both designs of one seed."""
     root = tmp_path_factory.mktemp("findings")
-    with cluster():
-        Findings(root, QUICK, split="test", log=lambda text: None).run([0], DESIGNS)
+    Findings(root, QUICK, split="test", log=lambda text: None).run([0], DESIGNS)
     return root
 
 

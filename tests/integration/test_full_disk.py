@@ -19,7 +19,7 @@ from tools import load_tools
 from tools.execution.local import LocalTools
 
 pytestmark = [
-    pytest.mark.ray,
+    pytest.mark.slow,
     pytest.mark.timeout(900),
     pytest.mark.skipif(shutil.which("bwrap") is None, reason="bubblewrap is not installed: it makes the small disk"),
 ]

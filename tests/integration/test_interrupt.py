@@ -14,7 +14,7 @@ import pytest
 from arm_rl.demo import dataset
 from arm_rl.run.metrics_log import read_lines
 
-pytestmark = [pytest.mark.ray, pytest.mark.timeout(900)]
+pytestmark = [pytest.mark.slow, pytest.mark.timeout(900)]
 
 MARK = "ARM_RL_TEST_RUN"  # in the environment of every process that the run starts
 

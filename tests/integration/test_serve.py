@@ -54,7 +54,7 @@ def begun(port: int, body: dict) -> socket.socket:
     return connection
 
 
-@pytest.mark.ray
+@pytest.mark.slow
 def test_a_judge_is_served_and_ends_without_a_trace(folder, tmp_path, free_port):
     (tmp_path / "token").write_text("secret\n")
     log = tmp_path / "log"

@@ -7,8 +7,6 @@ from pathlib import Path
 
 import pytest
 
-from actors.cluster.connection import cluster
-from actors.weights.sync import published_folder
 from arm_rl.core import trajectory_file
 from arm_rl.core.config_file import load
 from arm_rl.core.stage_config import SftConfig, TrainConfig
@@ -23,19 +21,13 @@ from arm_rl.run.metrics_log import read_lines
 from arm_rl.run.step_times import step_times
 from arm_rl.training.grpo import train_grpo
 from arm_rl.training.sft import train_sft
+from arm_rl.training.weight_sync import published_folder
 from tools import load_tools
 from tools.execution.local import LocalTools
 
-pytestmark = [pytest.mark.ray, pytest.mark.timeout(900)]
+pytestmark = pytest.mark.timeout(900)
 
 MAX_LOGPROB_GAP = 1e-5  # between engine and learner, float32: the same tokens, the same images, the same weights
-
-
-@pytest.fixture(scope="module", autouse=True)
-def local_cluster():
-    """One Ray for all stages, as in the demo."""
-    with cluster():
-        yield
 
 
 @pytest.fixture(scope="module")
@@ -48,7 +40,7 @@ def folder(tmp_path_factory) -> Path:
 
 
 @pytest.fixture(scope="module")
-def cold_start(folder, judge_folder, template) -> Path:
+def cold_start(local_ray, folder, judge_folder, template) -> Path:
     """The export of a cold start on screened demonstrations."""
     config = grpo_config(folder, judge_folder)
     tools = load_tools(config.tools.files)

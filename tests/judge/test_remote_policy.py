@@ -2,8 +2,6 @@
 
 import base64
 import json
-import threading
-from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 
 import httpx
 import pytest
@@ -17,6 +15,7 @@ from arm_rl.core.template import Template
 from arm_rl.core.types import Message
 from arm_rl.judge.chat_client import ServerError
 from arm_rl.judge.remote_policy import ServerPolicy
+from tests.support.chat_server import ScriptedServer
 from tests.support.scripted import ANSWER, ZOOM, call, make_sample, noise
 from tools import load_tools
 from tools.execution.local import LocalTools
@@ -24,63 +23,10 @@ from tools.execution.local import LocalTools
 BOX = {"image": "original_image", "bbox_2d": [0, 0, 500, 500]}
 
 
-class Server:
-    """Gives scripted answers, and keeps the requests."""
-
-    def __init__(self) -> None:
-        self.answers: list[tuple[int, object]] = []
-        self.bodies: list[dict] = []
-        self.paths: list[str] = []
-        self.headers: dict[str, str] = {}  # of answers
-        self.keys: list[str | None] = []
-        outer = self
-
-        class Handler(BaseHTTPRequestHandler):
-            def do_POST(self) -> None:
-                outer.paths.append(self.path)
-                outer.keys.append(self.headers["Authorization"])
-                outer.bodies.append(json.loads(self.rfile.read(int(self.headers["Content-Length"]))))
-                status, answer = outer.answers.pop(0)
-                content = answer.encode() if isinstance(answer, str) else json.dumps(answer).encode()
-                self.send_response(status)
-                self.send_header("Content-Length", str(len(content)))
-                for name, value in outer.headers.items():
-                    self.send_header(name, value)
-                self.end_headers()
-                self.wfile.write(content)
-
-            def log_message(self, *arguments: object) -> None:
-                """Says nothing."""
-
-        self._server = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
-        self._thread = threading.Thread(target=self._server.serve_forever, daemon=True)
-        self._thread.start()
-        self.url = f"http://127.0.0.1:{self._server.server_address[1]}/v1"
-
-    def says(self, content: str | None, *, calls: list | None = None, finish_reason: str = "stop") -> None:
-        """The next answer."""
-        message = {"role": "assistant", "content": content, "tool_calls": calls or []}
-        self.answers.append((200, {"choices": [{"message": message, "finish_reason": finish_reason}]}))
-
-    def calls(self, content: str | None, arguments: str, name: str = ZOOM) -> None:
-        """The next answer, with its call taken out of the text as servers do."""
-        self.says(
-            content,
-            calls=[{"type": "function", "function": {"name": name, "arguments": arguments}}],
-            finish_reason="tool_calls",
-        )
-
-    def close(self) -> None:
-        self._server.shutdown()
-        self._server.server_close()
-        self._thread.join()
-
-
 @pytest.fixture
 def server():
-    running = Server()
-    yield running
-    running.close()
+    with ScriptedServer() as running:
+        yield running
 
 
 @pytest.fixture
@@ -123,7 +69,7 @@ def pixels(content):
 
 
 async def test_a_whole_session(server, policy, template, tmp_path):
-    server.calls("<think>look closer</think>", json.dumps(BOX))
+    server.calls("<think>look closer</think>", json.dumps(BOX), ZOOM)
     server.says(ANSWER)
     finished = await play(make_sample(tmp_path), policy, template)
     trajectory = finished.trajectory
@@ -174,7 +120,7 @@ async def test_an_image_whose_view_would_be_resized_again_is_sent_whole(server, 
 
 
 async def test_the_last_turn_may_not_call(server, policy, template, tmp_path):
-    server.calls("<think>look closer</think>", json.dumps(BOX))
+    server.calls("<think>look closer</think>", json.dumps(BOX), ZOOM)
     server.says(ANSWER)
     await play(make_sample(tmp_path), policy, template, max_turns=2)
     assert [body["tool_choice"] for body in server.bodies] == ["auto", "none"]
@@ -279,7 +225,7 @@ async def test_a_refusal_breaks_the_session(server, policy, template, tmp_path):
 
 
 async def test_a_server_that_is_gone(template, request_):
-    gone = Server()
+    gone = ScriptedServer()
     gone.close()
     policy = ServerPolicy(gone.url, "judge", template)
     with pytest.raises(httpx.ConnectError):
@@ -330,7 +276,7 @@ async def test_what_another_try_cannot_mend_is_not_tried_again(server, template,
 
 
 async def test_a_server_that_is_gone_is_tried_again(template, request_, waits):
-    gone = Server()
+    gone = ScriptedServer()
     gone.close()
     policy = ServerPolicy(gone.url, "judge", template, num_retries=3)
     with pytest.raises(httpx.ConnectError):

@@ -7,7 +7,6 @@ import inspect
 import io
 import json
 import threading
-from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +15,7 @@ from PIL import Image
 
 from arm_rl.judge import reward_client
 from arm_rl.judge.reward_client import RewardClient, compute_score, compute_scores, trl_reward
+from tests.support.http_server import LoopbackServer, body_of, send
 from tests.support.scripted import noise
 
 
@@ -46,29 +46,17 @@ class Service:
 
 @pytest.fixture
 def service():
-    """A real HTTP server."""
+    """A service behind a real HTTP server."""
     made = Service()
 
-    class Handler(BaseHTTPRequestHandler):
-        def do_POST(self):
-            assert self.path == "/v1/judge"
-            body = json.loads(self.rfile.read(int(self.headers["Content-Length"])))
-            status, answer = made.answer(dict(self.headers), body)
-            self.send_response(status)
-            self.end_headers()
-            self.wfile.write(json.dumps(answer).encode())
+    def respond(handler):
+        assert handler.path == "/v1/judge"
+        status, answer = made.answer(dict(handler.headers), body_of(handler))
+        send(handler, json.dumps(answer).encode(), status=status)
 
-        def log_message(self, *_):
-            pass
-
-    server = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
-    thread = threading.Thread(target=server.serve_forever)
-    thread.start()
-    made.url = f"http://127.0.0.1:{server.server_port}"
-    yield made
-    server.shutdown()
-    thread.join()
-    server.server_close()
+    with LoopbackServer(respond) as server:
+        made.url = server.url
+        yield made
 
 
 def test_trl_with_texts(service):

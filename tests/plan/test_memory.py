@@ -91,7 +91,7 @@ def measured() -> list[dict]:
     return [json.loads(line) for line in said.splitlines() if line.startswith("{")]
 
 
-@pytest.mark.ray
+@pytest.mark.slow
 def test_states_are_those_of_a_deepspeed_run(measured):
     assert [(one["dtype"], one["stage"]) for one in measured] == [
         ("float32", 0),

@@ -2,9 +2,7 @@
 
 import base64
 import contextlib
-import http.server
 import json
-import threading
 
 import pyarrow as pa
 import pyarrow.parquet as pq
@@ -21,6 +19,7 @@ from arm_rl.prepare.formats import FORMATS
 from arm_rl.prepare.formats.pictures import Pictures
 from arm_rl.prepare.records import Record, join_calls, split_calls
 from jobs.prepare_data import main
+from tests.support.http_server import LoopbackServer, send
 from tests.support.scripted import ANSWER, ZOOM, call, noise
 
 PICTURES = [Image.from_pil(noise(8, 8, seed)) for seed in range(4)]
@@ -346,29 +345,19 @@ def test_broken_rows_are_left_out_and_counted(tmp_path, capsys):
 
 @contextlib.contextmanager
 def serving(pages):
-    """A web server of these bytes by path; a text redirects there."""
+    """Serve these bytes by path; a text redirects there."""
     asked = []
 
-    class Handler(http.server.BaseHTTPRequestHandler):
-        def do_GET(self):
-            asked.append(self.path)
-            found = pages.get(self.path)
-            self.send_response(404 if found is None else 302 if isinstance(found, str) else 200)
-            if isinstance(found, str):
-                self.send_header("Location", found)
-            self.end_headers()
-            self.wfile.write(found if isinstance(found, bytes) else b"")
+    def respond(handler):
+        asked.append(handler.path)
+        page = pages.get(handler.path)
+        if isinstance(page, str):
+            send(handler, status=302, headers={"Location": page})
+        else:
+            send(handler, page or b"", status=404 if page is None else 200)
 
-        def log_message(self, *_):
-            pass
-
-    server = http.server.ThreadingHTTPServer(("127.0.0.1", 0), Handler)
-    threading.Thread(target=server.serve_forever, daemon=True).start()
-    try:
-        yield f"http://127.0.0.1:{server.server_port}", asked
-    finally:
-        server.shutdown()
-        server.server_close()
+    with LoopbackServer(respond) as server:
+        yield server.url, asked
 
 
 def test_images_are_fetched_within_limits(tmp_path):

@@ -226,8 +226,7 @@ def test_a_file_that_cannot_be_read_is_named(tmp_path, capsys):
     assert "a.parquet: not a readable parquet file" in capsys.readouterr().err
 
 
-@pytest.mark.ray
-def test_shards_read_with_ray_tell_the_same(tmp_path, capsys, judge_folder):
+def test_shards_read_with_ray_tell_the_same(local_ray, tmp_path, capsys, judge_folder):
     """Leaks across the shards, broken rows, tokens; and the error of a shard that cannot be read."""
     shards = [[row(number) for number in range(start, start + 8)] for start in (0, 8, 16)]
     shards[1].append({**row(99), "images": []})

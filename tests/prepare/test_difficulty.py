@@ -77,9 +77,9 @@ def test_another_number_of_rollouts_is_judged_anew(file, tmp_path):
         JsonLines(lines)
 
 
-@pytest.mark.ray
+@pytest.mark.slow
 @pytest.mark.timeout(900)
-def test_on_real_engines(judge_folder, tmp_path, capsys, monkeypatch):
+def test_on_real_engines(local_ray, judge_folder, tmp_path, capsys, monkeypatch):
     """An untrained judge is never right, and never teaches: both commands say so, and neither asks twice."""
     file = dataset.write(tmp_path / "train.parquet", seed=0, split="train", num_samples=6)
     config = [

@@ -12,8 +12,8 @@ from arm_rl.data.demonstrations import read_demonstrations
 from arm_rl.data.preferences import Preference, write_preferences
 from arm_rl.prepare.teacher_sessions import _rebuild_messages
 from jobs import prepare_data
-from tests.benchmarks.fake_server import FakeServer, text_of
 from tests.data.test_demonstrations import SESSIONS
+from tests.support.chat_server import FakeServer, text_of
 from tests.support.scripted import ANSWER, WRONG, ZOOM, Scripted, call, make_sample, noise
 from tools import load_tools
 from tools.execution.local import LocalTools
@@ -33,9 +33,8 @@ def number_of(body) -> int:
 
 @pytest.fixture
 def server():
-    running = FakeServer(None)
-    yield running
-    running.close()
+    with FakeServer(None) as running:
+        yield running
 
 
 @pytest.fixture

@@ -3,12 +3,13 @@
 import contextlib
 import json
 import socket
-import threading
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
-from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from http.server import BaseHTTPRequestHandler
 from typing import Any
+
+from tests.support.http_server import LoopbackServer, body_of, send
 
 
 @dataclass
@@ -21,14 +22,13 @@ class SearchServer:
     requests: list[dict[str, Any]] = field(default_factory=list)
 
     def answer(self, handler: BaseHTTPRequestHandler) -> None:
-        """Notes the request and answers it."""
-        length = int(handler.headers.get("Content-Length", 0))
+        """Note the request and answer it."""
         self.requests.append(
             {
                 "method": handler.command,
                 "path": handler.path,
                 "headers": dict(handler.headers),
-                "body": json.loads(handler.rfile.read(length)) if length else None,
+                "body": body_of(handler),
                 "time": time.monotonic(),
             }
         )
@@ -40,17 +40,14 @@ class SearchServer:
 
 
 def reply(body: bytes = b"", *, status: int = 200, **headers: str) -> Callable[[BaseHTTPRequestHandler], None]:
-    """An answer with a status, a body and headers (`Retry_After="1"`)."""
+    """Return an answer with a status, a body and headers (`Retry_After="1"`)."""
+    named = {name.replace("_", "-"): value for name, value in headers.items()}
 
-    def send(handler: BaseHTTPRequestHandler) -> None:
-        handler.send_response(status)
-        for name, value in {"Content_Length": str(len(body)), **headers}.items():
-            handler.send_header(name.replace("_", "-"), value)
-        handler.end_headers()
+    def respond(handler: BaseHTTPRequestHandler) -> None:
         with contextlib.suppress(OSError):
-            handler.wfile.write(body)
+            send(handler, body, status=status, headers=named)
 
-    return send
+    return respond
 
 
 def drip(handler: BaseHTTPRequestHandler) -> None:
@@ -81,26 +78,7 @@ def hang_up(handler: BaseHTTPRequestHandler) -> None:
 
 @contextlib.contextmanager
 def search_server() -> Iterator[SearchServer]:
-    """Runs one in threads."""
-
-    class Handler(BaseHTTPRequestHandler):
-        def do_POST(self) -> None:
-            server.answer(self)
-            self.close_connection = True
-
-        do_GET = do_POST
-
-        def log_message(self, *values: Any) -> None:
-            pass
-
-    http = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
-    http.daemon_threads = True
-    http.block_on_close = False
-    server = SearchServer(url=f"http://127.0.0.1:{http.server_address[1]}")
-    thread = threading.Thread(target=http.serve_forever, kwargs={"poll_interval": 0.01}, daemon=True)
-    thread.start()
-    try:
+    """Run a search engine in threads."""
+    with LoopbackServer(lambda handler: server.answer(handler)) as http:
+        server = SearchServer(url=http.url)
         yield server
-    finally:
-        http.shutdown()
-        http.server_close()

@@ -6,13 +6,12 @@ from types import SimpleNamespace
 
 import pytest
 
-from actors.weights import sync
 from arm_rl.core.compute_config import PlacementConfig
 from arm_rl.core.config import CheckpointConfig, DataConfig, EvaluationConfig, ModelConfig, RunConfig
 from arm_rl.core.stage_config import AlgorithmConfig, TrainConfig
 from arm_rl.data.samples import Cursor
 from arm_rl.run import checkpoint
-from arm_rl.training import driver
+from arm_rl.training import driver, weight_sync
 from arm_rl.training.driver import Driver
 from arm_rl.training.graceful_stop import StoppedOnRequest, StopRequest
 from arm_rl.training.group import Group
@@ -146,7 +145,7 @@ def evaluation(monkeypatch):
         return {"accuracy": 1.0}
 
     monkeypatch.setattr(driver, "evaluate", evaluate)
-    monkeypatch.setattr(sync, "published_folder", lambda run: None)
+    monkeypatch.setattr(weight_sync, "published_folder", lambda run: None)
 
 
 async def whole(folder) -> list[str]:

@@ -36,10 +36,10 @@ from arm_rl.core.stage_config import TrainConfig
 from arm_rl.core.types import ImageInfo, ImagePart, ImageRef, Message, Sample, ToolCall, ToolEvent, Trajectory, Turn
 from arm_rl.data.samples import Cursor
 from arm_rl.experiments.bench.benchmark import Measurement, SpeedBenchmark, Workspace, medians
-from arm_rl.experiments.bench.driving import logged_step, silent_driver
 from arm_rl.experiments.bench.sessions import CONFIG
 from arm_rl.training.driver import Driver
 from arm_rl.training.group_runner import GroupRunner
+from arm_rl.training.silent_driver import logged_step, silent_driver
 
 MIN_FLATNESS = 0.8  # goal of the rate of the slowest number of sessions over that of the fastest
 PAD = 5  # id of an image token

@@ -19,12 +19,12 @@ from arm_rl.core.types import Sample
 from arm_rl.data.samples import Cursor
 from arm_rl.experiments.bench import sessions, usage
 from arm_rl.experiments.bench.benchmark import Measurement, SpeedBenchmark, Workspace
-from arm_rl.experiments.bench.driving import logged_step, silent_driver
 from arm_rl.training.collector import Collector
 from arm_rl.training.driver import Driver
 from arm_rl.training.group import Group
 from arm_rl.training.inputs import read_inputs
 from arm_rl.training.select import Selection
+from arm_rl.training.silent_driver import logged_step, silent_driver
 from arm_rl.training.startup import group_runner, learner_ranks
 
 NUM_SAMPLES = 1024  # many, so that no prompt comes again soon

@@ -154,26 +154,10 @@ class BareEngine(Engine):
         await llm.resume_generation()
 
     async def sample(
-        self,
-        request: EngineRequest,
-        pictures: Sequence[PILImage.Image],
-        *,
-        pad: int,
-        temperature: float,
-        stop: str,
-        name: str,
+        self, request: EngineRequest, pictures: Sequence[PILImage.Image], *, temperature: float, stop: str, name: str
     ) -> int:
-        """Sample one turn with vLLM itself and return the number of its tokens.
-
-        Args:
-            request: what is asked for.
-            pictures: the request's images as the model sees them.
-            pad: id of an image token.
-            temperature: of the sampling.
-            stop: text that ends the turn.
-            name: of the request, unlike all others.
-        """
-        prompt: dict[str, Any] = {"prompt_token_ids": collapsed(request.prompt_ids, pad)}
+        """Sample one turn with vLLM itself and return the number of its tokens; `pictures` are as the model sees them."""
+        prompt: dict[str, Any] = {"prompt_token_ids": collapsed(request.prompt_ids, self._image_pad_id)}
         if request.images:
             prompt["multi_modal_data"] = {"image": list(pictures)}
             prompt["multi_modal_uuids"] = {"image": list(request.images)}
@@ -232,7 +216,6 @@ class MeasuredRollout(RolloutActor):
         return await self._engine.sample(
             request,
             [self._pictures[key] for key in request.images],
-            pad=self._template.image_pad_id,
             temperature=temperature,
             stop=self._template.tool_format.call_end,
             name=name,

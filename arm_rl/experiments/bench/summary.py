@@ -10,13 +10,15 @@ from typing import TYPE_CHECKING, Any
 
 from rich.table import Table
 
+from arm_rl.core.atomic_file import replace_text
 from arm_rl.experiments.bench.result import Result
-from arm_rl.experiments.figures import new_figure, points, svg
+from arm_rl.experiments.figures import svg
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
-_WIDTH, _ROW = 800, 34  # pixels: of the plot, and of each of its rows
+_WIDTH, _ROW = 8.3, 0.35  # inches: the plot's width, and the height of each of its rows
+_FONT = 10  # points
 
 
 def write(folder: Path, results: Sequence[Result]) -> Path:
@@ -45,7 +47,7 @@ def read(path: Path) -> list[Result]:
 def save(path: Path, results: Sequence[Result]) -> None:
     """Write the results of one benchmark."""
     path.parent.mkdir(parents=True, exist_ok=True)
-    path.write_text(json.dumps([dataclasses.asdict(one) for one in results], indent=2))
+    replace_text(path, json.dumps([dataclasses.asdict(one) for one in results], indent=2))
 
 
 def machine() -> dict[str, Any]:
@@ -87,19 +89,21 @@ def draw(results: Sequence[Result]) -> "Figure":
 
     For a goal that is a maximum, the goal over the ratio is drawn. What is beyond twice the goal ends there.
     """
-    figure = new_figure(_WIDTH, _ROW * len(results) + 24)
+    from matplotlib.figure import Figure
+
+    figure = Figure(figsize=(_WIDTH, _ROW * len(results) + 0.25), layout="constrained")
     axes = figure.add_subplot()
     for place, one in enumerate(results):
         values = [value / one.goal for value in (one.ratio_low, one.ratio, one.ratio_high)]
         ordered = sorted(1 / value for value in values) if one.less_is_better else values
         low, middle, high = (min(value, 2.0) for value in ordered)
         axes.barh(place, middle, height=0.55, color="#3a7d44" if one.met else "#b5523b")
-        axes.plot([low, high], [place, place], color="#222", linewidth=points(2), solid_capstyle="butt")
+        axes.plot([low, high], [place, place], color="#222", linewidth=1.5, solid_capstyle="butt")
         label = f" {one.ratio:.2f} (goal {one.goal:g})"
         background = {"facecolor": "white", "edgecolor": "none", "pad": 0.5}
-        axes.text(max(middle, high) + 0.02, place, label, va="center", fontsize=points(13), bbox=background)
-    axes.axvline(1.0, color="#222", linewidth=points(1), linestyle=(0, (4, 3)))
-    axes.set_yticks(range(len(results)), [one.key for one in results], fontsize=points(13))
+        axes.text(max(middle, high) + 0.02, place, label, va="center", fontsize=_FONT, bbox=background)
+    axes.axvline(1.0, color="#222", linewidth=0.75, linestyle=(0, (4, 3)))
+    axes.set_yticks(range(len(results)), [one.key for one in results], fontsize=_FONT)
     axes.set(xlim=(0, 2.0), ylim=(len(results) - 0.5, -0.5), xticks=[])
     axes.tick_params(length=0)
     axes.spines[:].set_visible(False)

@@ -24,12 +24,12 @@ from arm_rl.core.stage_config import TrainConfig
 from arm_rl.data.samples import Cursor
 from arm_rl.experiments.bench import sessions, trl_environment
 from arm_rl.experiments.bench.benchmark import Measurement, SpeedBenchmark, Workspace, medians
-from arm_rl.experiments.bench.driving import silent_driver
 from arm_rl.experiments.bench.sessions import CONFIG, LARGE_IMAGES, SMALL_IMAGES, StepShape
 from arm_rl.experiments.bench.trl_process import TrlProcess
 from arm_rl.experiments.bench.trl_task import TrlTask
 from arm_rl.training.group_runner import GroupRunner
 from arm_rl.training.inputs import Inputs, read_inputs
+from arm_rl.training.silent_driver import silent_driver
 from arm_rl.training.startup import group_runner, learner_ranks
 
 logger = logging.getLogger(__name__)

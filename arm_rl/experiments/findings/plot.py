@@ -5,7 +5,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from arm_rl.experiments.figures import new_figure, points, svg
+from arm_rl.experiments.figures import svg
 from arm_rl.experiments.findings.designs import DESIGNS
 from arm_rl.experiments.findings.results import ACCURACY, CALLS, Results
 from arm_rl.experiments.findings.setting import ENGRAVED, PLAIN
@@ -17,9 +17,10 @@ if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
 _COLUMNS = 3  # designs beside each other
-_WIDTH, _ROW, _FOOT = 848, 274, 24  # pixels: the figure's width, the height of a row of designs, that of the legend
+_WIDTH, _ROW, _FOOT = 8.8, 2.85, 0.25  # inches: the figure's width, the height of a row of designs, that of the legend
+_FONT = 8  # points
 _KINDS = ((ENGRAVED, "the tool is needed", "#b5523b"), (PLAIN, "it is not", "#1f4e8c"))
-_FAINT, _GRID = "#666", "#ddd"
+_FAINT = "#666"
 
 
 @dataclass(frozen=True, slots=True)
@@ -46,9 +47,11 @@ def draw(results: Results) -> "Figure":
 
     A value beyond a panel is drawn at the panel's edge.
     """
-    rows = math.ceil(len(results.designs) / _COLUMNS)
-    figure = new_figure(_WIDTH, rows * _ROW + _FOOT, gap=6)
-    grid = figure.add_gridspec(max(rows, 1) * len(_PANELS), _COLUMNS)
+    from matplotlib.figure import Figure
+
+    rows = max(1, math.ceil(len(results.designs) / _COLUMNS))
+    figure = Figure(figsize=(_WIDTH, rows * _ROW + _FOOT), layout="constrained")
+    grid = figure.add_gridspec(rows * len(_PANELS), _COLUMNS, wspace=0.05)
     steps = max(
         (len(row) for seeds in results.curves.values() for curves in seeds.values() for row in curves.values()),
         default=1,
@@ -59,8 +62,8 @@ def draw(results: Results) -> "Figure":
         for panel, one in zip(_PANELS, axes, strict=True):
             _prepare(one, panel, steps, labelled=column == 0)
             _draw_curves(one, results, name, panel)
-        axes[0].set_title(DESIGNS[name].title, loc="left", pad=points(9), fontsize=points(11), fontweight="bold")
-        axes[-1].set_xlabel(f"{steps} steps", loc="right", fontsize=points(11), color=_FAINT)
+        axes[0].set_title(DESIGNS[name].title, loc="left", fontsize=_FONT, fontweight="bold")
+        axes[-1].set_xlabel(f"{steps} steps", loc="right", fontsize=_FONT, color=_FAINT)
     figure.align_ylabels()
     _draw_legend(figure)
     return figure
@@ -70,11 +73,11 @@ def _prepare(axes: "Axes", panel: _Panel, steps: int, *, labelled: bool) -> None
     """Set the edges of a panel and draw the lines behind its curves."""
     axes.set(xlim=(0, steps), ylim=(panel.ticks[0], panel.ticks[-1]), xticks=[])
     axes.set_yticks(panel.ticks, [f"{tick:g}" for tick in panel.ticks])
-    axes.tick_params(length=0, labelsize=points(11), labelcolor=_FAINT, labelleft=labelled)
-    axes.grid(axis="y", color=_GRID, linewidth=points(1), clip_on=False)
+    axes.tick_params(length=0, labelsize=_FONT, labelcolor=_FAINT, labelleft=labelled)
+    axes.grid(axis="y", color="#ddd", linewidth=0.75, clip_on=False)
     axes.spines[:].set_visible(False)
     if labelled:
-        axes.set_ylabel(panel.title, fontsize=points(11))
+        axes.set_ylabel(panel.title, fontsize=_FONT)
 
 
 def _draw_curves(axes: "Axes", results: Results, name: str, panel: _Panel) -> None:
@@ -87,9 +90,9 @@ def _draw_curves(axes: "Axes", results: Results, name: str, panel: _Panel) -> No
             axes.fill_between(steps, low, high, color=color, alpha=0.13, linewidth=0)
         for row in rows:
             known = {step: panel.clipped(value) for step, value in enumerate(row, start=1) if not math.isnan(value)}
-            axes.plot(list(known), list(known.values()), color=color, linewidth=points(0.7), alpha=0.5, clip_on=False)
+            axes.plot(list(known), list(known.values()), color=color, linewidth=0.5, alpha=0.5, clip_on=False)
         means = [panel.clipped(one.mean) for one in estimates]
-        axes.plot(steps, means, color=color, linewidth=points(2), clip_on=False)
+        axes.plot(steps, means, color=color, linewidth=1.5, clip_on=False)
 
 
 def _over_seeds(rows: Sequence[Sequence[float]]) -> list[tuple[int, Estimate]]:
@@ -107,9 +110,9 @@ def _draw_legend(figure: "Figure") -> None:
     from matplotlib.patches import Patch
 
     handles: list[Artist] = [
-        *(Line2D([], [], color=color, linewidth=points(3), label=text) for _, text, color in _KINDS),
-        Line2D([], [], color=_FAINT, linewidth=points(0.7), label="one seed"),
-        Line2D([], [], color=_FAINT, linewidth=points(2), label="the mean over seeds"),
+        *(Line2D([], [], color=color, linewidth=2.5, label=text) for _, text, color in _KINDS),
+        Line2D([], [], color=_FAINT, linewidth=0.5, label="one seed"),
+        Line2D([], [], color=_FAINT, linewidth=1.5, label="the mean over seeds"),
         Patch(color=_FAINT, alpha=0.2, linewidth=0, label="its 95 % interval"),
     ]
-    figure.legend(handles=handles, loc="outside lower left", ncols=len(handles), fontsize=points(11), frameon=False)
+    figure.legend(handles=handles, loc="outside lower left", ncols=len(handles), fontsize=_FONT, frameon=False)

@@ -12,13 +12,13 @@ from actors.supervision import ActorsLost, Deaths, watch
 from tests.support.dying_actors import Puppet, Victim
 from tests.support.trajectories import make_sample
 
-pytestmark = pytest.mark.ray
+pytestmark = pytest.mark.slow
 
 PLACES = {"place": 2}  # what only the nodes beside the first one have
 
 
 @pytest.fixture
-def nodes():
+def nodes(no_ray):
     """Three nodes on this machine, the driver on the first."""
     cluster = Cluster(initialize_head=True, head_node_args={"num_cpus": 1, "include_dashboard": False})
     ray.init(address=cluster.address, log_to_driver=False, logging_level="ERROR")

@@ -17,11 +17,11 @@ from actors.cluster.placement import PlacementError
 from actors.cluster.reservation import actor_name, reserve
 from arm_rl.core.compute_config import PlacementConfig, RolloutConfig
 
-pytestmark = pytest.mark.ray
+pytestmark = pytest.mark.slow
 
 
 @pytest.fixture(scope="module")
-def nodes() -> Iterator[dict[str, str]]:
+def nodes(no_ray) -> Iterator[dict[str, str]]:
     """Two nodes of four GPUs, one without: their ids."""
     folder = tempfile.mkdtemp(prefix="ray-")
     store = {"object_store_memory": 100 << 20}

@@ -13,7 +13,7 @@ from arm_rl.core.batching import make_batch
 from arm_rl.core.compute_config import LearnerConfig
 from arm_rl.core.config import ModelConfig
 from arm_rl.core.loss import SftObjective
-from tests.actors.learner.test_learner import Setup, Task, cluster, spec_of, task  # noqa: F401
+from tests.actors.learner.test_learner import Setup, Task, spec_of, task  # noqa: F401
 
 WAYS = {
     "optimizer": {"zero_stage": 2, "offload_optimizer": True},
@@ -40,7 +40,7 @@ def steps(group: LearnerRanks, task: Task, number: int) -> list[tuple[float, flo
 
 
 @pytest.fixture(scope="module")
-def plain(cluster, task) -> list[tuple[float, float]]:
+def plain(local_ray, task) -> list[tuple[float, float]]:
     group = start(task)
     try:
         return steps(group, task, 2)
@@ -48,7 +48,6 @@ def plain(cluster, task) -> list[tuple[float, float]]:
         group.close()
 
 
-@pytest.mark.ray
 @pytest.mark.parametrize("way", WAYS)
 def test_it_trains_and_resumes_as_with_plenty(way, plain, task, tmp_path):
     group = start(task, "bfloat16" if way == "bfloat16" else "float32", **WAYS[way])

@@ -8,7 +8,6 @@ import pytest
 import ray
 
 from actors import supervision
-from actors.cluster.connection import cluster
 from actors.rollout import slot
 from actors.rollout.pool import MAX_DEATHS, RolloutPool
 from actors.supervision import ActorsLost
@@ -16,15 +15,9 @@ from actors.weights.files import PublishedWeights, WeightFile
 from tests.support.dying_actors import Puppet
 from tests.support.trajectories import make_sample
 
-pytestmark = pytest.mark.ray
+pytestmark = pytest.mark.usefixtures("local_ray")
 
 SAMPLE = make_sample()
-
-
-@pytest.fixture(scope="module", autouse=True)
-def local_ray():
-    with cluster():
-        yield
 
 
 @pytest.fixture

@@ -156,15 +156,7 @@ async def test_an_update_that_nobody_ends_does_not_hold_up_the_end(engine: Engin
     await engine.close()
 
 
-@pytest.fixture
-def cluster():
-    ray.init(address="local", num_cpus=2, include_dashboard=False, log_to_driver=False)
-    yield
-    ray.shutdown()
-
-
-@pytest.mark.ray
-async def test_a_lost_engine_ends_the_stage_where_weights_come_directly(cluster, tmp_path: Path) -> None:
+async def test_a_lost_engine_ends_the_stage_where_weights_come_directly(local_ray, tmp_path: Path) -> None:
     group = RolloutPool([lambda: ray.remote(Puppet).options(num_cpus=0).remote(tmp_path)], 600.0, "nccl")
     assert len(await group.actors()) == 1
     (tmp_path / "g may die").write_text("1")
@@ -173,8 +165,7 @@ async def test_a_lost_engine_ends_the_stage_where_weights_come_directly(cluster,
     await group.close()
 
 
-@pytest.mark.ray
-def test_a_transfer_that_fails_or_hangs_ends_the_stage(cluster) -> None:
+def test_a_transfer_that_fails_or_hangs_ends_the_stage(local_ray) -> None:
     group = object.__new__(LearnerRanks)
     group._ranks = [ray.remote(TransferringRank).options(num_cpus=0).remote() for _ in range(2)]
     group._limit = 600.0

@@ -21,11 +21,11 @@ from arm_rl.core.batching import collate, make_batch
 from arm_rl.core.compute_config import LearnerConfig
 from arm_rl.core.config import ConfigError, ModelConfig
 from arm_rl.core.loss import SftObjective
-from tests.actors.learner.test_learner import Setup, Task, cluster, spec_of, task  # noqa: F401
+from tests.actors.learner.test_learner import Setup, Task, spec_of, task  # noqa: F401
 from tests.support.random_samples import VIEW
 
 ADAPTERS = {"lora_rank": 4, "lora_alpha": 8, "freeze_vision": True, "freeze_projector": True}
-SETUPS = [Setup(1, 0, 9999), Setup(2, 2, 150), Setup(2, 3, 120)]
+SETUPS = [Setup(2, 2, 150), Setup(2, 3, 120)]
 
 
 def policy_of(task: Task, **changes) -> PolicyModel:
@@ -102,13 +102,12 @@ class Adapted:
 
 
 @pytest.fixture(scope="module", params=SETUPS, ids=str)
-def adapted(request, cluster, task, tmp_path_factory) -> Iterator[Adapted]:
+def adapted(request, local_ray, task, tmp_path_factory) -> Iterator[Adapted]:
     made = Adapted(task, request.param, tmp_path_factory.mktemp("published"))
     yield made
     made.group.close()
 
 
-@pytest.mark.ray
 def test_adapters_are_trained_published_exported_and_resumed(adapted, task, tmp_path):
     assert adapted.losses[1] < adapted.losses[0]
     published = adapted.published()

@@ -16,8 +16,7 @@ def result(key: str) -> Result:
     return Result.of(key=key, what="w", goal=1.0, unit="steps/s", ours=[2.0, 3.0], other=[2.0, 2.0])
 
 
-@pytest.mark.ray
-def test_one_benchmark_keeps_its_numbers(tmp_path, monkeypatch, capsys):
+def test_one_benchmark_keeps_its_numbers(local_ray, tmp_path, monkeypatch, capsys):
     asked = []
 
     def measure(settings: str, workspace: Workspace) -> Measurement:
@@ -48,6 +47,7 @@ def test_a_summary_is_made_of_what_was_measured_before(tmp_path):
     assert all(drawn.count(f">{key}</text>") == 1 for key in bench.BENCHMARKS)
 
 
+@pytest.mark.slow
 def test_a_benchmark_that_fails_is_named(tmp_path, monkeypatch):
     monkeypatch.setattr(bench, "BENCHMARKS", {"vs_nobody": ()})  # the process that is started knows no such key
     with pytest.raises(UserError, match="vs_nobody"):

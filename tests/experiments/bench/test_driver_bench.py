@@ -7,7 +7,6 @@ import sys
 
 import pytest
 
-from actors.cluster.connection import cluster
 from arm_rl.core import session
 from arm_rl.core.config import SessionConfig
 from arm_rl.core.seeding import derive_seed
@@ -20,12 +19,6 @@ from tools import load_tools
 from tools.execution.local import LocalTools
 
 
-@pytest.fixture(scope="module")
-def local_cluster():
-    with cluster():
-        yield
-
-
 def test_ratios_are_taken_repeat_by_repeat():
     result = Result.of(key="k", what="w", goal=0.8, unit="steps/s", ours=[1.0, 3.0, 2.0], other=[2.0, 4.0, 2.0])
     assert (result.ratio, result.ratio_low, result.ratio_high) == (0.75, 0.5, 1.0)
@@ -33,9 +26,9 @@ def test_ratios_are_taken_repeat_by_repeat():
     assert dataclasses.replace(result, less_is_better=True).met
 
 
-@pytest.mark.ray
+@pytest.mark.slow
 @pytest.mark.parametrize("max_staleness", [0, 1])
-async def test_the_instant_ends_are_driven_as_real_ones(local_cluster, max_staleness, tmp_path):
+async def test_the_instant_ends_are_driven_as_real_ones(local_ray, max_staleness, tmp_path):
     settings = driver.DriverSettings(sessions=(16,), group_size=4, max_staleness=max_staleness)
     async with driver.instant_driver(driver._config(settings, 16, tmp_path), num_samples=16) as driven:
         assert driven.config.run.root == str(tmp_path), "no other run reads the groups that it finishes"
@@ -50,8 +43,8 @@ async def test_the_instant_ends_are_driven_as_real_ones(local_cluster, max_stale
             assert metrics["learner/loss"] == 0
 
 
-@pytest.mark.ray
-def test_a_measurement_of_the_driver(local_cluster, tmp_path):
+@pytest.mark.slow
+def test_a_measurement_of_the_driver(local_ray, tmp_path):
     settings = driver.DriverSettings(sessions=(8, 16), group_size=4, trajectories=16, repeats=2)
     result = dataclasses.replace(driver.BENCHMARK, settings=settings).run(tmp_path)
     assert result.key == "driver_share"

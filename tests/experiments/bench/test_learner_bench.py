@@ -1,11 +1,8 @@
 """The learner's benchmarks at tiny sizes: both sides do the same work, and what is reported is what was measured."""
 
 import dataclasses
-import logging
-from collections.abc import Iterator
 
 import pytest
-import ray
 import torch
 
 from arm_rl.core.batching import make_batch
@@ -13,16 +10,7 @@ from arm_rl.core.loss import GrpoObjective
 from arm_rl.experiments.bench import learner, models
 from arm_rl.experiments.bench.models import ModelSize, SyntheticTrajectories
 
-pytestmark = pytest.mark.ray
-
 SMALL = ModelSize(hidden=64, layers=1, intermediate=64)
-
-
-@pytest.fixture(scope="module")
-def cluster() -> Iterator[None]:
-    ray.init(address="local", num_cpus=2, include_dashboard=False, logging_level=logging.ERROR, log_to_driver=False)
-    yield
-    ray.shutdown()
 
 
 @pytest.fixture(scope="module")
@@ -54,7 +42,8 @@ def test_trajectories_share_what_they_should(folder):
     assert large[0].image_tokens == (1024, 16)
 
 
-def test_the_bare_loop_computes_the_same_loss(folder, cluster):
+@pytest.mark.slow
+def test_the_bare_loop_computes_the_same_loss(folder, local_ray):
     trajectories = SyntheticTrajectories(num_groups=1, group_size=3)
     samples, images = trajectories.make(folder)
     batch = make_batch(samples, num_ranks=1, micro_batch_tokens=100)
@@ -67,7 +56,8 @@ def test_the_bare_loop_computes_the_same_loss(folder, cluster):
     assert bare.step() == pytest.approx(ours["learner/loss"], rel=1e-4)
 
 
-def test_both_sides_are_measured_in_turn(cluster, tmp_path):
+@pytest.mark.slow
+def test_both_sides_are_measured_in_turn(local_ray, tmp_path):
     trajectories = SyntheticTrajectories(num_groups=2, group_size=4)
     settings = learner.LearnerSettings(
         size=SMALL, trajectories=trajectories, repeats=2, steps=1, micro_batch_tokens=300
@@ -79,7 +69,8 @@ def test_both_sides_are_measured_in_turn(cluster, tmp_path):
     assert result.details["seconds"]["train"] > result.details["seconds"]["forward"] > 0
 
 
-def test_two_ranks_are_measured_against_one(cluster, tmp_path):
+@pytest.mark.slow
+def test_two_ranks_are_measured_against_one(local_ray, tmp_path):
     trajectories = SyntheticTrajectories(num_groups=2, group_size=4)
     settings = learner.RankSettings(
         size=SMALL, trajectories=trajectories, repeats=1, micro_batch_tokens=300, zero_stage=2

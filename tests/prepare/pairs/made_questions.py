@@ -4,7 +4,7 @@ import re
 from pathlib import Path
 
 from arm_rl.prepare.questions import Question
-from tests.benchmarks.fake_server import text_of
+from tests.support.chat_server import text_of
 from tests.support.scripted import noise
 
 NUMBERS = ("one", "two", "three", "four", "five", "six", "seven", "eight", "nine", "ten")

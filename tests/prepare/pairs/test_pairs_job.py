@@ -8,15 +8,14 @@ from arm_rl.core import images
 from arm_rl.data.samples import read_samples
 from arm_rl.prepare.questions import Constraint, write_questions
 from jobs import prepare_data
-from tests.benchmarks.fake_server import FakeServer, text_of
 from tests.prepare.pairs.made_questions import image_file, other_number, question, right_answer
+from tests.support.chat_server import FakeServer, text_of
 
 
 @pytest.fixture
 def server():
-    running = FakeServer(other_number)
-    yield running
-    running.close()
+    with FakeServer(other_number) as running:
+        yield running
 
 
 @pytest.fixture

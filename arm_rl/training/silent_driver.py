@@ -1,4 +1,4 @@
-"""A driver for benchmarks: its log is written as in a run and shown nowhere, and nothing is evaluated or saved."""
+"""A driver for benchmarks and the planner: its log is written as in a run and shown nowhere, and nothing is evaluated or saved."""
 
 import io
 from collections.abc import AsyncIterator
