@@ -18,7 +18,7 @@ from PIL import Image as PILImage
 
 from arm_rl.core.errors import UserError
 from arm_rl.core.images import Image
-from arm_rl.experiments.processes import below
+from arm_rl.experiments.processes import find_descendants
 from tools.adapters import mcp, mcp_connection
 from tools.adapters.mcp import mcp_tools
 from tools.adapters.mcp_content import MAX_IMAGES, as_result
@@ -35,7 +35,7 @@ def entry(*names, **mcp):
 
 
 def children():
-    return {process.pid for process in below(os.getpid())}
+    return {process.pid for process in find_descendants(os.getpid())}
 
 
 def until(condition, seconds=20):
