@@ -188,6 +188,7 @@ async def test_an_image_is_stored_once_and_forgotten_with_its_last_session(start
     assert (await pool(call("mirror", image="original_image"), first)).images == (SCENE,)
 
 
+@pytest.mark.slow
 async def test_two_thousand_sessions_leave_nothing_behind(start):
     """State in threads and in workers, inline calls, images: all of it is gone with the sessions."""
     pool = start(2)

@@ -93,6 +93,7 @@ def test_the_page_shows_what_the_run_has_written_since(address, tmp_path):
     assert len(httpx.get(f"{address}/index").json()["columns"]["reward"]) == 5
 
 
+@pytest.mark.slow
 def test_100_000_trajectories_are_never_held_at_once(tmp_path):
     write_many(tmp_path, num_files=500, rows_in_file=200)
     measured = subprocess.run(

@@ -56,13 +56,13 @@ class Setup:
 
 
 SETUPS = [Setup(1, 0, 9999, True), Setup(2, 3, 120, True), Setup(2, 0, 120), Setup(2, 1, 1), Setup(2, 2, 150)]
-# The mathematics holds in every setup; what else a learner does is tested in the first two, or as many as a test says.
+# The mathematics holds in every setup; all else is tested in the first two, or as many as a test says.
 OTHER_RANKS = {SETUPS[0]: Setup(2, 2, 150), SETUPS[1]: Setup(1, 1, 9999)}  # together all four ZeRO stages
 
 
 def in_setups(number: int) -> pytest.MarkDecorator:
     """Run a test in the first setups alone."""
-    return pytest.mark.parametrize("trained", SETUPS[:number], ids=str, indirect=True)
+    return pytest.mark.parametrize("trained", in_tiers(SETUPS[:number], 2), ids=str, indirect=True)
 
 
 @dataclass
@@ -213,7 +213,14 @@ class Trained:
         return load_file(self.group.publish(self.folder, 1).file.path)
 
 
-@pytest.fixture(scope="module", params=SETUPS, ids=str)
+def in_tiers(setups: Sequence[Setup], num_fast: int) -> list[Any]:
+    """Return setups as parameters of a test, those after the first few for the slow tier."""
+    return [
+        pytest.param(one, marks=pytest.mark.slow if number >= num_fast else ()) for number, one in enumerate(setups)
+    ]
+
+
+@pytest.fixture(scope="module", params=in_tiers(SETUPS, 2), ids=str)
 def trained(request, local_ray, task, tmp_path_factory) -> Iterator[Trained]:
     made = Trained(task, request.param, tmp_path_factory.mktemp("published"))
     yield made

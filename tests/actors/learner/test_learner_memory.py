@@ -48,6 +48,7 @@ def plain(local_ray, task) -> list[tuple[float, float]]:
         group.close()
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("way", WAYS)
 def test_it_trains_and_resumes_as_with_plenty(way, plain, task, tmp_path):
     group = start(task, "bfloat16" if way == "bfloat16" else "float32", **WAYS[way])

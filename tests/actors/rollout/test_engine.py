@@ -462,6 +462,7 @@ async def test_incomplete_weights_close_the_engine_and_leave_no_process(
     assert not psutil.pid_exists(process[0])
 
 
+@pytest.mark.slow
 async def test_an_engine_without_memory_does_not_start_and_says_so(judge: Judge, environment: None) -> None:
     enormous = dataclasses.replace(ROLLOUT, cpu_kv_cache_gib=1 << 20)
     engine = Engine(ModelConfig(path=str(judge.folder), dtype="float32"), enormous, VIEW, seed=0, use_gpu=False)
@@ -471,6 +472,7 @@ async def test_an_engine_without_memory_does_not_start_and_says_so(judge: Judge,
         await engine.start()
 
 
+@pytest.mark.slow
 async def test_an_update_ends_when_the_process_dies_that_should_answer(
     judge: Judge, environment: None, tmp_path: Path
 ) -> None:
@@ -507,6 +509,7 @@ if __name__ == "__main__":
 """
 
 
+@pytest.mark.slow
 async def test_no_process_outlives_an_owner_that_is_killed(judge: Judge, environment: None, tmp_path: Path) -> None:
     script = tmp_path / "owner.py"
     script.write_text(OWNER)

@@ -21,11 +21,11 @@ from arm_rl.core.batching import collate, make_batch
 from arm_rl.core.compute_config import LearnerConfig
 from arm_rl.core.config import ConfigError, ModelConfig
 from arm_rl.core.loss import SftObjective
-from tests.actors.learner.test_learner import Setup, Task, spec_of, task  # noqa: F401
+from tests.actors.learner.test_learner import Setup, Task, in_tiers, spec_of, task  # noqa: F401
 from tests.support.random_samples import VIEW
 
 ADAPTERS = {"lora_rank": 4, "lora_alpha": 8, "freeze_vision": True, "freeze_projector": True}
-SETUPS = [Setup(2, 2, 150), Setup(2, 3, 120)]
+SETUPS = [Setup(2, 3, 120), Setup(2, 2, 150)]
 
 
 def policy_of(task: Task, **changes) -> PolicyModel:
@@ -101,7 +101,7 @@ class Adapted:
         return load_file(file.path)
 
 
-@pytest.fixture(scope="module", params=SETUPS, ids=str)
+@pytest.fixture(scope="module", params=in_tiers(SETUPS, 1), ids=str)
 def adapted(request, local_ray, task, tmp_path_factory) -> Iterator[Adapted]:
     made = Adapted(task, request.param, tmp_path_factory.mktemp("published"))
     yield made
