@@ -4,6 +4,7 @@ PYTHON = python3
 BIN = .venv/bin
 STAMP = .venv/installed
 SOURCES = arm_rl actors rewards tools jobs tests
+# Two test workers; a file's tests stay together, in the order of tests/conftest.py.
 PYTEST = $(BIN)/python -m pytest -n 2 --dist loadfile --no-loadscope-reorder --durations=30
 
 .PHONY: help install demo demo-tools bench bench-tools chaos findings test test-slow test-all fuzz lint format clean

@@ -35,7 +35,7 @@ BENCHMARKS: dict[str, tuple[SpeedBenchmark, ...]] = {
 }
 
 
-def one(arguments: argparse.Namespace) -> str:
+def measure_one(arguments: argparse.Namespace) -> str:
     """Measure what one benchmark compares."""
     path = arguments.out / f"{arguments.key}.json"
     with cluster():
@@ -45,7 +45,7 @@ def one(arguments: argparse.Namespace) -> str:
     return f"done: the numbers are in {path}"
 
 
-def every(arguments: argparse.Namespace) -> str:
+def measure_all(arguments: argparse.Namespace) -> str:
     """Measure all, each in a process of its own, and write summary.json, table.md and plot.svg."""
     begun, failed = time.time(), []
     for key in track(BENCHMARKS, description="benchmarks", console=Console(stderr=True)):
@@ -63,7 +63,7 @@ def every(arguments: argparse.Namespace) -> str:
     return f"done in {minutes:.0f} minutes: {path}, with the table in table.md and the plot in plot.svg beside it"
 
 
-def all_tools(arguments: argparse.Namespace) -> str:
+def measure_tools(arguments: argparse.Namespace) -> str:
     """Measure calls a second and latencies of each tool, directly and through an executor."""
     config = ToolsConfig(files=tuple(arguments.files))
     given = json.loads(arguments.arguments)
@@ -88,16 +88,16 @@ def main(argv: Sequence[str] | None = None, *, program: str = "python -m jobs.be
     parser = argparse.ArgumentParser(prog=program, description=__doc__)
     parser.add_argument("--out", type=Path, default=Path("runs/bench"), help="folder of the results")
     commands = parser.add_subparsers(required=True, dest="key")
-    command = commands.add_parser("all", help=every.__doc__, description=every.__doc__)
+    command = commands.add_parser("all", help=measure_all.__doc__, description=measure_all.__doc__)
     command.add_argument("--resume", action="store_true", help="leaves out what has its numbers already")
     command.add_argument("--quick", action="store_true", help="small sizes, to try it")
-    command.set_defaults(run=every)
+    command.set_defaults(run=measure_all)
     for key, benchmarks in BENCHMARKS.items():
         what = "; ".join(benchmark.what for benchmark in benchmarks)
         command = commands.add_parser(key, help=what, description=what)
         command.add_argument("--quick", action="store_true", help="small sizes, to try it")
-        command.set_defaults(run=one)
-    command = commands.add_parser("tools", help=all_tools.__doc__, description=all_tools.__doc__)
+        command.set_defaults(run=measure_one)
+    command = commands.add_parser("tools", help=measure_tools.__doc__, description=measure_tools.__doc__)
     command.add_argument("files", nargs="*", default=TOOL_FILES, help="tool files")
     command.add_argument("--seconds", type=float, default=1.0, help="of each measurement")
     command.add_argument("--sessions", type=int, default=64, help="that call at the same time")
@@ -105,7 +105,7 @@ def main(argv: Sequence[str] | None = None, *, program: str = "python -m jobs.be
     command.add_argument(
         "--arguments", default="{}", help='JSON: arguments by tool, as in \'{"count_words": {"response": "text_0"}}\''
     )
-    command.set_defaults(run=all_tools)
+    command.set_defaults(run=measure_tools)
     arguments = parser.parse_args(argv)
     resume_hint = "--resume measures only what is missing" if arguments.key == "all" else ""
     return run_guarded(lambda: arguments.run(arguments), resume_hint=resume_hint)

@@ -166,7 +166,7 @@ async def ask_all(
                 lines.add(result_line(question.benchmark, question.way, judged))
             on_done(question, judged)
             stage = f"{question.benchmark}-{question.way.replace(' ', '-')}-evaluation"
-            await files.add(stage, asked, _scored(asked.trajectory, judged))
+            await files.add(stage, asked, _make_scored(asked.trajectory, judged))
 
         try:
             await for_each(pending, ask, at_a_time=backend.concurrency)
@@ -175,7 +175,7 @@ async def ask_all(
     return {question.key: known[question.key] for question in questions if question.key in known}
 
 
-def _scored(trajectory: Trajectory, judged: ItemVerdict | None) -> ScoredTrajectory:
+def _make_scored(trajectory: Trajectory, judged: ItemVerdict | None) -> ScoredTrajectory:
     """Return the trajectory with a reward for readers: right or wrong; the height of a rating; None for a broken session."""
     if judged is None:
         return ScoredTrajectory(trajectory=trajectory, reward=None)

@@ -218,7 +218,7 @@ class MetricsConfig:
     wandb_artifacts: Literal["none", "checkpoint", "export"] = "none"
     tensorboard: bool = False  # event files for TensorBoard as well
     trajectories_every: int = 10  # steps between writes of a step's trajectories; 0 for none
-    # write timeline.json: who did what when, for Perfetto and for `python -m jobs.report RUN --time`
+    # write timeline.json: who did what when, for Perfetto and for `report RUN --time`
     timeline: bool = True
 
     def __post_init__(self) -> None:

@@ -97,7 +97,9 @@ class Victim:
         """Those of a kind that live."""
         if kind == "driver":
             return {self._process.pid} if self.status is None else set()
-        return {process.pid for process in processes.below(self._process.pid) if VICTIMS[kind] in process.command}
+        return {
+            process.pid for process in processes.find_descendants(self._process.pid) if VICTIMS[kind] in process.command
+        }
 
     def kill(self, kind: str, process: int, how: signal.Signals = signal.SIGKILL) -> None:
         """Kills it, or stops it so that it hangs; with the driver all others go, and the run is started again."""
@@ -115,7 +117,7 @@ class Victim:
 
     def kill_all(self) -> None:
         """Kill what is left of the run."""
-        left = [process.pid for process in processes.below(self._process.pid)]
+        left = [process.pid for process in processes.find_descendants(self._process.pid)]
         for process in (self._process.pid, *left):
             try:
                 os.kill(process, signal.SIGKILL)

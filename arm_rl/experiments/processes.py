@@ -15,7 +15,7 @@ class Descendant:
     cpu_seconds: float  # used so far
 
 
-def below(root: int) -> list[Descendant]:
+def find_descendants(root: int) -> list[Descendant]:
     """Return the descendants of a process that have not ended; none where the process itself has ended."""
     found = []
     with contextlib.suppress(psutil.NoSuchProcess):

@@ -177,8 +177,8 @@ def axis_ticks(values: Sequence[float], low: float | None, high: float | None) -
     return [number * step for number in range(first, last + 1)]
 
 
-def smoothed(values: Sequence[float]) -> list[float]:
-    """The mean over about a tenth of the points around each; towards the ends over fewer, so that it neither lags nor shifts."""
+def smooth(values: Sequence[float]) -> list[float]:
+    """Return means over about a tenth of the points around each; towards the ends over fewer points."""
     reach = max(len(values) // 20, 1)
     means = []
     for index in range(len(values)):
@@ -254,7 +254,7 @@ def _curve(scale: Scale, points: Sequence[Point], spans: Sequence[StageSpan]) ->
         own = [point for point in points if span.start < point.position <= span.start + span.num_steps]
         if len(own) >= SMOOTH_FROM:
             lines += _line("raw", [(scale.x(point.position), scale.y(point.value)) for point in own])
-            means = smoothed([point.value for point in own])
+            means = smooth([point.value for point in own])
             lines += _line(
                 "curve", [(scale.x(point.position), scale.y(mean)) for point, mean in zip(own, means, strict=True)]
             )

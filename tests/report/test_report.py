@@ -345,5 +345,5 @@ def test_axis_ticks_are_round():
 
 def test_smoothing_neither_lags_nor_shifts():
     line = [float(number) for number in range(60)]
-    assert curves.smoothed(line) == pytest.approx(line)
-    assert max(curves.smoothed([0.0] * 30 + [1.0] + [0.0] * 30)) == pytest.approx(1 / 7)
+    assert curves.smooth(line) == pytest.approx(line)
+    assert max(curves.smooth([0.0] * 30 + [1.0] + [0.0] * 30)) == pytest.approx(1 / 7)

@@ -11,9 +11,9 @@ _lock = threading.Lock()
 def tool_loop() -> LoopThread:
     """Return the loop. The first call starts it, and it ends with the process."""
     with _lock:  # first calls from several threads at once must not start a loop each
-        return _started()
+        return _start_loop()
 
 
 @functools.cache
-def _started() -> LoopThread:
+def _start_loop() -> LoopThread:
     return LoopThread("tool-loop")

@@ -5,7 +5,7 @@ import re
 import time
 from collections import defaultdict
 
-from arm_rl.experiments.processes import below
+from arm_rl.experiments.processes import find_descendants
 
 _RAYS_OWN = re.compile(r"ray::(IDLE|\w*Agent)|/ray/(core|dashboard|_private|autoscaler)/")
 
@@ -14,7 +14,7 @@ def cpu_seconds() -> dict[str, float]:
     """Seconds so far, by name: an actor's class, `driver` for this process, `ray` for Ray's own. Linux only; the driver alone elsewhere."""
     seconds: dict[str, float] = defaultdict(float)
     seconds["driver"] = time.process_time()
-    for process in below(os.getpid()):
+    for process in find_descendants(os.getpid()):
         seconds[_name(process.command)] += process.cpu_seconds
     return dict(seconds)
 

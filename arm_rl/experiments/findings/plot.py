@@ -29,7 +29,7 @@ class _Panel:
     title: str
     ticks: tuple[float, ...]  # the first and the last are its edges
 
-    def clipped(self, value: float) -> float:
+    def clip(self, value: float) -> float:
         """Return the value, or the edge that it is beyond."""
         return min(max(value, self.ticks[0]), self.ticks[-1])
 
@@ -85,13 +85,13 @@ def _draw_curves(axes: "Axes", results: Results, name: str, panel: _Panel) -> No
         rows = [curves[f"{panel.metric}/{kind}"] for curves in results.curves.get(name, {}).values()]
         steps, estimates = zip(*_over_seeds(rows), strict=True)
         if all(math.isfinite(one.low) for one in estimates):
-            low = [panel.clipped(one.low) for one in estimates]
-            high = [panel.clipped(one.high) for one in estimates]
+            low = [panel.clip(one.low) for one in estimates]
+            high = [panel.clip(one.high) for one in estimates]
             axes.fill_between(steps, low, high, color=color, alpha=0.13, linewidth=0)
         for row in rows:
-            known = {step: panel.clipped(value) for step, value in enumerate(row, start=1) if not math.isnan(value)}
+            known = {step: panel.clip(value) for step, value in enumerate(row, start=1) if not math.isnan(value)}
             axes.plot(list(known), list(known.values()), color=color, linewidth=0.5, alpha=0.5, clip_on=False)
-        means = [panel.clipped(one.mean) for one in estimates]
+        means = [panel.clip(one.mean) for one in estimates]
         axes.plot(steps, means, color=color, linewidth=1.5, clip_on=False)
 
 

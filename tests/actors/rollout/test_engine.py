@@ -1,6 +1,7 @@
 """The vLLM engine against Hugging Face: the same tokens, the same log-probabilities, before and after new weights; limits and failures."""
 
 import asyncio
+import contextlib
 import copy
 import dataclasses
 import math
@@ -532,5 +533,10 @@ async def test_no_process_outlives_an_owner_that_is_killed(judge: Judge, environ
 
 def children(name: str, parent: int | None = None) -> list[int]:
     """Return the ids of the child processes with this in their command line."""
-    found = [child.as_dict(["pid", "cmdline"]) for child in psutil.Process(parent).children()]
-    return [child["pid"] for child in found if name in " ".join(child["cmdline"] or ())]
+    found = []
+    with contextlib.suppress(psutil.NoSuchProcess):  # the parent has ended
+        for child in psutil.Process(parent).children():
+            with contextlib.suppress(psutil.NoSuchProcess):  # or the child
+                if name in " ".join(child.cmdline()):
+                    found.append(child.pid)
+    return found

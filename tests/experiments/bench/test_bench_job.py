@@ -27,7 +27,7 @@ def test_one_benchmark_keeps_its_numbers(local_ray, tmp_path, monkeypatch, capsy
         key="vs_trl", what="w", unit="steps/s", goal=1.0, settings="full", quick="small", measure=measure
     )
     monkeypatch.setitem(bench.BENCHMARKS, "vs_trl", (benchmark,))
-    line = bench.one(argparse.Namespace(out=tmp_path, key="vs_trl", quick=True))
+    line = bench.measure_one(argparse.Namespace(out=tmp_path, key="vs_trl", quick=True))
     assert asked == [("small", tmp_path, True)]
     assert str(tmp_path / "vs_trl.json") in line
     assert summary.read(tmp_path / "vs_trl.json") == [result("vs_trl")]
@@ -37,7 +37,7 @@ def test_one_benchmark_keeps_its_numbers(local_ray, tmp_path, monkeypatch, capsy
 def test_a_summary_is_made_of_what_was_measured_before(tmp_path):
     for key in bench.BENCHMARKS:
         summary.save(tmp_path / f"{key}.json", [result(key)])
-    line = bench.every(argparse.Namespace(out=tmp_path, resume=True, quick=False))
+    line = bench.measure_all(argparse.Namespace(out=tmp_path, resume=True, quick=False))
     assert str(tmp_path / "summary.json") in line
     written = json.loads((tmp_path / "summary.json").read_text())
     assert list(written["results"]) == list(bench.BENCHMARKS)
@@ -51,5 +51,5 @@ def test_a_summary_is_made_of_what_was_measured_before(tmp_path):
 def test_a_benchmark_that_fails_is_named(tmp_path, monkeypatch):
     monkeypatch.setattr(bench, "BENCHMARKS", {"vs_nobody": ()})  # the process that is started knows no such key
     with pytest.raises(UserError, match="vs_nobody"):
-        bench.every(argparse.Namespace(out=tmp_path, resume=False, quick=True))
+        bench.measure_all(argparse.Namespace(out=tmp_path, resume=False, quick=True))
     assert not (tmp_path / "summary.json").exists()
