@@ -1,6 +1,8 @@
 """The judge as an object: what a verdict is made of, and sessions behind it."""
 
 import math
+import subprocess
+import sys
 from contextlib import asynccontextmanager
 
 import pytest
@@ -158,3 +160,12 @@ def test_opinions_are_weighed(opinions, orders, choice, confidence):
     verdict = Verdict.of([opinion(*one) for one in opinions], orders)
     assert verdict.choice == choice
     assert verdict.confidence == (None if confidence is None else pytest.approx(confidence))
+
+
+def test_the_judge_is_imported_from_its_package_and_the_clients_without_torch():
+    """Other trainers import the clients: these must not bring models along."""
+    program = (
+        "import sys; import arm_rl.judge.reward_client; assert 'torch' not in sys.modules; "
+        "from arm_rl.judge import Judge; assert Judge.__module__ == 'arm_rl.judge.judge'"
+    )
+    subprocess.run([sys.executable, "-c", program], check=True)
