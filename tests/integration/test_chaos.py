@@ -9,10 +9,10 @@ from safetensors.torch import load_file
 from arm_rl.core.config_file import load
 from arm_rl.core.stage_config import TrainConfig
 from arm_rl.core.trajectory_file import read
-from arm_rl.demo import dataset
 from arm_rl.experiments.chaos import KINDS, run_chaos
 from arm_rl.run.metrics_log import read_lines
 from arm_rl.training.grpo import train_grpo
+from tests.support import small_run
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(900)]
 
@@ -22,36 +22,21 @@ NUM_STEPS = 12
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory) -> Path:
     folder = tmp_path_factory.mktemp("chaos")
-    dataset.write(folder / "train.parquet", seed=0, split="train", num_samples=20)
+    small_run.write_data(folder, 20)
     return folder
 
 
 def settings(folder: Path, model: Path, name: str, *more: str) -> list[str]:
-    """A small run of a judge that has learned nothing yet: twelve steps, into the third epoch."""
-    return [
-        *(
-            "configs/demo.yaml",
-            f"run.root={folder}",
-            f"run.name={name}",
-            f"model.path={model}",
-            f"num_steps={NUM_STEPS}",
-        ),
-        *(
-            f"data.train=[{folder / 'train.parquet'}]",
-            "data.held_out=[]",
-            "algorithm.samples_per_step=4",
-            "algorithm.group_size=4",
-        ),
-        *(
-            "algorithm.drop_flat_groups=false",
-            "learner.num_threads=1",
-            "learner.micro_batch_tokens=512",
-            "metrics.wandb=disabled",
-        ),
-        *("metrics.timeline=false", "metrics.trajectories_every=1", "checkpoint.every=2", "learner.learning_rate=1e-3"),
-        # rewards are all equal: this moves the weights, by what was sampled
-        *("algorithm.entropy_coefficient=0.1", *more),
-    ]
+    """Return the arguments of a run of twelve steps, into the third epoch."""
+    keys = (
+        f"run.name={name}",
+        f"num_steps={NUM_STEPS}",
+        "metrics.timeline=false",
+        "checkpoint.every=2",
+        "learner.learning_rate=1e-3",
+        "algorithm.entropy_coefficient=0.1",  # rewards are all equal: this moves the weights, by what was sampled
+    )
+    return ["configs/demo.yaml", *small_run.overrides(folder, model, *keys, *more)]
 
 
 def sampled(run: Path) -> dict[str, list]:

@@ -19,9 +19,9 @@ from ray.util.state import list_actors
 
 from actors.cluster.placement import CPU_SHARE
 from arm_rl.core import trajectory_file
-from arm_rl.demo import dataset
 from arm_rl.run import checkpoint
 from arm_rl.run.metrics_log import read_lines
+from tests.support import small_run
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(900)]
 
@@ -115,22 +115,9 @@ def machines(no_ray) -> Iterator[Machines]:
 @pytest.fixture(scope="module")
 def settings(tmp_path_factory, judge_folder) -> list[str]:
     folder = tmp_path_factory.mktemp("shared")
-    dataset.write(folder / "train.parquet", seed=0, split="train", num_samples=64)
-    return [
-        *(
-            f"run.root={folder}",
-            "run.name=job",
-            f"model.path={judge_folder}",
-            f"data.train=[{folder / 'train.parquet'}]",
-        ),
-        *(
-            "data.held_out=[]",
-            "algorithm.samples_per_step=2",
-            "algorithm.group_size=2",
-            "algorithm.drop_flat_groups=false",
-        ),
-        *("learner.num_threads=1", "checkpoint.every=1000", "metrics.wandb=disabled", "metrics.trajectories_every=1"),
-    ]
+    small_run.write_data(folder, 64)
+    keys = ("run.name=job", "algorithm.samples_per_step=2", "algorithm.group_size=2", "checkpoint.every=1000")
+    return small_run.overrides(folder, judge_folder, *keys)
 
 
 def test_a_job_lives_through_a_lost_node_and_a_stop(machines, settings):

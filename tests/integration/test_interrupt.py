@@ -11,8 +11,8 @@ from pathlib import Path
 import psutil
 import pytest
 
-from arm_rl.demo import dataset
 from arm_rl.run.metrics_log import read_lines
+from tests.support import small_run
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(900)]
 
@@ -32,22 +32,10 @@ def marked(mark: str) -> list[psutil.Process]:
 
 
 def test_ctrl_c_leaves_nothing_behind(tmp_path, judge_folder):
-    dataset.write(tmp_path / "train.parquet", seed=0, split="train", num_samples=64)
-    command = [
-        sys.executable,
-        "-m",
-        "jobs.train",
-        "configs/demo.yaml",
-        f"run.root={tmp_path}",
-        f"model.path={judge_folder}",
-    ]
-    command += [f"data.train=[{tmp_path / 'train.parquet'}]", "data.held_out=[]", "algorithm.samples_per_step=2"]
-    command += [
-        "algorithm.group_size=2",
-        "algorithm.drop_flat_groups=false",
-        "checkpoint.every=1",
-        "metrics.wandb=disabled",
-    ]
+    small_run.write_data(tmp_path, 64)
+    keys = ("algorithm.samples_per_step=2", "algorithm.group_size=2", "checkpoint.every=1")
+    arguments = small_run.overrides(tmp_path, judge_folder, *keys)
+    command = [sys.executable, "-m", "jobs.train", "configs/demo.yaml", *arguments]
     mark = uuid.uuid4().hex
     run = subprocess.Popen(
         command,

@@ -22,6 +22,7 @@ from arm_rl.run.step_times import step_times
 from arm_rl.training.grpo import train_grpo
 from arm_rl.training.sft import train_sft
 from arm_rl.training.weight_sync import published_folder
+from tests.support import small_run
 from tools import load_tools
 from tools.execution.local import LocalTools
 
@@ -34,7 +35,7 @@ MAX_LOGPROB_GAP = 1e-5  # between engine and learner, float32: the same tokens, 
 def folder(tmp_path_factory) -> Path:
     """A run folder with data."""
     folder = tmp_path_factory.mktemp("runs")
-    dataset.write(folder / "train.parquet", seed=0, split="train", num_samples=96)
+    small_run.write_data(folder, 96)
     dataset.write(folder / "held_out.parquet", seed=0, split="held_out", num_samples=16)
     return folder
 
@@ -71,22 +72,10 @@ def cold_start(local_ray, folder, judge_folder, template) -> Path:
 
 
 def grpo_config(folder: Path, model: Path, *overrides: str) -> TrainConfig:
-    """The demo's configuration, made small."""
-    small = (
-        f"run.root={folder}",
-        f"model.path={model}",
-        f"data.train=[{folder / 'train.parquet'}]",
-        f"data.held_out=[{folder / 'held_out.parquet'}]",
-        "algorithm.samples_per_step=4",
-        "algorithm.group_size=4",
-        "algorithm.drop_flat_groups=false",  # an untrained judge earns nothing
-        "learner.num_threads=1",
-        "learner.micro_batch_tokens=512",
-        "metrics.wandb=disabled",
-        "metrics.trajectories_every=1",
-        "evaluation.final=false",
-    )
-    return load(TrainConfig, "configs/demo.yaml", [*small, *overrides])
+    """Return the demo's configuration, made small."""
+    held_out = f"data.held_out=[{folder / 'held_out.parquet'}]"
+    arguments = small_run.overrides(folder, model, held_out, "evaluation.final=false", *overrides)
+    return load(TrainConfig, "configs/demo.yaml", arguments)
 
 
 def steps(run: Path) -> list[dict]:
