@@ -22,10 +22,32 @@ hypothesis.settings.register_profile(
 
 ROOT = Path(__file__).parent.parent
 
-# Files that take longest, in this order, before all others: at the end no test worker waits for one of them alone.
-LONG_FILES: tuple[str, ...] = ()
-# Files with a cluster of their own, after all others: the test worker's Ray ends before each of them.
-OWN_CLUSTERS = ("actors/cluster/test_lost_node.py", "actors/cluster/test_reservation.py", "integration/test_cluster.py")
+# Files that take longest, before all others: at the end no test worker waits for one of them alone. Those with a cluster of
+# their own are among the first, while the test worker has no Ray yet that would have to end.
+LONG_FILES = (
+    "integration/test_cluster.py",
+    "integration/test_chaos.py",
+    "integration/test_findings.py",
+    "actors/cluster/test_lost_node.py",
+    "actors/cluster/test_reservation.py",
+    "integration/test_stages.py",
+    "prepare/test_difficulty.py",
+    "integration/test_serve.py",
+    "actors/learner/test_learner.py",
+    "integration/test_interrupt.py",
+    "experiments/bench/test_learner_bench.py",
+    "experiments/bench/test_driver_bench.py",
+    "integration/test_full_disk.py",
+    "export/test_export.py",
+    "tools/python/test_executor.py",
+    "actors/rollout/test_engine.py",
+    "actors/learner/test_learner_memory.py",
+    "actors/learner/test_qwen3.py",
+    "actors/weights/test_lora.py",
+    "actors/test_supervision.py",
+    "actors/test_tool_executor.py",
+    "benchmarks/test_engines.py",
+)
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:
@@ -51,7 +73,7 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
 def _turn(item: pytest.Item) -> int:
     """Return when the test's file begins, as a position in the order of files."""
     file = str(item.path.relative_to(ROOT / "tests"))
-    return (*LONG_FILES, None, *OWN_CLUSTERS).index(file if file in LONG_FILES or file in OWN_CLUSTERS else None)
+    return LONG_FILES.index(file) if file in LONG_FILES else len(LONG_FILES)
 
 
 @pytest.fixture(scope="session")

@@ -10,6 +10,8 @@ from pathlib import Path
 
 import pytest
 
+from tests.conftest import LONG_FILES
+
 ROOT = Path(__file__).parent.parent
 LAYERS = ("jobs", "arm_rl", "actors", "rewards", "tools", "arm_rl.core")
 TOPS = tuple(sorted({layer.split(".")[0] for layer in LAYERS}))
@@ -249,3 +251,7 @@ def test_a_cycle_of_packages_is_found():
     assert package_graph(files)["arm_rl.prepare"] == {"arm_rl.data"}
     assert cycles(package_graph(files)) == ["arm_rl.data", "arm_rl.prepare", "arm_rl.run"]
     assert cycles({"a": {"b"}, "b": {"c"}, "c": set()}) == []
+
+
+def test_long_files_are_there():
+    assert [file for file in LONG_FILES if not (ROOT / "tests" / file).is_file()] == []
