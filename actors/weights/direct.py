@@ -6,6 +6,7 @@
 The ranks import this when the first weights are sent; it alone imports vLLM on the learners' side. The engines' side is `vllm_worker`.
 """
 
+import math
 import socket
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any
@@ -18,6 +19,7 @@ from vllm.distributed.weight_transfer.base import ParamMeta, TrainerInitInfo, Tr
 from vllm.distributed.weight_transfer.factory import WeightTransferTrainerFactory
 from vllm.distributed.weight_transfer.ipc_engine import IPCTrainerInitInfo
 from vllm.distributed.weight_transfer.nccl_engine import NCCLTrainerInitInfo
+from vllm.distributed.weight_transfer.packed_tensor import DEFAULT_PACKED_BUFFER_SIZE_BYTES
 
 from actors.weights import gather
 
@@ -106,7 +108,6 @@ class DirectTransfer:
         rank: int,
         address: str,
         num_workers: int,
-        packed: bool = True,
     ) -> None:
         """Connects to the engines; all ranks at once.
 
@@ -114,16 +115,17 @@ class DirectTransfer:
             kind: `nccl` or `ipc`.
             address: of this node.
             num_workers: of all engines together.
-            packed: many weights a broadcast, on streams of a GPU's.
         """
-        info: TrainerInitInfo = IPCTrainerInitInfo(rank=rank, packed=packed)
+        buffer_bytes = packed_buffer_bytes(source.metadata())
+        info: TrainerInitInfo = IPCTrainerInitInfo(rank=rank, packed=True, packed_buffer_size_bytes=buffer_bytes)
         if kind == "nccl":
             info = NCCLTrainerInitInfo(
                 rank=rank,
                 master_address=address,
                 master_port=_free_port(address),
                 world_size=1 + num_workers,
-                packed=packed,
+                packed=True,
+                packed_buffer_size_bytes=buffer_bytes,
             )
         self._engines = engines
         self._trainer: TrainerWeightTransferEngine = WeightTransferTrainerFactory.trainer_init(
@@ -134,6 +136,14 @@ class DirectTransfer:
         """Brings all engines to the weights as they are; all ranks at once."""
         self._engines.version = version
         self._trainer.send_weights()
+
+
+def packed_buffer_bytes(metadata: Sequence[ParamMeta]) -> int:
+    """Return the size of the buffer that carries many weights at a time, in bytes: vLLM's default, or the largest weight.
+
+    vLLM's IPC transfer refuses a weight that is larger than the buffer, as the embedding of a 7B model is (1,089,994,752 bytes).
+    """
+    return max(DEFAULT_PACKED_BUFFER_SIZE_BYTES, *(math.prod(one.shape) * one.dtype.itemsize for one in metadata))
 
 
 def _free_port(address: str) -> int:

@@ -1,11 +1,15 @@
-"""Gloo in place of NCCL, so that vLLM's weight transfer runs without a GPU: for the trainer's side, and for an engine's worker process."""
+"""Gloo in place of NCCL, so that vLLM's weight transfer runs without a GPU: for the trainer's side, and for an engine's worker process.
+
+Importing the module puts gloo in NCCL's place, and streams that do nothing in place of a GPU's.
+"""
 
 import datetime
+from contextlib import nullcontext
 
 import torch
 import torch.distributed as dist
 from torch import Tensor
-from vllm.distributed.weight_transfer import nccl_engine
+from vllm.distributed.weight_transfer import nccl_engine, packed_tensor
 
 from actors.rollout import vllm_worker
 
@@ -51,4 +55,15 @@ def finish_weight_update(self, finish=nccl_engine.NCCLWeightTransferEngine.finis
 nccl_engine.NCCLWeightTransferEngine.finish_weight_update = finish_weight_update
 nccl_engine.worker_init_process_group = worker_group
 nccl_engine.open_trainer_endpoint = trainer_group
-torch.cuda.current_stream = lambda device=None: None
+
+
+class Stream:
+    """A stream whose work is done at once."""
+
+    def synchronize(self) -> None:
+        pass
+
+
+packed_tensor._get_streams = lambda device_index, number: (Stream(),) * number
+torch.accelerator.current_device_index = lambda: 0
+torch.cuda.stream = nullcontext
