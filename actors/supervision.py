@@ -13,7 +13,7 @@ import ray
 from ray.actor import ActorHandle
 from ray.exceptions import ActorUnavailableError, ObjectLostError, RayActorError, RayError, RayTaskError
 
-from arm_rl.core.errors import UserError
+from arm_rl.core.errors import EngineDied, UserError
 
 logger = logging.getLogger(__name__)
 
@@ -161,6 +161,16 @@ def cause_of(error: BaseException) -> BaseException:
 def is_lost_with_node(error: BaseException) -> bool:
     """Return whether an object was lost with its node: unlike an actor, Ray cannot restart it."""
     return isinstance(cause_of(error), ObjectLostError)
+
+
+def is_loss(error: BaseException) -> bool:
+    """Return whether an actor, a node, an engine or a connection was lost, or did not answer in time: another attempt may succeed.
+
+    Every other error is deterministic, and comes again.
+    """
+    cause = cause_of(error)
+    by_ray = isinstance(cause, RayError) and not isinstance(cause, RayTaskError)  # raised by no code of an actor
+    return by_ray or isinstance(cause, EngineDied | ConnectionError | TimeoutError)
 
 
 def describe_error(error: BaseException) -> str:

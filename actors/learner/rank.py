@@ -20,7 +20,8 @@ from actors.learner.hf_folder import write_folder
 from actors.learner.image_inputs import ImageInputs, ImagePreparer
 from actors.learner.policy_model import PolicyModel
 from actors.learner.settings import LearnerSpec
-from actors.weights import gather, lora
+from actors.weights import comparison, gather, lora
+from actors.weights.comparison import WeightSample
 from actors.weights.files import PublishedWeights, system_errors, write_weights
 from arm_rl.core import tracing
 from arm_rl.core.batching import MicroBatch, collate
@@ -249,6 +250,12 @@ class Learner:
                 num_workers=len(engines) * workers_per_engine,
             )
         self._transfer.send(version)
+
+    def sample_weights(self) -> dict[str, WeightSample]:
+        """Return blocks of some weights by their common names, to compare with the engines'; empty but on rank 0."""
+        return comparison.learner_samples(
+            self._policy.hf, self._spec.config.zero_stage, self._scaling, wanted=self._rank == 0
+        )
 
     def remove_published(self, folder: Path) -> None:
         """Remove what `publish` wrote: shared memory is not left to the next run."""

@@ -15,7 +15,8 @@ from ray.exceptions import RayActorError, RayError
 
 from actors.learner.rank import Learner, RankBatch
 from actors.learner.settings import LearnerSpec, learner_environment
-from actors.supervision import StageLost, cause_of, describe_error, is_lost_with_node
+from actors.supervision import StageLost, cause_of, describe_error, is_loss, is_lost_with_node
+from actors.weights.comparison import WeightSample
 from actors.weights.files import PublishedWeights
 from arm_rl.core.compute_config import Transfer
 from arm_rl.core.loss import Objective, means
@@ -98,11 +99,18 @@ class LearnerRanks:
 
         Raises:
             StageLost: they did not arrive in time, or an engine or a rank was lost meanwhile.
+            RayError: If a rank or an engine raised what it would raise again, such as ValueError.
         """
         try:
             _all([actor.send.remote(kind, version, engines, workers_per_engine) for actor in self._ranks], self._limit)
         except RayError as error:
+            if not is_loss(error):
+                raise
             raise StageLost(f"the weights did not reach the engines: {describe_error(error)}") from error
+
+    def sample_weights(self) -> dict[str, WeightSample]:
+        """Return blocks of some weights by their common names, to compare with the engines'."""
+        return self._call("sample_weights")[0]
 
     def spans(self) -> dict[str, ObjectRef]:
         """Fetch each rank's spans since the last call, by the rank's name in the timeline."""
@@ -181,13 +189,20 @@ def _loss_behind(error: RayError, others: Sequence[ObjectRef]) -> RayError | Non
     cause = cause_of(error)
     if isinstance(error, RayActorError) or is_lost_with_node(error):  # the images
         return error
-    if not (isinstance(cause, dist.DistError) or "gloo" in str(cause).lower()):
+    if not _is_of_collective(cause):
         return None
     for call in ray.wait(list(others), num_returns=len(others), timeout=_SECONDS_TO_DIE)[0] if others else []:
         try:
             ray.get(call)
         except RayActorError as death:
             return death
-        except RayError:
-            continue
+        except RayError as other:
+            if not is_loss(other) and not _is_of_collective(cause_of(other)):
+                raise  # the rank that failed by itself, for which the collective failed
     return error
+
+
+def _is_of_collective(cause: BaseException) -> bool:
+    """Return whether a collective failed for what may be the loss of a rank; NCCL's errors of usage come again."""
+    text = str(cause).lower()
+    return isinstance(cause, dist.DistError) or "gloo" in text or ("nccl error" in text and "invalid" not in text)

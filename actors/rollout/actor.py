@@ -129,6 +129,10 @@ class RolloutActor(SupervisedActor):
         """Resume running requests under the new version."""
         await self._engine.end_update(version)
 
+    async def sample_weights(self, names: Sequence[str]) -> dict[str, tuple[list[int], bytes]]:
+        """Return blocks of the named weights, to compare with the learners'."""
+        return await self._engine.sample_weights(names)
+
     async def sleep(self) -> None:
         """Free the GPU for a learner that shares it."""
         await self._engine.sleep()

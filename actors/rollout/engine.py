@@ -240,6 +240,15 @@ class Engine:
                 await self.vllm.answer(llm.resume_generation())
         self._release_submission()
 
+    async def sample_weights(self, names: Sequence[str]) -> dict[str, tuple[list[int], bytes]]:
+        """Return blocks of the named weights, as the first of the engine's workers uses them (`weights.comparison`).
+
+        Raises:
+            EngineDied: If vLLM's process is gone.
+        """
+        workers = await self.vllm.answer(self.vllm.llm.collective_rpc("sample_weights", args=(list(names),)))
+        return {name: (shape, data) for name, (shape, data) in workers[0].items()}
+
     @asynccontextmanager
     async def _closing_on_failure(self) -> AsyncIterator["AsyncLLM"]:
         """Close the engine if a part of an update fails: the weights may be mixed."""

@@ -122,6 +122,11 @@ class RolloutPool:
         self._newest.set(published)
         await asyncio.gather(*(slot.serve(published) for slot in self._slots))
 
+    async def sample_weights(self, names: Sequence[str]) -> dict[int, dict[str, tuple[list[int], bytes]]]:
+        """Return blocks of the named weights of each engine that serves, by the engine's number."""
+        found = await asyncio.gather(*(slot.sample_weights(names) for slot in self._slots))
+        return {number: blocks for number, blocks in enumerate(found) if blocks is not None}
+
     @property
     def node_ids(self) -> tuple[str, ...]:
         """The node of each engine."""

@@ -5,14 +5,14 @@ actor dies -> counted -> a new actor -> the newest weights -> serves
 
 import asyncio
 import time
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Sequence
 from typing import TypeVar
 
 import ray
 from ray.actor import ActorHandle
 from ray.exceptions import RayActorError, RayError
 
-from actors.supervision import ActorsLost, Deaths, StageLost, describe_error, discard_answers, wait_for_end
+from actors.supervision import ActorsLost, Deaths, StageLost, describe_error, discard_answers, is_loss, wait_for_end
 from actors.weights.files import PublishedWeights, WeightFile
 from arm_rl.core.compute_config import Transfer
 from arm_rl.core.errors import EngineDied
@@ -106,6 +106,17 @@ class Slot:
 
         await self.call(load)
 
+    async def sample_weights(self, names: Sequence[str]) -> dict[str, tuple[list[int], bytes]] | None:
+        """Return blocks of the named weights; None where an actor is being started, which loads the newest weights by itself."""
+        actor = self._actor
+        if actor is None:
+            return None
+        try:
+            return await actor.sample_weights.remote(names)
+        except LOST as error:
+            self.replace(actor, error)
+            return None
+
     def replace(self, actor: ActorHandle, error: BaseException) -> None:
         """Start another actor in place of a lost one, unless that was done already."""
         if actor is self._actor:
@@ -179,6 +190,8 @@ class Slot:
             try:
                 actor = await self._start()
             except RayError as another:
+                if not is_loss(another):
+                    raise
                 error = another
                 continue
             self._deaths.record_recovery(time.monotonic() - died)

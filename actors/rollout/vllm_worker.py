@@ -5,8 +5,9 @@ file. The module imports no Ray, and nothing else imports it.
 """
 
 import os
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from safetensors.torch import load_file
@@ -17,12 +18,18 @@ from vllm.model_executor.model_loader.reload import finalize_layerwise_reload, i
 from vllm.v1.core.sched import output
 
 from actors.rollout.engine_settings import BACKENDS, OWNER_PID
-from actors.weights import lora
+from actors.weights import comparison, lora
 from arm_rl.core.owner import die_with
 
 
 class WorkerExtension:
-    """Mixed into vLLM's worker class; all that is needed is the import of this module."""
+    """Methods that vLLM's worker class gets; the import of this module registers the transfer by file."""
+
+    get_model: Any  # the worker's own: it returns the model
+
+    def sample_weights(self, names: Sequence[str]) -> dict[str, tuple[list[int], bytes]]:
+        """Return blocks of the named weights as the engine uses them (`weights.comparison`)."""
+        return comparison.engine_blocks(self.get_model(), names)
 
 
 @dataclass

@@ -1,7 +1,7 @@
 """The whole weights of a model that ZeRO may have cut into shards: gathered some at a time, adapters merged, under plain names."""
 
 import contextlib
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from typing import Any
 
 import torch
@@ -14,7 +14,12 @@ _GATHERED_ELEMENTS = 1 << 28  # of ZeRO-3 shards brought together at a time
 
 
 def pieces(
-    model: nn.Module, zero_stage: int, scaling: Tensor | None, *, wanted: bool = True
+    model: nn.Module,
+    zero_stage: int,
+    scaling: Tensor | None,
+    *,
+    wanted: bool = True,
+    names: Collection[str] | None = None,
 ) -> Iterator[list[tuple[str, Tensor]]]:
     """All weights, tied ones once, by the names of a model without adapters; each piece holds until the next one is asked for.
 
@@ -22,15 +27,21 @@ def pieces(
         model: Hugging Face's; where it is sharded, all ranks iterate together.
         scaling: of adapters, where there are any.
         wanted: whether this rank needs the tensors; else its pieces are empty.
+        names: those to gather; by default all.
     """
     adapters = lora.adapters_of(model)
-    named = [
-        (plain, weight) for name, weight in model.named_parameters() if (plain := lora.plain_name(name)) is not None
-    ]
+    named = [(name, weight) for name, weight in plain_parameters(model) if names is None or name in names]
     for piece in _cut(named):
         beside = [part for name, _ in piece if (adapter := adapters.get(name)) for part in (adapter.down, adapter.up)]
         with gathered([*(weight for _, weight in piece), *beside], zero_stage), torch.no_grad():
             yield [(name, _merged(weight, adapters.get(name), scaling)) for name, weight in piece] if wanted else []
+
+
+def plain_parameters(model: nn.Module) -> list[tuple[str, nn.Parameter]]:
+    """Return the model's own parameters by the names of a model without adapters."""
+    return [
+        (plain, weight) for name, weight in model.named_parameters() if (plain := lora.plain_name(name)) is not None
+    ]
 
 
 def gathered(parameters: Sequence[nn.Parameter], zero_stage: int) -> contextlib.AbstractContextManager:

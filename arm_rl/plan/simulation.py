@@ -20,6 +20,7 @@ from typing import Any, Protocol
 from actors.learner.ranks import LearnerRanks
 from actors.rollout.pool import RolloutPool
 from actors.scorer import Score
+from actors.weights.comparison import WeightSample
 from actors.weights.files import PublishedWeights, WeightFile
 from arm_rl.core.stage_config import TrainConfig
 from arm_rl.core.types import Batch, ImageInfo, Message, Sample, Trajectory, Turn
@@ -140,6 +141,9 @@ def _engine(number: int, rollouts: Rollouts) -> Any:
         await rollouts.update(number)
         version.number = weights.version
 
+    async def sample_weights(names: Sequence[str]) -> dict[str, Any]:
+        return {}
+
     def run_group(sample: Sample, *, group_id: str, size: int, temperature: float, seed: int) -> tuple[Any, Any]:
         return asyncio.ensure_future(rollouts.group(number, sample, group_id, size, version)), None
 
@@ -147,7 +151,12 @@ def _engine(number: int, rollouts: Rollouts) -> Any:
         await rollouts.sleep(number)
 
     return _handle(
-        run_group=SimpleNamespace(remote=run_group), start=start, load_weights=load_weights, sleep=rest, wake=rest
+        run_group=SimpleNamespace(remote=run_group),
+        start=start,
+        load_weights=load_weights,
+        sample_weights=sample_weights,
+        sleep=rest,
+        wake=rest,
     )
 
 
@@ -207,6 +216,10 @@ class _Learners(LearnerRanks):
     def publish(self, folder: Path, version: int, node_ids: Sequence[str] = ()) -> PublishedWeights:
         clock.loop().spend(self._learning.publish())
         return PublishedWeights(file=WeightFile(path=folder / "none", version=version), node_id="", data=None)
+
+    def sample_weights(self) -> dict[str, WeightSample]:
+        """There are no weights."""
+        return {}
 
     def free_cache(self) -> None:
         """Takes no time."""

@@ -4,6 +4,9 @@ file   learner rank 0 writes one file; engines of its node read it, and engines 
        through Ray's object store
 nccl   learner rank 0 broadcasts from its GPU to the engines' GPUs
 ipc    each learner rank hands its weights to the engine on the same GPU
+
+Afterwards blocks of some weights are compared (`actors.weights.comparison`): a synchronisation that changed nothing, or the wrong thing,
+ends the run.
 """
 
 import asyncio
@@ -11,10 +14,13 @@ from pathlib import Path
 
 from actors.learner.ranks import LearnerRanks
 from actors.rollout.pool import RolloutPool
+from actors.weights import comparison
 from actors.weights.files import weights_folder
 from arm_rl.core.config import RunConfig
 from arm_rl.core.seeding import derive_seed
 from arm_rl.core.stage_config import TrainConfig
+from arm_rl.core.tracing import span
+from arm_rl.training.group import RunStopped
 
 
 class WeightSync:
@@ -30,11 +36,14 @@ class WeightSync:
 
         Raises:
             StageLost: If an engine or a rank is lost meanwhile, and cannot be replaced by itself.
+            RunStopped: If an engine has other weights than the learners afterwards.
         """
         if self._transfer == "file":
             await self._by_file(version)
         else:
             await self._directly(version)
+        with span("compare"):
+            await self._compare(version)
 
     async def _by_file(self, version: int) -> None:
         node_ids = self._rollouts.node_ids
@@ -44,6 +53,16 @@ class WeightSync:
     async def _directly(self, version: int) -> None:
         engines = await self._rollouts.actors()
         await asyncio.to_thread(self._learners.send, self._transfer, version, engines, self._workers_per_engine)
+
+    async def _compare(self, version: int) -> None:
+        """Compare samples of the weights of all engines with the learners'."""
+        expected = await asyncio.to_thread(self._learners.sample_weights)
+        for number, found in (await self._rollouts.sample_weights(list(expected))).items():
+            if (difference := comparison.difference(expected, found)) is not None:
+                raise RunStopped(
+                    f"engine {number} does not serve the learners' weights after it was sent version {version} "
+                    f"(placement.weight_transfer: {self._transfer}): {difference}"
+                )
 
 
 def published_folder(run: RunConfig) -> Path:

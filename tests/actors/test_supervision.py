@@ -9,7 +9,8 @@ import ray
 from ray.exceptions import RayActorError
 
 from actors import supervision
-from actors.supervision import RETRIES, Deaths, call_with_retries, cause_of, describe_error, watch
+from actors.supervision import RETRIES, Deaths, call_with_retries, cause_of, describe_error, is_loss, watch
+from arm_rl.core.errors import EngineDied
 from tests.support.dying_actors import Victim
 
 pytestmark = pytest.mark.usefixtures("local_ray")
@@ -35,6 +36,18 @@ async def test_an_error_is_told_by_its_cause():
     assert "OOM" not in describe_error(await error_of(victim.pulse.remote())), "no guesses"
     assert describe_error(await error_of(start("no model here").pulse.remote())) == "FileNotFoundError: no model here"
     assert describe_error(KeyError("x")) == "KeyError: 'x'"
+
+
+async def test_what_may_succeed_next_time_is_told_from_what_comes_again():
+    victim = start()
+    assert not is_loss(await error_of(victim.fail.remote(False)))
+    assert is_loss(await error_of(victim.die.remote()))
+    lost = [EngineDied("x"), ConnectionResetError(), TimeoutError(), ray.exceptions.GetTimeoutError("x")]
+    assert all(is_loss(error) for error in lost)
+    nested = ray.exceptions.RayTaskError("send", "its trace", ray.exceptions.RayTaskError("f", "", EngineDied("x")))
+    assert is_loss(nested)
+    again = [ValueError("x"), TypeError("x"), AssertionError(), RuntimeError("shape mismatch"), OSError("disk full")]
+    assert not any(is_loss(ray.exceptions.RayTaskError("send", "its trace", error)) for error in again)
 
 
 async def test_a_call_is_made_again_when_its_actor_is_back():

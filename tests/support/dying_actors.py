@@ -23,7 +23,9 @@ class Puppet(SupervisedActor):
         with (self._folder / "starts").open("a") as file:
             file.write(f"{os.getpid()}\n")
         if (self._folder / "cannot start").exists():
-            raise RuntimeError("no memory for the cache")
+            raise EngineDied("no memory for the cache")
+        if (self._folder / "starts no more").exists():
+            raise ValueError("another number of heads")
         return "a node"
 
     async def load_weights(self, weights: Any, data: bytes | None) -> None:
@@ -76,4 +78,6 @@ class TransferringRank:
     async def send(self, kind: str, version: int, engines: list, workers_per_engine: int) -> None:
         if kind == "nccl" and version:
             raise ConnectionError("an engine hung up")
+        if kind == "ipc":
+            raise ValueError("the tensor exceeds the buffer")
         await asyncio.Event().wait()

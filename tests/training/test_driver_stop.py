@@ -34,7 +34,7 @@ class Side:
 
     def __post_init__(self) -> None:
         self.loop = asyncio.get_running_loop()
-        self.rollouts = SimpleNamespace(node_ids=(), serve=self._nothing)
+        self.rollouts = SimpleNamespace(node_ids=(), serve=self._nothing, sample_weights=self._no_weights)
 
     async def _nothing(self, *_) -> None:
         pass
@@ -79,6 +79,12 @@ class Side:
 
     def publish(self, folder, version, node_ids) -> None:
         self.version = version
+
+    def sample_weights(self) -> dict:
+        return {}
+
+    async def _no_weights(self, names) -> dict:
+        return {}
 
     def record(self, *_) -> None:
         pass

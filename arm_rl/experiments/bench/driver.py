@@ -28,6 +28,7 @@ from actors.learner.ranks import LearnerRanks
 from actors.rollout.pool import RolloutPool
 from actors.scorer import Scorer
 from actors.supervision import SupervisedActor
+from actors.weights.comparison import WeightSample
 from actors.weights.files import PublishedWeights, WeightFile
 from arm_rl.core.compute_config import LearnerConfig
 from arm_rl.core.config_file import load
@@ -228,9 +229,13 @@ class InstantEngine(SupervisedActor):
         images = {shown.key: Image(b"pixels", shown.key) for one in trajectories for shown in one.images}
         return trajectories, images
 
-    async def update_weights(self, weights: WeightFile, data: bytes | None) -> None:
+    async def load_weights(self, weights: WeightFile, data: bytes | None) -> None:
         """Stamp the turns that follow with this policy version."""
         self._turns = _turns(weights.version)
+
+    async def sample_weights(self, names: Sequence[str]) -> dict[str, tuple[list[int], bytes]]:
+        """Return nothing: there are no weights."""
+        return {}
 
 
 class InstantRank:
@@ -244,6 +249,10 @@ class InstantRank:
         """Return a version without a file."""
         node_id = str(ray.get_runtime_context().get_node_id())
         return PublishedWeights(file=WeightFile(path=folder / "none", version=version), node_id=node_id, data=None)
+
+    def sample_weights(self) -> dict[str, WeightSample]:
+        """Return nothing: there are no weights."""
+        return {}
 
 
 class InstantLearners(LearnerRanks):

@@ -126,12 +126,22 @@ async def test_deaths_without_end_end_with_their_cause(start, tmp_path):
     (tmp_path / "g may die").write_text("1")
     with pytest.raises(
         ActorsLost,
-        match=f"^RuntimeError: no memory for the cache: rollout died {MAX_DEATHS + 1} times with nothing finished",
+        match=f"^EngineDied: no memory for the cache: rollout died {MAX_DEATHS + 1} times with nothing finished",
     ):
         await run(group)
     with pytest.raises(ActorsLost):
         await group.serve(published(tmp_path, 1))
     assert starts(tmp_path) == 1 + MAX_DEATHS
+
+
+async def test_a_successor_that_cannot_start_for_what_comes_again_is_not_tried_again(start, tmp_path):
+    group = start()
+    await run(group)
+    (tmp_path / "starts no more").touch()
+    (tmp_path / "g may die").write_text("1")
+    with pytest.raises(ValueError, match="another number of heads"):
+        await run(group)
+    assert starts(tmp_path) == 2
 
 
 async def test_a_finished_group_forgives_what_died_before(start, tmp_path):

@@ -21,7 +21,7 @@ from actors.rollout import engine_settings
 from actors.rollout.engine import Engine
 from actors.rollout.pool import RolloutPool
 from actors.supervision import StageLost
-from actors.weights import gather
+from actors.weights import comparison, gather
 from arm_rl.core.compute_config import LearnerConfig, PlacementConfig
 from arm_rl.core.config import ConfigError, DataConfig, ModelConfig
 from arm_rl.core.stage_config import TrainConfig
@@ -147,6 +147,8 @@ async def test_the_engine_is_the_learners_model_after_each_transfer(engine: Engi
         )
         await engine.generate(judge.ids("Go"), [], max_tokens=3, temperature=1.0, seed=1, forbidden_ids=endless)
         await asyncio.to_thread(transfer.send, version)
+        expected = comparison.learner_samples(policy.hf, 0, None, wanted=True)
+        assert comparison.difference(expected, await engine.sample_weights(list(expected))) is None
         assert len((await running).token_ids) == 300, "it was paused, and went on"
         await check_three_turns(engine, judge, version)
 
@@ -173,6 +175,8 @@ def test_a_transfer_that_fails_or_hangs_ends_the_stage(local_ray) -> None:
     group._limit = 600.0
     with pytest.raises(StageLost, match="the weights did not reach the engines: ConnectionError: an engine hung up"):
         group.send("nccl", 1, [], 1)
+    with pytest.raises(ValueError, match="the tensor exceeds the buffer"):  # it would be raised again after a restart
+        group.send("ipc", 1, [], 1)
     group._limit = 0.5
     with pytest.raises(StageLost, match="no answer within 0.5 seconds"):
         group.send("nccl", 0, [], 1)

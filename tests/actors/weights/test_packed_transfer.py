@@ -23,6 +23,7 @@ from actors.learner import ranks
 from actors.learner.ranks import LearnerRanks
 from actors.learner.settings import LearnerSpec
 from actors.rollout.engine_settings import engine_environment
+from actors.weights import comparison
 from arm_rl.core.compute_config import LearnerConfig
 from arm_rl.core.config import ModelConfig
 from arm_rl.plan.shapes import KNOWN
@@ -132,6 +133,11 @@ def test_two_sharded_ranks_send_packed_weights_to_another_process(
     try:
         written = load_file(learners.publish(tmp_path / "weights", 1).file.path)
         assert max(weight.nbytes for weight in written.values()) > 10_000
+        named = {comparison.common_name(name): weight for name, weight in written.items()}
+        sampled = learners.sample_weights()
+        assert len(sampled) > 12
+        for name, sample in sampled.items():
+            assert torch.equal(torch.from_numpy(sample.values), comparison.block(named[name]).float()), name
         for version in (1, 2):
             learners.send("nccl", version, [receiver], 1)
             received = ray.get(receiver.received.remote())
