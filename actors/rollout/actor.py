@@ -134,11 +134,11 @@ class RolloutActor(SupervisedActor):
         return await self._engine.sample_weights(names)
 
     async def sleep(self) -> None:
-        """Free the GPU for a learner that shares it."""
+        """Free the GPU for a learner that shares it; the weights are dropped."""
         await self._engine.sleep()
 
     async def wake(self) -> None:
-        """Take the GPU back."""
+        """Take the GPU back for the weights; the end of the next update takes the rest."""
         await self._engine.wake()
 
     async def pulse(self) -> None:

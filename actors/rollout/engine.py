@@ -86,6 +86,7 @@ class Engine:
         # in the same order, complete, and not around a weight update: so one request is submitted at a time.
         self._submission = asyncio.Lock()
         self._updating = False  # an update holds the lock
+        self._is_asleep = False  # the GPU's memory is free, or has room for weights alone
         self._version = 0
 
     @property
@@ -236,6 +237,9 @@ class Engine:
             with span("load"):
                 await self.vllm.answer(llm.finish_weight_update(weight_version=str(version)))
             self._version = version
+            if self._is_asleep:
+                await self.vllm.answer(llm.wake_up(tags=["kv_cache"]))
+                self._is_asleep = False
             with span("resume"):
                 await self.vllm.answer(llm.resume_generation())
         self._release_submission()
@@ -269,15 +273,22 @@ class Engine:
 
     @recorded("sleep", track="weights")
     async def sleep(self) -> None:
-        """Free the GPU's memory, with the weights kept on the host; wait for running requests first. No-op on CPU."""
+        """Free the GPU's memory; wait for running requests first. No-op on CPU.
+
+        The weights are dropped: the learners send new ones before the engine samples again.
+        """
         if self._can_sleep:
-            await self.vllm.answer(self.vllm.llm.sleep(level=1, mode="wait"))
+            await self.vllm.answer(self.vllm.llm.sleep(level=2, mode="wait"))
+            self._is_asleep = True
 
     @recorded("wake", track="weights")
     async def wake(self) -> None:
-        """Take the GPU's memory back. No-op on CPU."""
-        if self._can_sleep:
-            await self.vllm.answer(self.vllm.llm.wake_up())
+        """Take memory for the weights back; the end of the next update takes the rest. No-op on CPU.
+
+        A transfer thus has the room of the key-value cache for its buffers.
+        """
+        if self._is_asleep:
+            await self.vllm.answer(self.vllm.llm.wake_up(tags=["weights"]))
 
     async def close(self) -> None:
         """End vLLM's process; running requests come back as aborted, and an unfinished update is not waited for."""

@@ -66,6 +66,7 @@ def engine_arguments(
     if use_gpu:
         return common | {
             "block_size": rollout.block_size,
+            "max_num_batched_tokens": rollout.max_num_batched_tokens,  # vLLM's own is 2,048
             "gpu_memory_utilization": rollout.gpu_memory_utilization,
             "tensor_parallel_size": rollout.tensor_parallel_size,
             # In a placement group vLLM would choose Ray, and wait for ever for GPUs that the actor around it has.

@@ -142,11 +142,11 @@ class RolloutPool:
         return {f"rollout {number}": actor.spans.remote() for number, actor in present.items() if actor is not None}
 
     async def sleep(self) -> None:
-        """Free the GPUs for the learners."""
+        """Free the GPUs for the learners; the engines serve again after `wake` and an update of the weights."""
         await asyncio.gather(*(slot.call(lambda actor: actor.sleep.remote()) for slot in self._slots))
 
     async def wake(self) -> None:
-        """Take the GPUs back."""
+        """Take the GPUs back for the weights; the end of the next update takes the rest."""
         await asyncio.gather(*(slot.call(lambda actor: actor.wake.remote()) for slot in self._slots))
 
     async def close(self) -> None:

@@ -17,6 +17,8 @@ class RolloutConfig:
     max_concurrent_sessions: int = 256  # sessions that one actor runs at a time
     max_model_len: int = 73728  # tokens of a session at most, prompt and images counted
     max_num_seqs: int = 256  # sequences that the engine decodes at a time
+    # tokens that an engine on a GPU computes in one pass at most, prompts and images counted
+    max_num_batched_tokens: int = 8192
     max_images: int = 16  # images in one session at most
     gpu_memory_utilization: float = 0.85  # share of a GPU's memory that the engine takes
     cpu_kv_cache_gib: int = 1  # key-value cache of an engine without a GPU
@@ -29,6 +31,7 @@ class RolloutConfig:
             "tensor_parallel_size",
             "max_concurrent_sessions",
             "max_num_seqs",
+            "max_num_batched_tokens",
             "max_images",
             "cpu_kv_cache_gib",
         ):
@@ -134,6 +137,11 @@ class PlacementConfig:
     may_grow: bool = False  # the cluster gets more nodes (an autoscaler): what does not fit on it now is waited for
     # new weights through shared memory, or from GPU to GPU
     weight_transfer: Literal["auto", "file", "nccl", "ipc"] = "auto"
+
+    @property
+    def takes_turns(self) -> bool:
+        """Whether learners and engines use the same GPUs, one after the other."""
+        return self.use_gpu and self.kind == "shared"
 
     def __post_init__(self) -> None:
         require(self.gpus_per_node >= 1, "placement.gpus_per_node", f"at least 1, not {self.gpus_per_node}")

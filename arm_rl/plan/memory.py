@@ -19,7 +19,6 @@ _LIVE = 1_000_000_000  # elements that ZeRO-3 keeps gathered (stage3_max_live_pa
 _CONTEXT = int(1.5 * GIB)  # of a process on a GPU: CUDA, cuBLAS, NCCL. An assumption
 _SLEEPING = 2 * GIB  # what an engine keeps while it sleeps: its context and its CUDA graphs. An assumption
 _FRAGMENTS = 0.05  # of a learner's own memory, that the allocator cannot use. An assumption
-_ENGINE_TOKENS = 8192  # that an engine reads in one pass: vLLM's max_num_batched_tokens on large GPUs
 _GRAPHS = 2 * GIB  # of an engine: CUDA graphs and the workspaces of its kernels. An assumption
 
 
@@ -187,13 +186,15 @@ def engine(shape: ModelShape, rollout: RolloutConfig, gpu: Gpu, *, element: int 
     text, tower = shape.text, shape.tower
     widest = element * (2 * text.intermediate // size + 4 * text.hidden + text.query // size)
     vision = (
-        _ENGINE_TOKENS
+        rollout.max_num_batched_tokens
         * shape.patches_per_token
         * (element * (3 * tower.intermediate + 6 * tower.hidden) + 4 * tower.hidden)
     )
     used = {
         "weights": element * shape.parameters // size,
-        "activations": _ENGINE_TOKENS * widest + vision + 3 * 4 * rollout.max_num_seqs * shape.vocabulary,
+        "activations": rollout.max_num_batched_tokens * widest
+        + vision
+        + 3 * 4 * rollout.max_num_seqs * shape.vocabulary,
         "graphs": _GRAPHS,
         "context": _CONTEXT,
     }

@@ -37,6 +37,7 @@ _MAY_CHANGE = (
     "rollout.tensor_parallel_size",
     "rollout.max_concurrent_sessions",
     "rollout.max_num_seqs",
+    "rollout.max_num_batched_tokens",
     "rollout.gpu_memory_utilization",
     "rollout.cpu_kv_cache_gib",
     "rollout.enforce_eager",

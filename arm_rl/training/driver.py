@@ -77,7 +77,7 @@ class Driver:
         self._owes_evaluation = config.evaluation.initial
         self.steps_done = 0
         self._seconds: dict[str, float] = {}  # of the phases of this step
-        self._takes_turns = config.placement.use_gpu and config.placement.kind == "shared"
+        self._takes_turns = config.placement.takes_turns
 
     async def run(self) -> None:
         """Run all steps that are left, with evaluations and checkpoints in between.

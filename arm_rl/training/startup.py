@@ -127,6 +127,9 @@ async def learner_ranks(
 ) -> AsyncIterator["asyncio.Task[LearnerRanks]"]:
     """Start the learner ranks in a task while the caller continues, and end them whatever happens.
 
+    Where engines share the ranks' GPUs, the caller continues when the ranks have started: vLLM sizes its cache by the memory that is
+    free as an engine starts, and ends where that memory changes meanwhile.
+
     Args:
         config: Configuration of the stage.
         template: Template of the model.
@@ -148,6 +151,8 @@ async def learner_ranks(
     options = [reservation.learner_options(rank) for rank in range(config.learner.num_ranks)]
     starting = asyncio.create_task(asyncio.to_thread(LearnerRanks, spec, options))
     try:
+        if config.placement.takes_turns:
+            await asyncio.to_thread((await asyncio.shield(starting)).free_cache)
         yield starting
     finally:
         (started,) = await asyncio.gather(starting, return_exceptions=True)
