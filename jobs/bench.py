@@ -18,8 +18,10 @@ from arm_rl.core.config import ToolsConfig
 from arm_rl.core.errors import UserError
 from arm_rl.experiments.bench import driver, learner, overlap, rollout, service, summary, sync, tools, trl
 from arm_rl.experiments.bench.benchmark import SpeedBenchmark
+from arm_rl.run.folder import require_same_settings
 from jobs.command_line import run_guarded
 
+SETTINGS = "settings.json"  # sizes of the numbers in the folder
 TOOL_FILES = [f"configs/tools/{name}.yaml" for name in ("image_zoom", "text_checks", "python_executor")]
 
 BENCHMARKS: dict[str, tuple[SpeedBenchmark, ...]] = {
@@ -37,6 +39,7 @@ BENCHMARKS: dict[str, tuple[SpeedBenchmark, ...]] = {
 
 def measure_one(arguments: argparse.Namespace) -> str:
     """Measure what one benchmark compares."""
+    _require_same_sizes(arguments)
     path = arguments.out / f"{arguments.key}.json"
     with cluster():
         results = [benchmark.run(arguments.out, quick=arguments.quick) for benchmark in BENCHMARKS[arguments.key]]
@@ -47,6 +50,9 @@ def measure_one(arguments: argparse.Namespace) -> str:
 
 def measure_all(arguments: argparse.Namespace) -> str:
     """Measure all, each in a process of its own, and write summary.json, table.md and plot.svg."""
+    if not arguments.resume:
+        (arguments.out / SETTINGS).unlink(missing_ok=True)  # all numbers are measured again
+    _require_same_sizes(arguments)
     begun, failed = time.time(), []
     for key in track(BENCHMARKS, description="benchmarks", console=Console(stderr=True)):
         path = arguments.out / f"{key}.json"
@@ -61,6 +67,12 @@ def measure_all(arguments: argparse.Namespace) -> str:
     path = summary.write(arguments.out, [result for file in found for result in summary.read(file)])
     minutes = (time.time() - begun) / 60
     return f"done in {minutes:.0f} minutes: {path}, with the table in table.md and the plot in plot.svg beside it"
+
+
+def _require_same_sizes(arguments: argparse.Namespace) -> None:
+    """Raise a ConfigError if the folder holds numbers of other sizes, which do not belong into one table."""
+    settings = {"--quick": arguments.quick}
+    require_same_settings(arguments.out / SETTINGS, settings, remedy="choose another --out, or remove that folder")
 
 
 def measure_tools(arguments: argparse.Namespace) -> str:

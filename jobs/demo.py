@@ -34,8 +34,10 @@ def main(argv: Sequence[str] | None = None, *, program: str = "python -m jobs.de
     folder = arguments.out or Path("runs", spec.name + ("-short" if arguments.short else ""))
 
     def start() -> str:
+        demo = Demo(spec, folder, arguments.seed, spec.short if arguments.short else spec.full)
+        demo.open_folder()
         with cluster():
-            Demo(spec, folder, arguments.seed, spec.short if arguments.short else spec.full).run()
+            demo.run()
         return ""
 
     return run_guarded(start, resume_hint=FROM_CHECKPOINT)

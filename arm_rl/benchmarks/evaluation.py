@@ -1,8 +1,7 @@
 """The results of an evaluation: summaries, comparisons, and the check that a folder holds the verdicts of one model."""
 
-import json
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -11,19 +10,9 @@ from arm_rl.benchmarks.base import ItemVerdict
 from arm_rl.benchmarks.results import FILE, Key, ResultsError, read_results
 from arm_rl.benchmarks.runner import NO_TOOLS, TOOLS, ItemQuestion
 from arm_rl.benchmarks.summary import compare, summarize
-from arm_rl.core.atomic_file import replace_text
 from arm_rl.core.stage_config import TrainConfig
 from arm_rl.judge.backends import Server
-
-
-@dataclass(frozen=True, kw_only=True, slots=True)
-class EvaluationKey:
-    """Settings, apart from the questions, on which the verdicts in a folder depend."""
-
-    model: str
-    server: str | None
-    temperature: float
-    session: dict[str, Any]
+from arm_rl.run.folder import require_same_settings
 
 
 def check_same_model(folder: Path, config: TrainConfig, server: Server | None) -> None:
@@ -35,23 +24,18 @@ def check_same_model(folder: Path, config: TrainConfig, server: Server | None) -
         server: Server of the model; None if the model runs on own engines.
 
     Raises:
-        ResultsError: If the folder holds verdicts of another model or with other settings.
+        ConfigError: If the folder holds verdicts of another model or with other settings.
     """
-    now = EvaluationKey(
-        model=server.model if server else config.model.path,
-        server=server.url if server else None,
-        temperature=config.evaluation.temperature,
-        session=asdict(config.session),
-    )
-    file = folder / "model.json"
-    if file.exists():
-        before = json.loads(file.read_text())
-        for name, value in asdict(now).items():
-            if before.get(name) != value:
-                raise ResultsError(
-                    f"{folder} holds verdicts with {name} {before.get(name)!r}, not {value!r}: choose another --out"
-                )
-    replace_text(file, json.dumps(asdict(now), indent=2))
+    settings = {
+        "model": server.model if server else config.model.path,
+        "server": server.url if server else None,
+        "temperature": config.evaluation.temperature,
+        "seed": config.run.seed,
+        "session": asdict(config.session),
+        "template": asdict(config.template),
+        "pixels": [config.model.min_pixels, config.model.max_pixels],
+    }
+    require_same_settings(folder / "model.json", settings, remedy="choose another --out")
 
 
 def summarize_all(questions: Sequence[ItemQuestion], known: Mapping[Key, ItemVerdict]) -> dict[str, dict[str, Any]]:

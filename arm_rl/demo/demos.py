@@ -1,5 +1,6 @@
 """The demos as data: what each trains on, with which settings, and how long it takes. `phases` runs them."""
 
+import dataclasses
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -8,11 +9,13 @@ from typing import Any
 from omegaconf import OmegaConf
 
 from arm_rl.core.config_file import load
-from arm_rl.core.stage_config import TrainConfig
+from arm_rl.core.stage_config import SftConfig, TrainConfig
 from arm_rl.demo.pretrain import Phase, PretrainPlan
 from arm_rl.demo.tasks import Track
 from arm_rl.demo.teacher import ScriptedTeacher
 from arm_rl.demo.tracks import TILES, TRACKS
+
+PLAN_VERSION = 1  # raised where phases, lessons or tasks change in a way that no setting shows
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -111,6 +114,26 @@ THREE_TRACKS = DemoSpec(
     full=DemoSize(train=6000, grpo=2304, held_out=480, demonstrations=2304),
     short=DemoSize(train=192, grpo=36, held_out=36, demonstrations=128, pretraining=0.02, overrides=_SHORT_STEPS),
 )
+
+
+def demo_settings(spec: DemoSpec, size: DemoSize, seed: int) -> dict[str, Any]:
+    """Return everything that a demo's results depend on, by the name that a user knows: options first, then files."""
+    config, sft_config = load(TrainConfig, spec.config), load(SftConfig, spec.sft_config)
+    shares = [item.name for item in dataclasses.fields(spec.teacher) if item.name not in ("seed", "tracks")]
+    return {
+        "--tools": spec.name == THREE_TRACKS.name,
+        "--short": size == spec.short,
+        "--seed": seed,
+        "version of the plan": PLAN_VERSION,
+        spec.config: dataclasses.asdict(config),
+        spec.sft_config: dataclasses.asdict(sft_config),
+        **{file: OmegaConf.to_container(OmegaConf.load(file)) for file in config.tools.files},
+        config.template.system_prompt: Path(config.template.system_prompt).read_text(encoding="utf-8"),
+        "stage 1": list(spec.stage1),
+        "sizes": dataclasses.asdict(size),
+        "pre-training": dataclasses.asdict(spec.plan),
+        "teacher": {name: getattr(spec.teacher, name) for name in shares},
+    }
 
 
 def write_tool_file(spec: DemoSpec, folder: Path, path: Path) -> None:

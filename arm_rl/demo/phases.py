@@ -21,6 +21,7 @@ from rich.console import Console
 from actors.rollout.model_server import ModelServer
 from arm_rl.core import session
 from arm_rl.core.atomic_file import replace_text
+from arm_rl.core.config import ConfigError
 from arm_rl.core.config_file import load
 from arm_rl.core.stage_config import SftConfig, TrainConfig
 from arm_rl.core.template import Template
@@ -29,12 +30,13 @@ from arm_rl.data.demonstrations import write_demonstrations
 from arm_rl.data.samples import read_samples
 from arm_rl.demo import dataset
 from arm_rl.demo.base import make_base
-from arm_rl.demo.demos import DemoSize, DemoSpec, write_tool_file
+from arm_rl.demo.demos import DemoSize, DemoSpec, demo_settings, write_tool_file
 from arm_rl.demo.tables import evaluation_tables, is_shown
 from arm_rl.judge.remote_policy import ServerPolicy
 from arm_rl.prepare.difficulty import filter_by_difficulty
 from arm_rl.prepare.screening import run_screened_sessions
 from arm_rl.report import write_report
+from arm_rl.run.folder import require_same_settings
 from arm_rl.run.metrics_log import read_lines
 from arm_rl.training.evaluation import evaluate_model
 from arm_rl.training.grpo import train_grpo
@@ -44,6 +46,7 @@ from tools import load_tools
 from tools.execution.local import LocalTools
 
 ROLLOUTS = 3  # of each sample, to tell how hard it is
+REMEDY = "choose another --out, or delete that folder"  # where a folder holds another demo
 SILENT = ("data", "base_evaluation", "demonstrations", "judge")  # phases that show no progress themselves
 
 
@@ -55,6 +58,17 @@ class Demo:
         self.data, self.base = folder / "data", folder / "base_model"
         self.common = [f"run.root={folder}", f"run.seed={seed}", f"tools.files=[{self.data / 'tools.yaml'}]"]
         self.console = Console(highlight=False, soft_wrap=True)
+
+    def open_folder(self) -> None:
+        """Make the run folder, or enter it again.
+
+        Raises:
+            ConfigError: If the folder holds a demo with another seed, size, configuration or plan.
+        """
+        file = self.folder / "settings.json"
+        if self._seconds_file.exists() and not file.exists():
+            raise ConfigError(f"{self.folder} holds a demo of an earlier version, which kept no settings: {REMEDY}")
+        require_same_settings(file, demo_settings(self.spec, self.size, self.seed), remedy=REMEDY)
 
     def run(self) -> None:
         """Run the phases that are not done yet, then show the table and write the report."""

@@ -1,9 +1,10 @@
-"""A run's folder: made once, and entered again only with the configuration that it was made with."""
+"""A run's folder: made once, and entered again only with the configuration, or the settings, that it was made with."""
 
 import dataclasses
 import json
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator, Mapping
 from contextlib import contextmanager
+from itertools import islice
 from pathlib import Path
 
 from arm_rl.core.atomic_file import replace_text
@@ -45,6 +46,7 @@ _MAY_CHANGE = (
     "tools.concurrency",
     "reward.num_scorers",
 )
+_SHOWN_DIFFERENCES = 3  # settings that a message names
 _EXPORTED = "exported.json"  # the step of the model in export/: written when it is whole
 
 
@@ -57,7 +59,8 @@ def open_run(config: TrainConfig | SftConfig) -> Path:
     folder = config.run.folder
     file = folder / "config.yaml"
     if file.exists():
-        difference = _find_difference(read_saved(type(config), file), dataclasses.asdict(config))
+        before, now = read_saved(type(config), file), dataclasses.asdict(config)
+        difference = next(_find_differences(before, now, skipped=_MAY_CHANGE), None)
         if difference is not None:
             raise ConfigError(
                 f"{difference}; {folder} holds a run with it: choose another run.name, or remove that folder"
@@ -65,6 +68,32 @@ def open_run(config: TrainConfig | SftConfig) -> Path:
     folder.mkdir(parents=True, exist_ok=True)
     save(config, file)
     return folder
+
+
+def require_same_settings(file: Path, settings: Mapping[str, object], *, remedy: str) -> None:
+    """Record the settings on which a folder's contents depend, or require that they equal the recorded ones.
+
+    A setting that an older version of the job did not record is recorded now and not compared.
+
+    Args:
+        file: JSON file of the settings, in the folder that the job writes to.
+        settings: Values that JSON can hold, by the name that the user knows; those named first are reported first.
+        remedy: What the user can do, such as "choose another --out".
+
+    Raises:
+        ConfigError: If the folder was made with other settings; the message names the first ones that differ.
+    """
+    now = json.loads(json.dumps(settings))
+    before = json.loads(file.read_text()) if file.exists() else {}
+    compared = {name: value for name, value in now.items() if name in before}
+    differences = _find_differences({name: before[name] for name in compared}, compared)
+    shown = list(islice(differences, _SHOWN_DIFFERENCES))
+    if shown:
+        others = sum(1 for _ in differences)
+        more = f" (and {others} more)" if others else ""
+        raise ConfigError(f"{'; '.join(shown)}{more}; {file.parent} holds results of the earlier settings: {remedy}")
+    if before != now:
+        replace_text(file, json.dumps({**before, **now}, indent=2))
 
 
 def is_finished(folder: Path, num_steps: int) -> bool:
@@ -84,15 +113,14 @@ def export_folder(folder: Path, step: int) -> Iterator[Path]:
     replace_text(folder / _EXPORTED, json.dumps({"step": step}))
 
 
-def _find_difference(old: object, new: object, key: str = "") -> str | None:
+def _find_differences(old: object, new: object, key: str = "", skipped: Collection[str] = ()) -> Iterator[str]:
+    """Yield a line for each value that differs, with its key; `skipped` keys may differ."""
     if isinstance(old, dict) and isinstance(new, dict):
-        for name in sorted({*old, *new}):
+        for name in dict.fromkeys([*new, *old]):
             path = f"{key}.{name}".lstrip(".")
-            if path in _MAY_CHANGE:
-                continue
-            found = _find_difference(old.get(name), new.get(name), path)
-            if found is not None:
-                return found
-        return None
+            if path not in skipped:
+                yield from _find_differences(old.get(name), new.get(name), path, skipped)
+        return
     old, new = (list(value) if isinstance(value, tuple) else value for value in (old, new))
-    return None if old == new else f"{key}: {new!r} now, {old!r} before"
+    if old != new:
+        yield f"{key}: {new!r} now, {old!r} before"

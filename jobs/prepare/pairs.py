@@ -19,10 +19,11 @@ from arm_rl.prepare.pairs.replies import Replies
 from arm_rl.prepare.pairs.writer import FlawWriter, WritingOutcome
 from arm_rl.prepare.progress import progress_bar
 from arm_rl.prepare.questions import Question
+from arm_rl.run.folder import require_same_settings
 from jobs.command_line import Commands
 from jobs.server_options import add_server_options, read_server
 
-REPLIES, REPORT = "replies.jsonl", "report.json"
+REPLIES, REPORT, WRITER = "replies.jsonl", "report.json", "writer.json"
 
 
 def add_pairs_command(commands: Commands) -> None:
@@ -54,6 +55,8 @@ def _run_pairs(arguments: argparse.Namespace) -> str:
     phrase = read_phrase(config.question)
     questions = read_all([Path(one) for one in arguments.questions if one not in overrides])
     server, _ = read_server(arguments.server, arguments)
+    settings = {"seed": config.seed, "--served-model": server.model}
+    require_same_settings(arguments.out / WRITER, settings, remedy="choose another --out, or remove that folder")
     outcomes, num_requests = asyncio.run(_write_answers(questions, server, config, arguments.out))
     made = write_files(outcomes, config, phrase, arguments.out)
     found = report(outcomes, made, config, num_requests)

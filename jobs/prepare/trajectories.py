@@ -26,12 +26,12 @@ from arm_rl.prepare.teacher_sessions import (
     report,
     run_sessions,
 )
-from arm_rl.run.folder import open_run
+from arm_rl.run.folder import open_run, require_same_settings
 from arm_rl.training.inputs import read_template
 from jobs.command_line import Commands
 from jobs.server_options import CommandError, add_server_options, read_server
 
-FILE, REPORT = "demonstrations.parquet", "report.json"
+FILE, REPORT, TEACHER = "demonstrations.parquet", "report.json", "teacher.json"
 
 
 def add_trajectories_command(commands: Commands) -> None:
@@ -64,6 +64,8 @@ def _run_trajectories(arguments: argparse.Namespace) -> str:
     template = read_template(config) if server is None else server_template(config)
     samples = read_samples(config.data.train, list(template.schemas), config.data)
     folder = open_run(config)
+    teacher = {"--served-model": server.model if server else None}  # the same model may be served at another address
+    require_same_settings(folder / TEACHER, teacher, remedy="choose another run.name, or remove that folder")
     sessions = plan_sessions(samples, arguments.best_of)
     known = {one.group_id for one in read_recorded(folder)}
     pending = {group_id: sample for group_id, sample in sessions.items() if group_id not in known}

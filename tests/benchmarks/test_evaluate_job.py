@@ -122,7 +122,11 @@ def test_another_model_needs_another_folder(run, tmp_path):
     assert run(vstar)[0] == 0
     status, _, err = run(vstar, "evaluation.temperature=1")
     assert status == 1
-    assert "holds verdicts with temperature 0.0, not 1.0: choose another --out" in err
+    assert "temperature: 1.0 now, 0.0 before; " in err
+    assert "choose another --out" in err
+    status, _, err = run(vstar, "run.seed=3")
+    assert status == 1
+    assert "seed: 3 now, 0 before; " in err
 
 
 def test_the_server_says_what_it_serves(judge_folder, tmp_path, capsys):

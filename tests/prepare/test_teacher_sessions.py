@@ -113,6 +113,20 @@ def test_the_best_of_those_that_pass_are_written_and_it_goes_on(run, server, tmp
     assert "done: 4 demonstrations" in again
 
 
+def test_sessions_of_another_teacher_are_not_mixed_in(run, server):
+    server.answer = Teacher()
+    assert run()[0] == 0
+    before = len(server.bodies)
+    status, _, err = run("--served-model", "another")
+    assert status == 1
+    assert "--served-model: 'another' now, " in err
+    assert "choose another run.name, or remove that folder" in err
+    status, _, err = run("run.seed=1")
+    assert status == 1
+    assert "run.seed: 1 now, 0 before; " in err
+    assert len(server.bodies) == before
+
+
 def test_a_teacher_that_is_never_right_and_one_that_breaks(run, server):
     server.answer = lambda body: WRONG
     status, _, err = run()

@@ -2,6 +2,7 @@
 
 import dataclasses
 import errno
+import json
 import os
 
 import pytest
@@ -11,7 +12,7 @@ from arm_rl.core.config import ConfigError
 from arm_rl.core.config_file import build, load
 from arm_rl.core.stage_config import SftConfig, TrainConfig
 from arm_rl.run import checkpoint
-from arm_rl.run.folder import export_folder, is_finished, open_run
+from arm_rl.run.folder import export_folder, is_finished, open_run, require_same_settings
 
 
 @pytest.fixture
@@ -100,6 +101,31 @@ def test_what_may_change_are_keys_that_there_are(make):
         section, _, name = key.partition(".")
         assert section in sections
         assert not name or name in {item.name for item in dataclasses.fields(sections[section])}
+
+
+def test_a_folder_is_entered_again_with_the_same_settings_only(tmp_path):
+    file = tmp_path / "made" / "settings.json"
+    settings = {"--seed": 0, "plan": {"steps": 3, "shares": (0.5, 0.5)}}
+    require_same_settings(file, settings, remedy="choose another --out")
+    require_same_settings(file, settings, remedy="choose another --out")
+    before = file.read_text()
+    changed = {"--seed": 1, "plan": {"steps": 4, "shares": [0.5, 0.4], "kinds": 2}}
+    with pytest.raises(ConfigError) as refused:
+        require_same_settings(file, changed, remedy="choose another --out")
+    assert str(refused.value) == (
+        "--seed: 1 now, 0 before; plan.steps: 4 now, 3 before; plan.shares: [0.5, 0.4] now, [0.5, 0.5] before "
+        f"(and 1 more); {tmp_path / 'made'} holds results of the earlier settings: choose another --out"
+    )
+    assert file.read_text() == before
+
+
+def test_a_setting_that_came_later_is_recorded_and_compared_from_then_on(tmp_path):
+    file = tmp_path / "settings.json"
+    require_same_settings(file, {"seed": 0}, remedy="")
+    require_same_settings(file, {"seed": 0, "pixels": 64}, remedy="")
+    assert json.loads(file.read_text()) == {"seed": 0, "pixels": 64}
+    with pytest.raises(ConfigError, match="pixels: 32 now, 64 before"):
+        require_same_settings(file, {"seed": 0, "pixels": 32}, remedy="")
 
 
 def test_a_run_is_finished_when_its_steps_are_done_and_its_model_is_exported(tmp_path):

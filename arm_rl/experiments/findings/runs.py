@@ -11,14 +11,12 @@ import asyncio
 import contextlib
 import dataclasses
 import itertools
-import json
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 from actors.cluster.reservation import reserve
-from arm_rl.core.atomic_file import replace_file, replace_text
-from arm_rl.core.config import ConfigError
+from arm_rl.core.atomic_file import replace_file
 from arm_rl.core.config_file import load
 from arm_rl.core.stage_config import SftConfig, TrainConfig
 from arm_rl.core.template import Template
@@ -32,7 +30,7 @@ from arm_rl.demo.tracks import TILES
 from arm_rl.experiments.findings import setting
 from arm_rl.experiments.findings.designs import DESIGNS
 from arm_rl.prepare.screening import run_screened_sessions
-from arm_rl.run.folder import is_finished
+from arm_rl.run.folder import is_finished, require_same_settings
 from arm_rl.training.evaluation import evaluate_model
 from arm_rl.training.grpo import train_grpo
 from arm_rl.training.inputs import read_inputs
@@ -104,17 +102,8 @@ class Findings:
 
     def _check_setting(self) -> None:
         """Raise a ConfigError if the folder holds runs of another setting, which cannot be compared."""
-        used = {**setting.setting_values(), "split": self.split, "size": dataclasses.asdict(self.size)}
-        file = self.root / "setting.json"
-        written = json.dumps(used, indent=2)
-        if not file.exists():
-            replace_text(file, written)
-        before, now = json.loads(file.read_text()), json.loads(written)
-        differs = [key for key in now if before.get(key) != now[key]]
-        if differs:
-            raise ConfigError(
-                f"{differs[0]}: {file} says {before.get(differs[0])!r}, now it is {now[differs[0]]!r}: choose another --out"
-            )
+        settings = {**setting.setting_values(), "split": self.split, "size": dataclasses.asdict(self.size)}
+        require_same_settings(self.root / "setting.json", settings, remedy="choose another --out")
 
     def _make_data(self) -> None:
         sizes: dict[Split, int] = {

@@ -3,6 +3,8 @@
 import dataclasses
 from typing import Any, Literal
 
+from arm_rl.core.config_file import load
+from arm_rl.core.stage_config import SftConfig, TrainConfig
 from arm_rl.demo import phrases
 from arm_rl.demo.pretrain import Phase, PretrainPlan
 from arm_rl.demo.teacher import ScriptedTeacher
@@ -44,7 +46,7 @@ CALL_OPENING, ANSWER_OPENING = f"<think>{phrases.LOOK}</think><tool_call>", f"<t
 
 
 def setting_values() -> dict[str, Any]:
-    """Return the settings of the base model and the cold starts, in which the runs of a folder must agree."""
+    """Return the settings of the base model, the cold starts and GRPO, in which the runs of a folder must agree."""
     teacher = {
         field.name: getattr(TEACHER, field.name)
         for field in dataclasses.fields(TEACHER)
@@ -56,4 +58,6 @@ def setting_values() -> dict[str, Any]:
         "plan": dataclasses.asdict(PLAN),
         "teacher": teacher,
         "stage1_learning_rate": STAGE1_LEARNING_RATE,
+        CONFIG: dataclasses.asdict(load(TrainConfig, CONFIG)),
+        SFT_CONFIG: dataclasses.asdict(load(SftConfig, SFT_CONFIG)),
     }

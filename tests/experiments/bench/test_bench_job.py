@@ -5,6 +5,7 @@ import json
 
 import pytest
 
+from arm_rl.core.config import ConfigError
 from arm_rl.core.errors import UserError
 from arm_rl.experiments.bench import summary
 from arm_rl.experiments.bench.benchmark import Measurement, SpeedBenchmark, Workspace
@@ -45,6 +46,25 @@ def test_a_summary_is_made_of_what_was_measured_before(tmp_path):
     assert "1.25 (1.00 to 1.50)" in (tmp_path / "table.md").read_text()
     drawn = (tmp_path / "plot.svg").read_text()
     assert all(drawn.count(f">{key}</text>") == 1 for key in bench.BENCHMARKS)
+
+
+def test_numbers_of_other_sizes_are_not_mixed_in(tmp_path):
+    for key in bench.BENCHMARKS:
+        summary.save(tmp_path / f"{key}.json", [result(key)])
+    bench.every(argparse.Namespace(out=tmp_path, resume=True, quick=True))
+    with pytest.raises(ConfigError, match=r"--quick: False now, True before; .*choose another --out"):
+        bench.every(argparse.Namespace(out=tmp_path, resume=True, quick=False))
+    with pytest.raises(ConfigError, match="--quick: False now"):
+        bench.one(argparse.Namespace(out=tmp_path, key="vs_trl", quick=False))
+
+
+def test_numbers_of_other_sizes_are_replaced_where_all_are_measured_again(tmp_path, monkeypatch):
+    (tmp_path / "settings.json").write_text(json.dumps({"--quick": True}))
+    summary.save(tmp_path / "vs_trl.json", [result("vs_trl")])
+    monkeypatch.setattr(bench, "BENCHMARKS", {"vs_trl": ()})
+    monkeypatch.setattr(bench.subprocess, "run", lambda command, check: argparse.Namespace(returncode=0))
+    bench.every(argparse.Namespace(out=tmp_path, resume=False, quick=False))
+    assert json.loads((tmp_path / "settings.json").read_text()) == {"--quick": False}
 
 
 @pytest.mark.slow

@@ -9,6 +9,7 @@ import xml.etree.ElementTree as ElementTree
 import pytest
 
 from arm_rl.core.config import ConfigError
+from arm_rl.core.config_file import load
 from arm_rl.experiments.findings import results, setting
 from arm_rl.experiments.findings.designs import DESIGNS, PAPER
 from arm_rl.experiments.findings.plot import draw, plot
@@ -175,7 +176,11 @@ def test_runs_of_another_setting_are_not_mixed_in(tmp_path, monkeypatch):
     findings._check_setting()
     findings._check_setting()
     monkeypatch.setattr(setting, "TEACHER", dataclasses.replace(setting.TEACHER, call_share=0.5))
-    with pytest.raises(ConfigError, match=r"teacher: .*'call_share': 0.5.* choose another --out"):
+    with pytest.raises(ConfigError, match=r"teacher.call_share: 0.5 now, 0.13 before; .* choose another --out"):
+        findings._check_setting()
+    monkeypatch.undo()
+    monkeypatch.setattr(setting, "load", lambda cls, file: dataclasses.replace(load(cls, file), num_epochs=7))
+    with pytest.raises(ConfigError, match=r"configs/findings.yaml.num_epochs: 7 now, "):
         findings._check_setting()
     monkeypatch.undo()
     with pytest.raises(ConfigError, match="split: "):

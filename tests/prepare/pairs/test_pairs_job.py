@@ -162,6 +162,19 @@ def test_answers_that_length_tells_apart_are_said_so(run, server, tmp_path):
     )
 
 
+def test_replies_of_another_seed_or_model_are_not_mixed_in(run, server):
+    assert run([question(number) for number in range(8)])[0] == 0
+    before = len(server.bodies)
+    status, _, err = run([question(number) for number in range(8)], "seed=1")
+    assert status == 1
+    assert "seed: 1 now, 0 before; " in err
+    assert "choose another --out, or remove that folder" in err
+    status, _, err = run([question(number) for number in range(8)], "--served-model", "another")
+    assert status == 1
+    assert "--served-model: 'another' now, " in err
+    assert len(server.bodies) == before
+
+
 @pytest.mark.parametrize(
     ("overrides", "message"),
     [
