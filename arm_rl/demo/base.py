@@ -2,7 +2,7 @@
 
 import dataclasses
 import shutil
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -27,6 +27,7 @@ def make_base(
     seed: int,
     share: float = 1.0,
     start: Path | None = None,
+    on_progress: Callable[[float], None] = lambda share: None,
 ) -> None:
     """Writes the pre-trained base model to `folder`.
 
@@ -36,6 +37,7 @@ def make_base(
         tracks: what it learns to judge.
         share: of the steps of pre-training; less than 1 shows that it runs, and learns little.
         start: a base model of such tracks that is trained further; by default fresh weights.
+        on_progress: gets the share of all steps that are done (0..1).
     """
     if start is None:
         model.build(folder, seed, tracks, list(schemas))
@@ -49,6 +51,7 @@ def make_base(
         task = progress.add_task("pre-training", loss="")
 
         def show(phase: str, done: int, total: int, loss: float) -> None:
+            on_progress(done / total)
             progress.update(
                 task, description=f"pre-training: {phase}", completed=done, total=total, loss=f"loss {loss:.3f}"
             )

@@ -10,6 +10,7 @@ from omegaconf import OmegaConf
 
 from arm_rl.core.config_file import load
 from arm_rl.core.stage_config import SftConfig, TrainConfig
+from arm_rl.demo.outcome import Mark
 from arm_rl.demo.pretrain import Phase, PretrainPlan
 from arm_rl.demo.tasks import Track
 from arm_rl.demo.teacher import ScriptedTeacher
@@ -42,7 +43,8 @@ class DemoSpec:
     teacher: ScriptedTeacher = field(default_factory=ScriptedTeacher)  # its shares; the seed is the run's
     stage1: tuple[str, ...]  # where stage 1 differs from `config`
     titles: Mapping[str, str]  # what each phase is, in order
-    usual_seconds: Mapping[str, float]  # of each phase on two cores, for the time that is left
+    usual_seconds: Mapping[str, float]  # of each phase on two idle cores: how long the phases are against each other
+    marks: Sequence[Mark]  # of a full run
     full: DemoSize
     short: DemoSize  # a few steps of everything: shows that it runs, learns nothing
 
@@ -58,6 +60,12 @@ _TITLES = {
     "stage2": "GRPO stage 2: look at the right place, and be right",
     "judge": "the exported judge behind an OpenAI-compatible server",
 }
+# Marks: what a full demo promises on every machine.
+MIN_ACCURACY = 0.95  # after stage 2
+MIN_WITHOUT_TOOLS, MAX_WITHOUT_TOOLS = 0.44, 0.56  # a coin's, of the judge after stage 2
+MAX_COLD_START = 0.70  # after SFT: something is left to learn
+MIN_TRACK_ACCURACY = 0.93  # of each track after stage 2, where there are three
+
 _STAGE1 = ("run.name=stage1", "reward.name=stage1", "learner.schedule=constant", "evaluation.initial=true")
 _SHORT_STEPS = ("num_steps=2", "algorithm.drop_flat_groups=false")
 
@@ -79,6 +87,17 @@ DIGITS = DemoSpec(
         "stage2": 180,
         "judge": 23,
     },
+    marks=(
+        Mark(title="accuracy after stage 2", stage="stage2", metric="accuracy", at_least=MIN_ACCURACY),
+        Mark(
+            title="accuracy after stage 2 without tools",
+            stage="stage2",
+            metric="accuracy_without_tools",
+            at_least=MIN_WITHOUT_TOOLS,
+            at_most=MAX_WITHOUT_TOOLS,
+        ),
+        Mark(title="accuracy after SFT", stage="sft", metric="accuracy", at_most=MAX_COLD_START),
+    ),
     full=DemoSize(train=3600, grpo=1536, held_out=480, demonstrations=1920),
     short=DemoSize(train=128, grpo=32, held_out=32, demonstrations=128, pretraining=0.02, overrides=_SHORT_STEPS),
 )
@@ -111,6 +130,15 @@ THREE_TRACKS = DemoSpec(
         "stage2": 250,
         "judge": 25,
     },
+    marks=tuple(
+        Mark(
+            title=f"accuracy on {track} after stage 2",
+            stage="stage2",
+            metric=f"accuracy/{track}",
+            at_least=MIN_TRACK_ACCURACY,
+        )
+        for track in TRACKS
+    ),
     full=DemoSize(train=6000, grpo=2304, held_out=480, demonstrations=2304),
     short=DemoSize(train=192, grpo=36, held_out=36, demonstrations=128, pretraining=0.02, overrides=_SHORT_STEPS),
 )

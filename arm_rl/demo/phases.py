@@ -10,8 +10,9 @@ import contextlib
 import dataclasses
 import itertools
 import json
+import math
 import shutil
-import time
+import sys
 from collections.abc import Callable
 from functools import partial
 from pathlib import Path
@@ -31,9 +32,11 @@ from arm_rl.data.samples import read_samples
 from arm_rl.demo import dataset
 from arm_rl.demo.base import make_base
 from arm_rl.demo.demos import DemoSize, DemoSpec, demo_settings, write_tool_file
+from arm_rl.demo.outcome import describe_marks, describe_outcome, mark_entries
 from arm_rl.demo.tables import evaluation_tables, is_shown
+from arm_rl.demo.time_left import PhaseTimer, repeat_every
 from arm_rl.judge.remote_policy import ServerPolicy
-from arm_rl.prepare.difficulty import filter_by_difficulty
+from arm_rl.prepare.difficulty import JUDGED, filter_by_difficulty
 from arm_rl.prepare.screening import run_screened_sessions
 from arm_rl.report import write_report
 from arm_rl.run.folder import require_same_settings
@@ -47,6 +50,7 @@ from tools.execution.local import LocalTools
 
 ROLLOUTS = 3  # of each sample, to tell how hard it is
 REMEDY = "choose another --out, or delete that folder"  # where a folder holds another demo
+NOTE_SECONDS = 60.0  # between notes on the time that is left, within a phase
 SILENT = ("data", "base_evaluation", "demonstrations", "judge")  # phases that show no progress themselves
 
 
@@ -58,6 +62,7 @@ class Demo:
         self.data, self.base = folder / "data", folder / "base_model"
         self.common = [f"run.root={folder}", f"run.seed={seed}", f"tools.files=[{self.data / 'tools.yaml'}]"]
         self.console = Console(highlight=False, soft_wrap=True)
+        self._base_share = 0.0  # of pre-training's steps that are done
 
     def open_folder(self) -> None:
         """Make the run folder, or enter it again.
@@ -83,19 +88,23 @@ class Demo:
             "stage2": self._train_stage2,
             "judge": self._judge_samples,
         }
-        done = self._read_seconds()
+        timer = PhaseTimer(self.spec.usual_seconds, self._read_seconds())
         for number, (name, phase) in enumerate(phases.items(), 1):
             title = self.spec.titles[name]
-            note = "done before" if name in done else self._time_left(done)
+            note = "done before" if name in timer.finished else timer.describe()
             self.console.print(f"[bold]\\[{number}/{len(phases)}] {title}[/] ({note})")
-            if name in done:
+            if name in timer.finished:
                 continue
-            started = time.monotonic()
-            with self.console.status(title) if name in SILENT else contextlib.nullcontext():
+            share_done = self._progress_of(name)
+            timer.start(name, share_done() or 0.0)
+            with (
+                self.console.status(title) if name in SILENT else contextlib.nullcontext(),
+                repeat_every(NOTE_SECONDS, partial(_print_time_left, timer, share_done)),
+            ):
                 phase()
-            done[name] = round(time.monotonic() - started, 1)
-            replace_text(self._seconds_file, json.dumps(done))
-        self._summarize(done)
+            timer.finish()
+            replace_text(self._seconds_file, json.dumps(timer.finished))
+        self._summarize(timer.finished)
 
     def _make_data(self) -> None:
         for track in self.spec.tracks:
@@ -118,7 +127,11 @@ class Demo:
             plan=spec.plan,
             seed=self.seed,
             share=self.size.pretraining,
+            on_progress=self._note_base_progress,
         )
+
+    def _note_base_progress(self, share: float) -> None:
+        self._base_share = share
 
     def _evaluate_base(self) -> None:
         asyncio.run(evaluate_model(self._config("run.name=base", f"model.path={self.base}")))
@@ -191,6 +204,22 @@ class Demo:
         data = f"data.train=[{self.data / 'demonstrations.parquet'}]"
         return load(SftConfig, self.spec.sft_config, [*self.common, data, f"model.path={self.base}"])
 
+    def _progress_of(self, name: str) -> Callable[[], float | None]:
+        """Return a function that returns the share of a phase that is done (0..1), or None if it is unknown."""
+        if name == "base":
+            return lambda: self._base_share
+        if name == "difficulty":
+            return lambda: _count_lines(self.folder / "sft-difficulty" / JUDGED) / self.size.grpo
+        if name == "sft":
+            sft = self._sft_config()
+            num_steps = math.ceil(self.size.demonstrations / sft.batch_size) * sft.num_epochs
+        elif name in ("stage1", "stage2"):
+            overrides = self.spec.stage1 if name == "stage1" else ()
+            num_steps = self._config(*overrides, *self.size.overrides).num_steps or 0
+        else:
+            return lambda: None
+        return lambda: _last_step(self.folder / name / "metrics.jsonl") / num_steps if num_steps else None
+
     @property
     def _seconds_file(self) -> Path:
         return self.folder / "seconds.json"
@@ -201,7 +230,7 @@ class Demo:
         return json.loads(self._seconds_file.read_text()) if self._seconds_file.exists() else {}
 
     def _summarize(self, seconds: dict[str, float]) -> None:
-        """Gathers the stages' metrics and trajectories, writes summary.json and the report, and shows the table."""
+        """Write summary.json and the report out of the stages' metrics and trajectories, and say what they show."""
         metrics_files = [self.folder / stage / "metrics.jsonl" for stage in ("sft", "stage1", "stage2")]
         replace_text(self.folder / "metrics.jsonl", "".join(file.read_text() for file in metrics_files))
         for stage in ("base", "stage1", "stage2"):
@@ -215,23 +244,38 @@ class Demo:
         summary = {
             name: {key: value for key, value in metrics.items() if is_shown(key)} for name, metrics in stages.items()
         }
-        shown = {**summary, "seconds": seconds, "seed": self.seed}
+        marks = () if self.size == self.spec.short else self.spec.marks
+        shown = {**summary, "marks": mark_entries(marks, summary), "seconds": seconds, "seed": self.seed}
         replace_text(self.folder / "summary.json", json.dumps(shown, indent=2))
         report = write_report(self.folder)
-        for table in evaluation_tables(summary, [track.name for track in self.spec.tracks]):
+        tracks = [track.name for track in self.spec.tracks]
+        for table in evaluation_tables(summary, tracks):
             Console().print(table)
+        if self.size == self.spec.short:
+            self.console.print("A short run takes a few steps of everything and learns nothing: it has no marks.")
+        else:
+            self.console.print("\n".join(describe_outcome(summary, tracks)), markup=False)
+        for line in describe_marks(marks, summary):
+            self.console.print(line, style="bold red" if line.startswith("WARNING") else "green", markup=False)
         self.console.print(
             f"{sum(seconds.values()) / 60:.1f} minutes; the exported judge is in {self.folder / 'export'}"
         )
         self.console.print(f"done: open {report}", style="bold")
 
-    def _time_left(self, done: dict[str, float]) -> str:
-        """The usual time of what is left, at the pace of what was done."""
-        seconds = self.spec.usual_seconds
-        usual = sum(seconds[name] for name in done)
-        pace = sum(done.values()) / usual if usual else 1.0
-        left = pace * (sum(seconds.values()) - usual)
-        return f"about {max(1, round(left / 60))} min left"
+
+def _print_time_left(timer: PhaseTimer, share_done: Callable[[], float | None]) -> None:
+    """Print a line above whatever progress bar is shown: rich redirects standard output there."""
+    sys.stdout.write(f"{timer.describe(share_done())}\n")
+    sys.stdout.flush()
+
+
+def _count_lines(path: Path) -> int:
+    return path.read_bytes().count(b"\n") if path.exists() else 0
+
+
+def _last_step(metrics_file: Path) -> int:
+    """Return the last step of a stage's metrics; 0 if there is none."""
+    return max((line["step"] for line in read_lines(metrics_file)), default=0)
 
 
 def _load_tools_and_template(config: TrainConfig) -> tuple[dict, Template]:

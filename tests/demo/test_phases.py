@@ -93,3 +93,81 @@ def test_the_job_runs_the_demo_in_its_own_folder(finished, monkeypatch):
     monkeypatch.setattr(Demo, "run", lambda self: ran.append(self.seed))
     assert demo.main(["--out", str(finished)]) == 0
     assert ran == [0]
+
+
+def evaluation(accuracy: float, **others: float) -> dict[str, float]:
+    shown = {"tool_calls": 1.0, "tool_rate": 1.0, "box_hit": 0.9, "accuracy_without_tools": 0.5, "num_samples": 480.0}
+    return {"accuracy": accuracy, **shown, **others}
+
+
+def write_stages(folder: Path, cold_start: float, trained: float) -> None:
+    """Write what the stages of a demo leave behind, with made-up numbers."""
+    for stage in ("base", "sft", "stage1", "stage2"):
+        (folder / stage / "trajectories").mkdir(parents=True)
+    (folder / "base" / "evaluation.json").write_text(json.dumps(evaluation(0.5)))
+    evaluations = {"sft": [], "stage1": [(0, cold_start), (12, 0.8)], "stage2": [(75, trained)]}
+    for stage, accuracies in evaluations.items():
+        lines = [{"step": 1, "stage": stage, "learner/loss": 1.0}]
+        for step, accuracy in accuracies:
+            named = {f"evaluation/{name}": value for name, value in evaluation(accuracy).items()}
+            lines.append({"step": step, "stage": stage, **named})
+        (folder / stage / "metrics.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
+
+
+def test_a_finished_demo_says_what_happened_and_keeps_its_marks(finished, capsys):
+    write_stages(finished, 0.61, 0.98)
+    Demo(DIGITS, finished, 0, DIGITS.full).run()
+    shown = capsys.readouterr().out
+    assert "The tool alone lifts accuracy from 0.50 to 0.98" in shown
+    assert "All 3 marks are met." in shown
+    assert "WARNING" not in shown
+    summary = json.loads((finished / "summary.json").read_text())
+    assert [(mark["value"], mark["met"]) for mark in summary["marks"]] == [(0.98, True), (0.5, True), (0.61, True)]
+    assert summary["stage2"]["accuracy"] == 0.98
+
+
+def test_a_missed_mark_is_a_warning_and_no_failure(finished, monkeypatch, capsys):
+    write_stages(finished, 0.61, 0.898)
+    monkeypatch.setattr(demo, "cluster", nullcontext)
+    assert demo.main(["--out", str(finished)]) == 0
+    shown = capsys.readouterr().out
+    assert "WARNING: mark missed: accuracy after stage 2 is 0.898; at least 0.95 is expected" in shown
+    assert "marks are met" not in shown
+    assert [mark["met"] for mark in json.loads((finished / "summary.json").read_text())["marks"]] == [False, True, True]
+
+
+def test_a_short_run_has_no_marks(tmp_path, capsys):
+    open_demo(tmp_path, size=DIGITS.short)
+    (tmp_path / "seconds.json").write_text(json.dumps(dict.fromkeys(DIGITS.titles, 1.0)))
+    write_stages(tmp_path, 0.5, 0.5)
+    Demo(DIGITS, tmp_path, 0, DIGITS.short).run()
+    shown = capsys.readouterr().out
+    assert "learns nothing" in shown
+    assert "WARNING" not in shown
+    assert json.loads((tmp_path / "summary.json").read_text())["marks"] == []
+
+
+def test_progress_inside_long_phases_is_read_from_what_they_write(tmp_path):
+    run = Demo(DIGITS, tmp_path, 0, DIGITS.full)
+    progress = {name: run._progress_of(name) for name in DIGITS.titles}
+    assert {name for name, share in progress.items() if share() is not None} == {
+        "base",
+        "sft",
+        "difficulty",
+        "stage1",
+        "stage2",
+    }
+    assert {share() for share in progress.values()} == {None, 0.0}
+    for stage, step in (("sft", 15), ("stage1", 3), ("stage2", 25)):
+        (tmp_path / stage).mkdir()
+        (tmp_path / stage / "metrics.jsonl").write_text(json.dumps({"step": step, "stage": stage}) + "\n")
+    (tmp_path / "sft-difficulty").mkdir()
+    (tmp_path / "sft-difficulty" / "difficulty.jsonl").write_text("{}\n" * 384)
+    run._note_base_progress(0.5)
+    assert {name: progress[name]() for name in ("base", "difficulty", "stage1", "stage2")} == {
+        "base": 0.5,
+        "difficulty": 0.25,
+        "stage1": 0.25,
+        "stage2": pytest.approx(1 / 3),
+    }
+    assert 0 < progress["sft"]() < 1
