@@ -51,11 +51,11 @@ def test_a_summary_is_made_of_what_was_measured_before(tmp_path):
 def test_numbers_of_other_sizes_are_not_mixed_in(tmp_path):
     for key in bench.BENCHMARKS:
         summary.save(tmp_path / f"{key}.json", [result(key)])
-    bench.every(argparse.Namespace(out=tmp_path, resume=True, quick=True))
+    bench.measure_all(argparse.Namespace(out=tmp_path, resume=True, quick=True))
     with pytest.raises(ConfigError, match=r"--quick: False now, True before; .*choose another --out"):
-        bench.every(argparse.Namespace(out=tmp_path, resume=True, quick=False))
+        bench.measure_all(argparse.Namespace(out=tmp_path, resume=True, quick=False))
     with pytest.raises(ConfigError, match="--quick: False now"):
-        bench.one(argparse.Namespace(out=tmp_path, key="vs_trl", quick=False))
+        bench.measure_one(argparse.Namespace(out=tmp_path, key="vs_trl", quick=False))
 
 
 def test_numbers_of_other_sizes_are_replaced_where_all_are_measured_again(tmp_path, monkeypatch):
@@ -63,7 +63,7 @@ def test_numbers_of_other_sizes_are_replaced_where_all_are_measured_again(tmp_pa
     summary.save(tmp_path / "vs_trl.json", [result("vs_trl")])
     monkeypatch.setattr(bench, "BENCHMARKS", {"vs_trl": ()})
     monkeypatch.setattr(bench.subprocess, "run", lambda command, check: argparse.Namespace(returncode=0))
-    bench.every(argparse.Namespace(out=tmp_path, resume=False, quick=False))
+    bench.measure_all(argparse.Namespace(out=tmp_path, resume=False, quick=False))
     assert json.loads((tmp_path / "settings.json").read_text()) == {"--quick": False}
 
 
