@@ -119,6 +119,8 @@ def install(venv: Path, device: str) -> None:
         pip.run("uninstall", "--yes", *UNUSABLE_ON_CPU)
     install_hook(venv)
     check_imports(venv)
+    if device == "gpu":
+        check_gpus(venv)
     stamp.write_text(wanted)
     print(f"Ready after {time.monotonic() - started:.0f} s.", flush=True)
 
@@ -254,6 +256,29 @@ def check_imports(venv: Path) -> None:
     if answer.returncode != 0:
         raise InstallError(
             f"everything is installed, but this fails: {CHECK}\n{answer.stderr}\nTry from nothing: make clean install"
+        )
+
+
+def check_gpus(venv: Path) -> None:
+    """Print what the doctor says of the GPUs, the driver that torch's CUDA needs, and shared memory.
+
+    A fault does not stop the installation: another driver mends it, not another installation, and images for GPUs are built on
+    machines without any.
+    """
+    print("GPUs:", flush=True)
+    answer = subprocess.run(
+        [str(venv / "bin" / "python"), "-m", "jobs.doctor", "gpu", "shm"],
+        capture_output=True,
+        text=True,
+        check=False,
+        cwd=str(ROOT),
+    )
+    print("".join(f"  {line}\n" for line in (answer.stdout + answer.stderr).splitlines()), end="", flush=True)
+    if answer.returncode != 0:
+        print(
+            "Everything is installed, but runs on this machine's GPUs will fail until the faults above are mended. "
+            "Afterwards: .venv/bin/arm-rl doctor",
+            flush=True,
         )
 
 

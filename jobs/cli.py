@@ -24,6 +24,8 @@ COMMANDS = {
     "serve": "serve a judge over HTTP",
     "chat": "show a judge at work in the terminal",
     "plan": "estimate memory and step time of a run, without a GPU",
+    "doctor": "check this machine: versions, GPUs, shared memory, Ray, services",
+    "gpu-proof": "show on one GPU that learner, engine and weight transfer work, with numbers",
     "report": "write or serve the HTML report of a run",
     "bench": "measure speed against other ways to do the same",
     "findings": "compare designs of the reward over several seeds",

@@ -10,9 +10,14 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
+from rich.console import Console
+
 from actors.cluster.connection import cluster
-from arm_rl.demo.demos import DIGITS, THREE_TRACKS
+from arm_rl.core.errors import UserError
+from arm_rl.demo import robustness
+from arm_rl.demo.demos import DIGITS, THREE_TRACKS, DemoSpec
 from arm_rl.demo.phases import Demo
+from arm_rl.demo.robustness import ARITHMETICS
 from jobs.command_line import FROM_CHECKPOINT, run_guarded
 
 
@@ -29,18 +34,59 @@ def main(argv: Sequence[str] | None = None, *, program: str = "python -m jobs.de
     parser.add_argument(
         "--short", action="store_true", help="a few steps of everything: shows that it runs, learns nothing"
     )
+    parser.add_argument(
+        "--arithmetic",
+        choices=list(ARITHMETICS),
+        default="usual",
+        help="round as another machine would; the message of a run without it names the environment variable that is needed",
+    )
+    parser.add_argument(
+        "--robustness",
+        action="store_true",
+        help="run the demo over seeds and arithmetics and print the table; takes hours, and resumes where it stopped",
+    )
+    parser.add_argument("--seeds", type=int, default=3, help="number of seeds for --robustness, from --seed on")
     arguments = parser.parse_args(argv)
     spec = THREE_TRACKS if arguments.tools else DIGITS
+    if arguments.robustness:
+        return run_guarded(lambda: _measure_robustness(spec, arguments), resume_hint=FROM_CHECKPOINT)
     folder = arguments.out or Path("runs", spec.name + ("-short" if arguments.short else ""))
 
     def start() -> str:
-        demo = Demo(spec, folder, arguments.seed, spec.short if arguments.short else spec.full)
+        ARITHMETICS[arguments.arithmetic].require_environment(f"--arithmetic {arguments.arithmetic}")
+        size = spec.short if arguments.short else spec.full
+        demo = Demo(spec, folder, arguments.seed, size, ARITHMETICS[arguments.arithmetic])
         demo.open_folder()
         with cluster():
             demo.run()
         return ""
 
     return run_guarded(start, resume_hint=FROM_CHECKPOINT)
+
+
+def _measure_robustness(spec: DemoSpec, arguments: argparse.Namespace) -> str:
+    """Run the demo over seeds and arithmetics; return the last line.
+
+    Raises:
+        UserError: If a run failed.
+    """
+    root = arguments.out or Path("runs", f"{spec.name}-robustness")
+    options = [option for option, given in (("--tools", arguments.tools), ("--short", arguments.short)) if given]
+    seeds = range(arguments.seed, arguments.seed + arguments.seeds)
+    console, rows, failed = Console(highlight=False, soft_wrap=True), {}, []
+    for name, summary in robustness.run_all(root, seeds, list(ARITHMETICS), options):
+        if summary is None:
+            failed.append(name)
+            console.print(f"{name}: failed; see {root / name}.log")
+            continue
+        rows[name] = robustness.row(summary)
+        console.print(f"{name}: {', '.join(f'{column} {value:.3f}' for column, value in rows[name].items())}")
+    if rows:
+        console.print(robustness.table(rows))
+        robustness.write(root, rows)
+    if failed:
+        raise UserError(f"{len(failed)} runs failed ({', '.join(failed)}); the same command runs them again")
+    return f"done: {root / 'robustness.json'}"
 
 
 if __name__ == "__main__":

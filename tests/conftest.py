@@ -28,6 +28,7 @@ LONG_FILES = (
     "integration/test_cluster.py",
     "integration/test_chaos.py",
     "integration/test_findings.py",
+    "gpu_proof/test_cpu_proof.py",
     "actors/cluster/test_lost_node.py",
     "actors/cluster/test_reservation.py",
     "integration/test_stages.py",

@@ -36,7 +36,14 @@ HOMES = {
     ),
     "deepspeed": ("actors/learner/", "actors/weights/gather.py"),
     "peft": ("actors/weights/lora.py",),
-    "ray": ("actors/", "arm_rl/training/", "arm_rl/experiments/bench/", "arm_rl/judge/deployment.py", "jobs/"),
+    "ray": (
+        "actors/",
+        "arm_rl/training/",
+        "arm_rl/experiments/bench/",
+        "arm_rl/gpu_proof/",
+        "arm_rl/judge/deployment.py",
+        "jobs/",
+    ),
     "wandb": ("arm_rl/run/wandb_log.py",),
     "tensorboard": ("arm_rl/run/tensorboard_log.py",),
 }

@@ -46,6 +46,13 @@ def cluster() -> Iterator[None]:
         ray.shutdown()
 
 
+def describe_cluster() -> str:
+    """Return the nodes, CPUs and GPUs of the connected cluster in words."""
+    resources = ray.cluster_resources()
+    nodes = sum(1 for node in ray.nodes() if node["Alive"])
+    return f"{nodes} node(s), {resources.get('CPU', 0):g} CPUs, {resources.get('GPU', 0):g} GPUs"
+
+
 def _silence_death_messages() -> None:
     """Keep Ray from printing a page for each process that dies: our own log says who died and why.
 

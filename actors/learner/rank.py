@@ -234,10 +234,16 @@ class Learner:
 
     @recorded("send")
     def send(self, kind: Transfer, version: int, engines: Sequence[ActorHandle], workers_per_engine: int) -> None:
-        """Send the weights to the engines' GPUs as `version`; connect to the engines the first time."""
+        """Send the weights to the engines' GPUs as `version`; connect where these engines are not connected yet.
+
+        Raises:
+            EngineDied: On rank 0, if an engine was lost; this rank is as it was.
+        """
         from actors.weights.direct import DirectTransfer, EngineClients, PolicySource
 
-        if self._transfer is None:
+        if self._transfer is None or not self._transfer.reaches(engines):
+            if self._transfer is not None:
+                self._transfer.close()
             source = PolicySource(
                 self._policy.hf, self._spec.config.zero_stage, wanted=kind == "ipc" or self._rank == 0
             )

@@ -8,17 +8,18 @@ from pathlib import Path
 from typing import Any
 
 import ray
-import torch.distributed as dist
 from ray import ObjectRef
 from ray.actor import ActorHandle
 from ray.exceptions import RayActorError, RayError
 
+from actors.collectives import is_of_collective
 from actors.learner.rank import Learner, RankBatch
 from actors.learner.settings import LearnerSpec, learner_environment
 from actors.supervision import StageLost, cause_of, describe_error, is_loss, is_lost_with_node
 from actors.weights.comparison import WeightSample
 from actors.weights.files import PublishedWeights
 from arm_rl.core.compute_config import Transfer
+from arm_rl.core.errors import EngineDied
 from arm_rl.core.loss import Objective, means
 from arm_rl.core.types import Batch
 
@@ -95,15 +96,18 @@ class LearnerRanks:
         return self._call("publish", folder, version, node_ids)[0]
 
     def send(self, kind: Transfer, version: int, engines: Sequence[ActorHandle], workers_per_engine: int) -> None:
-        """Sends the weights to the engines' GPUs as `version`; connects to them the first time.
+        """Send the weights to the engines' GPUs as `version`; connect where these engines are not connected yet.
 
         Raises:
-            StageLost: they did not arrive in time, or an engine or a rank was lost meanwhile.
+            EngineDied: If an engine was lost: other engines can be sent the same weights, the ranks are as they were.
+            StageLost: If the weights did not arrive in time, or a rank was lost.
             RayError: If a rank or an engine raised what it would raise again, such as ValueError.
         """
         try:
             _all([actor.send.remote(kind, version, engines, workers_per_engine) for actor in self._ranks], self._limit)
         except RayError as error:
+            if isinstance(cause := cause_of(error), EngineDied):
+                raise cause from error
             if not is_loss(error):
                 raise
             raise StageLost(f"the weights did not reach the engines: {describe_error(error)}") from error
@@ -189,7 +193,7 @@ def _loss_behind(error: RayError, others: Sequence[ObjectRef]) -> RayError | Non
     cause = cause_of(error)
     if isinstance(error, RayActorError) or is_lost_with_node(error):  # the images
         return error
-    if not _is_of_collective(cause):
+    if not is_of_collective(cause):
         return None
     for call in ray.wait(list(others), num_returns=len(others), timeout=_SECONDS_TO_DIE)[0] if others else []:
         try:
@@ -197,12 +201,6 @@ def _loss_behind(error: RayError, others: Sequence[ObjectRef]) -> RayError | Non
         except RayActorError as death:
             return death
         except RayError as other:
-            if not is_loss(other) and not _is_of_collective(cause_of(other)):
+            if not is_loss(other) and not is_of_collective(cause_of(other)):
                 raise  # the rank that failed by itself, for which the collective failed
     return error
-
-
-def _is_of_collective(cause: BaseException) -> bool:
-    """Return whether a collective failed for what may be the loss of a rank; NCCL's errors of usage come again."""
-    text = str(cause).lower()
-    return isinstance(cause, dist.DistError) or "gloo" in text or ("nccl error" in text and "invalid" not in text)

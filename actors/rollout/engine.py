@@ -206,9 +206,10 @@ class Engine:
         await self.end_update(version)
 
     async def connect_weights(self, info: dict[str, Any]) -> None:
-        """Join the learners' transfer group, where weights come from their GPUs. Raises as `load_weights`."""
+        """Leave the former transfer group, if any, and join the learners' new one. Raises as `load_weights`."""
         from vllm.distributed.weight_transfer.base import WeightTransferInitRequest
 
+        await self.vllm.answer(self.vllm.llm.shutdown_weight_transfer_engine())
         await self.vllm.answer(self.vllm.llm.init_weight_transfer_engine(WeightTransferInitRequest(init_info=info)))
 
     async def begin_update(self) -> None:

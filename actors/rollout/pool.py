@@ -10,7 +10,7 @@ from ray.actor import ActorHandle
 from actors.cluster.reservation import Reservation
 from actors.rollout.actor import RolloutActor, RolloutSpec
 from actors.rollout.engine_settings import engine_environment
-from actors.rollout.slot import LOST, NewestWeights, Slot
+from actors.rollout.slot import LOST, NewestWeights, Signals, Slot
 from actors.supervision import ActorsLost, Deaths, describe_error
 from actors.weights.files import PublishedWeights
 from arm_rl.core.compute_config import Transfer
@@ -40,12 +40,12 @@ class RolloutPool:
         Args:
             makers: Create the actors, one a slot.
             stall_seconds: Seconds without a sign of life after which an actor counts as dead.
-            transfer: Way in which weights come; a lost actor is replaced only where they come by file.
+            transfer: Way in which weights come.
         """
         self.deaths = Deaths("rollout", MAX_DEATHS)
         self.num_reruns = 0  # groups that were run again, since this was last set to 0
-        self._newest = NewestWeights()
-        self._slots = [Slot(make, self._newest, self.deaths, stall_seconds, transfer) for make in makers]
+        self._newest, self._signals = NewestWeights(), Signals()
+        self._slots = [Slot(make, self._newest, self.deaths, self._signals, stall_seconds, transfer) for make in makers]
 
     @classmethod
     async def start(
@@ -91,14 +91,13 @@ class RolloutPool:
 
         Raises:
             ActorsLost: If engine after engine is lost.
-            StageLost: If an engine is lost that cannot be replaced.
         """
         error: BaseException | None = None
         for _ in range(MAX_RUNS):
-            slot = min(self._slots, key=lambda slot: (slot.present is None, slot.num_groups))
+            slot = min(self._slots, key=lambda slot: (not slot.serves, slot.num_groups))
             slot.num_groups += 1
             try:
-                actor = await slot.actor()
+                actor = await slot.server()
                 try:
                     reference, images = actor.run_group.remote(
                         sample, group_id=group_id, size=size, temperature=temperature, seed=seed
@@ -136,17 +135,40 @@ class RolloutPool:
         """Return all actors, for learners that send weights directly. Raises as `run_group`."""
         return list(await asyncio.gather(*(slot.actor() for slot in self._slots)))
 
+    def accept(self, actors: Sequence[ActorHandle]) -> None:
+        """Let the actors serve that learners have sent their weights to, in the order of `actors`."""
+        for slot, actor in zip(self._slots, actors, strict=True):
+            slot.accept(actor)
+        if all(slot.serves for slot in self._slots):
+            self._signals.weights_wanted.clear()
+
+    def restart(self, actors: Sequence[ActorHandle], error: BaseException) -> None:
+        """Replace all actors, one of which was lost while weights were sent: the others' may be mixed."""
+        is_death = all(slot.present is actor for slot, actor in zip(self._slots, actors, strict=True))
+        for slot, actor in zip(self._slots, actors, strict=True):
+            slot.replace(actor, error, is_death=is_death)
+            is_death = False  # one loss counts once, wherever it is noticed
+
+    async def weights_wanted(self) -> None:
+        """Wait until a group waits for an actor to which the learners have not sent their weights yet."""
+        await self._signals.weights_wanted.wait()
+
     def spans(self) -> dict[str, ray.ObjectRef]:
         """Fetch each actor's spans since the last call, by the actor's name in the timeline."""
         present = {number: slot.present for number, slot in enumerate(self._slots)}
         return {f"rollout {number}": actor.spans.remote() for number, actor in present.items() if actor is not None}
 
     async def sleep(self) -> None:
-        """Free the GPUs for the learners; the engines serve again after `wake` and an update of the weights."""
+        """Free the GPUs for the learners; the engines serve again after `wake` and an update of the weights.
+
+        An engine that is lost meanwhile is started again when the GPUs are free.
+        """
         await asyncio.gather(*(slot.call(lambda actor: actor.sleep.remote()) for slot in self._slots))
+        self._signals.gpus_free.clear()
 
     async def wake(self) -> None:
         """Take the GPUs back for the weights; the end of the next update takes the rest."""
+        self._signals.gpus_free.set()
         await asyncio.gather(*(slot.call(lambda actor: actor.wake.remote()) for slot in self._slots))
 
     async def close(self) -> None:

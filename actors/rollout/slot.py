@@ -1,6 +1,9 @@
 """A slot of the rollout pool: it holds one rollout actor, and starts another one where that actor dies or hangs.
 
 actor dies -> counted -> a new actor -> the newest weights -> serves
+
+By file, the slot loads the newest weights itself. Where learners send weights directly, the new actor serves after the next
+synchronisation, which `arm_rl.training.weight_sync` brings forward as soon as a group waits for the slot.
 """
 
 import asyncio
@@ -12,7 +15,7 @@ import ray
 from ray.actor import ActorHandle
 from ray.exceptions import RayActorError, RayError
 
-from actors.supervision import ActorsLost, Deaths, StageLost, describe_error, discard_answers, is_loss, wait_for_end
+from actors.supervision import ActorsLost, Deaths, discard_answers, is_loss, wait_for_end
 from actors.weights.files import PublishedWeights, WeightFile
 from arm_rl.core.compute_config import Transfer
 from arm_rl.core.errors import EngineDied
@@ -44,6 +47,15 @@ class NewestWeights:
         return self.published
 
 
+class Signals:
+    """Events that the slots of a pool share."""
+
+    def __init__(self) -> None:
+        self.weights_wanted = asyncio.Event()  # a group waits for an actor to which no weights were sent yet
+        self.gpus_free = asyncio.Event()  # clear while learners use the GPUs that they share with the actors
+        self.gpus_free.set()
+
+
 class Slot:
     """A rollout actor, or the one that is being started."""
 
@@ -52,6 +64,7 @@ class Slot:
         make: Callable[[], ActorHandle],
         newest: NewestWeights,
         deaths: Deaths,
+        signals: Signals,
         stall_seconds: float,
         transfer: Transfer,
     ) -> None:
@@ -61,16 +74,18 @@ class Slot:
             make: Creates the actor.
             newest: Weights that a new actor loads before it serves.
             deaths: Counts the deaths of all slots together.
+            signals: Events that all slots share.
             stall_seconds: Seconds without a sign of life after which an actor counts as dead.
-            transfer: Way in which weights come; a lost actor is replaced only where they come by file.
+            transfer: Way in which weights come.
         """
-        self._make, self._newest, self._deaths = make, newest, deaths
+        self._make, self._newest, self._deaths, self._signals = make, newest, deaths, signals
         self._stall_seconds, self._transfer = stall_seconds, transfer
         self.num_groups = 0  # groups that run here
         self.node_id = ""
         self._served: WeightFile | None = None  # None: the model as it was loaded
         self._actor: ActorHandle | None = None
-        self._starting: asyncio.Task[ActorHandle] = asyncio.create_task(self._start())
+        self._serving = asyncio.Event()  # set while the actor has the weights that it should serve
+        self._starting: asyncio.Task[ActorHandle] = asyncio.create_task(self._start(has_weights=True))
         self._watching: asyncio.Task[None] | None = None
 
     async def actor(self) -> ActorHandle:
@@ -81,10 +96,30 @@ class Slot:
         """
         return await asyncio.shield(self._starting)
 
+    async def server(self) -> ActorHandle:
+        """Return the actor once it has the weights that it should serve. Raises as `actor`."""
+        while True:
+            actor = await self.actor()
+            if not self._serving.is_set():
+                self._signals.weights_wanted.set()
+                await self._serving.wait()
+            if actor is self._actor:
+                return actor
+
     @property
     def present(self) -> ActorHandle | None:
         """The actor, or None while it is being started."""
         return self._actor
+
+    @property
+    def serves(self) -> bool:
+        """Whether there is an actor with the weights that it should serve."""
+        return self._serving.is_set()
+
+    def accept(self, actor: ActorHandle) -> None:
+        """Let the actor serve, to which learners have sent their weights, unless another one has replaced it."""
+        if actor is self._actor:
+            self._serving.set()
 
     async def call(self, call: Callable[[ActorHandle], Awaitable[T]]) -> T:
         """Call the actor; repeat the call on its successor where the actor dies."""
@@ -107,9 +142,9 @@ class Slot:
         await self.call(load)
 
     async def sample_weights(self, names: Sequence[str]) -> dict[str, tuple[list[int], bytes]] | None:
-        """Return blocks of the named weights; None where an actor is being started, which loads the newest weights by itself."""
+        """Return blocks of the named weights; None where an actor is being started, or waits for weights."""
         actor = self._actor
-        if actor is None:
+        if actor is None or not self.serves:
             return None
         try:
             return await actor.sample_weights.remote(names)
@@ -117,11 +152,17 @@ class Slot:
             self.replace(actor, error)
             return None
 
-    def replace(self, actor: ActorHandle, error: BaseException) -> None:
-        """Start another actor in place of a lost one, unless that was done already."""
+    def replace(self, actor: ActorHandle, error: BaseException, *, is_death: bool = True) -> None:
+        """Start another actor in place of a lost one, unless that was done already.
+
+        Args:
+            actor: The lost actor.
+            error: Why it was lost.
+            is_death: Whether the loss counts; it does not for an actor that has to go because another one died.
+        """
         if actor is self._actor:
             self._leave()
-            self._starting = asyncio.create_task(self._start_successor(actor, error))
+            self._starting = asyncio.create_task(self._start_successor(actor, error, is_death))
 
     async def close(self) -> None:
         """End the actor, its engine and its processes."""
@@ -136,11 +177,13 @@ class Slot:
     def _leave(self) -> ActorHandle | None:
         """Empty the slot; return the actor that was in it."""
         actor, self._actor = self._actor, None
+        self._serving.clear()
         if self._watching is not None:
             self._watching.cancel()
         return actor
 
-    async def _start(self) -> ActorHandle:
+    async def _start(self, *, has_weights: bool) -> ActorHandle:
+        """Start an actor; it serves at once if it `has_weights`, once those of a file are loaded."""
         actor = self._make()
         try:
             await self._wait_for_process(actor)
@@ -154,6 +197,8 @@ class Slot:
             ray.kill(actor)
             raise
         self._actor = actor
+        if has_weights:
+            self._serving.set()
         self._watching = asyncio.create_task(self._watch(actor))
         return actor
 
@@ -178,21 +223,19 @@ class Slot:
         finally:
             discard_answers(process)
 
-    async def _start_successor(self, dead: ActorHandle, error: RayError | BaseException) -> ActorHandle:
+    async def _start_successor(self, dead: ActorHandle, error: BaseException, is_death: bool) -> ActorHandle:
         died = time.monotonic()
         ray.kill(dead)  # where only its engine died, or something hangs
-        if self._transfer != "file":
-            raise StageLost(
-                f"an engine was lost, and with it the group through which weights come: {describe_error(error)}"
-            )
         while True:
-            self._deaths.add(error)
+            if is_death:
+                self._deaths.add(error)
+            await self._signals.gpus_free.wait()
             try:
-                actor = await self._start()
+                actor = await self._start(has_weights=self._transfer == "file")
             except RayError as another:
                 if not is_loss(another):
                     raise
-                error = another
+                error, is_death = another, True
                 continue
             self._deaths.record_recovery(time.monotonic() - died)
             return actor

@@ -6,8 +6,9 @@ Whether to look is left to the cold start and to reinforcement learning; so is, 
 """
 
 import functools
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from typing import Literal
 
 import numpy as np
 
@@ -18,21 +19,27 @@ from arm_rl.demo import phrases, pixels, scenes, tasks
 from arm_rl.demo.tasks import Look, Task, Track
 from arm_rl.demo.tracks import TILES, misfits
 
-MIX = (0.3, 0.3, 0.1, 0.08, 0.06, 0.06, 0.1)  # shares of the kinds of joint lessons
+MIX = (0.4, 0.3, 0.04, 0.08, 0.06, 0.04, 0.08)  # shares of the kinds of joint lessons
 # of the pointing lessons point elsewhere: a base that is too sure loses the skill when the cold start contradicts it
 SLIP = 0.15
 STRAY = 0.5  # of the lessons that point or look in vain call another track's tool, where there are several tracks
-CHOICE_WEIGHT = 4.0  # of a choice that the thought decides: one token of a whole lesson
+CHOICE_WEIGHT = 12.0  # of a choice that the thought decides: one token of a whole lesson, and the slowest to learn
 MAX_CALLS = 2  # session.max_turns of the demos, less the answer
 GUESS_WEIGHT = 0.25  # of a choice that nothing tells: it should stay even
 
 
+# What a token is a part of: the environment's text, a call's argument, an argument of which several values are right, a thought about
+# evidence, the choice of an answer, or the fixed form of a turn.
+Part = Literal["given", "argument", "free", "thought", "choice", "form"]
+
+
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Lesson:
-    """One sequence of T tokens, and what it shows."""
+    """Sequence of T tokens with the weight and the part of each, and the images in it."""
 
     token_ids: list[int]  # T, images expanded
     weights: list[float]  # T: how much it matters that a token is predicted; 0 for what the environment writes
+    parts: list[Part]  # T
     views: list[np.ndarray]  # images in order, each (VIEW, VIEW, 3), uint8
 
 
@@ -56,7 +63,7 @@ class Teacher:
         )  # only sizes matter here
 
     def task(self, seed: int, index: int) -> tuple[Task, Track]:
-        """The task of that number: the tracks take turns."""
+        """Return the task at an index of the tracks, which take turns."""
         track = self.tracks[index % len(self.tracks)]
         return track.task(seed, "pretrain", index), track
 
@@ -80,7 +87,7 @@ class Teacher:
         return kinds[rng.choice(len(kinds), p=self.mix)](task, track, rng)
 
     def look_once(self, task: Task, track: Track, rng: np.random.Generator) -> Lesson:
-        """The right call, then the answer."""
+        """Return a lesson of the right call and the answer."""
         return self._look_and_answer(task, [task.right_look(rng)], rng, last_call_weight=1.0)
 
     def _point_once(self, task: Task, track: Track, rng: np.random.Generator) -> Lesson:
@@ -173,6 +180,16 @@ class Teacher:
         return (*prompts[0][:start], *(ids[start] for ids in prompts))
 
     @functools.cache  # noqa: B019
+    def argument_parts(self) -> Mapping[int, Part]:
+        """Return the part of each token id that is an argument of a call by itself."""
+        encode = self.template.tokenizer.convert_tokens_to_ids
+        return {
+            encode(word): "free" if word in track.free_words() else "argument"
+            for track in self.tracks
+            for word in track.words()
+        }
+
+    @functools.cache  # noqa: B019
     def observation_ids(self, name: str | None, text: str) -> tuple[int, ...]:
         """Return the ids between a call and the next turn."""
         parts = (text,) if name is None else (f"{name}: ", ImagePart(name=name), text)
@@ -185,18 +202,20 @@ class Teacher:
 
 
 class _Writer:
-    """Puts a lesson together."""
+    """Builds one lesson, turn by turn."""
 
     def __init__(self, teacher: Teacher, prompt: tuple[int, ...], views: Sequence[np.ndarray] = ()) -> None:
         self._teacher = teacher
         self._ids: list[int] = list(prompt)
         self._weights: list[float] = [0.0] * len(prompt)
+        self._parts: list[Part] = ["given"] * len(prompt)
         self._views = list(views)
         self._num_calls = self._num_observations = 0
 
     def add_call(self, look: Look, *, weight: float) -> None:
         ids = self._teacher.turn_ids(phrases.call_turn(look.tool, look.arguments), False)
-        self._add(ids, [weight, 0.0, *[weight] * (len(ids) - 2)])  # the thought comes after its tag: id 1
+        parts = [self._teacher.argument_parts().get(id_, "form") for id_ in ids]
+        self._add(ids, [weight, 0.0, *[weight] * (len(ids) - 2)], parts)  # the thought comes after its tag: id 1
         self._num_calls += 1
 
     def add_observation(self, look: Look) -> None:
@@ -209,24 +228,26 @@ class _Writer:
             name = f"observation_{self._num_observations}"
             self._views.append(look.view)
         ids = self._teacher.observation_ids(name, "\n".join(lines))
-        self._add(ids, [0.0] * len(ids))
+        self._add(ids, [0.0] * len(ids), ["given"] * len(ids))
 
     def add_answer(
         self, choice: int, thought: str, *, thought_weight: float = 1.0, choice_weight: float = CHOICE_WEIGHT
     ) -> None:
         ids = self._teacher.turn_ids(phrases.answer_turn(choice, thought), True)
-        weights = [1.0] * len(ids)
+        weights: list[float] = [1.0] * len(ids)
+        parts: list[Part] = ["form"] * len(ids)
         close = len(ids) - 6  # </think> <answer> verdict CHOICE verdict </answer> end: the thought ends before these
-        weights[1:close] = [thought_weight] * (close - 1)
-        weights[len(ids) - 4] = choice_weight
-        self._add(ids, weights)
+        weights[1:close], parts[1:close] = [thought_weight] * (close - 1), ["thought"] * (close - 1)
+        weights[len(ids) - 4], parts[len(ids) - 4] = choice_weight, "choice"
+        self._add(ids, weights, parts)
 
     def lesson(self) -> Lesson:
-        return Lesson(token_ids=self._ids, weights=self._weights, views=self._views)
+        return Lesson(token_ids=self._ids, weights=self._weights, parts=self._parts, views=self._views)
 
-    def _add(self, ids: tuple[int, ...], weights: list[float]) -> None:
+    def _add(self, ids: tuple[int, ...], weights: list[float], parts: list[Part]) -> None:
         self._ids += ids
         self._weights += weights
+        self._parts += parts
 
 
 def _draw_wrong_look(task: Task, rng: np.random.Generator) -> Look:

@@ -1,8 +1,13 @@
 """What a finished demo shows, in words and as marks that its numbers should keep."""
 
+from collections import defaultdict
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
+
+from arm_rl.core import trajectory_file
+from arm_rl.demo.dataset import parse_sample_id
 
 MIN_GAIN = 0.02  # smaller differences of an accuracy are reported as none
 
@@ -79,6 +84,33 @@ def describe_marks(marks: Sequence[Mark], summary: Mapping[str, Mapping[str, flo
         yield f"WARNING: mark missed: {mark.title} {measured}; {_describe_bounds(mark)} is expected"
     if marks and not missed:
         yield f"All {len(marks)} marks are met."
+
+
+def describe_skills(skills: Mapping[str, Mapping[str, Any]]) -> Iterator[str]:
+    """Yield a warning for each skill of the base model that did not reach its mark.
+
+    Args:
+        skills: Entries of the skills, by name (`arm_rl.demo.skills`).
+    """
+    for name, entry in skills.items():
+        if not entry["reached"]:
+            yield (
+                f"WARNING: the base model's training ended at its limit: {name} is {entry['value']:.3f}; at least "
+                f"{entry['mark']:.2f} is expected"
+            )
+
+
+def accuracy_by_pair(file: Path) -> dict[str, float]:
+    """Return the accuracy of an evaluation for each pair of claims in their order, by "CLAIM 1 or CLAIM 2".
+
+    Args:
+        file: Trajectories of the evaluation, of the demos' samples.
+    """
+    rights: defaultdict[str, list[bool]] = defaultdict(list)
+    for scored in trajectory_file.read(file).scored:
+        first, second = parse_sample_id(scored.trajectory.sample_id)[0].claims
+        rights[f"{first} or {second}"].append(scored.correct)
+    return {pair: sum(rights[pair]) / len(rights[pair]) for pair in sorted(rights)}
 
 
 def _change(before: float, after: float) -> str:

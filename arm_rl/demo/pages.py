@@ -150,6 +150,10 @@ class Pages:
         """What stands below a page."""
         return [caption((1, 1))]
 
+    def free_words(self) -> Sequence[str]:
+        """Return none: a call has one right place."""
+        return ()
+
     def words(self) -> Sequence[str]:
         """Documents, and digits."""
         return [*(_file_name(document) for document in ALL_DOCUMENTS), *map(str, range(10))]

@@ -5,7 +5,6 @@
 A phase whose product exists is not run again.
 """
 
-import asyncio
 import contextlib
 import dataclasses
 import itertools
@@ -13,7 +12,7 @@ import json
 import math
 import shutil
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from functools import partial
 from pathlib import Path
 
@@ -30,9 +29,11 @@ from arm_rl.core.types import Message, Sample
 from arm_rl.data.demonstrations import write_demonstrations
 from arm_rl.data.samples import read_samples
 from arm_rl.demo import dataset
-from arm_rl.demo.base import make_base
+from arm_rl.demo.base import make_base, read_skills
 from arm_rl.demo.demos import DemoSize, DemoSpec, demo_settings, write_tool_file
-from arm_rl.demo.outcome import describe_marks, describe_outcome, mark_entries
+from arm_rl.demo.engines import SharedEngines
+from arm_rl.demo.outcome import accuracy_by_pair, describe_marks, describe_outcome, describe_skills, mark_entries
+from arm_rl.demo.robustness import ARITHMETICS, Arithmetic
 from arm_rl.demo.tables import evaluation_tables, is_shown
 from arm_rl.demo.time_left import PhaseTimer, repeat_every
 from arm_rl.judge.remote_policy import ServerPolicy
@@ -57,12 +58,17 @@ SILENT = ("data", "base_evaluation", "demonstrations", "judge")  # phases that s
 class Demo:
     """The phases, in order. Each writes its product into the run folder."""
 
-    def __init__(self, spec: DemoSpec, folder: Path, seed: int, size: DemoSize) -> None:
+    def __init__(
+        self, spec: DemoSpec, folder: Path, seed: int, size: DemoSize, arithmetic: Arithmetic = ARITHMETICS["usual"]
+    ) -> None:
         self.spec, self.folder, self.seed, self.size = spec, folder, seed, size
+        self.arithmetic = arithmetic
         self.data, self.base = folder / "data", folder / "base_model"
         self.common = [f"run.root={folder}", f"run.seed={seed}", f"tools.files=[{self.data / 'tools.yaml'}]"]
+        self.common += arithmetic.overrides
         self.console = Console(highlight=False, soft_wrap=True)
         self._base_share = 0.0  # of pre-training's steps that are done
+        self._engines = SharedEngines()
 
     def open_folder(self) -> None:
         """Make the run folder, or enter it again.
@@ -73,7 +79,7 @@ class Demo:
         file = self.folder / "settings.json"
         if self._seconds_file.exists() and not file.exists():
             raise ConfigError(f"{self.folder} holds a demo of an earlier version, which kept no settings: {REMEDY}")
-        require_same_settings(file, demo_settings(self.spec, self.size, self.seed), remedy=REMEDY)
+        require_same_settings(file, demo_settings(self.spec, self.size, self.seed, self.arithmetic), remedy=REMEDY)
 
     def run(self) -> None:
         """Run the phases that are not done yet, then show the table and write the report."""
@@ -89,6 +95,11 @@ class Demo:
             "judge": self._judge_samples,
         }
         timer = PhaseTimer(self.spec.usual_seconds, self._read_seconds())
+        with contextlib.closing(self._engines):
+            self._run_phases(phases, timer)
+        self._summarize(timer.finished)
+
+    def _run_phases(self, phases: Mapping[str, Callable[[], object]], timer: PhaseTimer) -> None:
         for number, (name, phase) in enumerate(phases.items(), 1):
             title = self.spec.titles[name]
             note = "done before" if name in timer.finished else timer.describe()
@@ -104,7 +115,6 @@ class Demo:
                 phase()
             timer.finish()
             replace_text(self._seconds_file, json.dumps(timer.finished))
-        self._summarize(timer.finished)
 
     def _make_data(self) -> None:
         for track in self.spec.tracks:
@@ -124,7 +134,7 @@ class Demo:
             config.template,
             schemas,
             tracks=spec.tracks,
-            plan=spec.plan,
+            plan=dataclasses.replace(spec.plan, num_threads=self.arithmetic.num_threads or spec.plan.num_threads),
             seed=self.seed,
             share=self.size.pretraining,
             on_progress=self._note_base_progress,
@@ -134,7 +144,8 @@ class Demo:
         self._base_share = share
 
     def _evaluate_base(self) -> None:
-        asyncio.run(evaluate_model(self._config("run.name=base", f"model.path={self.base}")))
+        config = self._config("run.name=base", f"model.path={self.base}")
+        self._engines.run(evaluate_model(config, self._engines.serve(config)))
 
     def _demonstrate(self) -> None:
         config = self._config(f"model.path={self.base}")
@@ -150,18 +161,23 @@ class Demo:
             )
 
     def _train_sft(self) -> None:
-        asyncio.run(train_sft(self._sft_config()))
+        self._engines.run(train_sft(self._sft_config()))
 
     def _filter_by_difficulty(self) -> None:
         judge, data = f"model.path={self.folder / 'sft' / 'export'}", f"data.train=[{self.data / 'grpo.parquet'}]"
-        *lines, _ = filter_by_difficulty(self._config("run.name=sft", judge, data), ROLLOUTS, "keep")
+        config = self._config("run.name=sft", judge, data)
+        engines = self._engines.serve(config)
+        *lines, _ = filter_by_difficulty(config, ROLLOUTS, "keep", engines=engines, run=self._engines.run)
         self.console.print("\n".join(lines))
 
     def _train_stage1(self) -> None:
-        asyncio.run(train_grpo(self._grpo_config(self.folder / "sft", *self.spec.stage1)))
+        self._train_grpo(self._grpo_config(self.folder / "sft", *self.spec.stage1))
 
     def _train_stage2(self) -> None:
-        asyncio.run(train_grpo(self._grpo_config(self.folder / "stage1")))
+        self._train_grpo(self._grpo_config(self.folder / "stage1"))
+
+    def _train_grpo(self, config: TrainConfig) -> None:
+        self._engines.run(train_grpo(config, self._engines.get(config)))
 
     def _judge_samples(self) -> None:
         """Serve the exported judge and judge one held-out sample of each track through the session loop of training."""
@@ -186,7 +202,7 @@ class Demo:
                     await policy.close()
 
             texts = [
-                _format_transcript(samples[track.name], asyncio.run(judge(samples[track.name])))
+                _format_transcript(samples[track.name], self._engines.run(judge(samples[track.name])))
                 for track in self.spec.tracks
             ]
         replace_text(self.folder / "transcript.txt", "\n\n".join(texts))
@@ -244,8 +260,19 @@ class Demo:
         summary = {
             name: {key: value for key, value in metrics.items() if is_shown(key)} for name, metrics in stages.items()
         }
+        skills = read_skills(self.base)
+        pairs = self._accuracy_by_pair()
+        if pairs:
+            summary["stage2"]["worst_pair_accuracy"] = min(pairs.values())
         marks = () if self.size == self.spec.short else self.spec.marks
-        shown = {**summary, "marks": mark_entries(marks, summary), "seconds": seconds, "seed": self.seed}
+        shown = {
+            **summary,
+            "base": {**summary["base"], **skills},
+            "pairs": pairs,
+            "marks": mark_entries(marks, summary),
+            "seconds": seconds,
+            "seed": self.seed,
+        }
         replace_text(self.folder / "summary.json", json.dumps(shown, indent=2))
         report = write_report(self.folder)
         tracks = [track.name for track in self.spec.tracks]
@@ -255,12 +282,18 @@ class Demo:
             self.console.print("A short run takes a few steps of everything and learns nothing: it has no marks.")
         else:
             self.console.print("\n".join(describe_outcome(summary, tracks)), markup=False)
-        for line in describe_marks(marks, summary):
+        warnings = () if self.size == self.spec.short else describe_skills(skills.get("skills", {}))
+        for line in (*warnings, *describe_marks(marks, summary)):
             self.console.print(line, style="bold red" if line.startswith("WARNING") else "green", markup=False)
         self.console.print(
             f"{sum(seconds.values()) / 60:.1f} minutes; the exported judge is in {self.folder / 'export'}"
         )
         self.console.print(f"done: open {report}", style="bold")
+
+    def _accuracy_by_pair(self) -> dict[str, float]:
+        """Return the accuracy after stage 2 for each pair of claims; empty where no trajectories were written."""
+        files = sorted((self.folder / "stage2" / "trajectories").glob("stage2-evaluation-*.parquet"))
+        return accuracy_by_pair(files[-1]) if files else {}
 
 
 def _print_time_left(timer: PhaseTimer, share_done: Callable[[], float | None]) -> None:

@@ -103,6 +103,9 @@ class Track(Misfit, Protocol):
     def words(self) -> Sequence[str]:
         """Numbers and names that are tokens of their own."""
 
+    def free_words(self) -> Sequence[str]:
+        """Return the words among `words` of which a right call may take any."""
+
 
 def request(task: Task) -> str:
     """The user's text."""

@@ -140,6 +140,10 @@ class Texts:
         """Both results."""
         return [result(True), result(False)]
 
+    def free_words(self) -> Sequence[str]:
+        """Return the texts' names: either text may be checked."""
+        return NAMES
+
     def words(self) -> Sequence[str]:
         """The texts' names, and bounds."""
         return [*NAMES, *(str(bound) for bound in (*LOWER_BOUNDS, LOWER_BOUNDS[-1] + WIDTH))]

@@ -9,7 +9,8 @@ their size nor Ray Data comes into it.
 import asyncio
 import json
 from collections import Counter, defaultdict
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Coroutine, Mapping, Sequence
+from contextlib import nullcontext
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any, Literal
@@ -31,7 +32,7 @@ from arm_rl.run.folder import open_run
 from arm_rl.training.group import RunStopped
 from arm_rl.training.group_runner import GroupRunner
 from arm_rl.training.inputs import read_inputs
-from arm_rl.training.startup import group_runner
+from arm_rl.training.startup import RolloutService, group_runner
 
 NeverRight = Literal["keep", "drop"]
 JUDGED, REPORT = "difficulty.jsonl", "report.json"
@@ -54,7 +55,14 @@ class SampleRollouts:
         return "never right" if self.num_right == 0 and never_right == "drop" else None
 
 
-def filter_by_difficulty(config: TrainConfig, num_rollouts: int, never_right: NeverRight) -> list[str]:
+def filter_by_difficulty(
+    config: TrainConfig,
+    num_rollouts: int,
+    never_right: NeverRight,
+    *,
+    engines: RolloutService | None = None,
+    run: Callable[[Coroutine[Any, Any, dict[str, SampleRollouts]]], dict[str, SampleRollouts]] = asyncio.run,
+) -> list[str]:
     """Write the samples of `config.data.train` from which the configured model can still learn.
 
     The model judges every sample; verdicts of an earlier run in the same folder are reused.
@@ -63,6 +71,8 @@ def filter_by_difficulty(config: TrainConfig, num_rollouts: int, never_right: Ne
         config: Configuration of a GRPO stage; the run's name gets the suffix "-difficulty".
         num_rollouts: Number of rollouts of each sample.
         never_right: Whether to keep samples that no rollout gets right.
+        engines: Engines that serve the configured model; by default some are started.
+        run: Runs a coroutine to its end, on the event loop of the engines.
 
     Returns:
         A summary, one string a line; the last line names the files that were written.
@@ -75,7 +85,7 @@ def filter_by_difficulty(config: TrainConfig, num_rollouts: int, never_right: Ne
         pending = [sample for sample in inputs.samples if sample.id not in judged]
         if pending:
             with cluster():
-                judged |= asyncio.run(_judge_on_cluster(config, inputs.template, pending, lines, num_rollouts))
+                judged |= run(_judge_on_cluster(config, inputs.template, pending, lines, num_rollouts, engines))
     written = [write_filtered(Path(file), judged, never_right) for file in config.data.train]
     summary = report(inputs.samples, judged, num_rollouts, never_right)
     replace_text(folder / REPORT, json.dumps(summary, indent=2))
@@ -84,11 +94,18 @@ def filter_by_difficulty(config: TrainConfig, num_rollouts: int, never_right: Ne
 
 
 async def _judge_on_cluster(
-    config: TrainConfig, template: Template, samples: Sequence[Sample], lines: JsonLines, num_rollouts: int
+    config: TrainConfig,
+    template: Template,
+    samples: Sequence[Sample],
+    lines: JsonLines,
+    num_rollouts: int,
+    engines: RolloutService | None,
 ) -> dict[str, SampleRollouts]:
     async with (
-        reserve(config.run.name, config.placement, 0, config.rollout) as reservation,
-        group_runner(config, template, reservation) as runner,
+        nullcontext(engines)
+        if engines is not None
+        else reserve(config.run.name, config.placement, 0, config.rollout) as place,
+        group_runner(config, template, place) as runner,
     ):
         with progress_bar("judging", len(samples), "samples") as step:
             return await judge_all(

@@ -149,12 +149,22 @@ def code_version() -> dict[str, Any]:
         return {}
 
 
+def has_key() -> bool:
+    """Return whether a key of Weights & Biases is in the environment or in the user's netrc file.
+
+    Raises:
+        wandb.Error: If the netrc file holds what cannot be a key.
+    """
+    if os.environ.get("WANDB_API_KEY") or os.environ.get("WANDB_IDENTITY_TOKEN_FILE"):
+        return True
+    return wbauth.read_netrc_auth(host=wandb.setup().settings.base_url) is not None
+
+
 def _choose_mode(config: MetricsConfig) -> Literal["online", "offline", "disabled"]:
     if config.wandb != "auto":
         return config.wandb
-    given = os.environ.get("WANDB_API_KEY") or os.environ.get("WANDB_IDENTITY_TOKEN_FILE")
     try:
-        return "online" if given or wbauth.read_netrc_auth(host=wandb.setup().settings.base_url) else "offline"
+        return "online" if has_key() else "offline"
     except wandb.Error:  # a key that cannot be one: when the run starts wandb says what is wrong with it
         return "online"
 

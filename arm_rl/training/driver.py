@@ -10,8 +10,9 @@ no mathematics and no pixels: a group carries a reference to its images, which t
 
 import asyncio
 import logging
-from collections.abc import AsyncIterator, Iterator, Sequence
+from collections.abc import AsyncIterator, Coroutine, Iterator, Sequence
 from contextlib import asynccontextmanager, contextmanager
+from typing import Any, TypeVar
 
 from actors.gauges import Gauges
 from actors.learner.ranks import LearnerRanks
@@ -38,6 +39,8 @@ from arm_rl.training.updates import Updates
 from arm_rl.training.weight_sync import WeightSync
 
 logger = logging.getLogger(__name__)
+
+T = TypeVar("T")
 
 _FINISHED = "groups.parquet"  # in a checkpoint: groups that wait for a step
 
@@ -118,7 +121,7 @@ class Driver:
         self._seconds = {}
         with self._timed("step"):
             with self._timed("rollout"):
-                groups = await self._stop.interruptible(self.collector.collect(self.steps_done))
+                groups = await self._rollouts(self.collector.collect(self.steps_done))
                 self.runner.stop_if_broken([one.group for one in groups.selections], f"step {self.steps_done}")
             with self._timed("learner"):
                 async with self._gpus_for_learners():
@@ -128,6 +131,10 @@ class Driver:
                 await self._weights.sync(self.steps_done + 1)
         self._fetch_spans()
         return self._step_metrics(groups) | learned
+
+    async def _rollouts(self, work: Coroutine[Any, Any, T]) -> T:
+        """Await rollouts under the learners' present weights, unless the run is asked to stop."""
+        return await self._stop.interruptible(self._weights.sync_while(self.steps_done, work))
 
     async def learn(self, selections: Sequence[Selection]) -> dict[str, float]:
         """Run all optimizer steps of this step; return the means of their metrics.
@@ -213,7 +220,7 @@ class Driver:
     async def _evaluate(self) -> None:
         stage, step = self.config.run.name, self.steps_done
         evaluating = evaluate(self.runner, self.held_out, self.config.evaluation, stage=stage, step=step)
-        metrics = await self._stop.interruptible(evaluating)
+        metrics = await self._rollouts(evaluating)
         named = {f"evaluation/{name}": value for name, value in metrics.items()}
         self.log.log(step, named)
         self._gauges.set(step, named)

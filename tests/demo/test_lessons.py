@@ -7,7 +7,7 @@ import torch
 from arm_rl.core.config import ModelConfig, TemplateConfig
 from arm_rl.core.template import Template
 from arm_rl.core.types import ToolCall
-from arm_rl.demo import model, phrases, pixels, pretrain, scenes, tasks
+from arm_rl.demo import forward, model, phrases, pixels, pretrain, scenes, tasks
 from arm_rl.demo.lessons import CHOICE_WEIGHT, GUESS_WEIGHT, MIX, Lesson, Teacher
 from arm_rl.demo.tasks import Look, Task
 from arm_rl.demo.tracks import TRACKS, misfits
@@ -141,7 +141,7 @@ def test_lessons_of_several_lengths_have_the_loss_of_their_tokens(three_tracks):
     rng = np.random.default_rng(1)
     chosen = [three_tracks.joint_lesson(*three_tracks.task(0, index), rng) for index in range(9)]
     with torch.no_grad():
-        ours = pretrain.lessons_loss(judge, chosen)[0].item()
+        ours = forward.lessons_loss(judge, chosen).item()
         total = sum(_loss(judge, lesson) for lesson in chosen) / sum(sum(lesson.weights) for lesson in chosen)
     assert ours == pytest.approx(total, abs=1e-4)
 

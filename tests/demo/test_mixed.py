@@ -8,7 +8,7 @@ from PIL import Image as PILImage
 
 from arm_rl.core.template import Template
 from arm_rl.data.samples import read_samples
-from arm_rl.demo import dataset, phrases, pixels, pretrain, scenes
+from arm_rl.demo import dataset, phrases, pixels, probe, scenes
 from arm_rl.demo.lessons import CHOICE_WEIGHT, Teacher
 from arm_rl.demo.tasks import Track
 from arm_rl.demo.tracks import MIXED, misfits
@@ -125,8 +125,8 @@ def test_the_teacher_is_right_at_once_on_plain_digits_and_guesses_on_others():
 
 
 def test_a_probe_reads_plain_digits_too():
-    targets = pretrain._plain_digits([scene_of(PLAIN, "pretrain", 0)])
+    targets = probe._plain_digits([scene_of(PLAIN, "pretrain", 0)])
     asked = scene_of(PLAIN, "pretrain", 0).asked_tile
     assert targets[0, asked.row * scenes.GRID + asked.column] == scenes.CLASSES.index(asked.digit)
     assert (targets == len(scenes.CLASSES)).sum() >= scenes.GRID**2 - scenes.NUM_TILES
-    assert pretrain.Probe().plain is None
+    assert probe.Probe().plain is None

@@ -6,7 +6,7 @@ import torch
 from PIL import Image as PILImage
 from transformers import AutoProcessor, AutoTokenizer
 
-from arm_rl.demo import model, phrases, pixels, pretrain, scenes, tiles
+from arm_rl.demo import forward, model, phrases, pixels, scenes, tiles
 from arm_rl.demo.tiles import Tiles
 
 
@@ -122,4 +122,4 @@ def test_positions_are_the_library_s_own(loaded):
     theirs, _ = judge.model.get_rope_index(
         ids, mm_token_type_ids=is_image.int(), image_grid_thw=torch.tensor([[1, 8, 8], [1, 8, 8]])
     )
-    assert torch.equal(pretrain.positions(is_image), theirs)
+    assert torch.equal(forward.positions(is_image), theirs)

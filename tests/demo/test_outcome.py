@@ -2,8 +2,18 @@
 
 import pytest
 
+from arm_rl.core import trajectory_file
+from arm_rl.demo.dataset import make_preference
 from arm_rl.demo.demos import DIGITS, THREE_TRACKS
-from arm_rl.demo.outcome import Mark, describe_marks, describe_outcome, mark_entries
+from arm_rl.demo.outcome import (
+    Mark,
+    accuracy_by_pair,
+    describe_marks,
+    describe_outcome,
+    describe_skills,
+    mark_entries,
+)
+from tests.support.trajectories import make_sample, make_scored, make_turn
 
 TRACKS = [track.name for track in THREE_TRACKS.tracks]
 
@@ -12,7 +22,14 @@ def stages(cold_start: float = 0.6, trained: float = 0.98, without: float = 0.51
     shown = {"num_samples": 480.0, "accuracy_without_tools": without}
     return {
         "sft": {"accuracy": cold_start, "tool_rate": 0.4, "box_hit": 0.6, **shown},
-        "stage2": {"accuracy": trained, "tool_rate": 1.0, "box_hit": 0.99, **shown, **others},
+        "stage2": {
+            "accuracy": trained,
+            "tool_rate": 1.0,
+            "box_hit": 0.99,
+            "worst_pair_accuracy": 0.93,
+            **shown,
+            **others,
+        },
     }
 
 
@@ -45,7 +62,7 @@ def test_each_of_several_tracks_is_named():
 
 
 def test_marks_that_are_met_are_one_line():
-    assert list(describe_marks(DIGITS.marks, stages())) == ["All 3 marks are met."]
+    assert list(describe_marks(DIGITS.marks, stages())) == ["All 4 marks are met."]
     assert list(describe_marks((), stages())) == []
     assert all(entry["met"] for entry in mark_entries(DIGITS.marks, stages()))
 
@@ -83,3 +100,25 @@ def test_bounds_belong_to_the_mark():
     mark = Mark(title="t", stage="stage2", metric="accuracy", at_least=0.98, at_most=0.98)
     assert mark.is_met(stages())
     assert not mark.is_met({})
+
+
+def test_accuracy_is_counted_for_each_pair_of_claims_in_its_order(tmp_path):
+    scored, samples, expected = [], {}, {}
+    for index in range(48):
+        preference = make_preference(THREE_TRACKS.tracks[0], 0, "held_out", index)
+        claims = tuple(map(int, preference.texts))
+        samples[preference.id] = make_sample(preference.id)
+        scored.append(make_scored(make_turn("<answer>"), correct=claims != (4, 7), sample_id=preference.id))
+        expected[f"{claims[0]} or {claims[1]}"] = 0.0 if claims == (4, 7) else 1.0
+    trajectory_file.write(tmp_path / "a.parquet", scored, samples, {})
+    assert accuracy_by_pair(tmp_path / "a.parquet") == expected
+    assert len(expected) == 12
+
+
+def test_a_skill_below_its_mark_is_a_warning():
+    entries = {
+        "calls": {"value": 1.0, "mark": 0.98, "reached": True},
+        "answers": {"value": 0.51, "mark": 0.95, "reached": False},
+    }
+    (line,) = describe_skills(entries)
+    assert line.endswith("answers is 0.510; at least 0.95 is expected")

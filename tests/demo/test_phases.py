@@ -114,26 +114,51 @@ def write_stages(folder: Path, cold_start: float, trained: float) -> None:
         (folder / stage / "metrics.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
 
 
-def test_a_finished_demo_says_what_happened_and_keeps_its_marks(finished, capsys):
+@pytest.fixture
+def judged_pairs(monkeypatch) -> dict[str, float]:
+    """Accuracy by pair of digits, in place of what the trajectories say."""
+    pairs = {"4 or 7": 0.93, "7 or 4": 0.99}
+    monkeypatch.setattr(Demo, "_accuracy_by_pair", lambda self: pairs)
+    return pairs
+
+
+def test_a_finished_demo_says_what_happened_and_keeps_its_marks(finished, judged_pairs, capsys):
     write_stages(finished, 0.61, 0.98)
+    (finished / "base_model").mkdir()
+    skills = {name: {"value": 0.99, "mark": 0.95, "reached": True} for name in ("matching", "answers")}
+    (finished / "base_model" / "skills.json").write_text(json.dumps({"skills": skills}))
     Demo(DIGITS, finished, 0, DIGITS.full).run()
     shown = capsys.readouterr().out
     assert "The tool alone lifts accuracy from 0.50 to 0.98" in shown
-    assert "All 3 marks are met." in shown
+    assert "All 4 marks are met." in shown
     assert "WARNING" not in shown
     summary = json.loads((finished / "summary.json").read_text())
-    assert [(mark["value"], mark["met"]) for mark in summary["marks"]] == [(0.98, True), (0.5, True), (0.61, True)]
+    values = [(mark["value"], mark["met"]) for mark in summary["marks"]]
+    assert values == [(0.98, True), (0.93, True), (0.5, True), (0.61, True)]
+    assert summary["base"]["skills"] == skills
+    assert summary["pairs"] == judged_pairs
     assert summary["stage2"]["accuracy"] == 0.98
 
 
-def test_a_missed_mark_is_a_warning_and_no_failure(finished, monkeypatch, capsys):
+def test_a_missed_mark_is_a_warning_and_no_failure(finished, judged_pairs, monkeypatch, capsys):
     write_stages(finished, 0.61, 0.898)
+    (finished / "base_model").mkdir()
+    skills = {"matching": {"value": 0.6, "mark": 0.95, "reached": False}}
+    (finished / "base_model" / "skills.json").write_text(json.dumps({"skills": skills}))
     monkeypatch.setattr(demo, "cluster", nullcontext)
     assert demo.main(["--out", str(finished)]) == 0
     shown = capsys.readouterr().out
     assert "WARNING: mark missed: accuracy after stage 2 is 0.898; at least 0.95 is expected" in shown
+    assert (
+        "WARNING: the base model's training ended at its limit: matching is 0.600; at least 0.95 is expected" in shown
+    )
     assert "marks are met" not in shown
-    assert [mark["met"] for mark in json.loads((finished / "summary.json").read_text())["marks"]] == [False, True, True]
+    assert [mark["met"] for mark in json.loads((finished / "summary.json").read_text())["marks"]] == [
+        False,
+        True,
+        True,
+        True,
+    ]
 
 
 def test_a_short_run_has_no_marks(tmp_path, capsys):

@@ -95,7 +95,7 @@ def test_packages_are_installed_with_the_constraints_of_the_device(installer, tm
     pip = RecordedPip()
     monkeypatch.setattr(installer.platform, "machine", lambda: "x86_64")
     monkeypatch.setattr(installer, "Pip", lambda venv: pip)
-    for name in ("create", "install_hook", "check_imports"):
+    for name in ("create", "install_hook", "check_imports", "check_gpus"):
         monkeypatch.setattr(installer, name, lambda venv: None)
     installer.install(tmp_path, device)
     (call,) = (call for call in pip.calls if "--editable" in call)
@@ -147,3 +147,40 @@ def test_a_failing_pip_ends_with_what_it_said(installer, tmp_path):
 )
 def test_large_steps_are_shown_in_short(installer, line, shown):
     assert installer.large_step(line) == shown
+
+
+def environment_with_a_doctor(folder: Path, script: str) -> Path:
+    """Return a virtual environment whose Python runs a script in place of the doctor."""
+    (folder / "bin").mkdir()
+    (folder / "bin" / "python").write_text(f"#!/bin/sh\n{script}\n")
+    (folder / "bin" / "python").chmod(0o755)
+    return folder
+
+
+def test_after_a_gpu_install_the_doctor_is_asked_about_the_gpus(installer, tmp_path, monkeypatch):
+    asked = []
+    monkeypatch.setattr(installer, "Pip", lambda venv: RecordedPip())
+    monkeypatch.setattr(installer, "install_cpu_torch", lambda pip: None)
+    for name in ("create", "install_hook", "check_imports"):
+        monkeypatch.setattr(installer, name, lambda venv: None)
+    monkeypatch.setattr(installer, "check_gpus", asked.append)
+    for device in ("cpu", "gpu"):
+        (tmp_path / device).mkdir()
+        installer.install(tmp_path / device, device)
+    assert asked == [tmp_path / "gpu"]
+
+
+def test_faults_of_the_gpus_are_printed_with_what_to_do_and_do_not_stop_the_installation(installer, tmp_path, capsys):
+    venv = environment_with_a_doctor(
+        tmp_path, 'echo "fault driver 550, asked: $*"; echo "-> install driver 580"; exit 1'
+    )
+    installer.check_gpus(venv)
+    shown = capsys.readouterr().out
+    assert "fault driver 550, asked: -m jobs.doctor gpu shm" in shown
+    assert "-> install driver 580" in shown
+    assert "will fail until the faults above are mended" in shown
+
+
+def test_usable_gpus_are_printed_without_a_warning(installer, tmp_path, capsys):
+    installer.check_gpus(environment_with_a_doctor(tmp_path, "echo ok driver 590"))
+    assert capsys.readouterr().out == "GPUs:\n  ok driver 590\n"

@@ -45,6 +45,15 @@ class Puppet(SupervisedActor):
             await asyncio.sleep(0.02)
         return f"{group_id} {seed} by {self._weights}", "images"
 
+    async def sleep(self) -> None:
+        pass
+
+    async def wake(self) -> None:
+        pass
+
+    async def sample_weights(self, names) -> dict:
+        return dict.fromkeys(names, self._weights)
+
     async def spans(self) -> SpanBatch:
         return SpanBatch(spans=[], num_lost=0)
 
@@ -80,4 +89,6 @@ class TransferringRank:
             raise ConnectionError("an engine hung up")
         if kind == "ipc":
             raise ValueError("the tensor exceeds the buffer")
+        if kind == "nccl" and engines:
+            raise EngineDied("an engine was lost while weights were sent: gloo found its end closed")
         await asyncio.Event().wait()

@@ -1,6 +1,7 @@
 """Both ends of vLLM's packed transfer without a GPU: an engine's receiving side, and learner ranks that send through gloo."""
 
 import os
+import signal
 from collections.abc import Iterable, Sequence
 from types import SimpleNamespace
 from typing import Any
@@ -36,6 +37,10 @@ class GlooReceiver:
         self._engine = object.__new__(NCCLWeightTransferEngine)
         self._engine.device = torch.device("cpu")
         self._engine.parallel_config = SimpleNamespace(rank=0)
+        self._dies = False
+
+    def die_at_next_update(self) -> None:
+        self._dies = True
 
     def connect_weights(self, info: dict[str, Any]) -> None:
         self._engine.init_transfer_engine(self._engine.init_info_cls(**info))
@@ -44,6 +49,8 @@ class GlooReceiver:
         self._engine.model = Received()
 
     def receive_weights(self, info: dict[str, Any]) -> None:
+        if self._dies:
+            os.kill(os.getpid(), signal.SIGKILL)
         self._engine.receive_weights(self._engine.update_info_cls(**info))
 
     def end_update(self, version: int) -> None:

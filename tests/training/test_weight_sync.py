@@ -2,6 +2,7 @@
 
 # ruff: noqa: F811 (fixtures of another file)
 
+import asyncio
 import dataclasses
 import re
 from collections.abc import AsyncIterator, Callable
@@ -16,11 +17,13 @@ from torch import Tensor, nn
 
 from actors.learner.policy_model import PolicyModel
 from actors.rollout.engine import Engine
+from actors.supervision import ActorsLost
 from actors.weights import comparison, gather, lora
 from actors.weights.comparison import WeightSample
 from actors.weights.files import PublishedWeights, write_weights
 from arm_rl.core.compute_config import LearnerConfig, PlacementConfig
 from arm_rl.core.config import DataConfig, ModelConfig, RunConfig
+from arm_rl.core.errors import EngineDied
 from arm_rl.core.stage_config import TrainConfig
 from arm_rl.training.group import RunStopped
 from arm_rl.training.weight_sync import WeightSync
@@ -202,3 +205,102 @@ async def test_the_first_tensor_parallel_worker_compares_what_it_has() -> None:
     assert comparison.difference(changed, found) == (
         "layers.0.self_attn.v_proj.weight differs from the learners' in 12 of 12 values compared"
     )
+
+
+class Sends:
+    """Learners that send directly; for each number in `losses` an engine is lost in a synchronisation."""
+
+    def __init__(self, losses: int) -> None:
+        self.losses = losses
+        self.sent: list[tuple[int, list[str]]] = []
+
+    def send(self, kind: str, version: int, engines: list[str], workers_per_engine: int) -> None:
+        self.sent.append((version, engines))
+        if self.losses:
+            self.losses -= 1
+            raise EngineDied("an engine was lost")
+
+    def sample_weights(self) -> dict[str, WeightSample]:
+        return {}
+
+
+class Engines:
+    """A pool whose engines are named by their starts."""
+
+    def __init__(self) -> None:
+        self.number_of_starts = 1
+        self.wanted = asyncio.Event()
+        self.serving: list[str] = []
+
+    async def actors(self) -> list[str]:
+        return [f"engine {self.number_of_starts}"]
+
+    def restart(self, engines: list[str], error: Exception) -> None:
+        assert engines == [f"engine {self.number_of_starts}"]
+        self.number_of_starts += 1
+
+    def accept(self, engines: list[str]) -> None:
+        self.serving = engines
+        self.wanted.clear()
+
+    async def weights_wanted(self) -> None:
+        await self.wanted.wait()
+
+    async def sample_weights(self, names: list[str]) -> dict[int, Any]:
+        return {}
+
+
+def direct_sync(monkeypatch: pytest.MonkeyPatch, tmp_path: Path, learners: Sends, engines: Engines) -> WeightSync:
+    monkeypatch.setattr(TrainConfig, "transfer", "nccl")
+    config = TrainConfig(run=RunConfig(name="x", root=str(tmp_path)), data=DataConfig(train=("x",)))
+    return WeightSync(learners, engines, config)
+
+
+async def test_weights_are_sent_again_where_an_engine_is_lost_meanwhile(monkeypatch, tmp_path) -> None:
+    learners, engines = Sends(losses=2), Engines()
+    await direct_sync(monkeypatch, tmp_path, learners, engines).sync(7)
+    assert learners.sent == [(7, [f"engine {number}"]) for number in (1, 2, 3)]
+    assert engines.serving == ["engine 3"]
+
+
+async def test_rollouts_that_wait_for_a_new_engine_get_the_weights_of_the_step(monkeypatch, tmp_path) -> None:
+    learners, engines = Sends(losses=0), Engines()
+    sync = direct_sync(monkeypatch, tmp_path, learners, engines)
+
+    async def rollouts() -> str:
+        for _ in range(2):
+            engines.wanted.set()
+            while not engines.serving:
+                await asyncio.sleep(0.01)
+            engines.serving = []
+        return "groups"
+
+    assert await sync.sync_while(4, rollouts()) == "groups"
+    assert [version for version, _ in learners.sent] == [4, 4]
+
+    async def fail() -> None:
+        raise RunStopped("nothing can be learned")
+
+    with pytest.raises(RunStopped, match="nothing can be learned"):
+        await sync.sync_while(4, fail())
+    assert len(learners.sent) == 2
+
+
+async def test_rollouts_end_with_what_keeps_their_weights_away(monkeypatch, tmp_path) -> None:
+    engines, cancelled = Engines(), []
+
+    async def lost() -> list[str]:
+        raise ActorsLost("engine after engine died")
+
+    async def rollouts() -> None:
+        engines.wanted.set()
+        try:
+            await asyncio.Event().wait()
+        except asyncio.CancelledError:
+            cancelled.append(True)
+            raise
+
+    monkeypatch.setattr(engines, "actors", lost)
+    with pytest.raises(ActorsLost, match="engine after engine died"):
+        await direct_sync(monkeypatch, tmp_path, Sends(losses=0), engines).sync_while(4, rollouts())
+    assert cancelled == [True]

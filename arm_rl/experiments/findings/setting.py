@@ -24,8 +24,8 @@ NUM_DEMONSTRATIONS = 2880  # that pass the screening: 90 steps
 # What the first demo's base model is taught further: digits that the small view shows, and a third call.
 PLAN = PretrainPlan(
     warm_up=Phase(steps=600, batch=32, learning_rate=1e-3),
-    matching=Phase(steps=10, batch=64, learning_rate=1e-3),
-    joint=Phase(steps=800, batch=32, learning_rate=1e-3, end_share=0.1),
+    matching=Phase(steps=100, batch=64, learning_rate=1e-3, check_every=10),
+    joint=Phase(steps=900, batch=32, learning_rate=1e-3, cooldown=150, slack=0.1),
     mix=(0.14, 0.18, 0.06, 0.08, 0.32, 0.14, 0.08),
     max_calls=3,
     num_threads=1,  # beside other work, two threads wait for each other

@@ -12,6 +12,7 @@ from actors.rollout import slot
 from actors.rollout.pool import MAX_DEATHS, RolloutPool
 from actors.supervision import ActorsLost
 from actors.weights.files import PublishedWeights, WeightFile
+from arm_rl.core.errors import EngineDied
 from tests.support.dying_actors import Puppet
 from tests.support.trajectories import make_sample
 
@@ -24,10 +25,9 @@ SAMPLE = make_sample()
 async def start(tmp_path):
     groups = []
 
-    def start(number=1, stall_seconds=600.0) -> RolloutPool:
-        group = RolloutPool(
-            [lambda: ray.remote(Puppet).options(num_cpus=0).remote(tmp_path) for _ in range(number)], stall_seconds
-        )
+    def start(number=1, stall_seconds=600.0, transfer="file") -> RolloutPool:
+        makers = [lambda: ray.remote(Puppet).options(num_cpus=0).remote(tmp_path)] * number
+        group = RolloutPool(makers, stall_seconds, transfer)
         groups.append(group)
         return group
 
@@ -150,3 +150,69 @@ async def test_a_finished_group_forgives_what_died_before(start, tmp_path):
         (tmp_path / "g may die").write_text(str(MAX_DEATHS - 1))
         assert await run(group) == "g 3 by base"
     assert group.deaths.metrics()["recovery/rollout"] == 2 * (MAX_DEATHS - 1) > MAX_DEATHS
+
+
+async def test_where_learners_send_a_lost_one_is_not_waited_for_if_another_one_serves(start, tmp_path):
+    group = start(2, transfer="nccl")
+    before = await group.actors()
+    (tmp_path / "g may die").write_text("1")
+    assert await run(group) == "g 3 by base"
+    after = await group.actors()
+    assert [one == other for one, other in zip(before, after, strict=True)].count(True) == 1
+    assert len(await group.sample_weights(["a"])) == 1, "nothing was sent to the other one"
+    waiting = asyncio.create_task(group.weights_wanted())
+    assert [await run(group, f"{number}") for number in range(3)] == [f"{number} 3 by base" for number in range(3)]
+    assert not waiting.done()
+    group.accept(after)
+    assert len(await group.sample_weights(["a"])) == 2
+    waiting.cancel()
+
+
+async def test_where_learners_send_a_new_one_serves_when_they_have_sent(start, tmp_path):
+    group = start(transfer="ipc")
+    before = await group.actors()
+    (tmp_path / "g may die").write_text("1")
+    running = asyncio.create_task(run(group))
+    await asyncio.wait_for(group.weights_wanted(), 60)
+    after = await group.actors()
+    assert after != before
+    group.accept(before)  # of a synchronisation that began before
+    await asyncio.sleep(0.2)
+    assert not running.done()
+    assert await group.sample_weights(["a"]) == {}
+    group.accept(after)
+    assert await running == "g 3 by base"
+    waiting = asyncio.create_task(group.weights_wanted())
+    await asyncio.sleep(0)
+    assert not waiting.done()
+    waiting.cancel()
+
+
+@pytest.mark.parametrize("noticed", [False, True])
+async def test_one_lost_while_weights_are_sent_takes_the_others_with_it_and_counts_once(start, tmp_path, noticed):
+    group = start(MAX_DEATHS + 2, transfer="nccl")
+    before = await group.actors()
+    if noticed:
+        os.kill(processes(tmp_path)[0], signal.SIGKILL)
+        while all(slot.present is not None for slot in group._slots):
+            await asyncio.sleep(0.05)
+    group.restart(before, EngineDied("one of them"))
+    after = await group.actors()
+    assert not set(before) & set(after)
+    assert group.deaths.metrics()["recovery/rollout"] == 1
+    group.accept(after)
+    assert await run(group) == "g 3 by base"
+
+
+async def test_one_lost_while_learners_use_its_gpu_starts_when_they_have_left(start, tmp_path):
+    group = start(transfer="ipc")
+    (before,) = await group.actors()
+    await group.sleep()
+    os.kill(processes(tmp_path)[0], signal.SIGKILL)
+    while group._slots[0].present is not None:
+        await asyncio.sleep(0.05)
+    await asyncio.sleep(0.2)
+    assert starts(tmp_path) == 1
+    await group.wake()
+    assert starts(tmp_path) == 2
+    assert await group.actors() != [before]

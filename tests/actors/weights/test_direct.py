@@ -5,7 +5,6 @@ NCCL itself, IPC's handles and a GPU's streams need GPUs: they were not run.
 
 import asyncio
 from collections.abc import AsyncIterator
-from pathlib import Path
 from typing import Any
 
 import pytest
@@ -19,16 +18,15 @@ from actors.learner.policy_model import PolicyModel
 from actors.learner.ranks import LearnerRanks
 from actors.rollout import engine_settings
 from actors.rollout.engine import Engine
-from actors.rollout.pool import RolloutPool
 from actors.supervision import StageLost
 from actors.weights import comparison, gather
 from arm_rl.core.compute_config import LearnerConfig, PlacementConfig
 from arm_rl.core.config import ConfigError, DataConfig, ModelConfig
+from arm_rl.core.errors import EngineDied
 from arm_rl.core.stage_config import TrainConfig
 from tests.actors.rollout.test_engine import ROLLOUT, VIEW, Judge, check_three_turns, environment  # noqa: F401
 from tests.support import tiny, tiny_qwen3
-from tests.support.dying_actors import Puppet, TransferringRank
-from tests.support.scripted import make_sample
+from tests.support.dying_actors import TransferringRank
 
 DATA = DataConfig(train=("a.parquet",))
 GLOO_REPLACES = [(torch.cuda, "stream"), (torch.accelerator, "current_device_index")]
@@ -160,13 +158,69 @@ async def test_an_update_that_nobody_ends_does_not_hold_up_the_end(engine: Engin
     await engine.close()
 
 
-async def test_a_lost_engine_ends_the_stage_where_weights_come_directly(local_ray, tmp_path: Path) -> None:
-    group = RolloutPool([lambda: ray.remote(Puppet).options(num_cpus=0).remote(tmp_path)], 600.0, "nccl")
-    assert len(await group.actors()) == 1
-    (tmp_path / "g may die").write_text("1")
-    with pytest.raises(StageLost, match="an engine was lost, and with it the group through which weights come"):
-        await group.run_group(make_sample(tmp_path), group_id="g", size=2, temperature=1.0, seed=3)
-    await group.close()
+def test_no_engine_is_called_after_one_has_failed(direct) -> None:
+    noted = [Noted(), Noted()]
+    engines = direct.EngineClients(noted, 1, get=lambda calls: next(iter(calls)).missing)
+    closed = []
+    engines.on_failure = lambda: closed.append(True)
+    engines.start_weight_update(), engines.update_weights({}), engines.finish_weight_update()
+    assert [one.calls for one in noted] == [[("begin_update",)]] * 2
+    assert isinstance(engines.failure, AttributeError)
+    assert closed == [True]
+
+
+class Fails:
+    """A trainer of vLLM whose engine fails, or which fails by itself, after some weights."""
+
+    def __init__(self, engines: Any, source: Any, failure: Exception | None) -> None:
+        self._engines, self._source, self._failure = engines, source, failure
+        self.is_shut_down = False
+
+    def send_weights(self) -> None:
+        weights = iter(self._source)
+        next(weights)
+        if self._failure is not None:
+            self._engines.failure = self._failure
+            self._engines.failed.set()
+        raise RuntimeError("[gloo] Connection closed by peer")
+
+    def shutdown(self) -> None:
+        self.is_shut_down = True
+
+
+@pytest.mark.parametrize(
+    ("failure", "error", "message"),
+    [
+        (
+            EngineDied("vLLM's process ended"),
+            EngineDied,
+            "an engine was lost while weights were sent: EngineDied: vLLM's",
+        ),
+        (
+            RuntimeError("[gloo] Read error"),
+            EngineDied,
+            "an engine was lost while weights were sent: RuntimeError: .gloo",
+        ),
+        (ValueError("no weights for lm_head"), ValueError, "no weights for lm_head"),
+        (None, RuntimeError, "Connection closed by peer"),  # of another rank: the engines are well
+    ],
+)
+def test_a_transfer_that_fails_is_gathered_to_its_end(direct, tmp_path, monkeypatch, failure, error, message) -> None:
+    monkeypatch.setattr(gather, "_GATHERED_ELEMENTS", 50_000)  # many buckets
+    monkeypatch.setattr(direct, "_SECONDS_TO_NOTICE", 0.1)
+    policy = PolicyModel.load(ModelConfig(path=str(tiny.build(tmp_path, seed=1)), dtype="float32"))
+    source = direct.PolicySource(policy.hf, 0, wanted=True)
+    engines = direct.EngineClients(["one engine"], 1)
+    transfer = direct.DirectTransfer("nccl", source, engines, rank=0, address="127.0.0.1", num_workers=1)
+    trainer = transfer._trainer = Fails(engines, source, failure)
+    assert transfer.reaches(["one engine"])
+    with pytest.raises(error, match=message):
+        transfer.send(1)
+    assert next(source._pieces, None) is None, "the other ranks wait for each bucket"
+    assert transfer.reaches(["one engine"]) is (failure is None)
+    assert not transfer.reaches(["another engine"])
+    transfer.close()
+    assert trainer.is_shut_down
 
 
 def test_a_transfer_that_fails_or_hangs_ends_the_stage(local_ray) -> None:
@@ -177,6 +231,8 @@ def test_a_transfer_that_fails_or_hangs_ends_the_stage(local_ray) -> None:
         group.send("nccl", 1, [], 1)
     with pytest.raises(ValueError, match="the tensor exceeds the buffer"):  # it would be raised again after a restart
         group.send("ipc", 1, [], 1)
+    with pytest.raises(EngineDied, match="an engine was lost while weights were sent"):  # the ranks are well
+        group.send("nccl", 0, [group._ranks[0]], 1)
     group._limit = 0.5
     with pytest.raises(StageLost, match="no answer within 0.5 seconds"):
         group.send("nccl", 0, [], 1)

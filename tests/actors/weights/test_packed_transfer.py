@@ -26,6 +26,7 @@ from actors.rollout.engine_settings import engine_environment
 from actors.weights import comparison
 from arm_rl.core.compute_config import LearnerConfig
 from arm_rl.core.config import ModelConfig
+from arm_rl.core.errors import EngineDied
 from arm_rl.plan.shapes import KNOWN
 from tests.actors.rollout.test_engine import environment  # noqa: F401
 from tests.support import tiny
@@ -147,3 +148,35 @@ def test_two_sharded_ranks_send_packed_weights_to_another_process(
     finally:
         learners.close()
         ray.kill(receiver)
+
+
+def test_sharded_ranks_send_to_other_engines_after_one_was_lost(
+    local_ray: None, tmp_path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(ranks, "Learner", GlooLearner)
+    monkeypatch.setattr(ranks, "_SECONDS_TO_DIE", 0.0)
+    model = ModelConfig(path=str(tiny.build(tmp_path / "model", seed=3)), dtype="bfloat16")
+    spec = LearnerSpec(
+        model=model, config=LearnerConfig(num_ranks=2, zero_stage=3), view=VIEW, num_steps=1, use_gpu=False
+    )
+    variables = {"runtime_env": {"env_vars": engine_environment(use_gpu=False)}}
+    make = ray.remote(GlooReceiver).options(num_cpus=0, **variables)
+    receivers = [make.remote(), make.remote()]
+    learners = LearnerRanks(spec, [{"num_cpus": 0}] * 2)
+    try:
+        written = load_file(learners.publish(tmp_path / "weights", 1).file.path)
+        learners.send("nccl", 1, receivers, 1)
+        ray.get(receivers[1].die_at_next_update.remote())
+        with pytest.raises(EngineDied, match="an engine was lost while weights were sent"):
+            learners.send("nccl", 2, receivers, 1)
+        ray.kill(receivers[0])  # its weights are mixed
+        receivers = [make.remote(), make.remote()]
+        for version in (2, 3):
+            learners.send("nccl", version, receivers, 1)
+            for received in ray.get([one.received.remote() for one in receivers]):
+                assert received.keys() == written.keys()
+                assert all(torch.equal(received[name], written[name]) for name in written)
+    finally:
+        learners.close()
+        for one in receivers:
+            ray.kill(one)

@@ -1,0 +1,138 @@
+"""Section 9: tokens that an engine reads and samples a second, and images, in the terms of the plan's `Efficiency`."""
+
+import asyncio
+import logging
+import random
+import time
+from collections.abc import Sequence
+
+from transformers import AutoImageProcessor
+
+from actors.learner.image_inputs import ImagePreparer
+from actors.rollout.engine import Engine
+from arm_rl.core.compute_config import RolloutConfig
+from arm_rl.core.images import Image
+from arm_rl.gpu_proof.frame import Report
+from arm_rl.gpu_proof.learner_process import planned_gpu
+from arm_rl.gpu_proof.samples import TokenIds, noise, prompt
+from arm_rl.gpu_proof.scale import NOT_ON_CPU, Proof
+from arm_rl.plan.hardware import Cluster, Efficiency
+from arm_rl.plan.shapes import ModelShape
+from arm_rl.plan.step_time import EngineTimes
+
+logger = logging.getLogger(__name__)
+
+PREFILLS = 16  # prompts that are read without sampling
+NUM_IMAGES = 8
+STOP_SHARE = 0.6  # of the time box, after which no further engine is started
+
+
+def run(proof: Proof) -> Report:
+    """Pass where at least one setting was measured."""
+    started = time.monotonic()
+    prepared = _images_prepared(proof)
+    settings: list[dict[str, float]] = []
+    for max_num_seqs, max_num_batched_tokens in proof.scale.engine_settings:
+        if settings and time.monotonic() - started > STOP_SHARE * proof.seconds:
+            logger.info("no time for %d sequences and %d batched tokens", max_num_seqs, max_num_batched_tokens)
+            continue
+        settings.append(asyncio.run(_measure(proof, max_num_seqs, max_num_batched_tokens)))
+    best = max(settings, key=lambda one: one["decode_tokens_per_second"])
+    numbers: dict = {"settings": settings, "images_prepared_per_second": prepared}
+    line = (
+        f"{best['prefill_tokens_per_second']:,.0f} tokens/s read, {best['decode_tokens_per_second']:,.0f} sampled with "
+        f"{best['max_num_seqs']:g} sequences; {prepared:.2g} images/s of {proof.scale.large_side} px prepared, "
+        f"{best['images_per_second']:.2g} read; {len(settings)} of {len(proof.scale.engine_settings)} settings"
+    )
+    if not proof.on_gpu:
+        return Report(line=f"{line}; the plan's table: {NOT_ON_CPU}", numbers=numbers)
+    gpu = planned_gpu()
+    if gpu is None:
+        return Report(line=f"{line}; the plan does not know this GPU", numbers=numbers)
+    shape = ModelShape.of(str(proof.model_folder))
+    ideal = EngineTimes(
+        shape=shape,
+        cluster=Cluster(gpu=gpu, nodes=1, gpus_per_node=1),
+        efficiency=Efficiency(prefill=1.0, decode=1.0, engine_step_seconds=0.0),
+    )
+    numbers["efficiency"] = efficiency(proof, ideal, settings)
+    return Report(line=line, numbers=numbers)
+
+
+def efficiency(proof: Proof, ideal: EngineTimes, settings: Sequence[dict[str, float]]) -> dict[str, float]:
+    """Return the measured values of the plan's `Efficiency`, the best of all settings.
+
+    The time between two passes is not told apart from decoding: the plan's own value is taken for it.
+    """
+    between = Efficiency().engine_step_seconds
+    prefill = max(
+        PREFILLS * ideal.prefill(proof.scale.prompt_tokens, 0, 0) / one["prefill_seconds"] for one in settings
+    )
+    decode = [
+        ideal.decode(one["max_num_seqs"], one["context_tokens"]).seconds / (one["decode_step_seconds"] - between)
+        for one in settings
+        if one["decode_step_seconds"] > between
+    ]
+    return {"prefill": prefill} | ({"decode": max(decode)} if decode else {})
+
+
+async def _measure(proof: Proof, max_num_seqs: int, max_num_batched_tokens: int) -> dict[str, float]:
+    """Start an engine with these settings, and measure it."""
+    scale = proof.scale
+    rollout = RolloutConfig(
+        max_model_len=scale.max_model_len,
+        max_num_seqs=max_num_seqs,
+        max_num_batched_tokens=max_num_batched_tokens,
+        max_images=1,
+        gpu_memory_utilization=0.8,
+    )
+    engine = Engine(proof.model, rollout, proof.view, seed=0, use_gpu=proof.on_gpu)
+    await engine.start()
+    source, ids = random.Random(9), TokenIds.of(proof.model_folder)
+    try:
+
+        async def sample(images: Sequence[Image], tokens: int, max_tokens: int) -> int:
+            prompt_ids = prompt(source, ids, proof.view, images, tokens)
+            seed = source.randrange(2**31)
+            done = await engine.generate(prompt_ids, images, max_tokens=max_tokens, temperature=1.0, seed=seed)
+            return len(done.token_ids)
+
+        async def together(number: int, tokens: int, max_tokens: int) -> tuple[float, int]:
+            started = time.perf_counter()
+            sampled = await asyncio.gather(*(sample([], tokens, max_tokens) for _ in range(number)))
+            return time.perf_counter() - started, sum(sampled)
+
+        await together(2, 16, 4)  # warm-up
+        prefill_seconds, _ = await together(PREFILLS, scale.prompt_tokens, 1)
+        short = scale.sampled_tokens // 4
+        first_seconds, first_tokens = await together(max_num_seqs, 16, short)
+        all_seconds, all_tokens = await together(max_num_seqs, 16, scale.sampled_tokens)
+        images = [noise(source, scale.large_side) for _ in range(NUM_IMAGES)]
+        started = time.perf_counter()
+        await asyncio.gather(*(sample([image], 0, 1) for image in images))
+        image_seconds = time.perf_counter() - started
+    finally:
+        await engine.close()
+    steps = scale.sampled_tokens - short
+    decode_seconds = max(all_seconds - first_seconds, 1e-9)
+    return {
+        "max_num_seqs": max_num_seqs,
+        "max_num_batched_tokens": max_num_batched_tokens,
+        "prefill_seconds": prefill_seconds,
+        "prefill_tokens_per_second": PREFILLS * scale.prompt_tokens / prefill_seconds,
+        "decode_step_seconds": decode_seconds / steps,
+        "decode_tokens_per_second": (all_tokens - first_tokens) / decode_seconds,
+        "context_tokens": max_num_seqs * (16 + (short + scale.sampled_tokens) / 2),
+        "images_per_second": len(images) / image_seconds,
+    }
+
+
+def _images_prepared(proof: Proof) -> float:
+    """Return how many large images one thread decodes and cuts into patches a second."""
+    preparer = ImagePreparer(AutoImageProcessor.from_pretrained(proof.model_folder), proof.view)
+    source = random.Random(0)
+    images = [noise(source, proof.scale.large_side) for _ in range(NUM_IMAGES)]
+    started = time.perf_counter()
+    for image in images:
+        preparer.prepare([image.key], {image.key: image})
+    return len(images) / (time.perf_counter() - started)
