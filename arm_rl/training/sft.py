@@ -111,13 +111,11 @@ class Batches:
         self.num_steps = self._steps_per_epoch * config.num_epochs
 
     def read(self, step: int) -> tuple[Batch, dict[str, Image]]:
-        """The batch of a step from 0 on, and its images by key."""
+        """Return the batch of a step from 0 on, and its images by key. An epoch is split evenly over its steps."""
         epoch, number = divmod(step, self._steps_per_epoch)
-        size, learner = self._config.batch_size, self._config.learner
-        chosen = [
-            self._demonstrations[int(place)]
-            for place in self._order.sample_numbers(epoch)[number * size : (number + 1) * size]
-        ]
+        learner, order = self._config.learner, self._order.sample_numbers(epoch)
+        start, end = (len(order) * part // self._steps_per_epoch for part in (number, number + 1))
+        chosen = [self._demonstrations[int(place)] for place in order[start:end]]
         samples = [
             training_sample(one.trajectory, 1.0, image_pad_id=self._pad_id, share_prompt=False) for one in chosen
         ]

@@ -2,6 +2,8 @@
 
 import asyncio
 import dataclasses
+import itertools
+import math
 from collections.abc import Iterator, Mapping, Sequence
 
 import ray
@@ -76,15 +78,19 @@ class Updates:
         ]
 
     def _mini_batches(self, step: int, samples: GroupSamples) -> Iterator[Batch]:
-        """Cut the step's groups into mini-batches, in another order for each epoch of the step."""
+        """Split the step's groups evenly over mini-batches, in another order for each epoch of the step.
+
+        Zero-variance groups were dropped before: a remainder of a few groups would be an update at the full learning rate.
+        """
         algorithm = self._config.algorithm
-        size = algorithm.mini_batch_samples or algorithm.samples_per_step
+        number = math.ceil(len(samples) / (algorithm.mini_batch_samples or algorithm.samples_per_step))
         for epoch in range(algorithm.epochs_per_step):
             order = sorted(
-                range(len(samples)), key=lambda number: derive_seed(self._config.run.seed, step, epoch, number)
+                range(len(samples)), key=lambda place: derive_seed(self._config.run.seed, step, epoch, place)
             )
-            for start in range(0, len(order), size):
-                yield self._batch([sample for number in order[start : start + size] for sample in samples[number]])
+            ends = [len(order) * part // number for part in range(number + 1)]
+            for start, end in itertools.pairwise(ends):
+                yield self._batch([sample for place in order[start:end] for sample in samples[place]])
 
     def _batch(self, samples: Sequence[TrainingSample]) -> Batch:
         learner = self._config.learner
