@@ -16,7 +16,7 @@ from actors.cluster.connection import cluster
 from arm_rl.core.atomic_file import replace_text
 from arm_rl.core.config import ToolsConfig
 from arm_rl.core.errors import UserError
-from arm_rl.experiments.bench import driver, learner, overlap, rollout, service, summary, sync, tools, trl
+from arm_rl.experiments.bench import driver, learner, overlap, packed, rollout, service, summary, sync, tools, trl
 from arm_rl.experiments.bench.benchmark import SpeedBenchmark
 from arm_rl.run.folder import require_same_settings
 from jobs.command_line import run_guarded
@@ -29,6 +29,10 @@ BENCHMARKS: dict[str, tuple[SpeedBenchmark, ...]] = {
     "vs_trl_images": (trl.ON_LARGE_IMAGES,),
     "rollout_efficiency": (rollout.BENCHMARK,),
     "learner_efficiency": learner.AGAINST_BARE_LOOP,
+    "packed_text": (packed.TEXT,),
+    "packed_images": (packed.IMAGES,),
+    "packed_none": (packed.NONE,),
+    "activation_bytes": (packed.ACTIVATIONS,),
     "overlap": (overlap.BENCHMARK,),
     "sync_over_copy": (sync.BENCHMARK,),
     "driver_share": (driver.BENCHMARK,),

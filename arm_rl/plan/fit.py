@@ -33,26 +33,27 @@ def memory_of(setting: Setting) -> GpuMemory:
     learner = config.learner
     limit = int(gpu.memory_gib * GIB)
 
-    def needed(one: LearnerConfig) -> Mapping[str, int]:
+    def needed(one: LearnerConfig, group_size: int) -> Mapping[str, int]:
         return memory.learner(
             setting.shape,
             one,
             element=setting.element,
-            image_share=workload.vision_share,
-            loss_share=workload.loss_share,
+            image_share=workload.vision_share(group_size),
+            loss_share=workload.loss_share(group_size),
+            copied=workload.copied(group_size),
             reference=isinstance(config, TrainConfig) and config.algorithm.kl_coefficient != 0,
         )
 
-    parts = needed(learner)
+    parts = needed(learner, config.algorithm.group_size if isinstance(config, TrainConfig) else 1)
     used = memory.on_gpu(parts)
     longest = used
     engine: Mapping[str, int] = {}
     problems: list[str] = []
     if isinstance(config, TrainConfig):
         tokens = config.session.max_prompt_tokens + config.session.max_response_tokens
-        budget = max(learner.micro_batch_tokens, math.ceil(tokens * (1 + workload.vision_share)))
+        budget = max(learner.micro_batch_tokens, math.ceil(tokens * (1 + workload.vision_share(1))))
         at_most = replace(learner, micro_batch_tokens=budget)
-        longest = memory.on_gpu(needed(at_most))
+        longest = memory.on_gpu(needed(at_most, 1))
         engine = memory.engine(setting.shape, config.rollout, gpu, element=setting.element)
         beside = memory.sleeping_engine() if setting.takes_turns else 0
         problems += _engine_problems(setting, engine)

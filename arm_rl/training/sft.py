@@ -116,8 +116,6 @@ class Batches:
         learner, order = self._config.learner, self._order.sample_numbers(epoch)
         start, end = (len(order) * part // self._steps_per_epoch for part in (number, number + 1))
         chosen = [self._demonstrations[int(place)] for place in order[start:end]]
-        samples = [
-            training_sample(one.trajectory, 1.0, image_pad_id=self._pad_id, share_prompt=False) for one in chosen
-        ]
+        samples = [training_sample(one.trajectory, 1.0, image_pad_id=self._pad_id) for one in chosen]
         batch = make_batch(samples, num_ranks=learner.num_ranks, micro_batch_tokens=learner.micro_batch_tokens)
         return batch, {key: image for one in chosen for key, image in one.images.items()}

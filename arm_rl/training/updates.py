@@ -58,12 +58,7 @@ class Updates:
         rewards, scale_by_std = selection.group.rewards, self._config.algorithm.scale_by_std
         advantages = group_advantages(rewards, scale_by_std=scale_by_std)
         return [
-            training_sample(
-                scored.trajectory,
-                advantage,
-                image_pad_id=self._image_pad_id,
-                share_prompt=self._config.learner.shares_prompts,
-            )
+            training_sample(scored.trajectory, advantage, image_pad_id=self._image_pad_id)
             for scored, advantage, fate in zip(selection.group.scored, advantages, selection.fates, strict=True)
             if fate == "trained" and advantage is not None
         ]
