@@ -10,7 +10,7 @@ from typing import Any
 import httpx
 from PIL import Image as PILImage
 
-from arm_rl.core import images
+from arm_rl.core import http_clients, images
 from arm_rl.core.atomic_file import replace_file
 from arm_rl.core.images import Image, ImageError
 
@@ -62,12 +62,11 @@ class ImageSource:
         if self._fetched[0] == url:
             return self._fetched[1]
         if self._client is None:
-            transport = httpx.HTTPTransport(retries=2)
-            self._client = httpx.Client(
+            self._client = http_clients.make_client(
+                retries=2,
                 timeout=limits.timeout_seconds,
                 follow_redirects=True,
                 max_redirects=limits.max_redirects,
-                transport=transport,
             )
         data = bytearray()
         try:
