@@ -7,6 +7,7 @@ Each method has an asynchronous twin whose name begins with `a`.
 """
 
 import asyncio
+import logging
 import tempfile
 import uuid
 from collections.abc import AsyncIterator, Awaitable, Coroutine, Iterable, Sequence
@@ -24,8 +25,9 @@ from actors.rollout.model_server import SERVED_NAME, ModelServer
 from arm_rl.core import session
 from arm_rl.core.config import SessionConfig, TemplateConfig
 from arm_rl.core.errors import UserError
-from arm_rl.core.images import Image
+from arm_rl.core.images import Image, ImageError
 from arm_rl.core.loop_thread import LoopThread
+from arm_rl.core.parsing import replace_surrogates
 from arm_rl.core.question_template import Phrase, read_phrase
 from arm_rl.core.seeding import derive_seed
 from arm_rl.core.session import Memory, Policy, Start, Tools
@@ -35,6 +37,8 @@ from arm_rl.export.judge_config import JudgeSetup
 from arm_rl.judge.remote_policy import ServerPolicy
 from arm_rl.judge.verdict import Opinion, Ranking, Verdict
 from tools.execution.local import LocalTools
+
+logger = logging.getLogger(__name__)
 
 Result = TypeVar("Result")
 Picture = Image | PILImage.Image | bytes | str | Path
@@ -238,20 +242,29 @@ class Judge:
 
     # Many questions
 
-    def judge_all(self, comparisons: Iterable[Comparison], *, progress: bool = True) -> list[Verdict]:
-        """The verdicts of many questions, in order. Shows how far it is."""
+    def judge_all(self, comparisons: Iterable[Comparison], *, progress: bool = True) -> list[Verdict | None]:
+        """Return the verdicts of many questions in order and show the progress.
+
+        A question that cannot be judged has None and a warning in the log, such as one with too long an answer.
+        """
         waiting = [self._submit(self._compare_or_verify(one)) for one in comparisons]
         shown = track(waiting, description="judging", disable=not progress)
         return [future.result() for future in shown]
 
-    async def ajudge_all(self, comparisons: Iterable[Comparison]) -> list[Verdict]:
+    async def ajudge_all(self, comparisons: Iterable[Comparison]) -> list[Verdict | None]:
         """As `judge_all`."""
         return list(await asyncio.gather(*(self._wrap_future(self._compare_or_verify(one)) for one in comparisons)))
 
-    async def _compare_or_verify(self, one: Comparison) -> Verdict:
-        if len(one.answers) == 1:
-            return await self._verify(one.question, one.images, one.answers[0])
-        return await self._compare(one.question, one.images, one.answers)
+    async def _compare_or_verify(self, one: Comparison) -> Verdict | None:
+        try:
+            if len(one.answers) == 1:
+                return await self._verify(one.question, one.images, one.answers[0])
+            return await self._compare(one.question, one.images, one.answers)
+        except SessionBroke:
+            raise
+        except JudgeError as error:
+            logger.warning("no verdict for %.80r: %s", one.question, error)
+            return None
 
     async def _compare(self, question: str, images: Sequence[Picture], answers: Sequence[str]) -> Verdict:
         if not 2 <= len(answers) <= MAX_ANSWERS:
@@ -284,8 +297,12 @@ class Judge:
     async def _weigh_opinions(
         self, question: str, images: Sequence[Picture], answers: Sequence[str], orders: Sequence[tuple[int, ...]]
     ) -> Verdict:
+        question, answers = replace_surrogates(question), [replace_surrogates(answer) for answer in answers]
         seen = [order for order in orders for _ in range(self._votes)]
-        shown = [_read_image(image) for image in images]
+        try:
+            shown = [_read_image(image) for image in images]
+        except ImageError as error:
+            raise JudgeError(f"this cannot be judged: {error}") from error
         opinions = await asyncio.gather(
             *(
                 self._run_session(
@@ -310,11 +327,11 @@ class Judge:
             tools=tuple(self._template.schemas),
         )
         memory = Memory.from_images({part.name: image for part, image in zip(shown, images, strict=True)}, answers)
-        start = Start(
-            memory=memory,
-            messages=self._template.conversation(sample),
-            prompt_ids=self._template.prompt_ids(sample, memory.images),
-        )
+        try:
+            start = Start.from_memory(sample, self._template, memory)
+            start.require_fit(self._limits)
+        except UserError as error:
+            raise JudgeError(f"this cannot be judged: {error}") from error
         async with self._slots:
             seed = derive_seed(self._seed, question, *answers, number)
             judged = await session.run(
@@ -358,7 +375,8 @@ def _read_image(picture: Picture) -> Image:
     """Return an image from a path, bytes, a PIL image or an image.
 
     Raises:
-        JudgeError: there is no such file.
+        JudgeError: If there is no such file.
+        ImageError: If a PIL image cannot be encoded.
     """
     if isinstance(picture, Image):
         return picture
