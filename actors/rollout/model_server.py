@@ -6,6 +6,7 @@ import secrets
 import signal
 import subprocess
 import sys
+import tempfile
 import time
 from pathlib import Path
 
@@ -15,6 +16,9 @@ from arm_rl.core.errors import UserError
 from arm_rl.core.owner import tie_group_to_owner
 
 SERVED_NAME = "judge"  # under which the model is offered
+MAX_FOLDER_BYTES = (
+    107 - len("/") - 36
+)  # of the temporary folder: vLLM names sockets there by UUIDs, and Linux allows 107 bytes
 GRACE_SECONDS = 10.0  # that the server is given to end by itself
 PROGRAM = (sys.executable, "-m", "vllm.entrypoints.openai.api_server")
 # What a model's generation_config.json says of these would be applied to requests that do not mention them: the policy was not trained so.
@@ -77,6 +81,11 @@ class ModelServer:
             ServerFailed: If the server ended, or did not serve in time.
         """
         own_server.require_free_port(own_server.LOOPBACK, self.port)
+        if len(os.fsencode(tempfile.gettempdir())) > MAX_FOLDER_BYTES:
+            raise ServerFailed(
+                f"vLLM's sockets lie in {tempfile.gettempdir()}, whose path is too long for a socket's name: "
+                "set TMPDIR to a folder with a short path on a local disk, such as /tmp"
+            )
         command = [*PROGRAM, "--model", str(self.folder), "--served-model-name", SERVED_NAME]
         command += [
             "--host",

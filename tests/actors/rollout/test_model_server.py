@@ -174,3 +174,9 @@ def test_one_that_does_not_listen_is_killed(server, monkeypatch):
     process = stubborn._process.pid
     stubborn.close()
     assert not alive(process)
+
+
+def test_a_temporary_folder_whose_path_is_too_long_for_sockets_is_refused(server, monkeypatch, tmp_path):
+    monkeypatch.setattr(model_server.tempfile, "tempdir", "/" + "x" * 71)
+    with pytest.raises(ServerFailed, match="set TMPDIR to a folder with a short path"):
+        server(HEALTHY).start()
