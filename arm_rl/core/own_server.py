@@ -33,10 +33,10 @@ def free_port(host: str = LOOPBACK) -> int:
 def require_free_port(host: str, port: int) -> None:
     """Raise PortTaken if a server could not listen on this port."""
     try:
-        family, _, _, _, address = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)[0]
+        family, _, _, _, address = socket.getaddrinfo(host or None, None, type=socket.SOCK_STREAM)[0]
         with socket.socket(family) as probe:
             probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)  # closed connections do not count
-            probe.bind(address)
+            probe.bind((address[0], port, *address[2:]))
     except (OSError, OverflowError) as error:
         reason = error.strerror if isinstance(error, OSError) else "ports end at 65535"
         raise PortTaken(f"{host}:{port} cannot be listened on ({reason}): choose another port (--port)") from error

@@ -96,7 +96,7 @@ async def test_an_asynchronous_client_asks_each_host_by_its_own_way(proxy, libra
             marks=pytest.mark.skipif(importlib.util.find_spec("socksio") is not None, reason="socksio is installed"),
         ),
         ("socks://proxy.example:1080", "Unknown scheme"),
-        ("http://[", "cannot be used"),
+        ("http://proxy.example:port", "Invalid port"),
     ],
 )
 async def test_a_proxy_that_cannot_be_used_is_an_error_for_outside_addresses_only(monkeypatch, proxy, reason):
