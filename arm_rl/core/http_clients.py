@@ -48,13 +48,16 @@ def make_client(*, base_url: str = "", retries: int = 0, **settings: Any) -> htt
     return httpx.Client(base_url=base_url, transport=_Transport(routes), **settings)
 
 
-def make_async_client(*, base_url: str = "", library: ModuleType = httpx, **settings: Any) -> httpx.AsyncClient:
+def make_async_client(*, base_url: str = "", library: ModuleType = httpx, **settings: Any) -> Any:
     """Return the asynchronous client with the rules of `make_client`.
 
     Args:
         base_url: Address that relative URLs are joined to.
         library: `httpx` or its successor `httpx2`, which has the same interface.
         settings: Further arguments of `httpx.AsyncClient`.
+
+    Returns:
+        The `AsyncClient` of that library.
 
     Raises:
         ProxyError: If requests to `base_url` need a proxy that cannot be used.
@@ -63,8 +66,7 @@ def make_async_client(*, base_url: str = "", library: ModuleType = httpx, **sett
     routes = _Routes(lambda proxy: library.AsyncHTTPTransport(proxy=proxy, limits=limits))
     if base_url:
         check_proxy(base_url)
-    client: httpx.AsyncClient = library.AsyncClient(base_url=base_url, transport=_AsyncTransport(routes), **settings)
-    return client
+    return library.AsyncClient(base_url=base_url, transport=_AsyncTransport(routes), **settings)
 
 
 def check_proxy(url: str) -> None:

@@ -103,7 +103,9 @@ def _to_rgb(image: PILImage.Image) -> PILImage.Image:
         image = _to_grey(image)
     if image.mode == "LAB":
         lab, rgb = ImageCms.createProfile("LAB"), ImageCms.createProfile("sRGB")
-        return ImageCms.profileToProfile(image, lab, rgb, outputMode="RGB")
+        shown = ImageCms.profileToProfile(image, lab, rgb, outputMode="RGB")
+        assert shown is not None  # a new image, unless the given one is changed in place
+        return shown
     if image.mode == "La":  # Pillow has no direct way from here
         image = image.convert("LA")
     if image.has_transparency_data:

@@ -39,7 +39,7 @@ class ChatServer:
         """
         self.url = base_url.rstrip("/")
         self._num_retries = num_retries
-        self._client = make_async_client(
+        self._client: httpx.AsyncClient = make_async_client(
             base_url=self.url,
             timeout=timeout_seconds,
             headers={"Authorization": f"Bearer {api_key}"} if api_key else None,

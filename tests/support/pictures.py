@@ -24,7 +24,9 @@ def in_mode(mode: str) -> PILImage.Image:
         return PILImage.fromarray(grey.astype(np.uint16 if mode == "I;16" else np.int32) * 257)
     if mode == "LAB":
         rgb, lab = ImageCms.createProfile("sRGB"), ImageCms.createProfile("LAB")
-        return ImageCms.profileToProfile(picture, rgb, lab, outputMode="LAB")
+        converted = ImageCms.profileToProfile(picture, rgb, lab, outputMode="LAB")
+        assert converted is not None
+        return converted
     direct = {"La": "LA", "RGBa": "RGBA", "PA": "P"}.get(mode, mode)
     return picture.convert("L" if direct == "LA" else "RGB").convert(direct).convert(mode)
 
