@@ -39,7 +39,7 @@ class Image:
 
     @classmethod
     def from_pil(cls, image: PILImage.Image) -> "Image":
-        """Encode an image upright as PNG; modes that PNG does not have, or has with other values, become RGB as in `pil`.
+        """Encode an image upright as PNG; modes that PNG lacks, or has with other values, become RGB as in `pil`.
 
         Raises:
             ImageError: If the image cannot be decoded.
@@ -116,7 +116,7 @@ def _to_rgb(image: PILImage.Image) -> PILImage.Image:
 
 
 def _to_grey(image: PILImage.Image) -> PILImage.Image:
-    """Convert greys of more than 8 bits: fractions up to 1, 8 bits in a wider format, or 16 bits by their largest value."""
+    """Convert wide greys: the largest value shows whether they are fractions, 8 bits in a wider format, or 16 bits."""
     values = np.nan_to_num(np.asarray(image).astype(np.float64))
     if image.mode == "F" and values.max() <= 1:
         values *= 255

@@ -87,7 +87,7 @@ def deploy_judge(
 
 
 def _require_on_head(check: Any, *arguments: Any) -> None:
-    """Run a check on the node whose port the service has, and raise UserError with what the check returns, if anything."""
+    """Run a check on the node whose port the service has; raise UserError with the problem that the check returns."""
     problem = ray.get(check.options(num_cpus=0, resources={"node:__internal_head__": 0.001}).remote(*arguments))
     if problem is not None:
         raise UserError(problem)

@@ -131,7 +131,7 @@ async def test_what_cannot_be_judged_is_refused(serve, path, body, status, messa
 
 
 async def test_a_row_that_cannot_be_judged_leaves_the_others_their_rewards(serve, template, caplog):
-    """The third answer has too many tokens for the judge, the fourth too many characters, and the fifth another prompt."""
+    """The third answer has too many tokens for the judge, the fourth too many characters, the fifth another prompt."""
     answers = ["7", "4", "word " * 20_000, "x" * 150_000, "7"]
     prompts = ["Which?"] * 4 + ["What?"]
     queries = [f"Which?{answer}" for answer in answers]
