@@ -84,7 +84,8 @@ class RewardClient:
     def rewards(self, asked: Sequence[tuple[str, str, Sequence[Picture]]]) -> list[float | None]:
         """Return the rewards of many questions, answers and their images, in order.
 
-        At most `concurrency` answers are judged at a time. An answer that the service cannot judge has None and a warning in the log; the others keep their rewards.
+        At most `concurrency` answers are judged at a time. An answer that the service cannot judge has None and a warning
+        in the log; the others keep their rewards.
         """
 
         def reward(one: tuple[str, str, Sequence[Picture]]) -> float | None:
