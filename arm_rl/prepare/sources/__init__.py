@@ -8,10 +8,10 @@ from arm_rl.prepare.questions import Question, read_questions
 from arm_rl.prepare.sources import deepeyes, llava_critic, mm_ifengine, mp_docvqa
 from arm_rl.prepare.sources.skipped import SkippedRow
 
-Source = Callable[[Path, ImageFolder], Iterator[Question | SkippedRow]]
+Source = Callable[[Path, ImageFolder, str], Iterator[Question | SkippedRow]]
 
 
-def _read_jsonl(path: Path, images: ImageFolder) -> Iterator[Question | SkippedRow]:
+def _read_jsonl(path: Path, images: ImageFolder, name: str) -> Iterator[Question | SkippedRow]:
     """Read a JSONL of questions."""
     yield from read_questions(path)
 

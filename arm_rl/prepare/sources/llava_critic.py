@@ -23,8 +23,8 @@ _VERDICT = re.compile(r"(?i)the better response: \[?(first|second|1|2|A|B)\]?")
 _FIRST = ("first", "1", "a")
 
 
-def read(path: Path, images: ImageFolder) -> Iterator[Question | SkippedRow]:
-    """The questions of a parquet file; their images are kept in the folder.
+def read(path: Path, images: ImageFolder, name: str) -> Iterator[Question | SkippedRow]:
+    """The questions of a parquet file; their images are kept in the folder. `name` tells its ids from those of other files.
 
     Raises:
         DataError: the file cannot be read.
@@ -48,7 +48,7 @@ def read(path: Path, images: ImageFolder) -> Iterator[Question | SkippedRow]:
                 yield SkippedRow("an empty question or answer")
                 continue
             yield Question(
-                id=f"llava_critic-{path.stem}-{number}",
+                id=f"llava_critic-{name}-{number}",
                 track="perception",
                 question=pair["question"].strip(),
                 answer=answer,

@@ -21,8 +21,8 @@ from tools.text.checks import CHECKS
 _ANSWERS = ("response", "answer", "prediction")
 
 
-def read(path: Path, images: ImageFolder) -> Iterator[Question | SkippedRow]:
-    """The questions of a file; their images are kept in the folder.
+def read(path: Path, images: ImageFolder, name: str) -> Iterator[Question | SkippedRow]:
+    """The questions of a file; their images are kept in the folder. `name` tells its ids from those of other files.
 
     Raises:
         DataError: the file cannot be read.
@@ -38,7 +38,8 @@ def read(path: Path, images: ImageFolder) -> Iterator[Question | SkippedRow]:
         if not question or not answer:
             yield SkippedRow("no instruction, or no answer to it")
             continue
-        entries = row.get("images") or ([row["image"]] if row.get("image") else [])
+        entries = row.get("images") or row.get("image") or []
+        entries = entries if isinstance(entries, list) else [entries]
         try:
             shown = tuple(images.store_image(source.read(entry)) for entry in entries)
         except ImageError:
@@ -48,7 +49,7 @@ def read(path: Path, images: ImageFolder) -> Iterator[Question | SkippedRow]:
             constraint for written in row.get("constraints") or () for constraint in _parse_constraints(written)
         )
         yield Question(
-            id=f"mm_ifengine-{path.stem}-{number}",
+            id=f"mm_ifengine-{name}-{number}",
             track="instructions",
             question=question,
             answer=answer,
