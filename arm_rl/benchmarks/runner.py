@@ -187,7 +187,9 @@ def _make_scored(trajectory: Trajectory, judged: ItemVerdict | None) -> ScoredTr
 def judge_session(question: ItemQuestion, asked: JudgedSession[Any]) -> ItemVerdict:
     """Return the verdict of a finished session."""
     item, trajectory = question.item, asked.trajectory
-    answered = trajectory.end == "answered" and trajectory.turns
+    verdict = None
+    if trajectory.end == "answered" and trajectory.turns:
+        verdict = read_verdict(item.kind, trajectory.turns[-1].text, item.num_options, item.sample.texts)
     events = trajectory.tool_events
     return ItemVerdict(
         id=item.sample.id,
@@ -197,7 +199,7 @@ def judge_session(question: ItemQuestion, asked: JudgedSession[Any]) -> ItemVerd
         categories=dict(item.categories),
         order=item.order,
         label=item.sample.label,
-        verdict=read_verdict(item.kind, trajectory.turns[-1].text, item.num_options) if answered else None,
+        verdict=verdict,
         num_calls=len(events),
         num_ok_calls=sum(event.status == "ok" for event in events),
         end=trajectory.end,
