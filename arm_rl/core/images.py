@@ -146,6 +146,8 @@ def locate(entry: Any, folder: Path, root: Path | None = None) -> Path | None:
     Raises:
         ImageError: it has neither, there is no such file, or the file lies elsewhere.
     """
+    if isinstance(entry, dict) and isinstance(entry.get("image"), str):  # verl's key for an address
+        entry = {"path": entry["image"].removeprefix("file://"), **{key: one for key, one in entry.items() if one}}
     if not isinstance(entry, dict) or not (entry.get("bytes") or entry.get("path")):
         raise ImageError(f"an image needs bytes or a path, not {entry!r:.80}")
     if entry.get("bytes"):

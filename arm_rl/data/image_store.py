@@ -43,7 +43,7 @@ class ImageSource:
             ImageError: it cannot be read.
         """
         if isinstance(entry, dict):
-            entry = entry.get("bytes") or entry.get("url") or entry.get("path")
+            entry = entry.get("bytes") or entry.get("url") or entry.get("path") or entry.get("image")
         if isinstance(entry, bytes):
             data = entry
         elif isinstance(entry, str) and entry.startswith("data:"):
@@ -51,7 +51,8 @@ class ImageSource:
         elif isinstance(entry, str) and entry.startswith(("http://", "https://")):
             data = self._fetch(entry)
         else:
-            data, _ = images.read_entry({"path": entry}, self._folder, self._root)
+            path = entry.removeprefix("file://") if isinstance(entry, str) else entry
+            data, _ = images.read_entry({"path": path}, self._folder, self._root)
         images.check(data)
         return Image.from_bytes(data)
 

@@ -26,6 +26,8 @@ from arm_rl.core.config import SessionConfig, TemplateConfig
 from arm_rl.core.errors import UserError
 from arm_rl.core.images import Image
 from arm_rl.core.loop_thread import LoopThread
+from arm_rl.core.parsing import replace_surrogates
+from arm_rl.core.placeholders import count_images, escape_images, split_at_images
 from arm_rl.core.question_template import Phrase, read_phrase
 from arm_rl.core.seeding import derive_seed
 from arm_rl.core.session import Memory, Policy, Start, Tools
@@ -284,6 +286,7 @@ class Judge:
     async def _weigh_opinions(
         self, question: str, images: Sequence[Picture], answers: Sequence[str], orders: Sequence[tuple[int, ...]]
     ) -> Verdict:
+        question, answers = replace_surrogates(question), [replace_surrogates(answer) for answer in answers]
         seen = [order for order in orders for _ in range(self._votes)]
         shown = [_read_image(image) for image in images]
         opinions = await asyncio.gather(
@@ -304,7 +307,7 @@ class Judge:
         sample = Sample(
             id=uuid.uuid4().hex,
             track="judge",
-            messages=(Message(role="user", parts=(*shown, self._phrase(question, answers))),),
+            messages=(Message(role="user", parts=self._request_parts(question, shown, answers)),),
             texts=tuple(answers),
             label="",
             tools=tuple(self._template.schemas),
@@ -323,6 +326,17 @@ class Judge:
         if judged.trajectory.error is not None:
             raise SessionBroke(f"the session broke:\n{judged.trajectory.error}")
         return Opinion.of(judged, self._template)
+
+    def _request_parts(
+        self, question: str, shown: Sequence[ImagePart], answers: Sequence[str]
+    ) -> tuple[str | ImagePart, ...]:
+        """Return the request: images stand where the question has as many `<image>`, else in front."""
+        if shown and count_images(question) == len(shown):
+            first, *texts = split_at_images(self._phrase(question, [*map(escape_images, answers)]))
+            if len(texts) == len(shown):
+                between = (part for pair in zip(shown, texts, strict=True) for part in pair)
+                return tuple(part for part in (first, *between) if part)
+        return (*shown, self._phrase(question, answers))
 
     def _submit(self, work: Coroutine[Any, Any, Result]) -> "Future[Result]":
         if self._loop is None:

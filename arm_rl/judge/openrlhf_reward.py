@@ -8,10 +8,9 @@ Queries are decoded token ids, special tokens and all; prompts went through the 
 import re
 from typing import Any
 
-from pydantic import BaseModel
-
 from arm_rl.core.errors import UserError
 from arm_rl.judge.verdict import Verdict
+from arm_rl.judge.wire import WireModel
 
 _USER = re.compile(r"<\|im_start\|>user\n(.*?)<\|im_end\|>", re.DOTALL)  # of ChatML, as Qwen's models have it
 _END = re.compile(r"(?:<\|[\w.]+\|>|</?s>|<[be]os>|\s)+$")  # and begin
@@ -22,7 +21,7 @@ class RemoteRewardError(UserError):
     """A request that cannot be judged; the message says which of its rows, and why."""
 
 
-class RewardRequest(BaseModel):
+class RewardRequest(WireModel):
     """As OpenRLHF sends it; `labels` are not read."""
 
     query: list[str]

@@ -52,6 +52,8 @@ class RewardClient:
             RuntimeError: the service refuses the question.
             httpx.HTTPError: it does not answer in time.
         """
+        # half of a surrogate pair cannot be sent
+        question, answer = (text.encode("utf-8", "replace").decode() for text in (question, answer))
         body = {"question": question, "answers": [answer], "images": [_encode_image(image) for image in images]}
         deadline, wait = time.monotonic() + self._timeout, 0.5
         while True:
@@ -132,8 +134,14 @@ def compute_scores(
     for solution, info in zip(solution_strs, extra_infos, strict=True):
         if not info or "question" not in info:
             raise ValueError("extra_info: the judge needs the row's question there (and its images, where it has any)")
-        shown = info.get("images")
-        asked.append((info["question"], solution, [] if shown is None else list(shown)))
+        shown = [] if info.get("images") is None else list(info["images"])
+        num_places = info["question"].count("<image>")
+        if num_places not in (0, len(shown)):
+            raise ValueError(
+                f"extra_info: the question has {num_places} <image> for {len(shown)} images: "
+                "the row's images are needed in extra_info.images, which verl hands to reward functions"
+            )
+        asked.append((info["question"], solution, shown))
     rewards = _shared_client(url, tuple(sorted(settings.items()))).rewards(asked)
     return [0.5 if reward is None else reward for reward in rewards]
 

@@ -27,6 +27,7 @@ from arm_rl.core.images import Image, ImageError
 from arm_rl.judge.judge import Judge, JudgeError, SessionBroke
 from arm_rl.judge.openrlhf_reward import RemoteRewardError, RewardRequest, reward_answer
 from arm_rl.judge.verdict import Opinion, Ranking, Verdict
+from arm_rl.judge.wire import WireModel
 
 logger = logging.getLogger(__name__)
 
@@ -43,7 +44,7 @@ class ServiceLimits:
     max_characters: int = 200_000  # of one text
 
 
-class _StrictModel(BaseModel):
+class _StrictModel(WireModel):
     model_config = ConfigDict(extra="forbid")
 
 
@@ -52,7 +53,7 @@ class JudgeRequest(_StrictModel):
 
     question: str
     answers: Annotated[list[str], Field(min_length=1, description="Several are compared, a single one is checked.")]
-    images: Annotated[list[str], Field(description="Each as base64, or as a data URL.")] = []
+    images: Annotated[list[str], Field(default_factory=list, description="Each as base64, or as a data URL.")]
 
 
 class OpinionAnswer(BaseModel):

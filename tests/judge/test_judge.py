@@ -74,6 +74,27 @@ def test_a_comparison_is_a_session_with_tools(judging):
     assert verdict.opinions[0].session.messages[1].image_names == ("observation_1",)
 
 
+def test_half_characters_are_repaired(judging):
+    verdict = judging().compare("Which\ud800?", [noise()], ["7\udfff", "4"])
+    assert verdict.choice == 2
+    assert judging().verify("Which\ud800?", [noise()], "7").choice is True
+
+
+def test_images_stand_where_the_question_has_them(judging, template):
+    policy = Preferring(template)
+    judge = judging(policy)
+    for question, parts in (
+        ("A <image> and <image>?", ["A ", "original_image", " and ", "original_image_2", "?"]),
+        ("One <image>?", ["original_image", "original_image_2", "One <image>?"]),
+        (r"<image><image>\<image>", ["original_image", "original_image_2", "<image>"]),
+    ):
+        judge.compare(question, [noise(), noise()], ["<image>", "4"])
+        shown = [part if isinstance(part, str) else part.name for part in policy.requests[-1].messages[1].parts]
+        assert shown[: len(parts) - 1] == parts[:-1]
+        assert shown[len(parts) - 1].startswith(parts[-1])
+        assert "Answer 1: <image>" in shown[-1]
+
+
 def test_both_orders_cancel_a_bias_for_a_place(judging, template):
     fair = judging(both_orders=True).compare("Which?", [noise()], ["7", "4"])
     assert (fair.choice, fair.consistent, fair.orders) == (2, True, ((1, 2), (2, 1)))

@@ -124,6 +124,23 @@ def test_verl_a_batch_at_once(service):
     assert scores == pytest.approx([0.9, 0.9, 0.5])
 
 
+def test_verl_shows_images_where_the_question_has_them(service):
+    """Rows as of geo3k: the question holds `<image>`."""
+    service.refusals.clear()
+    info = {"question": "<image>Is it 4?", "images": [{"bytes": png(), "path": None}]}
+    assert compute_score("geo3k", "4", "4", info, url=service.url) == pytest.approx(0.9)
+    assert (service.asked[0]["question"], len(service.asked[0]["images"])) == ("<image>Is it 4?", 1)
+    with pytest.raises(ValueError, match=r"the question has 1 <image> for 0 images: .* extra_info.images"):
+        compute_score("geo3k", "4", "4", {"question": "<image>Is it 4?"}, url=service.url)
+
+
+def test_half_characters_are_sent_as_question_marks(service):
+    client = RewardClient(service.url)
+    client.reward("4\ud800?", "\udfff", [])
+    assert (service.asked[0]["question"], service.asked[0]["answers"]) == ("4??", ["?"])
+    client.close()
+
+
 def test_verl_without_a_question_says_what_is_missing(service):
     with pytest.raises(ValueError, match="extra_info: the judge needs the row's question"):
         compute_score("digits", "4", "4", None, url=service.url)

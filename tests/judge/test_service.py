@@ -3,6 +3,7 @@
 import asyncio
 import base64
 import io
+import json
 from contextlib import asynccontextmanager
 
 import httpx
@@ -59,6 +60,23 @@ async def test_one_answer_is_checked_and_many_are_ranked(serve):
     assert checked["choice"] is True
     assert ranked["best"] == 2
     assert [one["answers"] for one in ranked["comparisons"]] == [[1, 2], [2, 3]]
+
+
+async def test_half_characters_are_repaired(serve):
+    """JSON can hold half of a surrogate pair: in texts, in keys, and in what is refused and sent back."""
+    async with serve() as client:
+        headers = {"Content-Type": "application/json"}
+        for body, status in (
+            (ASKED | {"question": "\ud800?", "answers": ["7\udfff", "4"]}, 200),
+            (ASKED | {"\ud800": 1}, 422),
+            (ASKED | {"answers": ["\ud800", 1]}, 422),
+            ("\ud800", 422),
+        ):
+            response = await client.post("/v1/judge", content=json.dumps(body), headers=headers)
+            assert response.status_code == status, response.text
+        asked = {"query": ["Which?\ud8007"], "prompts": ["Which?\ud800"]}
+        response = await client.post("/get_reward", content=json.dumps(asked), headers=headers)
+        assert response.status_code in (200, 502), response.text  # this policy needs an image
 
 
 async def test_a_data_url_is_an_image_too(serve):

@@ -4,12 +4,12 @@ from collections import defaultdict
 from collections.abc import Sequence
 from dataclasses import dataclass
 
+from arm_rl.core.placeholders import IMAGE, count_images, escape_images
 from arm_rl.core.question_template import Phrase
 from arm_rl.core.seeding import derive_seed
 from arm_rl.data.preferences import Preference
 from arm_rl.prepare.questions import Question
 
-_IMAGE = "<image>"
 _ABILITIES = {"pair": "comparing two answers", "point": "checking an answer", "rank": "comparing several answers"}
 _RETRIEVAL = ("doc_page_retrieval_by_query", "doc_page_retrieval_by_index")
 
@@ -78,7 +78,8 @@ def make_preference(
         split=split,
         index=index,
         question=text,
-        request=("" if _IMAGE in text else _IMAGE * len(images)) + phrase(text, choice.answers),
+        request=("" if count_images(text) else IMAGE * len(images))
+        + phrase(text, [*map(escape_images, choice.answers)]),
         label=choice.label,
         images=images,
         texts=choice.answers,
