@@ -97,10 +97,14 @@ def test_a_fingerprint_is_of_demonstrations_in_their_order(template, teach, tmp_
     assert len({fingerprint(*taught), fingerprint(*taught[::-1]), fingerprint(*taught[:2])}) == 3
 
 
-def test_a_text_that_looks_like_an_image_is_refused(teach, tmp_path):
-    taught = teach(ANSWER.replace("a 4", "in the <image>"))
-    with pytest.raises(DataError, match="the demonstration of s holds the text <image>"):
-        write_demonstrations(tmp_path / "d.parquet", [taught])
+@pytest.mark.parametrize("said", ["in the <image>", r"\<image>", r"a \\<image> <image>"])
+def test_a_text_that_looks_like_an_image_stays_a_text(template, teach, tmp_path, said):
+    messages = (Message(role="user", parts=("Not \\", ImagePart(name="original_image"), said)),)
+    sample, finished = teach(ANSWER.replace("a 4", said), messages=messages)
+    write_demonstrations(tmp_path / "d.parquet", [(sample, finished)])
+    (read,) = read_demonstrations([str(tmp_path / "d.parquet")], template)
+    assert laid(read.trajectory, template.image_pad_id) == laid(finished.trajectory, template.image_pad_id)
+    assert said in read.trajectory.turns[0].text
 
 
 USER = {"role": "user", "content": "<image>?"}
