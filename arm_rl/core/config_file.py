@@ -111,7 +111,7 @@ def _parse_override(kind: Any, text: str) -> Any:
     quoted = len(text) > 1 and text[0] == text[-1] and text[0] in "'\""
     if quoted or not _holds_text(kind) or typing.get_origin(kind) in (tuple, dict):
         return yaml.load(text, _TextLoader)
-    is_null = kind is not str and text.strip().lower() in ("", "~", "null")
+    is_null = not text.strip() or (kind is not str and text.strip().lower() in ("~", "null"))
     return None if is_null else text
 
 
@@ -142,7 +142,7 @@ def _resolve_types(kind: Any, value: Any) -> Any:
     if not isinstance(value, str) or _holds_text(kind):
         return value
     try:
-        return OmegaConf.to_container(OmegaConf.from_dotlist([f"value={value}"]))["value"]  # type: ignore[call-overload,index]
+        return OmegaConf.to_container(OmegaConf.from_dotlist([f"value={value}"]))["value"]
     except Exception:  # a quoted text that is no YAML: the type's own check refuses it
         return value
 

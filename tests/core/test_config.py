@@ -99,7 +99,7 @@ def test_a_text_key_keeps_what_was_written_in_a_file(tmp_path, word):
 def test_quotes_and_null_keep_their_meaning(least):
     config = load(TrainConfig, least, ['run.name="on"', "model.attention=null", 'session.last_turn_notice="a\\nb"'])
     assert (config.run.name, config.model.attention, config.session.last_turn_notice) == ("on", None, "a\nb")
-    assert load(TrainConfig, least, ["session.last_turn_notice="]).session.last_turn_notice == ""
+    assert load(TrainConfig, least, ["session.last_turn_notice=''"]).session.last_turn_notice == ""
 
 
 def test_a_list_of_names_takes_any_character(least):
