@@ -53,6 +53,7 @@ KNOWN = {
     ("tools/python/sandbox_guest.py", "eval"),  # inside the sandbox, which is what it is for
     ("tools/python/sandbox_guest.py", "exec"),
     ("actors/learner/rank.py", "torch.load"),  # random states of a checkpoint of ours
+    ("arm_rl/core/config_file.py", "yaml.load"),  # with a loader that is YAML's safe one
 }
 
 
