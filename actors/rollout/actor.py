@@ -12,6 +12,7 @@ import ray
 from ray.actor import ActorHandle
 
 from actors.rollout.engine import Engine
+from actors.rollout.engine_settings import spare_threads
 from actors.supervision import SupervisedActor
 from actors.tool_executor import ToolPool, ToolTraits
 from actors.weights.files import WeightFile, place_weights, weights_folder
@@ -38,6 +39,7 @@ class RolloutSpec:
     traits: ToolTraits  # of the same
     use_gpu: bool
     can_sleep: bool  # the engines share their GPUs with learners
+    core_share: float = 0.0  # of its node's cores, that an engine may use for images
     transfer: Transfer = "file"  # how new weights come
     seed: int  # of the run
     stall_seconds: float  # as in the run's configuration
@@ -52,9 +54,16 @@ class RolloutActor(SupervisedActor):
         self._copies: Path | None = None  # folder of this node for weights that come from another one
         self._tools = ToolPool(executors, spec.traits)
         self._session_limit = asyncio.Semaphore(spec.rollout.max_concurrent_sessions)
-        seed = derive_seed(spec.seed, "engine", number)
-        where = {"use_gpu": spec.use_gpu, "can_sleep": spec.can_sleep}
-        self._engine = Engine(spec.model, spec.rollout, self._template.view, seed=seed, transfer=spec.transfer, **where)
+        threads = spec.rollout.image_threads or spare_threads(spec.core_share)
+        self._engine = Engine(
+            spec.model,
+            replace(spec.rollout, image_threads=threads),
+            self._template.view,
+            seed=derive_seed(spec.seed, "engine", number),
+            use_gpu=spec.use_gpu,
+            can_sleep=spec.can_sleep,
+            transfer=spec.transfer,
+        )
 
     async def start(self) -> str:
         """Load the model; return the node's id when the engine serves."""
