@@ -99,17 +99,17 @@ class EngineImages:
         """Run vLLM's own image processor on one image."""
         return self._process(self._processor.info.parse_mm_data({"image": [view]}), {})
 
-    def _take(self, items: Any, options: Any) -> Any:
+    def _take(self, mm_items: Any, hf_kwargs: Any) -> Any:
         """Return vLLM's inputs of images that are not in its cache, in vLLM's thread.
 
         Args:
-            items: vLLM's `MultiModalDataItems`.
-            options: Options of the image processor for this request alone; requests of `Engine` have none.
+            mm_items: vLLM's `MultiModalDataItems`.
+            hf_kwargs: Options of the image processor for this request alone; requests of `Engine` have none.
         """
-        if set(items) != {"image"} or options:
-            return self._process(items, options)
+        if set(mm_items) != {"image"} or hf_kwargs:
+            return self._process(mm_items, hf_kwargs)
         parts = []
-        for view in items["image"].get_all():
+        for view in mm_items["image"].get_all():
             prepared = self._ready.get(view.info.get(KEY))
             # An image that has left vLLM's cache since it was prepared is processed here.
             parts.append(self._inputs(view) if prepared is None or prepared.inputs is None else prepared.inputs)

@@ -48,16 +48,16 @@ class Renderer:
     def parse_mm_data(self, data: dict[str, list[PILImage.Image]]) -> dict[str, Any]:
         return {name: SimpleNamespace(get_all=lambda views=views: views) for name, views in data.items()}
 
-    def _apply_hf_processor_main(self, items: Any, options: Any) -> Any:
+    def _apply_hf_processor_main(self, mm_items: Any, hf_kwargs: Any) -> Any:
         self._barrier.wait(10)
-        values = [float(view.resize((1, 1)).getpixel((0, 0))[0]) for view in items["image"].get_all()]
+        values = [float(view.resize((1, 1)).getpixel((0, 0))[0]) for view in mm_items["image"].get_all()]
         self.calls.update(values)
         return BatchFeature({"pixel_values": torch.tensor(values), "image_grid_thw": torch.ones(len(values), 3)})
 
     def render(self, *views: PILImage.Image) -> list[float]:
         """Ask for the patches of images as vLLM does, which copies each image first."""
         items = self.parse_mm_data({"image": [view.copy() for view in views]})
-        return self._apply_hf_processor_main(items, {})["pixel_values"].tolist()
+        return self._apply_hf_processor_main(mm_items=items, hf_kwargs={})["pixel_values"].tolist()
 
 
 def plain(red: int) -> Image:
@@ -97,6 +97,7 @@ async def test_patches_live_as_long_as_a_request_that_waits() -> None:
     (prepared,) = await prepare(images, plain(7))
     view = prepared.view
     del prepared
+    await asyncio.sleep(0.01)  # the event loop holds the last result a moment longer
     gc.collect()
     assert not images._ready
     assert renderer.render(view) == [7.0], "vLLM's own processor"
