@@ -77,8 +77,8 @@ def test_gpus_under_a_torch_for_cpu_are_one_warning_with_what_to_do():
     [("Exclusive_Process", "warning", "placement.kind=shared fails"), ("Prohibited", "fault", "admits no process")],
 )
 def test_a_gpu_that_does_not_admit_several_processes_is_reported(mode, verdict, words):
-    found = judge(replace(GOOD, devices=(DEVICE, replace(DEVICE, compute_mode=mode)), num_visible=2))
-    (found,) = (one for one in found if "compute mode" in one.text)
+    findings = judge(replace(GOOD, devices=(DEVICE, replace(DEVICE, compute_mode=mode)), num_visible=2))
+    (found,) = (one for one in findings if "compute mode" in one.text)
     assert (found.name, found.verdict, found.advice) == ("GPU 1", verdict, "sudo nvidia-smi -i 1 -c DEFAULT")
     assert words in found.text
 
