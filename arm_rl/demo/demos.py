@@ -76,7 +76,7 @@ DIGITS = DemoSpec(
     config="configs/demo.yaml",
     sft_config="configs/demo_sft.yaml",
     tracks=TILES,
-    stage1=(*_STAGE1, "num_steps=12", "learner.learning_rate=5.0e-5"),
+    stage1=(*_STAGE1, "num_steps=12", "algorithm.samples_per_step=16", "learner.learning_rate=5.0e-5"),
     titles=_TITLES,
     usual_seconds={
         "data": 7,

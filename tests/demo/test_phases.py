@@ -56,14 +56,14 @@ def test_another_demo_is_refused_with_what_differs_and_what_to_do(finished, chan
 
 def test_a_changed_configuration_file_or_plan_is_refused(finished, tmp_path, monkeypatch):
     changed = tmp_path / "changed.yaml"
-    changed.write_text(Path(DIGITS.config).read_text().replace("num_steps: 75", "num_steps: 76"))
+    changed.write_text(Path(DIGITS.config).read_text().replace("num_steps: 44", "num_steps: 45"))
     load = demos.load
 
     def load_changed(cls, path, overrides=()):
         return load(cls, changed if path == DIGITS.config else path, overrides)
 
     monkeypatch.setattr(demos, "load", load_changed)
-    with pytest.raises(ConfigError, match=r"^configs/demo.yaml.num_steps: 76 now, 75 before; "):
+    with pytest.raises(ConfigError, match=r"^configs/demo.yaml.num_steps: 45 now, 44 before; "):
         open_demo(finished)
     monkeypatch.undo()
     monkeypatch.setattr(demos, "PLAN_VERSION", demos.PLAN_VERSION + 1)
