@@ -73,6 +73,7 @@ def main(argv: Sequence[str] | None = None, *, program: str = "python -m jobs.ch
             f"tools.files=[{_isolate_tools(data / 'tools.yaml', arguments.out / 'tools.yaml')}]",
             f"algorithm.max_staleness={arguments.staleness}",
             "checkpoint.every=2",
+            "algorithm.samples_per_step=16",
         ]
         command += [
             "metrics.wandb=disabled",
