@@ -23,6 +23,14 @@ class AnsweredQuestion:
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
+class ScoredAnswer:
+    """A question with one answer (`question.answer`) and the score that somebody gave it."""
+
+    question: Question
+    score: float  # 0 (wrong) to 1 (right)
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
 class Choice:
     """Answers to judge."""
 
@@ -51,6 +59,19 @@ def arrange(kind: str, answered: Sequence[AnsweredQuestion], *, seed: int, num_a
             for rank, id in enumerate(sorted(ids, key=lambda id: derive_seed(seed, kind, "place", id)))
         }
     return [_make_choice(one, kind, places[one.question.id], number, seed) for one in answered]
+
+
+def level_labels(choices: Sequence[Choice], *, seed: int) -> list[Choice]:
+    """Return single answers of which, within each track, as many are right as are wrong; the seed draws which ones stay."""
+    sides: dict[tuple[str, str], list[str]] = defaultdict(list)
+    for choice in choices:
+        sides[choice.question.track, choice.label].append(choice.question.id)
+    kept: set[str] = set()
+    for track in {track for track, _ in sides}:
+        fewest = min(len(sides[track, label]) for label in ("true", "false"))
+        for label in ("true", "false"):
+            kept |= {*sorted(sides[track, label], key=lambda id: derive_seed(seed, "level", id))[:fewest]}
+    return [choice for choice in choices if choice.question.id in kept]
 
 
 def _make_choice(one: AnsweredQuestion, kind: str, place: int, number: int, seed: int) -> Choice:
