@@ -14,10 +14,11 @@ from arm_rl.plan import clock
 from arm_rl.plan.fit import memory_of
 from arm_rl.plan.hardware import GPUS, Cluster, Efficiency
 from arm_rl.plan.modelled import Setting
+from arm_rl.plan.overheads import update_seconds
 from arm_rl.plan.search import search
 from arm_rl.plan.shapes import ModelShape
 from arm_rl.plan.simulated_engine import SimulatedEngine
-from arm_rl.plan.step_time import EngineTimes, LearnerTimes, Passes, update_seconds
+from arm_rl.plan.step_time import EngineTimes, LearnerTimes, Passes
 from arm_rl.plan.steps import scaled, scaling, step_of, stops_at
 from arm_rl.plan.workload import Workload, WorkloadError
 from jobs import plan as job
