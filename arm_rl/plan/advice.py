@@ -65,18 +65,19 @@ def advise(setting: Setting) -> list[tuple[str, ...]]:
 
 def _on_the_gpus_there_are(setting: Setting) -> dict[str, Any]:
     """Return the changes that use no more GPUs than there are."""
-    config, gpus = setting.config, setting.cluster.gpus
+    config, gpus, a_node = setting.config, setting.cluster.gpus, setting.cluster.gpus_per_node
+    node = {} if config.placement.gpus_per_node == a_node else {"placement.gpus_per_node": a_node}
     if gpus_of(config) <= gpus:
         return {}
     if isinstance(config, SftConfig):
-        return {"learner.num_ranks": gpus}
+        return node | {"learner.num_ranks": gpus}
     if config.placement.kind == "shared" or gpus == 1:
         shared = {} if config.placement.kind == "shared" else {"placement.kind": "shared"}
         ahead = {"algorithm.max_staleness": 0} if config.algorithm.max_staleness else {}
-        return shared | ahead | {"learner.num_ranks": gpus, "rollout.num_actors": gpus}
+        return node | shared | ahead | {"learner.num_ranks": gpus, "rollout.num_actors": gpus}
     engines = max(1, gpus // 2 // config.rollout.tensor_parallel_size)
     ranks = gpus - engines * config.rollout.tensor_parallel_size
-    return {"learner.num_ranks": ranks, "rollout.num_actors": engines}
+    return node | {"learner.num_ranks": ranks, "rollout.num_actors": engines}
 
 
 def _ways(setting: Setting) -> list[Changes]:

@@ -101,7 +101,11 @@ def read_labelled(path: Path, images: ImageFolder) -> Iterator[AnsweredQuestion 
 def _read(path: Path, images: ImageFolder, *, scored: bool) -> Iterator[AnsweredQuestion | ScoredAnswer | SkippedRow]:
     source = ImageSource(path.parent)
     for number, row in enumerate(_read_rows(path)):
-        turns = {turn.get("from"): str(turn.get("value") or "") for turn in row.get("conversations") or ()}
+        written = row.get("conversations")
+        if not isinstance(written, list) or not all(isinstance(turn, Mapping) for turn in written):
+            yield SkippedRow(_UNKNOWN if scored else _NOT_COMPARED)
+            continue
+        turns = {turn.get("from"): str(turn.get("value") or "") for turn in written}
         parsed = _parse(turns.get("human", ""), turns.get("gpt", ""), scored=scored)
         if isinstance(parsed, SkippedRow):
             yield parsed
