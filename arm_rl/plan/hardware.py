@@ -201,6 +201,7 @@ class Efficiency:
     hop_seconds: float = 5e-6  # that a collective takes for each rank that it passes (rings)
     # an engine's own work between two forward passes: scheduling, sampling, log-probabilities
     engine_step_seconds: float = 0.004
+    eager_layer_seconds: float = 0.0003  # more of a pass for each layer where kernels are launched one by one
     host_bandwidth: float = 5e9  # bytes/s of one core that copies, as for a file in shared memory
     object_bandwidth: float = 2e9  # bytes/s of Ray's object store between two nodes (TCP)
     offload_bandwidth: float = 40e9  # bytes/s of the host's memory for one rank's optimizer

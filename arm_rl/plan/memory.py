@@ -19,6 +19,7 @@ _LIVE = 1_000_000_000  # elements that ZeRO-3 keeps gathered (stage3_max_live_pa
 _CONTEXT = int(1.5 * GIB)  # of a process on a GPU: CUDA, cuBLAS, NCCL. An assumption
 _SLEEPING = 2 * GIB  # what an engine keeps while it sleeps: its context and its CUDA graphs. An assumption
 _FRAGMENTS = 0.05  # of a learner's own memory, that the allocator cannot use. An assumption
+_WORKSPACES = GIB // 2  # of an engine's kernels. An assumption
 _GRAPHS = 2 * GIB  # of an engine: CUDA graphs and the workspaces of its kernels. An assumption
 # of what an engine measures at its start (activations, graphs, context): by so much it may measure more. An assumption
 _VARIANCE = 0.25
@@ -215,7 +216,7 @@ def engine(shape: ModelShape, rollout: RolloutConfig, gpu: Gpu, *, element: int 
         "activations": rollout.max_num_batched_tokens * widest
         + vision
         + 3 * 4 * rollout.max_num_seqs * shape.vocabulary,
-        "graphs": _GRAPHS,
+        "graphs": _WORKSPACES if rollout.enforce_eager else _GRAPHS,
         "context": _CONTEXT,
     }
     used["variance"] = int(_VARIANCE * (used["activations"] + used["graphs"] + used["context"]))

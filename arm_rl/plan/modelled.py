@@ -93,6 +93,7 @@ class ModelledRollouts:
             efficiency=setting.efficiency,
             tensor_parallel=rollout.tensor_parallel_size,
             element=setting.element,
+            eager=rollout.enforce_eager,
         )
         self.engines = [
             SimulatedEngine(

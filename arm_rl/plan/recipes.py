@@ -48,9 +48,8 @@ class Recipe:
 
 RECIPES = (
     Recipe(config="configs/recipes/qwen3_vl_2b_lora_1x24gb.yaml", gpu="rtx4090"),
-    Recipe(config="configs/recipes/qwen3_vl_2b_lora_1x24gb.yaml", gpu="a10g"),
+    Recipe(config="configs/recipes/qwen3_vl_2b_lora_1x24gb.yaml", gpu="l4"),
     Recipe(config="configs/recipes/qwen2_5_vl_3b_lora_1x24gb.yaml", gpu="rtx4090"),
-    Recipe(config="configs/recipes/qwen2_5_vl_3b_lora_1x24gb.yaml", gpu="l4"),
     Recipe(config="configs/recipes/qwen2_5_vl_3b_full_1x80gb.yaml", gpu="a100-80g"),
     Recipe(config="configs/recipes/qwen2_5_vl_3b_full_1x80gb.yaml", gpu="h100"),
     Recipe(config="configs/recipes/qwen2_5_vl_7b_lora_1x80gb.yaml", gpu="a100-80g"),

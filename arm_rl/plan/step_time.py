@@ -103,6 +103,7 @@ class EngineTimes:
     efficiency: Efficiency
     tensor_parallel: int = 1
     element: int = 2
+    eager: bool = False  # without CUDA graphs
 
     def prefill(self, tokens: float, image_tokens: float, context: float) -> float:
         """Seconds to read so many new tokens after a context, images encoded."""
@@ -124,6 +125,8 @@ class EngineTimes:
             / (gpu.flops * self.efficiency.prefill * size)
         )
         host = self.efficiency.engine_step_seconds
+        if self.eager:
+            host += shape.text.layers * self.efficiency.eager_layer_seconds
         between = 2 * shape.text.layers * size * self.efficiency.hop_seconds if size > 1 else 0.0
         seconds = host + max(memory, compute) + between
         return Seconds(

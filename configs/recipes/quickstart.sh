@@ -7,7 +7,7 @@ usage() {
     cat <<'TEXT'
 usage: configs/recipes/quickstart.sh [OPTION]... [key=value]...
 
-  --config FILE      recipe (configs/recipes/qwen2_5_vl_3b_lora_1x24gb.yaml)
+  --config FILE      recipe (configs/recipes/qwen3_vl_2b_lora_1x24gb.yaml)
   --out FOLDER       of data, runs and the judge (runs/quickstart)
   --from PATH        LLaVA-Critic's files that are there already: nothing is downloaded
   --questions N      questions to use, drawn by the seed (4000)
@@ -24,7 +24,7 @@ key=value are keys of the recipe, for all its stages, such as learner.learning_r
 TEXT
 }
 
-config=configs/recipes/qwen2_5_vl_3b_lora_1x24gb.yaml
+config=configs/recipes/qwen3_vl_2b_lora_1x24gb.yaml
 sft_config=configs/recipes/quickstart_sft.yaml
 out=runs/quickstart from="" questions=4000 held_out=0.05 sft="" teacher="" filter="" stage1=20 stage2=100 gpu=--gpu port=8000
 keys=() sft_keys=()

@@ -30,7 +30,7 @@ def test_a_recipe_fits_with_a_margin(recipe):
 
 
 def test_a_recipe_of_a_smaller_card_is_refused():
-    setting = RECIPES[2].setting()
+    setting = RECIPES[2].setting()  # of a card with 24 GB
     small = replace(setting, cluster=replace(setting.cluster, gpu=replace(setting.cluster.gpu, memory_gib=12.0)))
     assert memory_of(small).problems
 

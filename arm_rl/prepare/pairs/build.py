@@ -54,7 +54,9 @@ def write_files(
         splits: dict[str, list[AnsweredQuestion]] = defaultdict(list)
         for outcome in outcomes:
             if len(outcome.answered.flawed) >= wanted:
-                split = choose_split(outcome.answered.question, seed=config.seed, held_out=config.held_out)
+                question = outcome.answered.question
+                material = question.document or "/".join(map(str, question.images)) or question.question
+                split = choose_split(material, seed=config.seed, held_out=config.held_out)
                 splits[split].append(outcome.answered)
         for split, answered in sorted(splits.items(), reverse=True):
             choices, found = balance(answered, _make_arrange(kind, config), max_dropped=config.max_dropped)
@@ -96,9 +98,8 @@ def file_name(kind: str, split: str) -> str:
     return f"{kind}.parquet" if split == "train" else f"{kind}-{split}.parquet"
 
 
-def choose_split(question: Question, *, seed: int, held_out: float) -> str:
-    """Return the split of a question; questions about the same material are in the same split."""
-    material = question.document or "/".join(map(str, question.images)) or question.question
+def choose_split(material: str, *, seed: int, held_out: float) -> str:
+    """Return the split of the questions about some material, given by its name."""
     return "held_out" if derive_seed(seed, "split", material) / 2**31 < held_out else "train"
 
 

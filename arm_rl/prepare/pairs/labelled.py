@@ -129,7 +129,9 @@ def _split(entries: Sequence[_Entry], config: LabelledConfig) -> list[tuple[str,
     splits: dict[str, list[_Entry]] = defaultdict(list)
     for one in entries:
         if one.question.id in drawn:
-            splits[choose_split(one.question, seed=config.seed, held_out=config.held_out)].append(one)
+            # images are named by their content, wherever the folder is
+            material = "/".join(path.name for path in one.question.images) or one.question.question
+            splits[choose_split(material, seed=config.seed, held_out=config.held_out)].append(one)
     return sorted(splits.items(), reverse=True)
 
 

@@ -71,9 +71,8 @@ def test_both_parts_become_training_data_without_a_language_model(run, tmp_path,
 
 
 def test_equal_arguments_give_equal_files_and_parts_share_no_image(run, tmp_path):
-    file = write_parquet(
-        tmp_path / "train.parquet", [a_pair(n) for n in range(48)], [PICTURES[n % 4] for n in range(48)]
-    )
+    many = [Image.from_pil(noise(16, 16, seed)).data for seed in range(12)]
+    file = write_parquet(tmp_path / "train.parquet", [a_pair(n) for n in range(48)], [many[n % 12] for n in range(48)])
     keys = (file, "held_out=0.5", "max_questions=24", "seed=3")
     assert run(*keys, out="a")[0] == run(*keys, out="b")[0] == 0
     kept = {}
