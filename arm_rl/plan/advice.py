@@ -97,16 +97,36 @@ def _ways(setting: Setting) -> list[Changes]:
     if not learner.offload_optimizer:
         ways.append({"learner.offload_optimizer": True, "learner.zero_stage": max(learner.zero_stage, 2)})
     if isinstance(config, TrainConfig):
-        most = config.session.max_prompt_tokens
+        most, response = config.session.max_prompt_tokens, config.session.max_response_tokens
         ways += [
-            {"session.max_prompt_tokens": tokens} for tokens in (most // 2, most // 4, most // 8) if tokens >= 1024
+            {"session.max_prompt_tokens": tokens, "rollout.max_model_len": tokens + response}
+            for tokens in (most // 2, most // 4, most // 8)
+            if tokens >= 1024
         ]
+        ways += _apart(setting)
     return ways
+
+
+def _apart(setting: Setting) -> Iterator[Changes]:
+    """Yield the changes that give engines GPUs of their own, each engine cut over several of them."""
+    gpus = setting.cluster.gpus
+    if not setting.takes_turns:
+        return
+    for size in (1, 2, 4, 8):
+        if gpus // 2 >= size and setting.cluster.gpus_per_node % size == 0:
+            engines = gpus // 2 // size
+            yield {
+                "placement.kind": "apart",
+                "rollout.tensor_parallel_size": size,
+                "rollout.num_actors": engines,
+                "learner.num_ranks": gpus - engines * size,
+            }
 
 
 def _engine_ways(config: TrainConfig) -> Iterator[Changes]:
     rollout, session = config.rollout, config.session
-    for share in (0.9, 0.8, 0.7, 0.6, 0.5, 0.4, 0.3, 0.2):
+    for percent in range(95, 15, -5):
+        share = percent / 100
         if share != rollout.gpu_memory_utilization:
             yield {"rollout.gpu_memory_utilization": share}
     needed = session.max_prompt_tokens + session.max_response_tokens

@@ -16,7 +16,7 @@ TIGHT = (
     ("arm_thinker_stage2", "Qwen2.5-VL-32B", "h100", 1, 8),
     ("arm_thinker_stage2_async", "Qwen2.5-VL-7B", "l40s", 1, 4),
     ("arm_thinker_sft", "Qwen2.5-VL-7B", "l4", 1, 8),
-    ("recipes/qwen2_5_vl_3b_full_1x80gb", "Qwen2.5-VL-3B", "a100-40g", 1, 1),
+    ("recipes/qwen2_5_vl_7b_lora_1x80gb", "Qwen2.5-VL-7B", "l40s", 1, 1),
 )
 
 

@@ -110,7 +110,7 @@ def test_weights_reach_many_nodes_in_rounds(shape):
 
 def test_adapters_need_less_of_everything_but_passes(shape):
     whole, adapted = (
-        setting(shape),
+        setting(shape, overrides=["placement.weight_transfer=file"]),
         setting(
             shape,
             overrides=[f"learner.{key}" for key in ("lora_rank=16", "freeze_vision=true", "freeze_projector=true")],
