@@ -30,9 +30,9 @@ class Gpu:
     network: float  # bytes/s to other nodes, one direction: its own adapter, as in the vendor's own nodes
 
 
-# NVIDIA's data sheets. NVLink is given there for both directions together; cards without it use PCIe. Adapters: DGX H100, H200 and
-# B200 have one of 400 Gbit/s a GPU, DGX A100 one of 200; L40S and RTX 6000 Ada servers are taken to have one of 200 for two, cloud
-# instances with A10G or L4 one of 100 for four, and a desktop with an RTX 4090 10 Gbit/s.
+# NVIDIA's data sheets. NVLink is given there for both directions together; cards without it use PCIe. Adapters: DGX H100,
+# H200 and B200 have one of 400 Gbit/s a GPU, DGX A100 one of 200; L40S and RTX 6000 Ada servers are taken to have one of 200
+# for two, cloud instances with A10G or L4 one of 100 for four, and a desktop with an RTX 4090 10 Gbit/s.
 GPUS = {
     gpu.name: gpu
     for gpu in (

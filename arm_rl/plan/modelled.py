@@ -164,7 +164,10 @@ class ModelledRollouts:
         return self._workload.score_seconds
 
     async def update(self, engine: int) -> None:
-        """Take new weights: a file's bytes come while the engine samples, GPU to GPU it pauses; then it reads its sessions again."""
+        """Take new weights and read the running sessions again.
+
+        A file's bytes arrive while the engine samples; it pauses to load them, and through a whole transfer from GPU to GPU.
+        """
         setting, config = self.setting, self.setting.train
         learner, element = config.learner, setting.element
         if config.transfer == "file":

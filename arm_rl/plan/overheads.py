@@ -1,4 +1,4 @@
-"""Seconds in which nothing is learned: new weights for the engines, a checkpoint, an engine that starts again, a resumed run.
+"""Seconds in which nothing is learned: weight synchronisation, checkpoints, the restart of an engine, a resume.
 
 Each time is bytes over the bandwidths of `hardware.Gpu` and `hardware.Efficiency`, and fixed parts from there.
 """
@@ -54,7 +54,7 @@ def overheads_of(
 
 
 def checkpoint_seconds(shape: ModelShape, config: LearnerConfig, cluster: Cluster, efficiency: Efficiency) -> float:
-    """Return the seconds to write a checkpoint: gather shards, copy them to the host, write files, read them for checksums."""
+    """Return the seconds of a checkpoint: gather shards, copy them to the host, write files, hash them."""
     ranks, num_bytes = config.num_ranks, _STATE_BYTES * shape.trained(config)
     gathered = num_bytes * (ranks - 1) / ranks / (cluster.collective(ranks) * efficiency.network)
     copied = num_bytes / ranks / efficiency.host_bandwidth
@@ -105,14 +105,14 @@ def direct_seconds(
 def publish_seconds(
     shape: ModelShape, config: LearnerConfig, cluster: Cluster, efficiency: Efficiency, *, element: int = 2
 ) -> float:
-    """Return the seconds in which rank 0 writes a file: from the GPU to shared memory, for other nodes to Ray's object store."""
+    """Return the seconds in which rank 0 writes a file to shared memory, and for other nodes to Ray's object store."""
     num_bytes = element * published(shape, config)
     copies = (2 if config.zero_stage == 3 else 1) + (2 if cluster.nodes > 1 else 0)
     return copies * num_bytes / efficiency.host_bandwidth
 
 
 def published(shape: ModelShape, config: LearnerConfig) -> int:
-    """Return the parameters that travel by file: all weights, or adapters alone, which engines merge into the first weights."""
+    """Return the parameters that travel by file: all weights, or adapters, which engines merge into the first weights."""
     return shape.adapters(config) if config.lora_rank else shape.parameters
 
 
@@ -132,5 +132,5 @@ def update_seconds(
 
 
 def load_seconds(shape: ModelShape, efficiency: Efficiency, *, element: int = 2) -> float:
-    """Return the seconds in which all weights go from the host's memory into an engine, which does not sample meanwhile."""
+    """Return the seconds in which an engine loads all weights from the host's memory, and does not sample."""
     return element * shape.parameters / efficiency.host_bandwidth + efficiency.update_seconds

@@ -47,6 +47,7 @@ class Recipe:
 
 
 RECIPES = (
+    Recipe(config="configs/recipes/quickstart_sft.yaml", gpu="l4"),
     Recipe(config="configs/recipes/qwen3_vl_2b_lora_1x24gb.yaml", gpu="rtx4090"),
     Recipe(config="configs/recipes/qwen3_vl_2b_lora_1x24gb.yaml", gpu="l4"),
     Recipe(config="configs/recipes/qwen2_5_vl_3b_lora_1x24gb.yaml", gpu="rtx4090"),
