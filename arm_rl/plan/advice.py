@@ -35,13 +35,14 @@ def changed(setting: Setting, changes: Changes) -> Setting:
 
 def written(changes: Changes) -> tuple[str, ...]:
     """Return changes as the command line takes them: `key=value`."""
-    return tuple(f"{key}={str(value).lower() if isinstance(value, bool) else value}" for key, value in changes.items())
+    texts = {key: str(value).lower() if isinstance(value, bool) else value for key, value in changes.items()}
+    return tuple(f"{key}={value}" for key, value in texts.items())
 
 
 def advise(setting: Setting) -> list[tuple[str, ...]]:
-    """Return up to three sets of changes under which everything fits, as `key=value`: the fewest changes, the mildest first.
+    """Return up to three sets of changes under which everything fits, as `key=value`.
 
-    Empty where nothing is known that fits.
+    The fewest changes come first, and the mildest of equally many. Empty where nothing is known that fits.
     """
     start = _on_the_gpus_there_are(setting)
     found: list[tuple[str, ...]] = []

@@ -89,8 +89,8 @@ def direct_seconds(
 ) -> float:
     """Return the seconds of a transfer from GPU to GPU, in which engines do not sample.
 
-    Shards are gathered. By IPC each rank copies them into a buffer, and the engine of the same GPU out of it; by NCCL rank 0
-    broadcasts them, to other nodes through its own adapter.
+    Shards are gathered. By IPC each rank copies them into a buffer, and the engine of the same GPU out of it; by NCCL
+    rank 0 broadcasts them, to other nodes through its own adapter.
     """
     num_bytes, ranks, gpu = element * shape.parameters, config.num_ranks, cluster.gpu
     shards = (ranks - 1) / ranks if config.zero_stage == 3 else 0.0
@@ -112,7 +112,7 @@ def publish_seconds(
 
 
 def published(shape: ModelShape, config: LearnerConfig) -> int:
-    """Return the parameters that travel by file: all weights, or adapters, which engines merge into the first weights."""
+    """Return the parameters that travel by file: all weights, or adapters, which engines merge into the base model."""
     return shape.adapters(config) if config.lora_rank else shape.parameters
 
 

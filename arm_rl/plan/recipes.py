@@ -87,7 +87,7 @@ def plan(recipe: Recipe) -> PlannedRecipe:
 
 
 def table_lines(planned: Iterable[PlannedRecipe]) -> list[str]:
-    """Return the table of the recipes in Markdown. Seconds have two digits: no machine computes more of them alike."""
+    """Return the table of the recipes in Markdown. Seconds have two digits: machines differ in the others."""
     lines = [
         "| configuration | GPUs | memory of a GPU, GiB | free | trajectories a step | a step, s | sync, s | checkpoint, s "
         "| engine restart, s |",
