@@ -60,7 +60,7 @@ step() { printf '\n== %s\n' "$*"; }
 
 data=$out/data
 train=$data/pair.parquet
-common=("${keys[@]}" "run.root=$out" "data.held_out=[$data/pair-held_out.parquet]")
+common=("${keys[@]}" "run.root=$out" "data.train=[$train]" "data.held_out=[$data/pair-held_out.parquet]")
 
 if [[ -z $from ]]; then
     step "download: one part of five, 395 MB with images (lmms-lab/llava-critic-113k)"
@@ -82,7 +82,7 @@ print(f"model.path={model.path}")
 print("model.max_pixels=" + ("null" if model.max_pixels is None else str(model.max_pixels)))' "$config" "${keys[@]}")
     step "demonstrations for the cold start"
     [[ -f $data/demonstrations.parquet ]] || "$python" -m jobs.prepare_data trajectories "$config" "${common[@]}" \
-        "data.train=[$train]" run.name=teacher --best-of 4 ${teacher:+--server "$teacher"} --out "$data/demonstrations.parquet"
+        run.name=teacher --best-of 4 ${teacher:+--server "$teacher"} --out "$data/demonstrations.parquet"
     step "cold start (SFT)"
     "$python" -m jobs.sft "$sft_config" "${sft_keys[@]}" "${model[@]}" "run.root=$out" "data.train=[$data/demonstrations.parquet]"
     start=("model.path=$out/sft/export")
@@ -94,16 +94,16 @@ step "accuracy before GRPO"
 if [[ -n $filter ]]; then
     step "difficulty filter"
     [[ -f $data/pair-filtered.parquet ]] || "$python" -m jobs.prepare_data difficulty "$config" "${common[@]}" "${start[@]}" \
-        "data.train=[$train]" run.name=filter --rollouts 4
-    train=$data/pair-filtered.parquet
+        run.name=filter --rollouts 4
+    common+=("data.train=[$data/pair-filtered.parquet]")
 fi
 
 step "GRPO stage 1: call tools"
-"$python" -m jobs.train "$config" "${common[@]}" "${start[@]}" "data.train=[$train]" \
+"$python" -m jobs.train "$config" "${common[@]}" "${start[@]}" \
     run.name=stage1 reward.name=stage1 "num_steps=$stage1"
 
 step "GRPO stage 2: be right"
-"$python" -m jobs.train "$config" "${common[@]}" "data.train=[$train]" \
+"$python" -m jobs.train "$config" "${common[@]}" \
     run.name=stage2 reward.name=stage2 "model.path=$out/stage1/export" "num_steps=$stage2"
 
 step "export"
