@@ -80,6 +80,7 @@ if [[ -n $sft ]]; then
 model = load_saved(sys.argv[1], sys.argv[2:]).model
 print(f"model.path={model.path}")
 print("model.max_pixels=" + ("null" if model.max_pixels is None else str(model.max_pixels)))' "$config" "${keys[@]}")
+    ((${#model[@]} == 2)) || exit 1 # the recipe could not be read
     step "demonstrations for the cold start"
     [[ -f $data/demonstrations.parquet ]] || "$python" -m jobs.prepare_data trajectories "$config" "${common[@]}" \
         run.name=teacher --best-of 4 ${teacher:+--server "$teacher"} --out "$data/demonstrations.parquet"
