@@ -87,7 +87,7 @@ def _learner_parts(setting: Setting, learner: LearnerConfig) -> Mapping[str, int
         reference=isinstance(setting.config, TrainConfig) and setting.config.algorithm.kl_coefficient != 0,
     )
     copies = _copies(setting, learner, workload.prompt_tokens)
-    return parts | ({"copies of prompts": copies} if copies else {})
+    return {**parts, "copies of prompts": copies} if copies else parts
 
 
 def _longest(setting: Setting, tokens: int) -> int:

@@ -24,7 +24,7 @@ MIN_ROWS = 40  # with fewer, no classifier tells anything
 CUES = ("words", "characters", "lines", "characters a word", "digits", "capitals", "punctuation", "ends with a stop")
 _FOLDS = 5
 _STEP = 0.05  # share of the questions left out at a time
-_Entry = TypeVar("_Entry", AnsweredQuestion, Choice)
+_Entry = TypeVar("_Entry", bound=AnsweredQuestion | Choice)
 _SIGMAS = 2.5  # of chance's own spread, within which an accuracy counts as chance
 
 

@@ -24,7 +24,7 @@ from arm_rl.prepare.pairs.report import PairsFile
 from arm_rl.prepare.sources.skipped import SkippedRow
 
 _IMAGE = "<image>"
-_Entry = TypeVar("_Entry", AnsweredQuestion, Choice)
+_Entry = TypeVar("_Entry", bound=AnsweredQuestion | Choice)
 
 
 @dataclass(frozen=True, kw_only=True)

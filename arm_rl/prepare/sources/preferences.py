@@ -52,7 +52,7 @@ def _make_entry(row: dict[str, Any], default_id: str, images: tuple[Path, ...]) 
         id=str(row.get("id") or default_id),
         track=str(row.get("track") or "preferences"),
         question=row["question"].strip(),
-        answer=row.get("chosen", row.get("answer")).strip(),
+        answer=row["chosen" if "chosen" in row else "answer"].strip(),
         images=images,
         source=str(row.get("source") or ""),
     )
