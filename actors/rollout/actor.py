@@ -8,6 +8,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import ray
 from ray.actor import ActorHandle
 
@@ -106,11 +107,16 @@ class RolloutActor(SupervisedActor):
         images = {key: image for finished in sessions for key, image in finished.images.items()}
         return [finished.trajectory for finished in sessions], images
 
-    async def load_weights(self, weights: WeightFile, data: bytes | None) -> None:
-        """Load a version of the weights; `data` is the file's content where the file is on another node."""
-        if data is not None:
-            self._copies = weights_folder(weights.path.parent.name, len(data))
-            weights = replace(weights, path=place_weights(data, self._copies, weights.version))
+    async def copy_weights(self, weights: WeightFile, data: np.ndarray) -> WeightFile:
+        """Write the bytes of another node's file to this node, for all of its engines; return the copy."""
+        folder = weights_folder(weights.path.parent.name, len(data))
+        path = await asyncio.to_thread(place_weights, data, folder, weights.version)
+        return replace(weights, path=path, is_copy=True)
+
+    async def load_weights(self, weights: WeightFile) -> None:
+        """Load a version of the weights from a file of this node."""
+        if weights.is_copy:
+            self._copies = weights.path.parent
         await self._engine.load_weights(weights.path, weights.version, is_adapter=weights.is_adapter)
 
     async def connect_weights(self, info: dict[str, Any]) -> None:

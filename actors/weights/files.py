@@ -1,7 +1,7 @@
 """A version of the weights as one safetensors file in a node's shared memory.
 
-Learner rank 0 writes the file, and engines of the same node read it. For engines of other nodes, `place_weights` writes the file's
-bytes, which travel through Ray's object store. Names are Hugging Face's; vLLM maps them to its own parameters (`vllm_worker`).
+Learner rank 0 writes the file, and engines of the same node read it. On each other node one engine writes the file's bytes, which
+travel through Ray's object store, for all engines of that node (`place_weights`). Names are Hugging Face's; vLLM maps them to its own parameters (`vllm_worker`).
 With LoRA the file holds the adapters only.
 """
 
@@ -14,6 +14,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 from safetensors import SafetensorError
 from safetensors.torch import save_file
 from torch import Tensor
@@ -28,6 +29,7 @@ class WeightFile:
     path: Path
     version: int
     is_adapter: bool = False  # LoRA adapters only, for the base model that the engine has
+    is_copy: bool = False  # of a file on another node
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -36,7 +38,8 @@ class PublishedWeights:
 
     file: WeightFile
     node_id: str  # the node of the file
-    data: Any  # reference to the file's bytes in Ray's object store; None where every engine is on that node
+    # reference to the file's bytes in Ray's object store, uint8 [bytes]; None where every engine is on that node
+    data: Any
 
 
 def weights_folder(run_id: str, num_bytes: int = 0, shared_memory: Path = SHARED_MEMORY) -> Path:
@@ -74,9 +77,9 @@ def write_weights(tensors: Mapping[str, Tensor], folder: Path, version: int, *, 
     return file
 
 
-def place_weights(data: bytes, folder: Path, version: int) -> Path:
+def place_weights(data: bytes | np.ndarray, folder: Path, version: int) -> Path:
     """Write the bytes of another node's file to this node, and remove older versions; return the file's path."""
-    partial = folder / f"{version}.partial-{os.getpid()}"  # several engines of a node may do this at once
+    partial = folder / f"{version}.partial-{os.getpid()}"  # an engine may have died while it wrote
     partial.write_bytes(data)
     path = partial.rename(folder / f"{version}.safetensors")
     remove_versions(folder, below=version)
