@@ -1,8 +1,8 @@
 """A version of the weights as one safetensors file in a node's shared memory.
 
-Learner rank 0 writes the file, and engines of the same node read it. On each other node one engine writes the file's bytes, which
-travel through Ray's object store, for all engines of that node (`place_weights`). Names are Hugging Face's; vLLM maps them to its own parameters (`vllm_worker`).
-With LoRA the file holds the adapters only.
+Learner rank 0 writes the file, and engines of the same node read it. The file's bytes travel to other nodes through Ray's object
+store; on each of these, one engine writes them for all engines of the node (`place_weights`). Names are Hugging Face's; vLLM maps
+them to its own parameters (`vllm_worker`). With LoRA the file holds the adapters only.
 """
 
 import contextlib

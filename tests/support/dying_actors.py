@@ -34,8 +34,9 @@ class Puppet(SupervisedActor):
     async def copy_weights(self, weights: Any, data: np.ndarray) -> Any:
         with (self._folder / "copies").open("a") as file:
             file.write(f"{self._node}\n")
-        if (self._folder / "dies as it writes").exists():
-            (self._folder / "dies as it writes").unlink()
+        dies = self._folder / f"{self._node} dies as it writes"
+        if dies.exists():
+            dies.unlink()
             os.kill(os.getpid(), signal.SIGKILL)
         folder = self._folder / self._node
         folder.mkdir(exist_ok=True)
