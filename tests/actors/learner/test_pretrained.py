@@ -51,7 +51,7 @@ def spec(task: Task, folder: Path, setup: Setup, dtype: str, **changes) -> Learn
     return dataclasses.replace(
         made,
         model=ModelConfig(path=str(folder), dtype=dtype),
-        config=dataclasses.replace(made.config, gradient_checkpointing=True, **changes),
+        config=dataclasses.replace(made.config, **changes),
     )
 
 
