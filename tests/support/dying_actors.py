@@ -7,11 +7,9 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import ray
 
 from actors.supervision import SupervisedActor
-from actors.weights.files import place_weights
 from arm_rl.core.errors import EngineDied, UserError
 from arm_rl.core.tracing import SpanBatch
 
@@ -31,7 +29,9 @@ class Puppet(SupervisedActor):
             raise ValueError("another number of heads")
         return self._node
 
-    async def copy_weights(self, weights: Any, data: np.ndarray) -> Any:
+    async def copy_weights(self, weights: Any, data: Any) -> Any:
+        from actors.weights.files import place_weights  # it imports torch
+
         with (self._folder / "copies").open("a") as file:
             file.write(f"{self._node}\n")
         dies = self._folder / f"{self._node} dies as it writes"
