@@ -93,7 +93,12 @@ def find_device() -> str:
     if query is None:
         return "cpu"
     answer = subprocess.run([query, "--list-gpus"], capture_output=True, text=True, check=False)
-    return "gpu" if answer.returncode == 0 and "GPU" in answer.stdout else "cpu"
+    if answer.returncode == 0 and "GPU" in answer.stdout:
+        return "gpu"
+    print(
+        "nvidia-smi lists no GPU, so this is an installation for CPU; for GPUs: install/install.py .venv --device gpu"
+    )
+    return "cpu"
 
 
 def install(venv: Path, device: str) -> None:
@@ -260,14 +265,14 @@ def check_imports(venv: Path) -> None:
 
 
 def check_gpus(venv: Path) -> None:
-    """Print what the doctor says of the GPUs, the driver that torch's CUDA needs, and shared memory.
+    """Print what the doctor says of the GPUs, the driver that torch's CUDA needs, the compiler, and shared memory.
 
     A fault does not stop the installation: another driver mends it, not another installation, and images for GPUs are built on
     machines without any.
     """
     print("GPUs:", flush=True)
     answer = subprocess.run(
-        [str(venv / "bin" / "python"), "-m", "jobs.doctor", "gpu", "shm"],
+        [str(venv / "bin" / "python"), "-m", "jobs.doctor", "gpu", "compute", "compiler", "shm"],
         capture_output=True,
         text=True,
         check=False,

@@ -8,6 +8,7 @@ from pathlib import Path
 
 from omegaconf import OmegaConf
 
+from arm_rl.core.config_file import list_override
 from arm_rl.core.errors import UserError
 from arm_rl.experiments.chaos import KINDS, VICTIMS, run_chaos, write_summary
 from jobs.command_line import run_guarded
@@ -65,12 +66,12 @@ def main(argv: Sequence[str] | None = None, *, program: str = "python -m jobs.ch
         ]
         command += [
             f"model.path={model}",
-            f"data.train=[{data / 'train.parquet'}]",
+            list_override("data.train", data / "train.parquet"),
             "data.held_out=[]",
             "run.max_restarts=10",
         ]
         command += [
-            f"tools.files=[{_isolate_tools(data / 'tools.yaml', arguments.out / 'tools.yaml')}]",
+            list_override("tools.files", _isolate_tools(data / "tools.yaml", arguments.out / "tools.yaml")),
             f"algorithm.max_staleness={arguments.staleness}",
             "checkpoint.every=2",
             "algorithm.samples_per_step=16",

@@ -14,7 +14,7 @@ from actors.rollout.model_server import SERVED_NAME, ModelServer
 from arm_rl.core.question_template import read_phrase
 from arm_rl.core.session import Completion, Memory, Policy, PolicyRequest, ToolResult, Tools
 from arm_rl.core.types import ToolCall
-from arm_rl.judge.judge import Judge
+from arm_rl.judge.judge import Judge, JudgeError, SessionBroke
 from arm_rl.judge.remote_policy import ServerPolicy
 from arm_rl.judge.verdict import Verdict
 from jobs.command_line import run_guarded
@@ -65,11 +65,17 @@ def ask_questions(ask: Callable[[str], str], judge: Judge, images: list[Path], c
         while (answer := ask(f"answer {len(answers) + 1} (empty: no more): ").strip()) or not answers:
             if answer:
                 answers.append(answer)
-        verdict = (
-            judge.verify(question, images, answers[0])
-            if len(answers) == 1
-            else judge.compare(question, images, answers)
-        )
+        try:
+            verdict = (
+                judge.verify(question, images, answers[0])
+                if len(answers) == 1
+                else judge.compare(question, images, answers)
+            )
+        except SessionBroke:
+            raise
+        except JudgeError as error:  # such as an answer that is too long: the next question may be shorter
+            console.print(str(error), style="red", markup=False)
+            continue
         console.print(_format_verdict(verdict), style="bold")
     raise AssertionError
 

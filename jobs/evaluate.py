@@ -13,9 +13,9 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 
 from arm_rl.benchmarks import BENCHMARKS
 from arm_rl.benchmarks.base import ItemVerdict
-from arm_rl.benchmarks.evaluation import check_same_model, compare_runs, compare_ways, summarize_all
+from arm_rl.benchmarks.evaluation import check_same_model, compare_runs, compare_ways, sample_check, summarize_all
 from arm_rl.benchmarks.results import FILE, Key
-from arm_rl.benchmarks.runner import NO_TOOLS, TOOLS, ItemQuestion, ask_all, read_finished, read_questions
+from arm_rl.benchmarks.runner import NO_TOOLS, REFUSED, TOOLS, ItemQuestion, ask_all, read_finished, read_questions
 from arm_rl.benchmarks.tables import comparison_table, summary_tables
 from arm_rl.core.atomic_file import replace_text
 from arm_rl.core.config_file import load
@@ -136,7 +136,12 @@ async def _ask_questions(
         async with open_backend(config, template, server) as backend:
             with _Bar(questions, known) as bar:
                 known = await ask_all(
-                    backend, questions, folder, max_broken=config.run.max_broken_sessions, on_done=bar.step
+                    backend,
+                    questions,
+                    folder,
+                    max_broken=config.run.max_broken_sessions,
+                    check=sample_check(config, template, server),
+                    on_done=bar.step,
                 )
     summaries = summarize_all(questions, known)
     replace_text(folder / "summary.json", json.dumps(summaries, indent=2))
@@ -148,6 +153,8 @@ async def _ask_questions(
         console.print(comparison_table(compared, NO_TOOLS, TOOLS))
     missing = len(questions) - len(known)
     note = f"{missing} of {len(questions)} sessions broke: the same command asks them again\n" if missing else ""
+    if refused := sum(judged.end == REFUSED for judged in known.values()):
+        note += f"{refused} of {len(questions)} items cannot be shown to this model and count as wrong\n"
     return f"{note}done: {FILE}, summary.json and the trajectories are in {folder}"
 
 

@@ -9,6 +9,7 @@ from jobs.prepare.audit import add_audit_command
 from jobs.prepare.difficulty import add_difficulty_command
 from jobs.prepare.documents import add_documents_command
 from jobs.prepare.formats import add_convert_command
+from jobs.prepare.labelled import add_labelled_command
 from jobs.prepare.pairs import add_pairs_command
 from jobs.prepare.sources import add_questions_command, add_synthetic_command
 from jobs.prepare.trajectories import add_trajectories_command
@@ -16,6 +17,7 @@ from jobs.prepare.trajectories import add_trajectories_command
 COMMANDS: tuple[Callable[[Commands], None], ...] = (
     add_questions_command,
     add_synthetic_command,
+    add_labelled_command,
     add_pairs_command,
     add_difficulty_command,
     add_trajectories_command,

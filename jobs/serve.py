@@ -11,6 +11,7 @@ from pathlib import Path
 from actors.cluster.connection import cluster
 from actors.rollout.model_server import ModelServer
 from arm_rl.core.errors import UserError
+from arm_rl.core.text_file import read_text
 from arm_rl.export.model_check import check_files
 from arm_rl.judge.deployment import deploy_judge
 from arm_rl.judge.service import ServiceLimits
@@ -83,7 +84,7 @@ def _read_token(file: Path | None) -> str | None:
     if file is None:
         return None
     try:
-        token = file.read_text().strip()
+        token = read_text(file).strip()
     except OSError as error:
         raise UserError(f"{file}: {error.strerror}") from error
     if not token:

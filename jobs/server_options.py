@@ -6,6 +6,7 @@ import os
 import httpx
 
 from arm_rl.core.errors import UserError
+from arm_rl.core.http_clients import make_client
 from arm_rl.judge.backends import Server
 
 
@@ -61,11 +62,10 @@ def read_server(url: str, arguments: argparse.Namespace, *, with_source: bool = 
 def _list_models(url: str, key: str | None) -> dict[str, str | None]:
     """Return the server's models, and where it loaded each from if it reports that (vLLM does)."""
     try:
-        response = httpx.get(
-            f"{url.rstrip('/')}/models", headers={"Authorization": f"Bearer {key}"} if key else None, timeout=30
-        )
+        with make_client(headers={"Authorization": f"Bearer {key}"} if key else None, timeout=30) as client:
+            response = client.get(f"{url.rstrip('/')}/models")
         return {one["id"]: one.get("root") for one in response.raise_for_status().json()["data"]}
-    except (httpx.HTTPError, ValueError, KeyError, TypeError) as error:
+    except (httpx.HTTPError, httpx.InvalidURL, ValueError, KeyError, TypeError) as error:
         raise CommandError(
             f"{url}: no list of models ({error!r}): name --served-model and --processor, or is it another address?"
         ) from error

@@ -18,6 +18,8 @@ port=$((20000 + SLURM_JOB_ID % 10000))
 head=$(scontrol show hostnames "$SLURM_JOB_NODELIST" | sed -n 1p) # not `head`, which breaks the pipe
 address=$(srun --nodes 1 --ntasks 1 --nodelist "$head" hostname --ip-address | awk '{print $1}')
 dashboard="http://$address:$((port + 1))"
+no_proxy="127.0.0.1,localhost,$address,${no_proxy:-${NO_PROXY:-}}" # `ray job` would ask the dashboard through a proxy
+export no_proxy NO_PROXY="$no_proxy"
 
 # One step for the whole cluster: where Ray ends on a node, its task ends, and the others go on.
 srun --ntasks "$SLURM_NNODES" --no-kill bash -c '

@@ -32,6 +32,7 @@ LONG_FILES = (
     "actors/cluster/test_lost_node.py",
     "actors/cluster/test_reservation.py",
     "integration/test_stages.py",
+    "integration/test_quickstart.py",
     "prepare/test_difficulty.py",
     "integration/test_serve.py",
     "actors/learner/test_learner.py",

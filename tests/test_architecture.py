@@ -48,6 +48,13 @@ HOMES = {
     "tensorboard": ("arm_rl/run/tensorboard_log.py",),
 }
 
+# Only these files make HTTP clients: one decides what goes through a proxy, the other is copied into other trainers.
+CLIENT_HOMES = ("arm_rl/core/http_clients.py", "arm_rl/judge/reward_client.py")
+CLIENT_LIBRARIES = ("requests", "aiohttp", "urllib3", "openai", "http.client", "urllib.request")
+CLIENTS = re.compile(
+    r"httpx2?\.(Async)?(Client|HTTPTransport)|httpx2?\.(get|post|put|patch|delete|head|options|request|stream)"
+)
+
 MAX_LINES = 400
 MAX_LOOSE_MODULES = 2  # directly in arm_rl/
 # Folders of tests/ that belong to no package: helpers, whole runs, what users write wrong, and random input.
@@ -109,6 +116,20 @@ def misplaced_options(path: str, source: str) -> list[str]:
     ]
 
 
+def http_clients(path: str, source: str) -> list[str]:
+    """Return the places where a source makes an HTTP client of its own, or sends a request without one."""
+    if path in CLIENT_HOMES:
+        return []
+    tree = ast.parse(source)
+    called = {ast.unparse(node.func) for node in ast.walk(tree) if isinstance(node, ast.Call)}
+    imported = set(imports(source))
+    libraries = {name for name in imported if name.startswith(tuple(f"{library}." for library in CLIENT_LIBRARIES))}
+    libraries |= imported & set(CLIENT_LIBRARIES)
+    return [f"{path}: {name}" for name in sorted(called | imported) if CLIENTS.fullmatch(name)] + [
+        f"{path}: {name}" for name in sorted(libraries)
+    ]
+
+
 def package_of(path: str) -> str | None:
     """Return the package of a file, at most two names deep, or None for a module loose in its layer's folder."""
     folders = Path(path).parts[:-1]
@@ -160,6 +181,28 @@ def test_all_layers_were_read(files):
 
 def test_imports_run_one_way(files):
     assert [found for path, source in files.items() for found in violations(path, source)] == []
+
+
+def test_one_module_makes_all_http_clients(files):
+    """So that a proxy of the environment stands between none of our processes."""
+    assert [found for path, source in files.items() for found in http_clients(path, source)] == []
+
+
+@pytest.mark.parametrize(
+    "source",
+    [
+        "import httpx\nhttpx.get('http://127.0.0.1')",
+        "import httpx2\nclient = httpx2.AsyncClient()",
+        "from httpx import Client",
+        "def f():\n    import requests",
+        "from urllib.request import urlopen",
+        "import urllib.request",
+        "from openai import AsyncOpenAI",
+    ],
+)
+def test_an_own_http_client_is_found(source):
+    assert len(http_clients("jobs/chat.py", source)) == 1
+    assert http_clients("arm_rl/core/http_clients.py", source) == []
 
 
 def test_packages_import_each_other_without_a_cycle(files):

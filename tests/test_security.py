@@ -52,6 +52,7 @@ RUNS_CODE = {
 KNOWN = {
     ("tools/python/sandbox_guest.py", "eval"),  # inside the sandbox, which is what it is for
     ("tools/python/sandbox_guest.py", "exec"),
+    ("arm_rl/core/config_file.py", "yaml.load"),  # a loader of plain values, derived from yaml.SafeLoader
     ("actors/learner/rank.py", "torch.load"),  # random states of a checkpoint of ours
 }
 

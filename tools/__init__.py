@@ -14,6 +14,7 @@ import copy
 import dataclasses
 import functools
 import importlib
+import io
 import os
 import re
 import typing
@@ -26,6 +27,7 @@ from omegaconf import OmegaConf
 from pydantic import TypeAdapter, ValidationError
 
 from arm_rl.core.errors import UserError
+from arm_rl.core.text_file import read_text
 from tools.adapters.mcp import mcp_tools
 from tools.adapters.verl import is_verl_class, verl_tool
 from tools.base import Execution, Tool, has_external_reference
@@ -89,9 +91,11 @@ def _hide_secrets(message: str, file: str) -> str:
 
 def _entries(file: str) -> list[dict[str, Any]]:
     try:
-        content = OmegaConf.to_container(OmegaConf.load(file), resolve=True)
+        content = OmegaConf.to_container(OmegaConf.load(io.StringIO(read_text(file))), resolve=True)
+    except UserError:
+        raise
     except OSError as error:
-        raise ToolFileError(f"{file}: {error.strerror}") from error
+        raise ToolFileError(f"{file}: {error.strerror or error}") from error
     except Exception as error:
         raise ToolFileError(f"{file}: not a YAML file: {error}") from error
     entries = content.get("tools") if isinstance(content, dict) else None

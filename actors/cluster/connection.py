@@ -3,6 +3,7 @@
 import asyncio
 import logging
 import os
+import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -31,6 +32,9 @@ def cluster() -> Iterator[None]:
 
     RAY_ADDRESS names the cluster, as in a job that was submitted to one. Without it a local one is started: Ray by itself would join any
     that it finds on the machine, such as another run's, and wait long for one that has died.
+
+    Raises:
+        ClusterError: If Ray does not start, or the cluster cannot be reached.
     """
     if ray.is_initialized():
         yield
@@ -38,12 +42,32 @@ def cluster() -> Iterator[None]:
     for name, value in _QUIET.items():
         os.environ.setdefault(name, value)
     address = os.environ.get("RAY_ADDRESS") or "local"
-    ray.init(address=address, include_dashboard=False, log_to_driver=False, logging_level=logging.ERROR)
+    try:
+        ray.init(address=address, include_dashboard=False, log_to_driver=False, logging_level=logging.ERROR)
+    except Exception as error:
+        ray.shutdown()  # ends what was started
+        raise ClusterError(_start_problem(address, error)) from error
     _silence_death_messages()
     try:
         yield
     finally:
         ray.shutdown()
+
+
+def _start_problem(address: str, error: Exception) -> str:
+    """Return why Ray did not start or could not be reached, and what to do."""
+    reason = str(error).strip().partition("\n")[0] or type(error).__name__
+    if "AF_UNIX" in reason:
+        return (
+            f"Ray's sockets lie below {tempfile.gettempdir()}, whose path is too long for a socket's name: "
+            "set TMPDIR (or RAY_TMPDIR) to a folder with a short path on a local disk, such as /tmp"
+        )
+    if address != "local":
+        return f"the Ray cluster at {address} (RAY_ADDRESS) cannot be used: {reason}"
+    return (
+        f"Ray does not start on this machine: {reason} Is the machine busy, or short of memory or of disk? Run the same "
+        "command again; `arm-rl doctor` looks for the cause, and Ray's logs are in session_latest/logs of its folder"
+    )
 
 
 def describe_cluster() -> str:

@@ -1,5 +1,6 @@
-"""A rank's DeepSpeed engine: the ranks meet, the model is loaded, and DeepSpeed shards it."""
+"""A rank's DeepSpeed engine: the ranks meet, and the model is loaded and sharded."""
 
+import contextlib
 import dataclasses
 import datetime
 import logging
@@ -13,6 +14,7 @@ import torch.distributed as dist
 from torch import nn
 
 from actors.learner.policy_model import PolicyModel
+from actors.learner.pretrained import sharded_as_loaded
 from actors.learner.settings import LearnerSpec, attention, deepspeed_config
 from arm_rl.core.errors import NonFiniteError
 
@@ -55,6 +57,7 @@ def start_engine(spec: LearnerSpec) -> Any:
         parameters, lr=config.learning_rate, betas=config.betas, weight_decay=config.weight_decay, fused=True
     )
     engine, *_ = deepspeed.initialize(model=policy, optimizer=optimizer, config=_settings(spec, policy))
+    _move_buffers(policy, engine.device)
     return engine
 
 
@@ -66,6 +69,7 @@ def load_reference(spec: LearnerSpec, device: torch.device) -> nn.Module:
     import deepspeed
 
     engine, *_ = deepspeed.initialize(model=model, config=_settings(spec, model))
+    _move_buffers(model, device)
     engine.eval()
     return engine
 
@@ -95,10 +99,21 @@ def _require_finite(norm: float) -> None:
 
 
 def _load_model(spec: LearnerSpec) -> PolicyModel:
+    """Load the model; with ZeRO-3 its parameters are shards from the beginning."""
     model = dataclasses.replace(spec.model, attention=attention(spec.model, spec.use_gpu))
-    return PolicyModel.load(model, never_sampled_ids=spec.never_sampled_ids, call_token_id=spec.call_token_id)
+    sharding: contextlib.AbstractContextManager = contextlib.nullcontext()
+    if spec.config.zero_stage == 3:
+        sharding = sharded_as_loaded(on_cpu=spec.config.offload_parameters, pin_memory=spec.use_gpu)
+    with sharding:
+        return PolicyModel.load(model, never_sampled_ids=spec.never_sampled_ids, call_token_id=spec.call_token_id)
+
+
+def _move_buffers(model: nn.Module, device: torch.device) -> None:
+    """Move the buffers to the device: DeepSpeed leaves a model that it finds sharded where it is."""
+    for buffer in model.buffers():
+        buffer.data = buffer.data.to(device)
 
 
 def _settings(spec: LearnerSpec, policy: nn.Module) -> dict[str, Any]:
-    num_parameters = sum(parameter.numel() for parameter in policy.parameters())
+    num_parameters = sum(getattr(parameter, "ds_numel", parameter.numel()) for parameter in policy.parameters())
     return deepspeed_config(spec.config, spec.model.dtype, num_parameters, spec.use_gpu)

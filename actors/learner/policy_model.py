@@ -9,10 +9,10 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 from torch.utils.checkpoint import checkpoint
-from transformers import AutoModelForImageTextToText
 
 from actors.learner import architectures
 from actors.learner.image_inputs import ImageInputs
+from actors.learner.pretrained import load_pretrained
 from actors.learner.vision_tower import speed_up
 from actors.weights import lora
 from arm_rl.core.batching import MicroBatch
@@ -39,10 +39,7 @@ class PolicyModel(nn.Module):
         cls, model: ModelConfig, *, never_sampled_ids: Sequence[int] = (), call_token_id: int | None = None
     ) -> Self:
         """Reads a Hugging Face folder, or a model of the hub."""
-        hf = AutoModelForImageTextToText.from_pretrained(
-            model.path, dtype=getattr(torch, model.dtype), attn_implementation=model.attention
-        )
-        return cls(hf, never_sampled_ids=never_sampled_ids, call_token_id=call_token_id)
+        return cls(load_pretrained(model), never_sampled_ids=never_sampled_ids, call_token_id=call_token_id)
 
     def make_trainable(self, config: LearnerConfig) -> Self:
         """Sets what is trained, and how activations are kept."""
@@ -217,9 +214,10 @@ class TokenScorer(nn.Module):
     def __init__(self, weight: nn.Parameter, never_sampled_ids: Sequence[int], call_token_id: int | None) -> None:
         super().__init__()
         self.weight = weight  # [V, H]
-        self.register_buffer("never_sampled", _one_hot(len(weight), never_sampled_ids), persistent=False)
+        size = getattr(weight, "ds_shape", weight.shape)[0]  # a ZeRO-3 shard's own shape is empty
+        self.register_buffer("never_sampled", _one_hot(size, never_sampled_ids), persistent=False)
         self.register_buffer(
-            "is_call", _one_hot(len(weight), [] if call_token_id is None else [call_token_id]), persistent=False
+            "is_call", _one_hot(size, [] if call_token_id is None else [call_token_id]), persistent=False
         )
 
     def forward(

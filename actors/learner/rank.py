@@ -6,6 +6,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+import numpy as np
 import ray
 import torch
 import torch.distributed as dist
@@ -229,7 +230,7 @@ class Learner:
         file = write_weights(weights, folder, version, is_adapter=self._scaling is not None)
         own = str(ray.get_runtime_context().get_node_id())
         elsewhere = any(node_id != own for node_id in node_ids)
-        data = ray.put(file.path.read_bytes()) if elsewhere else None
+        data = ray.put(np.fromfile(file.path, np.uint8)) if elsewhere else None
         return PublishedWeights(file=file, node_id=own, data=data)
 
     @recorded("send")

@@ -1,12 +1,14 @@
 """A learner's state on disk: whole tensors by name in safetensors files, so that any number of ranks and any ZeRO stage goes on from it.
 
     each parameter: its weight in float32 and AdamW's two moments -> gathered -> learner-RANK.safetensors, of one rank after the other
+    learner-*.safetensors, memory-mapped -> the part of each tensor that a rank holds -> the rank's engine
 
 DeepSpeed's own checkpoints are pickles tied to the number of ranks. Its universal checkpoints, which are not tied, are made by a script of
 their own after the run and are pickles too; they do not know ZeRO 0. Frozen weights are not written: the model's folder has them.
 """
 
 import json
+import math
 import random
 from collections.abc import Iterator, Mapping
 from pathlib import Path
@@ -50,7 +52,9 @@ def write(engine: Any, folder: Path, *, rank: int, num_ranks: int, step: int) ->
 
 
 def read(engine: Any, folder: Path, *, rank: int) -> int:
-    """Goes back to what `write` wrote, with whatever number of ranks; gives the number of optimizer steps done by then.
+    """Restore what `write` wrote, with whatever number of ranks; return the number of optimizer steps done by then.
+
+    With ZeRO, a rank reads no more than its own part of the tensors; all ranks call this together.
 
     Raises:
         FileNotFoundError: there is no checkpoint.
@@ -62,7 +66,8 @@ def read(engine: Any, folder: Path, *, rank: int) -> int:
     files = _Files(folder)
     for name, parameter in access.parameters:
         for kind in (None, *_MOMENTS):
-            access.set(parameter, kind, files.take(_key(name, kind), access.shape(parameter)))
+            part = files.take(_key(name, kind), access.shape(parameter), access.own_part(parameter))
+            access.set(parameter, kind, part)
     access.finish()
     states = folder / f"random-{rank}.json"
     if states.is_file():  # else the ranks are more than they were; nothing in training draws at random
@@ -76,7 +81,8 @@ def read_weights(policy: nn.Module, folder: Path) -> int:
     step, files = _step_of(folder), _Files(folder)
     for name, parameter in policy.named_parameters():
         if parameter.requires_grad:
-            parameter.copy_(files.take(_key(name, None), parameter.shape))
+            whole = slice(0, parameter.numel())
+            parameter.copy_(files.take(_key(name, None), parameter.shape, whole).view_as(parameter))
     return step
 
 
@@ -87,21 +93,39 @@ def _step_of(folder: Path) -> int:
 
 
 class _Files:
-    """The whole tensors that the ranks wrote, whichever of them wrote which."""
+    """The complete tensors that the ranks wrote, whichever of them wrote which."""
 
     def __init__(self, folder: Path) -> None:
         self._folder = folder
         files = [safe_open(path, framework="pt") for path in sorted(folder.glob("learner-*.safetensors"))]
         self._places = {key: file for file in files for key in file.keys()}  # noqa: SIM118
 
-    def take(self, key: str, shape: torch.Size) -> Tensor:
-        """Reads one."""
+    def take(self, key: str, shape: torch.Size, part: slice) -> Tensor:
+        """Read some elements of a flattened tensor, and of the file no more than the rows that hold these.
+
+        Args:
+            key: The tensor's name.
+            shape: Shape that the tensor must have.
+            part: First element, and the one after the last.
+
+        Returns:
+            [elements].
+
+        Raises:
+            LearnerStateError: If there is no such tensor, or it has another shape.
+        """
         if key not in self._places:
             raise LearnerStateError(f"{self._folder}: no {key!r}: a file is missing, or other parameters were trained")
-        value = self._places[key].get_tensor(key)
-        if value.shape != shape:
-            raise LearnerStateError(f"{self._folder}: {key!r} has the shape {tuple(value.shape)}, not {tuple(shape)}")
-        return value
+        stored = self._places[key].get_slice(key)
+        if (found := tuple(stored.get_shape())) != tuple(shape):
+            raise LearnerStateError(f"{self._folder}: {key!r} has the shape {found}, not {tuple(shape)}")
+        if part.stop <= part.start:
+            return torch.empty(0)
+        if not shape:
+            return stored[...].flatten()
+        width = math.prod(shape[1:])
+        first, end = part.start // width, math.ceil(part.stop / width)  # rows
+        return stored[first:end].flatten()[part.start - first * width : part.stop - first * width]
 
 
 def _key(name: str, kind: str | None) -> str:
@@ -111,8 +135,8 @@ def _key(name: str, kind: str | None) -> str:
 class _Access:
     """Whole tensors of a DeepSpeed engine, whichever way its stage keeps them.
 
-    What DeepSpeed 0.19 has for it (`deepspeed.utils.safe_get_full_...`) does not know ZeRO 0, moments before the first step, nor, when it
-    sets, a ZeRO-3 shard that is padded; hence the few attributes of its optimizers that are used here.
+    What DeepSpeed 0.19 has for it (`deepspeed.utils.safe_get_full_...`) does not know ZeRO 0 and moments before the first step, and sets
+    from complete tensors only; hence the few attributes of its optimizers that are used here.
     """
 
     def __init__(self, engine: Any, step: int) -> None:
@@ -145,41 +169,49 @@ class _Access:
         master = self._masters[parameter]
         return master if kind is None else self._adam.state[master][kind]
 
-    @torch.no_grad()
-    def set(self, parameter: nn.Parameter, kind: str | None, value: Tensor) -> None:
-        """Takes over this rank's share of it."""
-        from deepspeed.utils import (
-            safe_set_full_fp32_param,
-            safe_set_full_optimizer_state,
-            safe_set_local_fp32_param,
-            safe_set_local_optimizer_state,
-        )
-
+    def own_part(self, parameter: nn.Parameter) -> slice:
+        """Return which elements of the flattened parameter this rank's optimizer holds, without padding."""
         if self._stage == 3:
-            share = self._share(parameter, value)
-            if kind is None:
-                safe_set_local_fp32_param(parameter, share)
-                parameter.ds_tensor.data.copy_(share.view_as(parameter.ds_tensor))
-            else:
-                safe_set_local_optimizer_state(parameter, share, kind)
-            return
+            size, numel = parameter.ds_tensor.numel(), parameter.ds_numel
+            start = min(self._optimizer._get_param_partition_rank(parameter) * size, numel)
+            return slice(start, min(start + size, numel))
         if not self._stage:
-            self.get(parameter, kind).copy_(value)
-        elif kind is None:
-            safe_set_full_fp32_param(parameter, value)
+            return slice(0, parameter.numel())
+        mapping = parameter._hp_mapping  # None if the parameter is in other ranks' partitions
+        address = mapping and mapping.lp_fragment_address
+        return slice(address.start, address.start + address.numel) if address else slice(0, 0)
+
+    @torch.no_grad()
+    def set(self, parameter: nn.Parameter, kind: str | None, part: Tensor) -> None:
+        """Replace this rank's part of a weight (kind None) or of a moment."""
+        if self._stage == 3:
+            from deepspeed.utils import safe_set_local_fp32_param, safe_set_local_optimizer_state
+
+            shard = nn.functional.pad(part, (0, parameter.ds_tensor.numel() - part.numel()))
+            shard = shard.to(parameter.ds_tensor.device)
+            if kind is None:
+                safe_set_local_fp32_param(parameter, shard)
+                parameter.ds_tensor.data.copy_(shard.view_as(parameter.ds_tensor))
+            else:
+                safe_set_local_optimizer_state(parameter, shard, kind)
+        elif self._stage:
+            if part.numel():
+                parameter._hp_mapping.get_hp_fragment(kind).data.copy_(part)
         else:
-            safe_set_full_optimizer_state(parameter, value, kind)
-        if kind is None:
-            parameter.copy_(value)
+            self.get(parameter, kind).copy_(part.view_as(parameter))
+            if kind is None:
+                parameter.copy_(part.view_as(parameter))
 
     def begin(self) -> None:
-        """Before the first `set`: small weights, which ZeRO 3 keeps whole on each rank, become shards like all others ..."""
+        """Prepare for `set`: small weights, which ZeRO 3 keeps complete on each rank, become shards like all others."""
         if self._stage == 3 and self._optimizer.persistent_parameters:
             self._optimizer.persistent_parameters[0].partition(self._optimizer.persistent_parameters)
 
     def finish(self) -> None:
-        """... and after the last one they are put together again."""
-        if self._stage == 3 and self._optimizer.persistent_parameters:
+        """Gather what each rank holds complete: small weights with ZeRO 3, all weights with ZeRO 1 and 2."""
+        if self._stage in (1, 2):
+            self._optimizer.update_lp_params()
+        elif self._stage == 3 and self._optimizer.persistent_parameters:
             self._optimizer.persistent_parameters[0].all_gather(self._optimizer.persistent_parameters)
 
     def _own_masters(self) -> Mapping[nn.Parameter, Tensor]:
@@ -198,13 +230,6 @@ class _Access:
         else:
             for group in self._adam.param_groups:
                 yield from group["params"]
-
-    def _share(self, parameter: Any, value: Tensor) -> Tensor:
-        """This rank's part of a ZeRO-3 parameter, the last one padded."""
-        size = parameter.ds_tensor.numel()
-        rank = self._optimizer._get_param_partition_rank(parameter)
-        flat = value.flatten()[rank * size : (rank + 1) * size]
-        return nn.functional.pad(flat, (0, size - flat.numel())).to(parameter.ds_tensor.device)
 
 
 def _random_states() -> dict[str, Any]:

@@ -8,10 +8,12 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import ray
 from ray.actor import ActorHandle
 
 from actors.rollout.engine import Engine
+from actors.rollout.engine_settings import spare_threads
 from actors.supervision import SupervisedActor
 from actors.tool_executor import ToolPool, ToolTraits
 from actors.weights.files import WeightFile, place_weights, weights_folder
@@ -38,6 +40,7 @@ class RolloutSpec:
     traits: ToolTraits  # of the same
     use_gpu: bool
     can_sleep: bool  # the engines share their GPUs with learners
+    core_share: float = 0.0  # of its node's cores, that an engine may use for images
     transfer: Transfer = "file"  # how new weights come
     seed: int  # of the run
     stall_seconds: float  # as in the run's configuration
@@ -52,9 +55,16 @@ class RolloutActor(SupervisedActor):
         self._copies: Path | None = None  # folder of this node for weights that come from another one
         self._tools = ToolPool(executors, spec.traits)
         self._session_limit = asyncio.Semaphore(spec.rollout.max_concurrent_sessions)
-        seed = derive_seed(spec.seed, "engine", number)
-        where = {"use_gpu": spec.use_gpu, "can_sleep": spec.can_sleep}
-        self._engine = Engine(spec.model, spec.rollout, self._template.view, seed=seed, transfer=spec.transfer, **where)
+        threads = spec.rollout.image_threads or spare_threads(spec.core_share)
+        self._engine = Engine(
+            spec.model,
+            replace(spec.rollout, image_threads=threads),
+            self._template.view,
+            seed=derive_seed(spec.seed, "engine", number),
+            use_gpu=spec.use_gpu,
+            can_sleep=spec.can_sleep,
+            transfer=spec.transfer,
+        )
 
     async def start(self) -> str:
         """Load the model; return the node's id when the engine serves."""
@@ -106,11 +116,16 @@ class RolloutActor(SupervisedActor):
         images = {key: image for finished in sessions for key, image in finished.images.items()}
         return [finished.trajectory for finished in sessions], images
 
-    async def load_weights(self, weights: WeightFile, data: bytes | None) -> None:
-        """Load a version of the weights; `data` is the file's content where the file is on another node."""
-        if data is not None:
-            self._copies = weights_folder(weights.path.parent.name, len(data))
-            weights = replace(weights, path=place_weights(data, self._copies, weights.version))
+    async def copy_weights(self, weights: WeightFile, data: np.ndarray) -> WeightFile:
+        """Write the bytes of another node's file to this node, for all of its engines; return the copy."""
+        folder = weights_folder(weights.path.parent.name, len(data))
+        path = await asyncio.to_thread(place_weights, data.data, folder, weights.version)
+        return replace(weights, path=path, is_copy=True)
+
+    async def load_weights(self, weights: WeightFile) -> None:
+        """Load a version of the weights from a file of this node."""
+        if weights.is_copy:
+            self._copies = weights.path.parent
         await self._engine.load_weights(weights.path, weights.version, is_adapter=weights.is_adapter)
 
     async def connect_weights(self, info: dict[str, Any]) -> None:

@@ -6,15 +6,14 @@ expanded prompt ids -> one pad an image -> vLLM expands them again -> the two ar
 import asyncio
 import itertools
 import math
-from collections import OrderedDict
 from collections.abc import AsyncIterator, Sequence
 from contextlib import asynccontextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, get_args
 
-from PIL import Image as PILImage
 from transformers import AutoConfig
 
+from actors.rollout.engine_images import EngineImages
 from actors.rollout.engine_settings import engine_arguments
 from actors.rollout.vllm_process import VllmProcess
 from arm_rl.core.compute_config import RolloutConfig, Transfer
@@ -32,7 +31,7 @@ if TYPE_CHECKING:
     from vllm.v1.engine.async_llm import AsyncLLM
     from vllm.v1.engine.output_processor import RequestOutputCollector
 
-IMAGE_CACHE_BYTES = 512 * 2**20  # resized images that an engine keeps
+VIEW_BYTES = 512 * 2**20  # resized images that an engine keeps
 
 
 class EngineMismatch(RuntimeError):
@@ -79,7 +78,7 @@ class Engine:
             config.vision_start_token_id,
             config.vision_end_token_id,
         }
-        self._resized = _ResizedImages(view, IMAGE_CACHE_BYTES)
+        self._images = EngineImages(view, num_threads=rollout.image_threads or 1, max_bytes=VIEW_BYTES)
         self._request_numbers = itertools.count()
         self._running: set[str] = set()  # ids of requests
         # vLLM's front end and its engine process keep twin caches of images, which agree only while requests reach both
@@ -118,6 +117,7 @@ class Engine:
             EngineDied: If vLLM's process ended before it served.
         """
         llm = self.vllm.start()
+        self._images.attach(llm.renderer)
         self._tokenizer = llm.get_tokenizer()
         self._version = version
         await self.vllm.answer(llm.update_weight_version(str(version)))
@@ -154,15 +154,11 @@ class Engine:
         collapsed, num_runs = _collapse(prompt_ids, self._image_pad_id)
         if num_runs != len(images):
             raise EngineMismatch(f"{len(images)} images for {num_runs} runs of image pads")
-        prompt: dict[str, Any] = {"prompt_token_ids": collapsed}
-        if images:
-            prompt["multi_modal_data"] = {"image": [await self._resized.get(image) for image in images]}
-            prompt["multi_modal_uuids"] = {"image": [image.key for image in images]}
         params = self.sampling_params(max_tokens, temperature, seed, stop_text, forbidden_ids)
         request_id = str(next(self._request_numbers))
         self._running.add(request_id)
         try:
-            return self._completion(await self._sample(request_id, prompt, prompt_ids, params))
+            return self._completion(await self._sample(request_id, collapsed, images, prompt_ids, params))
         finally:
             self._running.discard(request_id)
 
@@ -303,10 +299,15 @@ class Engine:
         await self.vllm.shut_down(self._running, at_once=self._updating, failure=failure)
 
     async def _sample(
-        self, request_id: str, prompt: dict[str, Any], prompt_ids: Sequence[int], params: "SamplingParams"
+        self,
+        request_id: str,
+        collapsed_ids: list[int],
+        images: Sequence[Image],
+        prompt_ids: Sequence[int],
+        params: "SamplingParams",
     ) -> "RequestOutput":
         """Submit a request and wait for its end."""
-        submission = asyncio.ensure_future(self._submit(request_id, prompt, params))
+        submission = asyncio.ensure_future(self._submit(request_id, collapsed_ids, images, params))
         try:
             _, queue, seen_ids = await asyncio.shield(submission)
             if seen_ids != list(prompt_ids):
@@ -318,9 +319,15 @@ class Engine:
             raise
 
     async def _submit(
-        self, request_id: str, prompt: dict[str, Any], params: "SamplingParams"
+        self, request_id: str, collapsed_ids: list[int], images: Sequence[Image], params: "SamplingParams"
     ) -> tuple["AsyncLLM", "RequestOutputCollector", list[int]]:
         """Submit a request to vLLM; return the prompt's ids as vLLM has expanded them."""
+        _ = self.vllm.llm  # raises at once where the engine is closed
+        prompt: dict[str, Any] = {"prompt_token_ids": collapsed_ids}
+        prepared = await asyncio.gather(*(self._images.prepare(image) for image in images))
+        if images:
+            prompt["multi_modal_data"] = {"image": [image.view for image in prepared]}
+            prompt["multi_modal_uuids"] = {"image": [image.key for image in images]}
         async with self._submission:
             llm = self.vllm.llm
             (rendered,) = await llm.renderer.render_cmpl_async([prompt])
@@ -345,31 +352,6 @@ class Engine:
             finish_reason=sampled.finish_reason,
             policy_version=min((int(span.version) for span in sampled.weight_versions or ()), default=self._version),
         )
-
-
-class _ResizedImages:
-    """Resized images by content key; the least recently used ones are dropped."""
-
-    def __init__(self, view: ViewSize, max_bytes: int) -> None:
-        self._view, self._max_bytes, self._num_bytes = view, max_bytes, 0
-        self._images: OrderedDict[str, PILImage.Image] = OrderedDict()
-
-    async def get(self, image: Image) -> PILImage.Image:
-        """Decode and resize in a thread, so that a large image does not hold up the event loop."""
-        if image.key not in self._images:
-            resized = await asyncio.to_thread(self._view.resize, image)
-            if image.key not in self._images:
-                self._images[image.key] = resized
-                self._num_bytes += _num_bytes(resized)
-        self._images.move_to_end(image.key)
-        resized = self._images[image.key]
-        while self._num_bytes > self._max_bytes and len(self._images) > 1:
-            self._num_bytes -= _num_bytes(self._images.popitem(last=False)[1])
-        return resized
-
-
-def _num_bytes(image: PILImage.Image) -> int:
-    return image.width * image.height * 3
 
 
 def _collapse(ids: Sequence[int], pad_id: int) -> tuple[list[int], int]:

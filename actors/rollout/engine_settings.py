@@ -1,5 +1,6 @@
 """vLLM's settings, as measured: the environment of an engine's process, and the engine's arguments on CPU and on GPU."""
 
+import os
 from typing import Any
 
 from arm_rl.core.compute_config import RolloutConfig, Transfer
@@ -16,20 +17,33 @@ CPU_BLOCK_SIZE = 32  # best for short prompts; on CPU the key-value cache's bloc
 
 def engine_environment(use_gpu: bool, transfer: Transfer = "file") -> dict[str, str]:
     """Environment variables of a process with an engine in it; to be set before vLLM is imported there."""
-    common = {"VLLM_NO_USAGE_STATS": "1", "TOKENIZERS_PARALLELISM": "false"}
+    common = {
+        "VLLM_NO_USAGE_STATS": "1",
+        "TOKENIZERS_PARALLELISM": "false",
+        # On CPU vLLM's threads fight over few cores: 20 times slower without. On GPUs images have threads of their own.
+        "OMP_NUM_THREADS": "1",
+    }
     if transfer == "ipc":
         # for handles of GPU memory, from this process to vLLM's own on this machine
         common["VLLM_ALLOW_INSECURE_SERIALIZATION"] = "1"
     if use_gpu:
         return common | {"VLLM_LOGGING_LEVEL": "WARNING"}
     return common | {
-        "OMP_NUM_THREADS": "1",  # vLLM's threads fight over few cores: 20 times slower without
         "VLLM_ENABLE_V1_MULTIPROCESSING": "0",  # the worker stays in the engine's process: half the start-up time
         "TORCHDYNAMO_DISABLE": "1",  # compiling a helper of the log-probabilities takes longer than it will ever save
         "VLLM_LOGGING_LEVEL": "ERROR",  # on CPU its warnings are about settings chosen here on purpose
         "TORCH_CPP_LOG_LEVEL": "ERROR",  # as are torch's ...
         "PYTHONWARNINGS": "ignore::FutureWarning",  # ... and those of its imports
     }
+
+
+def spare_threads(share: float) -> int:
+    """Return the number of threads that may prepare images for an engine: cores but two, which vLLM's processes keep busy.
+
+    Args:
+        share: The engine's share of its node's cores.
+    """
+    return max(1, int(share * len(os.sched_getaffinity(0))) - 2)
 
 
 def engine_arguments(
@@ -50,6 +64,7 @@ def engine_arguments(
         "max_model_len": rollout.max_model_len,
         "max_num_seqs": rollout.max_num_seqs,
         "enable_prefix_caching": True,
+        "mm_processor_cache_gb": rollout.image_cache_gib,
         "limit_mm_per_prompt": {"image": rollout.max_images, "video": 0},
         # Images come as views, never to be resized again; the largest view decides what vLLM makes room for.
         "mm_processor_kwargs": {

@@ -2,24 +2,30 @@
 
 import json
 import os
+import secrets
 import signal
-import socket
 import subprocess
 import sys
+import tempfile
 import time
 from pathlib import Path
 
-import httpx
-
 from actors.rollout.engine_settings import engine_environment
+from arm_rl.core import own_server
 from arm_rl.core.errors import UserError
 from arm_rl.core.owner import tie_group_to_owner
 
 SERVED_NAME = "judge"  # under which the model is offered
+MAX_FOLDER_BYTES = (
+    107 - len("/") - 36
+)  # of the temporary folder: vLLM names sockets there by UUIDs, and Linux allows 107 bytes
 GRACE_SECONDS = 10.0  # that the server is given to end by itself
 PROGRAM = (sys.executable, "-m", "vllm.entrypoints.openai.api_server")
 # What a model's generation_config.json says of these would be applied to requests that do not mention them: the policy was not trained so.
 NEUTRAL = {"repetition_penalty": 1.0, "temperature": 1.0, "top_p": 1.0, "top_k": 0}
+
+
+ROOT = Path(__file__).parent.parent.parent  # where the server's process finds the middleware
 
 
 class ServerFailed(UserError):
@@ -41,8 +47,11 @@ class ModelServer:
             max_model_len: tokens of a session at most; by default the model's own limit.
         """
         self.folder, self.log = folder, log
-        self.port = port or free_port()
-        self._environment = {**os.environ, **engine_environment(use_gpu)}
+        self.port = port or own_server.free_port()
+        self._token = secrets.token_hex(16)
+        paths = os.pathsep.join([str(ROOT), *filter(None, [os.environ.get("PYTHONPATH")])])
+        self._environment = {**os.environ, **engine_environment(use_gpu), "PYTHONPATH": paths}
+        self._environment[own_server.VARIABLE] = self._token
         self._arguments = [] if max_model_len is None else ["--max-model-len", str(max_model_len)]
         if not use_gpu:
             self._arguments += ["--enforce-eager", "--kv-cache-memory-bytes", str(2**30)]
@@ -51,7 +60,11 @@ class ModelServer:
     @property
     def base_url(self) -> str:
         """Where the API is."""
-        return f"http://127.0.0.1:{self.port}/v1"
+        return f"{self._url}/v1"
+
+    @property
+    def _url(self) -> str:
+        return f"http://{own_server.LOOPBACK}:{self.port}"
 
     def __enter__(self) -> "ModelServer":
         self.start()
@@ -61,17 +74,26 @@ class ModelServer:
         self.close()
 
     def start(self, timeout_seconds: float = 300.0) -> None:
-        """Starts the server and returns when it serves.
+        """Start the server and return when it serves.
 
         Raises:
-            ServerFailed: it ended, or did not serve in time.
+            PortTaken: If another program listens on the port.
+            ServerFailed: If the server ended, or did not serve in time.
         """
+        own_server.require_free_port(own_server.LOOPBACK, self.port)
+        if len(os.fsencode(tempfile.gettempdir())) > MAX_FOLDER_BYTES:
+            raise ServerFailed(
+                f"vLLM's sockets lie in {tempfile.gettempdir()}, whose path is too long for a socket's name: "
+                "set TMPDIR to a folder with a short path on a local disk, such as /tmp"
+            )
         command = [*PROGRAM, "--model", str(self.folder), "--served-model-name", SERVED_NAME]
         command += [
             "--host",
-            "127.0.0.1",
+            own_server.LOOPBACK,
             "--port",
             str(self.port),
+            "--middleware",
+            "arm_rl.core.own_server.HealthToken",
             "--enable-auto-tool-choice",
             "--tool-call-parser",
             "hermes",
@@ -113,14 +135,4 @@ class ModelServer:
             time.sleep(0.2)
 
     def _healthy(self) -> bool:
-        try:
-            return httpx.get(f"http://127.0.0.1:{self.port}/health", timeout=2.0).status_code == httpx.codes.OK
-        except httpx.TransportError:
-            return False
-
-
-def free_port() -> int:
-    """A port of the loopback interface that nothing listens on."""
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return int(probe.getsockname()[1])
+        return own_server.is_healthy(self._url, self._token)

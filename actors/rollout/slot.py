@@ -15,6 +15,7 @@ import ray
 from ray.actor import ActorHandle
 from ray.exceptions import RayActorError, RayError
 
+from actors.rollout.node_copies import NodeCopies
 from actors.supervision import ActorsLost, Deaths, discard_answers, is_loss, wait_for_end
 from actors.weights.files import PublishedWeights, WeightFile
 from arm_rl.core.compute_config import Transfer
@@ -32,6 +33,7 @@ class NewestWeights:
 
     def __init__(self) -> None:
         self.published: PublishedWeights | None = None  # None: the model as it was loaded
+        self.copies = NodeCopies()
         self._changed = asyncio.Event()
 
     def set(self, published: PublishedWeights) -> None:
@@ -241,7 +243,6 @@ class Slot:
             return actor
 
     async def _load(self, actor: ActorHandle, published: PublishedWeights) -> None:
-        """Load the weights; the bytes travel only to engines of other nodes."""
-        data = None if self.node_id == published.node_id else published.data
-        await actor.load_weights.remote(published.file, data)
+        """Load the weights, on another node than the learners' from the node's copy."""
+        await actor.load_weights.remote(await self._newest.copies.file(published, self.node_id, actor))
         self._served = published.file

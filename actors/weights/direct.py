@@ -10,7 +10,6 @@ The ranks import this when the first weights are sent; it alone imports vLLM on 
 """
 
 import math
-import socket
 import threading
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any
@@ -29,6 +28,7 @@ from actors.collectives import is_of_collective
 from actors.supervision import cause_of, describe_error, is_loss
 from actors.weights import gather
 from arm_rl.core.errors import EngineDied
+from arm_rl.core.own_server import free_port
 
 _SECONDS_TO_NOTICE = 10.0  # after rank 0's part of a transfer has failed: until an engine's failure is known
 
@@ -166,7 +166,7 @@ class DirectTransfer:
             info = NCCLTrainerInitInfo(
                 rank=rank,
                 master_address=address,
-                master_port=_free_port(address),
+                master_port=free_port(address),
                 world_size=1 + num_workers,
                 packed=True,
                 packed_buffer_size_bytes=buffer_bytes,
@@ -216,9 +216,3 @@ def packed_buffer_bytes(metadata: Sequence[ParamMeta]) -> int:
     vLLM's IPC transfer refuses a weight that is larger than the buffer, as the embedding of a 7B model is (1,089,994,752 bytes).
     """
     return max(DEFAULT_PACKED_BUFFER_SIZE_BYTES, *(math.prod(one.shape) * one.dtype.itemsize for one in metadata))
-
-
-def _free_port(address: str) -> int:
-    with socket.socket() as probe:
-        probe.bind((address, 0))
-        return int(probe.getsockname()[1])

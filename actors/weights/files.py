@@ -1,8 +1,8 @@
 """A version of the weights as one safetensors file in a node's shared memory.
 
-Learner rank 0 writes the file, and engines of the same node read it. For engines of other nodes, `place_weights` writes the file's
-bytes, which travel through Ray's object store. Names are Hugging Face's; vLLM maps them to its own parameters (`vllm_worker`).
-With LoRA the file holds the adapters only.
+Learner rank 0 writes the file, and engines of the same node read it. The file's bytes travel to other nodes through Ray's object
+store; on each of these, one engine writes them for all engines of the node (`place_weights`). Names are Hugging Face's; vLLM maps
+them to its own parameters (`vllm_worker`). With LoRA the file holds the adapters only.
 """
 
 import contextlib
@@ -28,6 +28,7 @@ class WeightFile:
     path: Path
     version: int
     is_adapter: bool = False  # LoRA adapters only, for the base model that the engine has
+    is_copy: bool = False  # of a file on another node
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -36,7 +37,8 @@ class PublishedWeights:
 
     file: WeightFile
     node_id: str  # the node of the file
-    data: Any  # reference to the file's bytes in Ray's object store; None where every engine is on that node
+    # reference to the file's bytes in Ray's object store, uint8 [bytes]; None where every engine is on that node
+    data: Any
 
 
 def weights_folder(run_id: str, num_bytes: int = 0, shared_memory: Path = SHARED_MEMORY) -> Path:
@@ -74,9 +76,9 @@ def write_weights(tensors: Mapping[str, Tensor], folder: Path, version: int, *, 
     return file
 
 
-def place_weights(data: bytes, folder: Path, version: int) -> Path:
+def place_weights(data: bytes | memoryview, folder: Path, version: int) -> Path:
     """Write the bytes of another node's file to this node, and remove older versions; return the file's path."""
-    partial = folder / f"{version}.partial-{os.getpid()}"  # several engines of a node may do this at once
+    partial = folder / f"{version}.partial-{os.getpid()}"  # an engine may have died while it wrote
     partial.write_bytes(data)
     path = partial.rename(folder / f"{version}.safetensors")
     remove_versions(folder, below=version)

@@ -14,6 +14,7 @@ from safetensors import safe_open
 from safetensors.torch import save_file
 from torch import Tensor, nn
 
+from actors.weights.model_files import weight_files
 from arm_rl.core.compute_config import LearnerConfig
 
 _SCALING = "scaling"  # the one entry of published adapters that is no matrix
@@ -137,4 +138,4 @@ def _files(base: str) -> list[Path]:
         from huggingface_hub import snapshot_download
 
         folder = Path(snapshot_download(base, local_files_only=True))
-    return sorted(folder.glob("model*.safetensors"))
+    return weight_files(folder)

@@ -1,6 +1,6 @@
 """The results of an evaluation: summaries, comparisons, and the check that a folder holds the verdicts of one model."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -10,7 +10,11 @@ from arm_rl.benchmarks.base import ItemVerdict
 from arm_rl.benchmarks.results import FILE, Key, ResultsError, read_results
 from arm_rl.benchmarks.runner import NO_TOOLS, TOOLS, ItemQuestion
 from arm_rl.benchmarks.summary import compare, summarize
+from arm_rl.core.errors import UserError
+from arm_rl.core.session import Start
 from arm_rl.core.stage_config import TrainConfig
+from arm_rl.core.template import Template
+from arm_rl.core.types import Sample
 from arm_rl.judge.backends import Server
 from arm_rl.run.folder import require_same_settings
 
@@ -36,6 +40,19 @@ def check_same_model(folder: Path, config: TrainConfig, server: Server | None) -
         "pixels": [config.model.min_pixels, config.model.max_pixels],
     }
     require_same_settings(folder / "model.json", settings, remedy="choose another --out")
+
+
+def sample_check(config: TrainConfig, template: Template, server: Server | None) -> Callable[[Sample], None]:
+    """Return a function that raises UserError for a sample that no session can begin with."""
+
+    def check(sample: Sample) -> None:
+        if server is None and len(sample.images) > config.rollout.max_images:
+            raise UserError(
+                f"the prompt has {len(sample.images)} images, rollout.max_images is {config.rollout.max_images}"
+            )
+        Start.of(sample, template).require_fit(config.session)
+
+    return check
 
 
 def summarize_all(questions: Sequence[ItemQuestion], known: Mapping[Key, ItemVerdict]) -> dict[str, dict[str, Any]]:

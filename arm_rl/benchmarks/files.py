@@ -3,7 +3,6 @@
 import base64
 import binascii
 import csv
-import json
 import sys
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -16,6 +15,8 @@ import pyarrow.parquet as pq
 from arm_rl.core.atomic_file import replace_file
 from arm_rl.core.errors import UserError
 from arm_rl.core.images import Image, ImageError
+from arm_rl.core.parsing import parse_json
+from arm_rl.core.text_file import EncodingError, read_lines
 from arm_rl.core.types import ImageRef
 
 csv.field_size_limit(sys.maxsize)  # images stand in a TSV's fields
@@ -98,6 +99,8 @@ def read_rows(path: Path, formats: tuple[str, ...]) -> Iterator[FileRow]:
             yield FileRow(path, number, values)
     except OSError as error:
         raise BenchmarkError(f"{path}: {error.strerror or error}") from error
+    except EncodingError as error:
+        raise BenchmarkError(str(error)) from error
     except (pa.ArrowException, csv.Error, UnicodeDecodeError) as error:
         raise BenchmarkError(f"{path}: after row {number}: not a readable {ending} file: {error}") from error
     if number < 0:
@@ -105,15 +108,14 @@ def read_rows(path: Path, formats: tuple[str, ...]) -> Iterator[FileRow]:
 
 
 def _json_lines(path: Path) -> Iterator[dict[str, Any]]:
-    with path.open(encoding="utf-8") as file:
-        for number, line in enumerate(line for line in file if line.strip()):
-            try:
-                values = json.loads(line)
-            except ValueError as error:
-                raise BenchmarkError(f"{path}: row {number}: not valid JSON: {error}") from error
-            if not isinstance(values, dict):
-                raise BenchmarkError(f"{path}: row {number}: a JSON object is needed, not {values!r:.80}")
-            yield values
+    for number, line in enumerate(line for line in read_lines(path) if line.strip()):
+        try:
+            values = parse_json(line)
+        except ValueError as error:
+            raise BenchmarkError(f"{path}: row {number}: not valid JSON: {error}") from error
+        if not isinstance(values, dict):
+            raise BenchmarkError(f"{path}: row {number}: a JSON object is needed, not {values!r:.80}")
+        yield values
 
 
 def _parquet(path: Path) -> Iterator[dict[str, Any]]:
@@ -123,11 +125,10 @@ def _parquet(path: Path) -> Iterator[dict[str, Any]]:
 
 
 def _tsv(path: Path) -> Iterator[dict[str, Any]]:
-    with path.open(encoding="utf-8", newline="") as file:
-        for number, values in enumerate(csv.DictReader(file, delimiter="\t")):
-            if None in values:
-                raise BenchmarkError(f"{path}: row {number}: more fields than the first line names")
-            yield {key: value or None for key, value in values.items()}  # an empty field is no value
+    for number, values in enumerate(csv.DictReader(read_lines(path), delimiter="\t")):
+        if None in values:
+            raise BenchmarkError(f"{path}: row {number}: more fields than the first line names")
+        yield {key: value or None for key, value in values.items()}  # an empty field is no value
 
 
 @dataclass(frozen=True, slots=True)

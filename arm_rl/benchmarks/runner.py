@@ -1,6 +1,8 @@
 """Asks a backend the items of benchmarks: many at a time, each once, verdicts and trajectories written as they come."""
 
+import asyncio
 import hashlib
+import logging
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -18,6 +20,9 @@ from arm_rl.core.seeding import derive_seed
 from arm_rl.core.types import Sample, ScoredTrajectory, Trajectory
 from arm_rl.judge.backends import Backend, JudgedSession, SessionFiles
 
+logger = logging.getLogger(__name__)
+
+REFUSED = "refused"  # end of an item that cannot be shown to the model
 TOOLS, NO_TOOLS = "tools", "no tools"  # ways of asking
 
 
@@ -131,12 +136,15 @@ async def ask_all(
     folder: Path,
     *,
     max_broken: float,
+    check: Callable[[Sample], None] | None = None,
     on_done: Callable[[ItemQuestion, ItemVerdict | None], None] = lambda question, judged: None,
 ) -> dict[Key, ItemVerdict]:
     """Asks what has no verdict yet.
 
     Args:
         max_broken: share of these sessions that may break (0..1); they have no verdict, and are asked again by the next run.
+        check: Raises UserError for a sample that cannot be shown to the model. The item is then wrong without a session: another
+            run would not do better.
 
     Returns:
         All verdicts of the questions, in their order.
@@ -152,6 +160,15 @@ async def ask_all(
 
         async def ask(question: ItemQuestion) -> None:
             nonlocal num_broken
+            try:
+                if check is not None:
+                    await asyncio.to_thread(check, question.sample)
+            except UserError as error:
+                logger.warning("%s cannot be shown to the model, and is wrong: %s", "/".join(question.key), error)
+                refused = known[question.key] = _make_verdict(question, end=REFUSED)
+                lines.add(result_line(question.benchmark, question.way, refused))
+                on_done(question, refused)
+                return
             asked = await backend.ask(question.sample, "/".join(question.key))
             judged = None
             if asked.trajectory.end == "aborted":
@@ -187,8 +204,23 @@ def _make_scored(trajectory: Trajectory, judged: ItemVerdict | None) -> ScoredTr
 def judge_session(question: ItemQuestion, asked: JudgedSession[Any]) -> ItemVerdict:
     """Return the verdict of a finished session."""
     item, trajectory = question.item, asked.trajectory
-    answered = trajectory.end == "answered" and trajectory.turns
+    verdict = None
+    if trajectory.end == "answered" and trajectory.turns:
+        verdict = read_verdict(item.kind, trajectory.turns[-1].text, item.num_options, item.sample.texts)
     events = trajectory.tool_events
+    return _make_verdict(
+        question,
+        verdict=verdict,
+        num_calls=len(events),
+        num_ok_calls=sum(event.status == "ok" for event in events),
+        end=trajectory.end,
+        seconds=trajectory.seconds,
+    )
+
+
+def _make_verdict(question: ItemQuestion, *, verdict: str | None = None, **session: Any) -> ItemVerdict:
+    """Return the verdict of an item with facts of its session."""
+    item = question.item
     return ItemVerdict(
         id=item.sample.id,
         row=item.row,
@@ -197,11 +229,8 @@ def judge_session(question: ItemQuestion, asked: JudgedSession[Any]) -> ItemVerd
         categories=dict(item.categories),
         order=item.order,
         label=item.sample.label,
-        verdict=read_verdict(item.kind, trajectory.turns[-1].text, item.num_options) if answered else None,
-        num_calls=len(events),
-        num_ok_calls=sum(event.status == "ok" for event in events),
-        end=trajectory.end,
-        seconds=trajectory.seconds,
+        verdict=verdict,
         row_items=item.row_items,
         digest=question.digest,
+        **session,
     )

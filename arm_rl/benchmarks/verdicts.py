@@ -1,7 +1,7 @@
 """What a judge answered, read as a verdict: strictly as it is taught to write it, then as other models write it. None: not readable."""
 
 import re
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 
 from arm_rl.benchmarks.base import Kind
 from arm_rl.core.parsing import parse_judgment
@@ -14,20 +14,26 @@ _BETTER = re.compile(
 _NUMBER = re.compile(r"\s*(?:answer\s*)?(\d+)\s*\.?\s*", re.IGNORECASE)
 _TRUTH = re.compile(r"\b(true|false)\b", re.IGNORECASE)
 _LETTER_ALONE = re.compile(r"[\s(\[*]*([A-Z])(?:[\s)\].:,*]|$)")
-_LETTER_NAMED = re.compile(r"(?:answer|option|choice)(?:\s+is|\s*:)?\s*[(\[*]*([A-Z])(?![a-zA-Z])", re.IGNORECASE)
+# a small letter is one only where nothing follows it: "the answer is a glove"
+_LETTER_NAMED = re.compile(
+    r"(?i:answer|option|choice)(?i:\s+is|\s*:)?\s*[(\[*]*(?:([A-Z])(?![a-zA-Z])|([a-z])(?=[)\].:*]|\s*$))"
+)
+_LETTER_BOXED = re.compile(r"\\boxed\{\s*(?:\\(?:text|mathrm|mathbf)\{)?\s*\(?([A-Za-z])(?:\s*\}|[.:,)])")
+_LETTER_WORD = re.compile(r"(?<![^\W_])(?!(?:A|I)\s+[a-z])([A-Z])(?![^\W_]|['’])")
 _RATING = re.compile(r"(?<![\d.])(10|[1-9])(?![\d.]*\d)")
 
 
-def read_verdict(kind: Kind, text: str, num_options: int = 0) -> str | None:
+def read_verdict(kind: Kind, text: str, num_options: int = 0, options: Sequence[str] = ()) -> str | None:
     """The verdict in the last turn's text.
 
     Args:
         num_options: for a choice or a letter: another one is not readable.
+        options: texts of the options that letters name: one that is answered in place of its letter is readable.
 
     Returns:
         "1".."N", "true" or "false", "A".."Z", or "1".."10"; None where there is none.
     """
-    found = _READERS[kind](text)
+    found = _read_letter(text, num_options, options) if kind == "letter" else _READERS[kind](text)
     if kind == "choice" and found is not None and not 1 <= int(found) <= num_options:
         return None
     if kind == "letter" and found is not None and ord(found) - ord("A") >= num_options:
@@ -61,13 +67,30 @@ def _read_truth(text: str) -> str | None:
     return found[-1].lower() if found else None
 
 
-def _read_letter(text: str) -> str | None:
+def _read_letter(text: str, num_options: int, options: Sequence[str]) -> str | None:
     answer = answer_text(text)
     alone = _LETTER_ALONE.match(answer)
     if alone and not re.match(r"(?:A|I)\s+[a-z]", answer):  # an article or a pronoun begins a sentence
         return alone[1]
-    found = _LETTER_NAMED.findall(answer)
-    return found[-1].upper() if found else None
+    named = _LETTER_BOXED.findall(answer) or ["".join(found) for found in _LETTER_NAMED.findall(answer)]
+    if named:
+        return named[-1].upper()
+    words = {letter for letter in _LETTER_WORD.findall(answer) if ord(letter) - ord("A") < num_options}
+    if len(words) == 1:
+        return words.pop()
+    told = _find_options(answer, options)
+    return chr(ord("A") + told[0]) if len(told) == 1 else None
+
+
+def _find_options(answer: str, options: Sequence[str]) -> list[int]:
+    """Return the places of the options whose text an answer holds as whole words, without those that are part of another one."""
+    said, *wanted = (" ".join(["", *re.findall(r"\w+", text.casefold()), ""]) for text in (answer, *options))
+    told = [number for number, words in enumerate(wanted) if words.strip() and words in said]
+    return [
+        number
+        for number in told
+        if not any(wanted[number] != wanted[other] and wanted[number] in wanted[other] for other in told)
+    ]
 
 
 def _read_rating(text: str) -> str | None:
@@ -78,6 +101,5 @@ def _read_rating(text: str) -> str | None:
 _READERS: dict[Kind, Callable[[str], str | None]] = {
     "choice": _read_choice,
     "truth": _read_truth,
-    "letter": _read_letter,
     "rating": _read_rating,
 }

@@ -20,6 +20,11 @@ class RolloutConfig:
     # tokens that an engine on a GPU computes in one pass at most, prompts and images counted
     max_num_batched_tokens: int = 8192
     max_images: int = 16  # images in one session at most
+    # threads of an engine that decode, resize and cut images; null: on GPUs, what its share of the node's cores leaves
+    # free; on CPU 1
+    image_threads: int | None = None
+    # host memory of an engine for images that later turns show again; 0: none (vLLM's mm_processor_cache_gb)
+    image_cache_gib: float = 4.0
     gpu_memory_utilization: float = 0.85  # share of a GPU's memory that the engine takes
     cpu_kv_cache_gib: int = 1  # key-value cache of an engine without a GPU
     block_size: int | None = None  # of the key-value cache; on CPU a multiple of 32
@@ -44,6 +49,13 @@ class RolloutConfig:
         require(
             self.block_size is None or self.block_size >= 1, "rollout.block_size", f"at least 1, not {self.block_size}"
         )
+        require(
+            self.image_threads is None or self.image_threads >= 1,
+            "rollout.image_threads",
+            f"null or at least 1, not {self.image_threads}",
+        )
+        cache = self.image_cache_gib
+        require(0 <= cache < math.inf, "rollout.image_cache_gib", f"not negative and finite, not {cache}")
         share = self.gpu_memory_utilization
         require(0 < share <= 1, "rollout.gpu_memory_utilization", f"above 0 and at most 1, not {share}")
 

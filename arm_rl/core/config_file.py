@@ -1,12 +1,15 @@
 """The configuration on disk and on the command line: one YAML file and `key=value` overrides in, dataclasses out.
 
-`load` refuses unknown keys, wrong types and numbers that cannot work together, with the key's path and what would be right. `save`
-writes the resolved configuration, which loads again.
+`load` refuses unknown keys, wrong types and numbers that cannot work together, with the key's path and what would be right. A key
+that holds a text keeps the text that was written: YAML would read `2026_11_29`, `007`, `on` and `12:30` as other values. `save` writes
+the resolved configuration, which loads again.
 """
 
 import dataclasses
 import difflib
 import inspect
+import io
+import json
 import os
 import re
 import typing
@@ -14,16 +17,29 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any, TypeVar
 
+import yaml
 from omegaconf import MISSING, DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
 from arm_rl.core.atomic_file import replace_text
 from arm_rl.core.config import ConfigError
+from arm_rl.core.errors import UserError
 from arm_rl.core.stage_config import SftConfig, TrainConfig
+from arm_rl.core.text_file import read_text
 
 _ENVIRONMENT = re.compile(r"\$\{\s*oc\.env\s*:")  # OmegaConf's way to a variable
 
 ConfigT = TypeVar("ConfigT")  # a configuration: a frozen dataclass whose sections are such dataclasses
+
+
+class _TextLoader(yaml.SafeLoader):
+    """Reads YAML with scalars as they were written; null and merge keys alone have their meaning."""
+
+
+_TextLoader.yaml_implicit_resolvers = {
+    first: [(tag, pattern) for tag, pattern in resolvers if tag.endswith((":null", ":merge"))]
+    for first, resolvers in yaml.SafeLoader.yaml_implicit_resolvers.items()
+}
 
 
 def load(cls: type[ConfigT], path: str | os.PathLike, overrides: Sequence[str] = ()) -> ConfigT:
@@ -32,15 +48,16 @@ def load(cls: type[ConfigT], path: str | os.PathLike, overrides: Sequence[str] =
     Raises:
         ConfigError: an unknown key, a wrong type, a missing value or numbers that cannot work together.
     """
-    written = _read(path)
+    written = _read(cls, path)
     for override in overrides:
-        written = _apply_override(written, override)
+        written = _apply_override(cls, written, override)
     return build(cls, written, source=str(path))
 
 
 def load_saved(path: str | os.PathLike, overrides: Sequence[str] = ()) -> TrainConfig | SftConfig:
     """Reads the configuration of a run, of whichever kind it is. Raises as `load`."""
-    return load(TrainConfig, path, overrides) if "algorithm" in _read(path) else load(SftConfig, path, overrides)
+    is_grpo = "algorithm" in _read(TrainConfig, path)
+    return load(TrainConfig, path, overrides) if is_grpo else load(SftConfig, path, overrides)
 
 
 def read_saved(cls: type, path: str | os.PathLike) -> dict[str, Any]:
@@ -49,29 +66,85 @@ def read_saved(cls: type, path: str | os.PathLike) -> dict[str, Any]:
     Keys that were not there when it was saved have their defaults.
     """
     defaults = OmegaConf.create(typing.cast(dict[str, Any], OmegaConf.to_container(OmegaConf.structured(cls))))
-    return typing.cast(dict[str, Any], OmegaConf.to_container(OmegaConf.merge(defaults, _read(path))))
+    return typing.cast(dict[str, Any], OmegaConf.to_container(OmegaConf.merge(defaults, _read(cls, path))))
 
 
-def _read(path: str | os.PathLike) -> DictConfig:
+def list_override(key: str, *values: str | os.PathLike) -> str:
+    """Return the override of a key that holds a list of texts, whatever characters the texts have."""
+    return f"{key}={json.dumps([str(value) for value in values])}"
+
+
+def _read(cls: type, path: str | os.PathLike) -> DictConfig:
+    """Return the values of a file, those of text keys as they were written. Raises as `load`."""
     try:
-        written = OmegaConf.load(path)
+        text = read_text(path)
+        checked = OmegaConf.load(io.StringIO(text))  # which refuses a key that is written twice
+        written = yaml.load(text, _TextLoader)
     except OSError as error:
-        raise ConfigError(f"{path}: {error.strerror or error}") from error
+        if error.strerror is None:  # OmegaConf's own, for a file that holds a number
+            raise ConfigError(f"{path}: a mapping of keys is needed") from error
+        raise ConfigError(f"{path}: {error.strerror}") from error
+    except UserError as error:
+        raise ConfigError(str(error)) from error
     except Exception as error:
         raise ConfigError(f"{path}: not a YAML file: {error}") from error
-    if not isinstance(written, DictConfig):
+    if not isinstance(checked, DictConfig):
         raise ConfigError(f"{path}: a mapping of keys is needed")
-    return written
+    return OmegaConf.create(_resolve_types(cls, written)) if isinstance(written, dict) else checked
 
 
-def _apply_override(written: DictConfig, override: str) -> DictConfig:
-    key, equals, _ = override.partition("=")
+def _apply_override(cls: type, written: DictConfig, override: str) -> DictConfig:
+    key, equals, text = override.partition("=")
     if not key or not equals:
         raise ConfigError(f"{override!r}: an override is written key=value")
     try:
-        return typing.cast(DictConfig, OmegaConf.merge(written, OmegaConf.from_dotlist([override])))
+        kind = _type_of(cls, key)
+        change = OmegaConf.create({})
+        OmegaConf.update(change, key, _resolve_types(kind, _parse_override(kind, text)))
+        return typing.cast(DictConfig, OmegaConf.merge(written, change))
     except Exception as error:  # YAML's errors, OmegaConf's, and its plain TypeErrors
         raise ConfigError(f"{key}: {override!r} cannot be used here: {_first_line(error)}") from error
+
+
+def _parse_override(kind: Any, text: str) -> Any:
+    """Return the value of an override: for a text key the text itself, from which only outer quotes are removed."""
+    quoted = len(text) > 1 and text[0] == text[-1] and text[0] in "'\""
+    if quoted or not _holds_text(kind) or typing.get_origin(kind) in (tuple, dict):
+        return yaml.load(text, _TextLoader)
+    is_null = not text.strip() or (kind is not str and text.strip().lower() in ("~", "null"))
+    return None if is_null else text
+
+
+def _type_of(cls: type, key: str) -> Any:
+    """Return the declared type of a key; `object` for an unknown key."""
+    kind: Any = cls
+    for name in key.split("."):
+        fields = dataclasses.fields(kind) if dataclasses.is_dataclass(kind) else ()
+        kind = next((field.type for field in fields if field.name == name), object)
+    return kind
+
+
+def _holds_text(kind: Any) -> bool:
+    """Return whether a type is a text, a choice of texts, or has one among its arguments."""
+    return kind is str or isinstance(kind, str) or any(map(_holds_text, typing.get_args(kind)))
+
+
+def _resolve_types(kind: Any, value: Any) -> Any:
+    """Return a value whose scalars are texts with those that are not meant as texts read as YAML reads them."""
+    if isinstance(value, dict):
+        if dataclasses.is_dataclass(kind):
+            known = {field.name: field.type for field in dataclasses.fields(kind)}
+            return {name: _resolve_types(known.get(name, object), one) for name, one in value.items()}
+        values = typing.get_args(kind)[1] if typing.get_origin(kind) is dict else object
+        return {name: _resolve_types(values, one) for name, one in value.items()}
+    if isinstance(value, list):
+        return [_resolve_types(kind, one) for one in value]
+    if not isinstance(value, str) or _holds_text(kind):
+        return value
+    try:
+        return OmegaConf.to_container(OmegaConf.from_dotlist([f"value={value}"]))["value"]
+    except Exception:  # a quoted text that is no YAML: the type's own check refuses it
+        return value
 
 
 def build(cls: type[ConfigT], values: DictConfig | dict[str, Any], source: str = "configuration") -> ConfigT:

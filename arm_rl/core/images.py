@@ -10,13 +10,14 @@ from typing import Any
 import numpy as np
 import PIL
 import pyarrow as pa
-from PIL import ExifTags, ImageOps
+from PIL import ExifTags, ImageCms, ImageOps
 from PIL import Image as PILImage
 
 from arm_rl.core.errors import UserError
 from arm_rl.core.parquet import RowReader
 from arm_rl.core.types import ImageRef
 
+_PNG_MODES = ("1", "L", "LA", "P", "RGB", "RGBA")
 MAX_ASPECT = 200  # of an image's longer side to its shorter one: models of Qwen's kind are shown none beyond
 
 
@@ -38,9 +39,18 @@ class Image:
 
     @classmethod
     def from_pil(cls, image: PILImage.Image) -> "Image":
-        """Encodes as PNG, quickly rather than tightly."""
+        """Encode an image upright as PNG; modes that PNG does not have, or has with other values, become RGB as in `pil`.
+
+        Raises:
+            ImageError: If the image cannot be decoded.
+        """
         buffer = io.BytesIO()
-        image.save(buffer, format="PNG", compress_level=1)
+        try:
+            shown = _upright(image)
+            shown = shown if shown.mode in _PNG_MODES else _to_rgb(shown)
+            shown.save(buffer, format="PNG", compress_level=1)
+        except Exception as error:
+            raise ImageError(f"a PIL image of mode {image.mode} cannot be read: {error}") from error
         return cls.from_bytes(buffer.getvalue())
 
     @property
@@ -67,8 +77,7 @@ class Image:
             ImageError: the bytes are not a readable image, or one so large that Pillow takes it for an attack.
         """
         try:
-            image = PILImage.open(io.BytesIO(self.data))
-            return _to_rgb(image if _orientation(image) == 1 else ImageOps.exif_transpose(image))
+            return _to_rgb(_upright(PILImage.open(io.BytesIO(self.data))))
         except Exception as error:
             raise _unreadable_error(self.data, error) from error
 
@@ -83,17 +92,37 @@ def _upright_size(image: Image) -> tuple[int, int]:
     return opened.size[::-1] if sideways else opened.size
 
 
+def _upright(image: PILImage.Image) -> PILImage.Image:
+    """Return an image turned as its EXIF data asks."""
+    return image if _orientation(image) == 1 else ImageOps.exif_transpose(image)
+
+
 def _to_rgb(image: PILImage.Image) -> PILImage.Image:
-    """Convert to RGB as shown: Pillow alone cuts 16-bit values off at 255, and shows what transparency hides."""
-    if image.mode.startswith("I"):  # greys of 16 bits, which some formats hold in 32
-        values = np.asarray(image).astype(np.float64)
-        wide = image.mode.startswith("I;16") or values.max() > 255
-        image = PILImage.fromarray((values / (257 if wide else 1)).round().clip(0, 255).astype(np.uint8))
+    """Convert to RGB as shown: Pillow alone cuts grey values off at 255, and shows what transparency hides."""
+    if image.mode == "F" or image.mode.startswith("I"):
+        image = _to_grey(image)
+    if image.mode == "LAB":
+        lab, rgb = ImageCms.createProfile("LAB"), ImageCms.createProfile("sRGB")
+        shown = ImageCms.profileToProfile(image, lab, rgb, outputMode="RGB")
+        assert shown is not None  # a new image, unless the given one is changed in place
+        return shown
+    if image.mode == "La":  # Pillow has no direct way from here
+        image = image.convert("LA")
     if image.has_transparency_data:
         shown = image.convert("RGBA")
         image = PILImage.new("RGBA", image.size, "white")
         image.alpha_composite(shown)
     return image.convert("RGB")
+
+
+def _to_grey(image: PILImage.Image) -> PILImage.Image:
+    """Convert greys of more than 8 bits: fractions up to 1, 8 bits in a wider format, or 16 bits by their largest value."""
+    values = np.nan_to_num(np.asarray(image).astype(np.float64))
+    if image.mode == "F" and values.max() <= 1:
+        values *= 255
+    elif image.mode.startswith("I;16") or values.max() > 255:
+        values /= 257
+    return PILImage.fromarray(values.round().clip(0, 255).astype(np.uint8))
 
 
 def _orientation(image: PILImage.Image) -> int:
@@ -146,6 +175,8 @@ def locate(entry: Any, folder: Path, root: Path | None = None) -> Path | None:
     Raises:
         ImageError: it has neither, there is no such file, or the file lies elsewhere.
     """
+    if isinstance(entry, dict) and isinstance(entry.get("image"), str):  # verl's key for an address
+        entry = {"path": entry["image"].removeprefix("file://"), **{key: one for key, one in entry.items() if one}}
     if not isinstance(entry, dict) or not (entry.get("bytes") or entry.get("path")):
         raise ImageError(f"an image needs bytes or a path, not {entry!r:.80}")
     if entry.get("bytes"):

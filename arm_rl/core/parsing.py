@@ -15,6 +15,7 @@ _TURNS = (
     ["<think>", "</think>", "<tool_call>", "</tool_call>"],
     ["<think>", "</think>", "<answer>", "</answer>"],
 )
+_SURROGATE = re.compile(r"[\ud800-\udfff]|\\u[dD][89a-fA-F]")  # as it is, or escaped, perhaps half of a pair
 _MAX_DEPTH = 32  # of a call's JSON: what checks, pickles and prints it later recurses
 
 
@@ -61,7 +62,7 @@ class HermesFormat:
         if end < 0:
             return None  # cut off before it was complete: the turn ran out of tokens
         try:
-            written = json.loads(text[start + len(self.call_start) : end])
+            written = parse_json(text[start + len(self.call_start) : end])
         except (ValueError, RecursionError) as error:
             return ToolCall(name="", arguments={}, error=f"the call is not valid JSON: {error}")
         if not isinstance(written, dict):
@@ -71,6 +72,11 @@ class HermesFormat:
         name, arguments = written.get("name"), written.get("arguments", {})
         if not isinstance(name, str) or not name:
             return ToolCall(name="", arguments={}, error="the call has no name")
+        others = [key for key in written if key != "name"]
+        if "arguments" not in written and others:
+            return ToolCall(name=name, arguments={}, error=f"the call has no 'arguments', but {others[0]!r:.40}")
+        if isinstance(arguments, str):
+            return ToolCall(name=name, arguments={}, error="the arguments are not a JSON object but a text")
         if not isinstance(arguments, dict):
             return ToolCall(name=name, arguments={}, error="the arguments are not a JSON object")
         return ToolCall(name=name, arguments=arguments)
@@ -109,6 +115,26 @@ def break_tags(text: str) -> str:
 def replace_surrogates(text: str) -> str:
     """Replace lone surrogates by question marks: JSON can hold them, but no tokenizer or file takes them."""
     return text.encode("utf-8", "replace").decode()
+
+
+def repair_surrogates(value: Any) -> Any:
+    """Return a value of JSON with `replace_surrogates` applied to every text and key in it."""
+    if isinstance(value, str):
+        return value if value.isascii() else replace_surrogates(value)
+    if isinstance(value, dict):
+        return {repair_surrogates(key): repair_surrogates(one) for key, one in value.items()}
+    return [repair_surrogates(one) for one in value] if isinstance(value, list) else value
+
+
+def parse_json(text: str) -> Any:
+    """Return the value of a JSON text, without the lone surrogates that its escapes can hold.
+
+    Raises:
+        ValueError: If the text is not JSON.
+        RecursionError: If the text is nested too deeply.
+    """
+    value = json.loads(text)
+    return repair_surrogates(value) if _SURROGATE.search(text) else value
 
 
 def is_well_formed_turn(text: str, tool_format: ToolFormat) -> bool:

@@ -1,12 +1,12 @@
 """How a question is put to the judge: a Jinja template of `question` and `answers`, in a file of its own."""
 
 from collections.abc import Callable, Sequence
-from pathlib import Path
 
 import jinja2
 from jinja2.sandbox import ImmutableSandboxedEnvironment
 
 from arm_rl.core.config import ConfigError
+from arm_rl.core.text_file import EncodingError, read_text
 
 Phrase = Callable[[str, Sequence[str]], str]
 
@@ -19,8 +19,10 @@ def read_phrase(path: str) -> Phrase:
     """
     environment = ImmutableSandboxedEnvironment(undefined=jinja2.StrictUndefined)
     try:
-        template = environment.from_string(Path(path).read_text(encoding="utf-8"))
-    except (OSError, UnicodeDecodeError, jinja2.TemplateError) as error:
+        template = environment.from_string(read_text(path))
+    except EncodingError as error:
+        raise ConfigError(f"template.question: {error}") from error
+    except (OSError, jinja2.TemplateError) as error:
         raise ConfigError(f"template.question: {path}: {getattr(error, 'strerror', None) or error}") from error
 
     def phrase(question: str, answers: Sequence[str]) -> str:

@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING, Protocol
 
 from arm_rl.core import images
 from arm_rl.core.config import SessionConfig
+from arm_rl.core.errors import UserError
 from arm_rl.core.images import Image, ImageError
 from arm_rl.core.parsing import break_tags, replace_surrogates
 from arm_rl.core.types import (
@@ -34,6 +35,10 @@ from arm_rl.core.types import (
 
 if TYPE_CHECKING:  # the template brings transformers along, which tools and scorers do without
     from arm_rl.core.template import Template
+
+
+class PromptTooLong(UserError):
+    """A prompt of more tokens than a session may have."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -107,11 +112,32 @@ class Start:
 
     @classmethod
     def of(cls, sample: Sample, template: "Template") -> "Start":
-        """Reads the images and writes the prompt."""
-        memory = Memory.of(sample)
+        """Read the images and write the prompt. Raises as `from_memory`."""
+        return cls.from_memory(sample, template, Memory.of(sample))
+
+    @classmethod
+    def from_memory(cls, sample: Sample, template: "Template", memory: Memory) -> "Start":
+        """Write the prompt of a sample whose images and texts are in `memory`.
+
+        Raises:
+            ImageError: If an image cannot be shown to a model.
+            TemplateError: If the conversation cannot be written as tokens.
+        """
+        for name, image in memory.images.items():
+            try:
+                images.check(image.data)
+            except ImageError as error:
+                raise ImageError(f"{name}: {error}") from error
         return cls(
             memory=memory, messages=template.conversation(sample), prompt_ids=template.prompt_ids(sample, memory.images)
         )
+
+    def require_fit(self, limits: SessionConfig) -> None:
+        """Raise PromptTooLong if the prompt has more tokens than a session may have."""
+        if len(self.prompt_ids) > limits.max_prompt_tokens:
+            raise PromptTooLong(
+                f"the prompt has {len(self.prompt_ids)} tokens, session.max_prompt_tokens is {limits.max_prompt_tokens}"
+            )
 
 
 Policy = Callable[[PolicyRequest], Awaitable[Completion]]
@@ -167,6 +193,8 @@ async def run(
         end, error = "aborted", traceback.format_exc()
         if isinstance(raised, ImageError):
             error = f"an image of the sample {sample.id}: {', '.join(map(str, sample.images))}\n{error}"
+        elif isinstance(raised, PromptTooLong):
+            error = f"the sample {sample.id}:\n{error}"
     finally:  # where the session is cancelled too
         await tools.release(loop.memory)
     trajectory = Trajectory(
@@ -222,11 +250,7 @@ class _Loop:
         start = self.start()
         self.memory = Memory(images=dict(start.memory.images), texts=dict(start.memory.texts))
         self.prompt_ids = start.prompt_ids
-        if len(self.prompt_ids) > self.limits.max_prompt_tokens:
-            raise ValueError(
-                f"sample {self.sample.id}: the prompt has {len(self.prompt_ids)} tokens, "
-                f"session.max_prompt_tokens is {self.limits.max_prompt_tokens}"
-            )
+        start.require_fit(self.limits)
         self.messages = list(start.messages)
         self.prompt_length = len(self.messages)
         self.image_names = [name for message in self.messages for name in message.image_names]

@@ -4,7 +4,6 @@ import functools
 import itertools
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
-from pathlib import Path
 from typing import Any
 
 import jinja2
@@ -15,6 +14,7 @@ from arm_rl.core.errors import UserError
 from arm_rl.core.images import Image
 from arm_rl.core.parsing import TOOL_FORMATS, ToolFormat
 from arm_rl.core.resize import ViewSize
+from arm_rl.core.text_file import EncodingError, read_text
 from arm_rl.core.types import ImagePart, Message, Sample
 
 _VISION_IDS = ("image_token_id", "video_token_id", "vision_start_token_id", "vision_end_token_id")  # in config.json
@@ -66,9 +66,11 @@ class Template:
         if template.tool_format not in TOOL_FORMATS:
             raise TemplateError(f"template.tool_format: one of {sorted(TOOL_FORMATS)}, not {template.tool_format!r}")
         try:
-            system_prompt = Path(template.system_prompt).read_text().strip()
+            system_prompt = read_text(template.system_prompt).strip()
         except OSError as error:
             raise TemplateError(f"template.system_prompt: {template.system_prompt}: {error.strerror}") from error
+        except EncodingError as error:
+            raise TemplateError(f"template.system_prompt: {error}") from error
         processor, config = _read_folder(model.path)
         chat_template = processor.chat_template or processor.tokenizer.chat_template
         if not chat_template:

@@ -5,7 +5,7 @@ Columns: `messages` (role and content; `<image>` where an image stands; an assis
 rollouts.
 """
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from itertools import islice
 from pathlib import Path
@@ -18,10 +18,12 @@ from arm_rl.core.atomic_file import replace_file
 from arm_rl.core.config import DataConfig
 from arm_rl.core.errors import UserError
 from arm_rl.core.images import Image
+from arm_rl.core.placeholders import join_at_images
 from arm_rl.core.session import Session
 from arm_rl.core.template import Template, TemplateError
 from arm_rl.core.types import ImageInfo, ImagePart, Message, Sample, Trajectory, Turn
-from arm_rl.data.lazy_rows import LazyRows
+from arm_rl.data.calls import find_argument_faults, find_turn_faults, read_calls
+from arm_rl.data.lazy_rows import LazyRows, hash_row
 from arm_rl.data.parquet_rows import BrokenRows, DataError, TooLong, expand_folders, read_rows
 from arm_rl.data.samples import parse_messages, read_images
 
@@ -43,9 +45,6 @@ def write_demonstrations(path: Path, demonstrations: Iterable[tuple[Sample, Sess
 
     Returns:
         The number of demonstrations.
-
-    Raises:
-        DataError: If a text contains `<image>`, which would be read as an image.
     """
     left, number = iter(demonstrations), 0
     with replace_file(path) as temporary, pq.ParquetWriter(temporary, _SCHEMA) as writer:
@@ -59,8 +58,6 @@ def _build_rows(demonstrations: Iterable[tuple[Sample, Session]]) -> list[dict[s
     rows = []
     for sample, session in demonstrations:
         messages = (*sample.messages, *session.messages)
-        if any("<image>" in message.text for message in messages):
-            raise DataError(f"the demonstration of {sample.id} holds the text <image>, which would be read as an image")
         by_name = {info.name: session.images[info.key] for info in session.trajectory.images}
         images = [by_name[name] for message in messages for name in message.image_names]
         rows.append(
@@ -115,13 +112,17 @@ def read_demonstrations(
     for file, path in enumerate(files):
         for number, row in read_rows(path, _NEEDED, ("data_source",), broken):
             try:
-                trajectory = decode(path, number, row).trajectory
+                demonstration = decode(path, number, row)
+                trajectory = demonstration.trajectory
                 if max_tokens is not None and trajectory.num_tokens > max_tokens:
                     raise TooLong(f"{path}: row {number}: {trajectory.num_tokens} tokens, max_tokens is {max_tokens}")
             except UserError as error:
                 broken.skip_row(error)
             else:
-                demonstrations.add(file, number, str(row.get("data_source") or trajectory.track))
+                track = str(row.get("data_source") or trajectory.track)
+                shown = (demonstration.images[info.key].data for info in trajectory.images)
+                content = hash_row([track, row["messages"], row["tools"]], shown)
+                demonstrations.add(file, number, track, content=content)
     broken.report(len(demonstrations))
     return demonstrations
 
@@ -149,6 +150,8 @@ def _build_trajectory(
         message, observation = messages[number], messages[number + 1] if number + 1 < len(messages) else None
         if message.role != "assistant" or (observation is not None and observation.role != "tool"):
             raise DataError(f"{where}: after the prompt, assistant and tool messages must take turns")
+        for fault in _find_faults(message, observation, tools, template):
+            raise DataError(f"{where}: messages[{number}]: {fault}")
         calls = template.tool_format.parse(message.text) is not None
         turns.append(
             Turn(
@@ -173,5 +176,23 @@ def _build_trajectory(
     )
 
 
+def _find_faults(
+    message: Message, observation: Message | None, tools: tuple[str, ...], template: Template
+) -> Iterator[str]:
+    """Yield why a turn may not be learned from. A call that fails may be, where the observation tells the error."""
+    yield from find_turn_faults(message.text, template.tool_format, tools)
+    if observation is not None and not read_calls(message.text, template.tool_format):
+        yield "the tool message that follows answers no call"
+    if observation is None or not observation.text.startswith("Error"):
+        parameters = {name: schema["function"].get("parameters", {}) for name, schema in template.schemas.items()}
+        yield from find_argument_faults(message.text, template.tool_format, parameters)
+
+
 def _format_content(message: Message) -> str:
-    return "".join("<image>" if isinstance(part, ImagePart) else part for part in message.parts)
+    pieces = [""]
+    for part in message.parts:
+        if isinstance(part, ImagePart):
+            pieces.append("")
+        else:
+            pieces[-1] += part
+    return join_at_images(pieces)

@@ -10,7 +10,7 @@ from typing import Any
 import httpx
 from PIL import Image as PILImage
 
-from arm_rl.core import images
+from arm_rl.core import http_clients, images
 from arm_rl.core.atomic_file import replace_file
 from arm_rl.core.images import Image, ImageError
 
@@ -43,7 +43,7 @@ class ImageSource:
             ImageError: it cannot be read.
         """
         if isinstance(entry, dict):
-            entry = entry.get("bytes") or entry.get("url") or entry.get("path")
+            entry = entry.get("bytes") or entry.get("url") or entry.get("path") or entry.get("image")
         if isinstance(entry, bytes):
             data = entry
         elif isinstance(entry, str) and entry.startswith("data:"):
@@ -51,7 +51,8 @@ class ImageSource:
         elif isinstance(entry, str) and entry.startswith(("http://", "https://")):
             data = self._fetch(entry)
         else:
-            data, _ = images.read_entry({"path": entry}, self._folder, self._root)
+            path = entry.removeprefix("file://") if isinstance(entry, str) else entry
+            data, _ = images.read_entry({"path": path}, self._folder, self._root)
         images.check(data)
         return Image.from_bytes(data)
 
@@ -62,12 +63,11 @@ class ImageSource:
         if self._fetched[0] == url:
             return self._fetched[1]
         if self._client is None:
-            transport = httpx.HTTPTransport(retries=2)
-            self._client = httpx.Client(
+            self._client = http_clients.make_client(
+                retries=2,
                 timeout=limits.timeout_seconds,
                 follow_redirects=True,
                 max_redirects=limits.max_redirects,
-                transport=transport,
             )
         data = bytearray()
         try:

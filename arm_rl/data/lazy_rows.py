@@ -1,7 +1,8 @@
 """Rows of parquet files as a sequence of what they mean, read from disk when asked for. In memory a row takes 15 bytes."""
 
+import hashlib
 from array import array
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from typing import Any, Generic, TypeAlias, TypeVar, overload
 
 import pyarrow as pa
@@ -11,6 +12,14 @@ from arm_rl.data.parquet_rows import DataError
 
 T = TypeVar("T")
 Decode: TypeAlias = Callable[[str, int, dict[str, Any]], T]
+
+
+def hash_row(values: Sequence[object], images: Iterable[bytes]) -> bytes:
+    """Return a hash of a row's plain values and of its images' files: 16 bytes."""
+    hashed = hashlib.blake2b(repr(values).encode("utf-8", "backslashreplace"), digest_size=16)
+    for image in images:
+        hashed.update(hashlib.blake2b(image, digest_size=16).digest())
+    return hashed.digest()
 
 
 class LazyRows(Sequence[T], Generic[T]):
@@ -32,9 +41,28 @@ class LazyRows(Sequence[T], Generic[T]):
         self._columns, self._large_columns, self._decode = tuple(columns), tuple(large_columns), decode
         self._file, self._row, self._large = array("I"), array("Q"), array("B")
         self._reader = RowReader()
+        self._contents = hashlib.blake2b(digest_size=16)
 
-    def add(self, file: int, row: int, track: str, *, large: bool = False) -> None:
-        """Takes up row `row` of file `file`, both from 0 on."""
+    @property
+    def fingerprint(self) -> str:
+        """Hash of the contents of all rows in order, wherever their files are."""
+        return self._contents.hexdigest()
+
+    def require_same(self, fingerprint: str | None) -> None:
+        """Require that the rows are those of a checkpoint; one of an older version has no fingerprint.
+
+        Raises:
+            DataError: If rows were added, removed, changed or moved since.
+        """
+        if fingerprint is not None and fingerprint != self.fingerprint:
+            raise DataError(
+                "data.train: the data has changed since the checkpoint: its rows are not the same, in the same order; "
+                "restore the files, or choose another run.name"
+            )
+
+    def add(self, file: int, row: int, track: str, *, content: bytes, large: bool = False) -> None:
+        """Take up row `row` of file `file`, both from 0 on; `content` is its `hash_row`."""
+        self._contents.update(content)
         if track not in self.track_names:
             self.track_names.append(track)
         self.tracks.append(self.track_names.index(track))

@@ -9,7 +9,8 @@ is itself read when it is asked for.
 import hashlib
 import re
 from array import array
-from collections.abc import Callable, Mapping, Sequence
+from collections import Counter
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -20,15 +21,15 @@ from arm_rl.core import images
 from arm_rl.core.config import DataConfig
 from arm_rl.core.errors import UserError
 from arm_rl.core.images import Image, ImageError
+from arm_rl.core.placeholders import count_images, split_at_images
 from arm_rl.core.types import ImagePart, ImageRef, Message, Role, Sample
 from arm_rl.data.epoch_order import Order
-from arm_rl.data.lazy_rows import LazyRows
+from arm_rl.data.lazy_rows import LazyRows, hash_row
 from arm_rl.data.parquet_rows import BrokenRows, DataError, TooLong, expand_folders, read_rows
 
 REQUIRED = ("data_source", "prompt", "reward_model")
 OPTIONAL = ("images", "extra_info")
 ROLES: tuple[Role, ...] = ("system", "user", "assistant", "tool")
-_PLACEHOLDER = re.compile("(<image>)")
 
 # of a sample with its images by name; raises a UserError that says why not
 Check = Callable[[Sample, Mapping[str, Image]], None]
@@ -56,7 +57,8 @@ def read_samples(
     """
     config = config or DataConfig()
     broken, files = broken or BrokenRows.of(config), expand_folders(files)
-    reading = _RowContext(tuple(all_tools), None if config.image_root is None else Path(config.image_root))
+    root = None if config.image_root is None else Path(config.image_root)
+    reading = _RowContext(tuple(all_tools), root, file_names(files))
     samples = LazyRows(files, (*REQUIRED, "extra_info"), reading.reread, large_columns=("images",))
     ids = array("Q")
     for file, path in enumerate(files):
@@ -70,7 +72,14 @@ def read_samples(
             except UserError as error:
                 broken.skip_row(error)
             else:
-                samples.add(file, number, sample.track, large=any(place is not None for _, place in shown))
+                values = [sample.id, *(row.get(name) for name in (*REQUIRED, "extra_info"))]
+                samples.add(
+                    file,
+                    number,
+                    sample.track,
+                    content=hash_row(values, (data for data, _ in shown)),
+                    large=any(place is not None for _, place in shown),
+                )
                 ids.append(int.from_bytes(hashlib.blake2b(sample.id.encode(), digest_size=8).digest()))
     _skip_duplicates(samples, np.frombuffer(ids, np.uint64), broken)
     broken.report(len(samples))
@@ -105,6 +114,7 @@ class _RowContext:
 
     all_tools: tuple[str, ...]
     root: Path | None  # of images
+    names: Mapping[str, str]  # of the files, for ids
 
     def reread(self, path: str, number: int, row: dict[str, Any]) -> Sample:
         """Return the sample of a row that was checked before; its images are in the row unless `images` is loaded."""
@@ -112,7 +122,7 @@ class _RowContext:
             return self.parse_sample(
                 path, number, row, [images.locate(entry, Path(path).parent, self.root) for entry in row["images"]]
             )
-        num_images = sum(str(message["content"]).count("<image>") for message in row["prompt"])
+        num_images = sum(count_images(str(message["content"])) for message in row["prompt"])
         return self.parse_sample(path, number, row, [None] * num_images)
 
     def parse_sample(self, path: str, number: int, row: dict[str, Any], shown: Sequence[Path | None]) -> Sample:
@@ -127,6 +137,10 @@ class _RowContext:
         messages, num_placeholders = parse_messages(row["prompt"], where)
         if num_placeholders != len(shown):
             raise DataError(f"{where}: prompt has {num_placeholders} <image> for {len(shown)} images")
+        if messages[-1].role == "assistant":
+            raise DataError(
+                f"{where}: prompt ends with an assistant message; the judge's turn follows a user's message"
+            )
         texts, tools, expected = (_get_names(extra, name, where) for name in ("texts", "tools", "expected_tools"))
         unknown = [name for name in tools or () if name not in self.all_tools]
         if unknown:
@@ -134,7 +148,7 @@ class _RowContext:
                 f"{where}: extra_info.tools has {unknown[0]!r}, which no file of tools.files lists ({', '.join(self.all_tools) or 'none'})"
             )
         return Sample(
-            id=sample_id(path, number, extra),
+            id=sample_id(self.names[path], number, extra),
             track=track,
             messages=messages,
             images=tuple(
@@ -160,10 +174,21 @@ def _parse_label(row: dict[str, Any], texts: Sequence[str], where: str) -> str:
     return label
 
 
-def sample_id(path: str, number: int, extra_info: dict[str, Any] | None) -> str:
-    """The id of a row's sample: its own, or one of the file's name and the row's number."""
+def file_names(files: Iterable[str | Path]) -> dict[str, str]:
+    """Return the name of each file in ids: the shortest end of its path, without its suffix, that no other file has."""
+    paths = {str(file): Path(file).absolute().with_suffix("").parts for file in files}
+    ends = Counter(parts[-depth:] for parts in paths.values() for depth in range(1, len(parts) + 1))
+    names = {}
+    for file, parts in paths.items():
+        depth = next((depth for depth in range(1, len(parts)) if ends[parts[-depth:]] == 1), None)
+        names[file] = file if depth is None else "/".join(parts[-depth:])
+    return names
+
+
+def sample_id(file_name: str, number: int, extra_info: dict[str, Any] | None) -> str:
+    """Return the id of a row's sample: its own, or one of the file's name among `file_names` and the row's number."""
     own = (extra_info or {}).get("id")
-    return f"{Path(path).stem}-{number}" if own is None else str(own)
+    return f"{file_name}-{number}" if own is None else str(own)
 
 
 def read_images(entries: Any, path: str, root: Path | None, where: str) -> list[tuple[bytes, Path | None]]:
@@ -217,7 +242,7 @@ def _parse_box(value: Any, where: str) -> tuple[float, float, float, float] | No
 
 
 def parse_messages(written: Any, where: str) -> tuple[tuple[Message, ...], int]:
-    """Messages with `<image>` placeholders to messages with named images, and the number of images.
+    r"""Return messages with named images for messages with `<image>` placeholders (`\<image>` is text), and the number of images.
 
     Images before the first answer are named `original_image`, `original_image_2`, ...; those in tool messages `observation_1`, ...
 
@@ -238,15 +263,15 @@ def parse_messages(written: Any, where: str) -> tuple[tuple[Message, ...], int]:
                 f"{where}: a message needs a role ({', '.join(ROLES)}) and a text as content, not {message!r:.80}"
             )
         parts: list[str | ImagePart] = []
-        for piece in filter(None, _PLACEHOLDER.split(message["content"])):
-            if piece != "<image>":
-                parts.append(piece)
-            elif message["role"] == "tool":
+        for number, piece in enumerate(split_at_images(message["content"])):
+            if number and message["role"] == "tool":
                 observations += 1
                 parts.append(ImagePart(name=f"observation_{observations}"))
-            else:
+            elif number:
                 originals += 1
                 parts.append(ImagePart.original(originals))
+            if piece:
+                parts.append(piece)
         messages.append(Message(role=message["role"], parts=tuple(parts)))
     return tuple(messages), originals + observations
 
@@ -282,16 +307,27 @@ class Cursor:
                 self.epoch, self.position = self.epoch + 1, 0
         return taken
 
-    def state(self) -> dict[str, int]:
-        """Where it stands, for a checkpoint."""
-        return {"epoch": self.epoch, "position": self.position}
+    def state(self) -> dict[str, Any]:
+        """Return the position, and the fingerprint of the data, for a checkpoint."""
+        data = self.samples.fingerprint if isinstance(self.samples, LazyRows) else None
+        return {"epoch": self.epoch, "position": self.position, "data": data}
 
-    def restore(self, state: dict[str, int]) -> None:
-        """Goes on from a checkpoint's state.
+    def require_same_data(self, state: Mapping[str, Any]) -> None:
+        """Require that the samples are those of a checkpoint's state.
 
         Raises:
-            DataError: it was written with more samples than there are now.
+            DataError: If they are not.
         """
+        if isinstance(self.samples, LazyRows):
+            self.samples.require_same(state.get("data"))
+
+    def restore(self, state: Mapping[str, Any]) -> None:
+        """Resume from a checkpoint's state.
+
+        Raises:
+            DataError: If the state was written with other samples, or with more of them.
+        """
+        self.require_same_data(state)
         if state["position"] >= len(self.samples):
             raise DataError(
                 f"the checkpoint had dealt out {state['position']} samples of an epoch, and now there are {len(self.samples)}"

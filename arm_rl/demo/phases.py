@@ -22,7 +22,7 @@ from actors.rollout.model_server import ModelServer
 from arm_rl.core import session
 from arm_rl.core.atomic_file import replace_text
 from arm_rl.core.config import ConfigError
-from arm_rl.core.config_file import load
+from arm_rl.core.config_file import list_override, load
 from arm_rl.core.stage_config import SftConfig, TrainConfig
 from arm_rl.core.template import Template
 from arm_rl.core.types import Message, Sample
@@ -64,7 +64,7 @@ class Demo:
         self.spec, self.folder, self.seed, self.size = spec, folder, seed, size
         self.arithmetic = arithmetic
         self.data, self.base = folder / "data", folder / "base_model"
-        self.common = [f"run.root={folder}", f"run.seed={seed}", f"tools.files=[{self.data / 'tools.yaml'}]"]
+        self.common = [f"run.root={folder}", f"run.seed={seed}", list_override("tools.files", self.data / "tools.yaml")]
         self.common += arithmetic.overrides
         self.console = Console(highlight=False, soft_wrap=True)
         self._base_share = 0.0  # of pre-training's steps that are done
@@ -164,7 +164,10 @@ class Demo:
         self._engines.run(train_sft(self._sft_config()))
 
     def _filter_by_difficulty(self) -> None:
-        judge, data = f"model.path={self.folder / 'sft' / 'export'}", f"data.train=[{self.data / 'grpo.parquet'}]"
+        judge, data = (
+            f"model.path={self.folder / 'sft' / 'export'}",
+            list_override("data.train", self.data / "grpo.parquet"),
+        )
         config = self._config("run.name=sft", judge, data)
         engines = self._engines.serve(config)
         *lines, _ = filter_by_difficulty(config, ROLLOUTS, "keep", engines=engines, run=self._engines.run)
@@ -209,15 +212,18 @@ class Demo:
         self.console.print("\n\n".join(texts), markup=False)
 
     def _config(self, *overrides: str) -> TrainConfig:
-        data = [f"data.train=[{self.data / 'train.parquet'}]", f"data.held_out=[{self.data / 'held_out.parquet'}]"]
+        data = [
+            list_override("data.train", self.data / "train.parquet"),
+            list_override("data.held_out", self.data / "held_out.parquet"),
+        ]
         return load(TrainConfig, self.spec.config, [*self.common, *data, *overrides])
 
     def _grpo_config(self, previous: Path, *overrides: str) -> TrainConfig:
-        data = f"data.train=[{self.data / 'grpo-filtered.parquet'}]"
+        data = list_override("data.train", self.data / "grpo-filtered.parquet")
         return self._config(data, f"model.path={previous / 'export'}", *overrides, *self.size.overrides)
 
     def _sft_config(self) -> SftConfig:
-        data = f"data.train=[{self.data / 'demonstrations.parquet'}]"
+        data = list_override("data.train", self.data / "demonstrations.parquet")
         return load(SftConfig, self.spec.sft_config, [*self.common, data, f"model.path={self.base}"])
 
     def _progress_of(self, name: str) -> Callable[[], float | None]:

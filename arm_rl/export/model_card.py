@@ -7,9 +7,8 @@ from typing import Any
 from omegaconf import OmegaConf
 
 from arm_rl.core.atomic_file import replace_text
-from arm_rl.core.config_file import save
 from arm_rl.core.stage_config import SftConfig, TrainConfig
-from arm_rl.export.judge_config import FILE
+from arm_rl.export.judge_config import FILE, write_setup
 from arm_rl.run.metrics_log import read_lines
 
 _NUMBERS = {  # of the last evaluation and of the last step
@@ -67,14 +66,14 @@ The bare model, whose calls the server parses (system prompt and tools are the c
 
 
 def write_card(config: TrainConfig | SftConfig, run: Path, folder: Path, step: int) -> None:
-    """Writes the card (README.md) and the configuration.
+    """Writes the card (README.md), and the configuration with its tool files and prompts.
 
     Args:
         run: the run's folder, with its metrics.
         folder: of the exported model.
         step: after which its weights are.
     """
-    save(config, folder / FILE)
+    write_setup(config, folder)
     base = config.model.path
     header: dict[str, Any] = {
         "library_name": "transformers",

@@ -8,9 +8,8 @@ import torch
 from safetensors import SafetensorError, safe_open
 from transformers import AutoConfig, AutoModelForImageTextToText
 
+from actors.weights.model_files import INDEX, SINGLE_FILE
 from arm_rl.core.errors import UserError
-
-_WEIGHTS, _INDEX = "model.safetensors", "model.safetensors.index.json"
 
 
 class ModelFolderError(UserError):
@@ -68,18 +67,18 @@ def check_weights(path: str) -> None:
 
 def _read_shapes(folder: Path) -> dict[str, list[tuple[int, ...]]]:
     """Return the shapes of the weights in each file."""
-    index = folder / _INDEX
+    index = folder / INDEX
     if index.exists():
         weight_map = _read_json(index).get("weight_map")
         if not isinstance(weight_map, dict) or not weight_map:
             raise ModelFolderError(f"model.path: {index}: a weight_map from weights to files is needed")
         names = sorted({str(name) for name in weight_map.values()})
-    elif (folder / _WEIGHTS).exists():
-        names = [_WEIGHTS]
+    elif (folder / SINGLE_FILE).exists():
+        names = [SINGLE_FILE]
     else:
         others = ", ".join(sorted(file.name for file in folder.glob("*.bin"))) or "none"
         raise ModelFolderError(
-            f"model.path: {folder}: no weights: {_WEIGHTS} or {_INDEX} is needed (other weights: {others})"
+            f"model.path: {folder}: no weights: {SINGLE_FILE} or {INDEX} is needed (other weights: {others})"
         )
     shapes: dict[str, list[tuple[int, ...]]] = {}
     for name in names:

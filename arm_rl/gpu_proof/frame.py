@@ -5,6 +5,7 @@
 The time box of a section is its share of the time that is left, so that what one section saves is there for the next.
 """
 
+import contextlib
 import json
 import os
 import signal
@@ -16,9 +17,10 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any, Literal
 
+import psutil
+
 from arm_rl.core.atomic_file import replace_text
 from arm_rl.core.owner import tie_to_parent
-from arm_rl.experiments.processes import find_descendants
 
 Device = Literal["cuda", "cpu"]
 Role = Literal["driver", "learner", "engine"]
@@ -26,6 +28,8 @@ Verdict = Literal["passed", "failed", "timeout", "killed", "not installed"]
 
 MODULE = "arm_rl.gpu_proof.section_process"
 RESULT, SUMMARY = "result.json", "summary.json"
+POLL_SECONDS = 0.5  # between two looks at what a section has started
+END_SECONDS = 20.0  # given to killed processes to be gone, and their GPU memory with them
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -111,12 +115,11 @@ def _run_section(section: Section, device: Device, out: Path, time_box: float, c
             stderr=subprocess.STDOUT,
             env={**os.environ, **_environment(section.role, device)},
         )
+        descendants: set[psutil.Process] = set()
         try:
-            status: int | None = process.wait(time_box)
-        except subprocess.TimeoutExpired:
-            status = None
+            status = wait(process, time_box, descendants)
         finally:
-            end_all(process)
+            end_all(process, descendants)
     seconds = time.monotonic() - started
     verdict, line, numbers = _read_result(folder, status, time_box)
     return Outcome(
@@ -143,16 +146,36 @@ def _read_result(folder: Path, status: int | None, time_box: float) -> tuple[Ver
     return result["verdict"], result["line"], result["numbers"]
 
 
-def end_all(process: subprocess.Popen[Any]) -> None:
+def wait(process: subprocess.Popen[Any], seconds: float, descendants: set[psutil.Process]) -> int | None:
+    """Wait until a process ends; return its exit status, or None if its time is over first.
+
+    Args:
+        process: Process to wait for.
+        seconds: Time that it has.
+        descendants: Gets all processes that were seen below the process. When the process has died, the system no longer
+            knows that they were its own.
+    """
+    ends_at = time.monotonic() + seconds
+    while True:
+        with contextlib.suppress(psutil.NoSuchProcess):
+            descendants.update(psutil.Process(process.pid).children(recursive=True))
+        try:
+            return process.wait(min(POLL_SECONDS, max(ends_at - time.monotonic(), 0.0)))
+        except subprocess.TimeoutExpired:
+            if time.monotonic() >= ends_at:
+                return None
+
+
+def end_all(process: subprocess.Popen[Any], descendants: set[psutil.Process]) -> None:
     """Kill a process, if it still runs, with all that it has started: Ray and vLLM have processes of their own."""
-    started = find_descendants(process.pid)
+    with contextlib.suppress(psutil.NoSuchProcess):
+        descendants.update(psutil.Process(process.pid).children(recursive=True))
     process.kill()
     process.wait()
-    for descendant in started:
-        try:
-            os.kill(descendant.pid, signal.SIGKILL)
-        except ProcessLookupError:
-            continue
+    for descendant in descendants:
+        with contextlib.suppress(psutil.NoSuchProcess):  # ended already
+            descendant.kill()
+    psutil.wait_procs(descendants, END_SECONDS)
 
 
 def _environment(role: Role, device: Device) -> dict[str, str]:

@@ -21,7 +21,7 @@ from arm_rl.core.loss import GrpoObjective
 from arm_rl.core.types import TrainingSample
 from arm_rl.gpu_proof.samples import TokenIds
 from arm_rl.gpu_proof.scale import Proof
-from arm_rl.plan.hardware import GPUS, Cluster, Efficiency, Gpu
+from arm_rl.plan.hardware import GPUS, Cluster, Efficiency, Gpu, gpu_of_device
 from arm_rl.plan.shapes import ModelShape
 from arm_rl.plan.step_time import LearnerTimes, Passes
 
@@ -96,8 +96,7 @@ def operations(shape: ModelShape, config: LearnerConfig, counted: Passes) -> flo
 
 def planned_gpu() -> Gpu | None:
     """Return the plan's entry for this GPU; None if the plan has none."""
-    name = torch.cuda.get_device_name().lower()
-    return next((gpu for key, gpu in GPUS.items() if key in name), None)
+    return gpu_of_device(torch.cuda.get_device_name())
 
 
 def reset_peak(proof: Proof) -> None:

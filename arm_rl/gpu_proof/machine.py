@@ -1,25 +1,25 @@
-"""Section 0: the doctor's view of GPUs, versions and shared memory, and a product on the device."""
+"""Section 0: the doctor's view of GPUs, versions, compiler and shared memory, and a product on the device."""
 
 import torch
 
 from arm_rl.gpu_proof.frame import Report
 from arm_rl.gpu_proof.scale import Proof
-from arm_rl.machine import gpu, host
+from arm_rl.machine import gpu, gpu_use, host
 
 
 def run(proof: Proof) -> Report:
-    """Pass where nothing is a fault and the device multiplies matrices."""
+    """Pass where the doctor finds no fault and the device multiplies matrices."""
     facts = gpu.read_facts()
     versions = host.read_versions()
     findings = [
         *host.judge_versions(versions),
         *gpu.judge(facts),
+        *gpu_use.check_compiler(),
         host.judge_shared_memory(host.read_shared_memory(), has_gpu=proof.on_gpu),
     ]
     problems = [f"{finding.name}: {finding.text}" for finding in findings if finding.verdict == "fault"]
-    ones = torch.ones(256, 256, device=proof.device, dtype=getattr(torch, proof.scale.dtype))
-    if not bool((ones @ ones == 256).all()):
-        problems.append("a product of matrices is wrong on the device")
+    if error := gpu_use.compute(proof.device):
+        problems.append(f"the device cannot compute: {error}")
     numbers = {
         "python": versions.python,
         "versions": dict(versions.installed),

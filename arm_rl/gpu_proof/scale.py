@@ -26,8 +26,8 @@ class Scale:
     prompt_tokens: int  # of these, with their images
     sampled_tokens: int  # of one request
     max_model_len: int
-    # sequences that an engine decodes at a time, and tokens that it computes in one pass
-    engine_settings: tuple[tuple[int, int], ...]
+    engine_sequences: tuple[int, ...]  # that an engine decodes at a time
+    engine_batched_tokens: tuple[int, ...]  # that an engine computes in one pass
     max_gap: float  # mean difference between the engine's and the learner's log-probabilities
 
 
@@ -44,7 +44,8 @@ SCALES: dict[Device, Scale] = {
         prompt_tokens=2048,
         sampled_tokens=128,
         max_model_len=24576,
-        engine_settings=((256, 8192), (512, 8192), (256, 2048), (512, 2048)),
+        engine_sequences=(256, 512),
+        engine_batched_tokens=(8192, 2048),
         max_gap=0.05,
     ),
     "cpu": Scale(
@@ -59,7 +60,8 @@ SCALES: dict[Device, Scale] = {
         prompt_tokens=64,
         sampled_tokens=48,
         max_model_len=1024,
-        engine_settings=((8, 512),),
+        engine_sequences=(8,),
+        engine_batched_tokens=(512,),
         max_gap=1e-4,
     ),
 }

@@ -10,6 +10,7 @@ from transformers import AutoImageProcessor
 
 from actors.learner.image_inputs import ImagePreparer
 from actors.rollout.engine import Engine
+from actors.rollout.engine_settings import spare_threads
 from arm_rl.core.compute_config import RolloutConfig
 from arm_rl.core.images import Image
 from arm_rl.gpu_proof.frame import Report
@@ -24,7 +25,7 @@ logger = logging.getLogger(__name__)
 
 PREFILLS = 16  # prompts that are read without sampling
 NUM_IMAGES = 8
-STOP_SHARE = 0.6  # of the time box, after which no further engine is started
+MARGIN = 1.2  # times what one engine took, that must be left of the time box for another one
 
 
 def run(proof: Proof) -> Report:
@@ -32,17 +33,21 @@ def run(proof: Proof) -> Report:
     started = time.monotonic()
     prepared = _images_prepared(proof)
     settings: list[dict[str, float]] = []
-    for max_num_seqs, max_num_batched_tokens in proof.scale.engine_settings:
-        if settings and time.monotonic() - started > STOP_SHARE * proof.seconds:
-            logger.info("no time for %d sequences and %d batched tokens", max_num_seqs, max_num_batched_tokens)
-            continue
-        settings.append(asyncio.run(_measure(proof, max_num_seqs, max_num_batched_tokens)))
+    taken = 0.0  # seconds of the last engine
+    for batched_tokens in proof.scale.engine_batched_tokens:
+        begun = time.monotonic()
+        if begun - started + MARGIN * taken > proof.seconds:
+            logger.info("no time for an engine with %d batched tokens", batched_tokens)
+            break
+        settings += asyncio.run(_measure(proof, batched_tokens))
+        taken = time.monotonic() - begun
+    wanted = len(proof.scale.engine_batched_tokens) * len(proof.scale.engine_sequences)
     best = max(settings, key=lambda one: one["decode_tokens_per_second"])
     numbers: dict = {"settings": settings, "images_prepared_per_second": prepared}
     line = (
         f"{best['prefill_tokens_per_second']:,.0f} tokens/s read, {best['decode_tokens_per_second']:,.0f} sampled with "
         f"{best['max_num_seqs']:g} sequences; {prepared:.2g} images/s of {proof.scale.large_side} px prepared, "
-        f"{best['images_per_second']:.2g} read; {len(settings)} of {len(proof.scale.engine_settings)} settings"
+        f"{best['images_per_second']:.2g} read; {len(settings)} of {wanted} settings"
     )
     if not proof.on_gpu:
         return Report(line=f"{line}; the plan's table: {NOT_ON_CPU}", numbers=numbers)
@@ -76,14 +81,15 @@ def efficiency(proof: Proof, ideal: EngineTimes, settings: Sequence[dict[str, fl
     return {"prefill": prefill} | ({"decode": max(decode)} if decode else {})
 
 
-async def _measure(proof: Proof, max_num_seqs: int, max_num_batched_tokens: int) -> dict[str, float]:
-    """Start an engine with these settings, and measure it."""
+async def _measure(proof: Proof, batched_tokens: int) -> list[dict[str, float]]:
+    """Start an engine that computes so many tokens in one pass, and measure it with each number of sequences."""
     scale = proof.scale
     rollout = RolloutConfig(
         max_model_len=scale.max_model_len,
-        max_num_seqs=max_num_seqs,
-        max_num_batched_tokens=max_num_batched_tokens,
+        max_num_seqs=max(scale.engine_sequences),
+        max_num_batched_tokens=batched_tokens,
         max_images=1,
+        image_threads=spare_threads(1.0),
         gpu_memory_utilization=0.8,
     )
     engine = Engine(proof.model, rollout, proof.view, seed=0, use_gpu=proof.on_gpu)
@@ -104,27 +110,31 @@ async def _measure(proof: Proof, max_num_seqs: int, max_num_batched_tokens: int)
 
         await together(2, 16, 4)  # warm-up
         prefill_seconds, _ = await together(PREFILLS, scale.prompt_tokens, 1)
-        short = scale.sampled_tokens // 4
-        first_seconds, first_tokens = await together(max_num_seqs, 16, short)
-        all_seconds, all_tokens = await together(max_num_seqs, 16, scale.sampled_tokens)
         images = [noise(source, scale.large_side) for _ in range(NUM_IMAGES)]
         started = time.perf_counter()
         await asyncio.gather(*(sample([image], 0, 1) for image in images))
-        image_seconds = time.perf_counter() - started
+        common = {
+            "max_num_batched_tokens": batched_tokens,
+            "prefill_seconds": prefill_seconds,
+            "prefill_tokens_per_second": PREFILLS * scale.prompt_tokens / prefill_seconds,
+            "images_per_second": len(images) / (time.perf_counter() - started),
+        }
+        settings = []
+        short = scale.sampled_tokens // 4
+        for number in scale.engine_sequences:
+            first_seconds, first_tokens = await together(number, 16, short)
+            all_seconds, all_tokens = await together(number, 16, scale.sampled_tokens)
+            decode_seconds = max(all_seconds - first_seconds, 1e-9)
+            decoding = {
+                "max_num_seqs": number,
+                "decode_step_seconds": decode_seconds / (scale.sampled_tokens - short),
+                "decode_tokens_per_second": (all_tokens - first_tokens) / decode_seconds,
+                "context_tokens": number * (16 + (short + scale.sampled_tokens) / 2),
+            }
+            settings.append(common | decoding)
+        return settings
     finally:
         await engine.close()
-    steps = scale.sampled_tokens - short
-    decode_seconds = max(all_seconds - first_seconds, 1e-9)
-    return {
-        "max_num_seqs": max_num_seqs,
-        "max_num_batched_tokens": max_num_batched_tokens,
-        "prefill_seconds": prefill_seconds,
-        "prefill_tokens_per_second": PREFILLS * scale.prompt_tokens / prefill_seconds,
-        "decode_step_seconds": decode_seconds / steps,
-        "decode_tokens_per_second": (all_tokens - first_tokens) / decode_seconds,
-        "context_tokens": max_num_seqs * (16 + (short + scale.sampled_tokens) / 2),
-        "images_per_second": len(images) / image_seconds,
-    }
 
 
 def _images_prepared(proof: Proof) -> float:

@@ -50,10 +50,13 @@ def run(proof: Proof) -> Report:
         problems.append(f"steps 1 to {NUM_STEPS} should be there once each, and there are {dict(steps)}")
     if not (run_folder / "export" / "config.json").is_file():
         problems.append("the run has exported no model")
+    recovered = run.recovery_seconds("engine")
+    if not recovered:
+        problems.append("the run has not noticed that its engine was killed")
     numbers = {
         "seconds_to_first_step": step_seconds,
         "seconds_after_kill": resumed_seconds,
-        "recovery_seconds": run.recovery_seconds("engine"),
+        "recovery_seconds": recovered,
     }
     line = f"first step after {step_seconds:.0f} s; engine killed, {NUM_STEPS} steps done {resumed_seconds:.0f} s later"
     if before is None:

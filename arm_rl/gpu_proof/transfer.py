@@ -59,14 +59,16 @@ async def measure(proof: Proof, config: TrainConfig, rounds: int) -> Rounds:
     async with learner_alone(config) as (template, reservation, learners):
         before = used_bytes()
         async with engine_alongside(config, template, reservation, learners) as stage:
-            with_engine = used_bytes()
+            awake = used_bytes()
+            engine_bytes = awake - before if before is not None and awake is not None else None
             gap, samples, images = await stage.gap()
             _note_gap(proof, found, gap, "before the first update")
             for number in range(1, rounds + 1):
                 old = await stage.weights()
-                asleep = await _sleep(stage, found)
-                if before is not None and with_engine is not None and asleep is not None:
-                    found.freed.append((with_engine - asleep) / (with_engine - before))
+                await stage.free_cache()  # what the learner has kept since is not the engine's
+                awake, asleep = used_bytes(), await _sleep(stage, found)
+                if engine_bytes is not None and awake is not None and asleep is not None:
+                    found.freed.append((awake - asleep) / engine_bytes)
                 metrics = await stage.train(samples, images)
                 found.problems += [
                     f"round {number}: {name} is {value}" for name, value in metrics.items() if not math.isfinite(value)
@@ -83,7 +85,6 @@ async def measure(proof: Proof, config: TrainConfig, rounds: int) -> Rounds:
                 await stage.free_cache()
                 if (used := used_bytes()) is not None:
                     found.used.append(used)
-                    with_engine = used
     if found.freed and min(found.freed) < FREED_SHARE:
         found.problems.append(
             f"sleep freed {min(found.freed):.0%} of the engine's memory, {FREED_SHARE:.0%} are needed"

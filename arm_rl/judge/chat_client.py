@@ -7,6 +7,8 @@ from typing import Any
 
 import httpx
 
+from arm_rl.core.http_clients import make_async_client
+
 logger = logging.getLogger(__name__)
 
 PASSING = frozenset({408, 425, 429, 500, 502, 503, 504})  # refusals that another try may not meet
@@ -37,10 +39,9 @@ class ChatServer:
         """
         self.url = base_url.rstrip("/")
         self._num_retries = num_retries
-        self._client = httpx.AsyncClient(
+        self._client: httpx.AsyncClient = make_async_client(
             base_url=self.url,
             timeout=timeout_seconds,
-            limits=httpx.Limits(max_connections=None),  # who asks limits how many requests there are at a time
             headers={"Authorization": f"Bearer {api_key}"} if api_key else None,
         )
 

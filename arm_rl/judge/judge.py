@@ -7,6 +7,7 @@ Each method has an asynchronous twin whose name begins with `a`.
 """
 
 import asyncio
+import logging
 import tempfile
 import uuid
 from collections.abc import AsyncIterator, Awaitable, Coroutine, Iterable, Sequence
@@ -24,8 +25,10 @@ from actors.rollout.model_server import SERVED_NAME, ModelServer
 from arm_rl.core import session
 from arm_rl.core.config import SessionConfig, TemplateConfig
 from arm_rl.core.errors import UserError
-from arm_rl.core.images import Image
+from arm_rl.core.images import Image, ImageError
 from arm_rl.core.loop_thread import LoopThread
+from arm_rl.core.parsing import replace_surrogates
+from arm_rl.core.placeholders import count_images, escape_images, split_at_images
 from arm_rl.core.question_template import Phrase, read_phrase
 from arm_rl.core.seeding import derive_seed
 from arm_rl.core.session import Memory, Policy, Start, Tools
@@ -35,6 +38,8 @@ from arm_rl.export.judge_config import JudgeSetup
 from arm_rl.judge.remote_policy import ServerPolicy
 from arm_rl.judge.verdict import Opinion, Ranking, Verdict
 from tools.execution.local import LocalTools
+
+logger = logging.getLogger(__name__)
 
 Result = TypeVar("Result")
 Picture = Image | PILImage.Image | bytes | str | Path
@@ -92,8 +97,7 @@ class Judge:
         self._opened = policy
         self._template, self._tools, self._limits = template, tools, limits or SessionConfig()
         self._phrase = phrase or read_phrase(TemplateConfig().question)
-        self._both_orders, self._votes, self._seed = both_orders, votes, seed
-        self._concurrency = concurrency
+        self._both_orders, self._votes, self._seed, self._concurrency = both_orders, votes, seed, concurrency
         self._loop: LoopThread | None = None
         self._policy: Policy | None = None
         self._stack = AsyncExitStack()
@@ -121,8 +125,7 @@ class Judge:
             folder: the model's folder, or its name on the hub: how it is spoken to and how it sees images.
             setup: tools, prompt, wording and limits; by default those of the training, where the folder is an export.
             api_key: sent as bearer token.
-            timeout_seconds: of one turn.
-            num_retries: of a request that got no answer or was refused for now.
+            timeout_seconds, num_retries: of one turn, and of a request that got no answer or was refused for now.
             with_logprobs: the server is vLLM's, which tells log-probabilities: the verdicts' confidence is made of them.
             settings: as for `Judge`.
         """
@@ -238,20 +241,29 @@ class Judge:
 
     # Many questions
 
-    def judge_all(self, comparisons: Iterable[Comparison], *, progress: bool = True) -> list[Verdict]:
-        """The verdicts of many questions, in order. Shows how far it is."""
+    def judge_all(self, comparisons: Iterable[Comparison], *, progress: bool = True) -> list[Verdict | None]:
+        """Return the verdicts of many questions in order and show the progress.
+
+        A question that cannot be judged has None and a warning in the log, such as one with too long an answer.
+        """
         waiting = [self._submit(self._compare_or_verify(one)) for one in comparisons]
         shown = track(waiting, description="judging", disable=not progress)
         return [future.result() for future in shown]
 
-    async def ajudge_all(self, comparisons: Iterable[Comparison]) -> list[Verdict]:
+    async def ajudge_all(self, comparisons: Iterable[Comparison]) -> list[Verdict | None]:
         """As `judge_all`."""
         return list(await asyncio.gather(*(self._wrap_future(self._compare_or_verify(one)) for one in comparisons)))
 
-    async def _compare_or_verify(self, one: Comparison) -> Verdict:
-        if len(one.answers) == 1:
-            return await self._verify(one.question, one.images, one.answers[0])
-        return await self._compare(one.question, one.images, one.answers)
+    async def _compare_or_verify(self, one: Comparison) -> Verdict | None:
+        try:
+            if len(one.answers) == 1:
+                return await self._verify(one.question, one.images, one.answers[0])
+            return await self._compare(one.question, one.images, one.answers)
+        except SessionBroke:
+            raise
+        except JudgeError as error:
+            logger.warning("no verdict for %.80r: %s", one.question, error)
+            return None
 
     async def _compare(self, question: str, images: Sequence[Picture], answers: Sequence[str]) -> Verdict:
         if not 2 <= len(answers) <= MAX_ANSWERS:
@@ -284,8 +296,12 @@ class Judge:
     async def _weigh_opinions(
         self, question: str, images: Sequence[Picture], answers: Sequence[str], orders: Sequence[tuple[int, ...]]
     ) -> Verdict:
+        question, answers = replace_surrogates(question), [replace_surrogates(answer) for answer in answers]
         seen = [order for order in orders for _ in range(self._votes)]
-        shown = [_read_image(image) for image in images]
+        try:
+            shown = [_read_image(image) for image in images]
+        except ImageError as error:
+            raise JudgeError(f"this cannot be judged: {error}") from error
         opinions = await asyncio.gather(
             *(
                 self._run_session(
@@ -304,17 +320,17 @@ class Judge:
         sample = Sample(
             id=uuid.uuid4().hex,
             track="judge",
-            messages=(Message(role="user", parts=(*shown, self._phrase(question, answers))),),
+            messages=(Message(role="user", parts=self._request_parts(question, shown, answers)),),
             texts=tuple(answers),
             label="",
             tools=tuple(self._template.schemas),
         )
         memory = Memory.from_images({part.name: image for part, image in zip(shown, images, strict=True)}, answers)
-        start = Start(
-            memory=memory,
-            messages=self._template.conversation(sample),
-            prompt_ids=self._template.prompt_ids(sample, memory.images),
-        )
+        try:
+            start = Start.from_memory(sample, self._template, memory)
+            start.require_fit(self._limits)
+        except UserError as error:
+            raise JudgeError(f"this cannot be judged: {error}") from error
         async with self._slots:
             seed = derive_seed(self._seed, question, *answers, number)
             judged = await session.run(
@@ -323,6 +339,17 @@ class Judge:
         if judged.trajectory.error is not None:
             raise SessionBroke(f"the session broke:\n{judged.trajectory.error}")
         return Opinion.of(judged, self._template)
+
+    def _request_parts(
+        self, question: str, shown: Sequence[ImagePart], answers: Sequence[str]
+    ) -> tuple[str | ImagePart, ...]:
+        """Return the request: images stand where the question has as many `<image>`, else in front."""
+        if shown and count_images(question) == len(shown):
+            first, *texts = split_at_images(self._phrase(question, [*map(escape_images, answers)]))
+            if len(texts) == len(shown):
+                between = (part for pair in zip(shown, texts, strict=True) for part in pair)
+                return tuple(part for part in (first, *between) if part)
+        return (*shown, self._phrase(question, answers))
 
     def _submit(self, work: Coroutine[Any, Any, Result]) -> "Future[Result]":
         if self._loop is None:
@@ -358,7 +385,8 @@ def _read_image(picture: Picture) -> Image:
     """Return an image from a path, bytes, a PIL image or an image.
 
     Raises:
-        JudgeError: there is no such file.
+        JudgeError: If there is no such file.
+        ImageError: If a PIL image cannot be encoded.
     """
     if isinstance(picture, Image):
         return picture

@@ -2,7 +2,6 @@
 
 import asyncio
 import base64
-import json
 from collections.abc import Mapping
 from typing import Any
 
@@ -12,6 +11,7 @@ from arm_rl.core.session import Completion, PolicyRequest
 from arm_rl.core.template import Template
 from arm_rl.core.types import ImagePart, Message
 from arm_rl.judge.chat_client import ChatServer, ServerError
+from arm_rl.judge.chat_message import close_call, turn_text
 
 
 class ServerPolicy:
@@ -40,7 +40,7 @@ class ServerPolicy:
             num_retries: of a request that got no answer or was refused for now; the time between tries doubles, and the server's own
                 `Retry-After` counts where it is longer.
             api_key: sent as bearer token.
-            with_logprobs: asks for token ids and their log-probabilities too, as vLLM's server gives them, and for no more after a call.
+            with_logprobs: asks for token ids and their log-probabilities too, as vLLM's server gives them.
         """
         self._model, self._template = model, template
         self._temperature, self._max_tokens = temperature, max_tokens
@@ -63,6 +63,7 @@ class ServerPolicy:
             "temperature": self._temperature,
             "max_tokens": min(self._max_tokens, request.max_tokens),
             "seed": request.seed,
+            "stop": [self._template.tool_format.call_end],
         }
         if request.tools:
             body["tools"] = [self._template.schemas[name] for name in request.tools]
@@ -70,10 +71,13 @@ class ServerPolicy:
         if self._with_logprobs:
             # Token ids as an own engine gives them: the turn ends with its call, and what stops it is part of it.
             body |= {"logprobs": True, "return_token_ids": True, "include_stop_str_in_output": True}
-            body["stop"] = [self._template.tool_format.call_end]
         choice = await self._server.complete(body)
+        tool_format = self._template.tool_format
         try:
-            text, cut = self._turn_text(choice["message"]), choice["finish_reason"] == "length"
+            text, cut = turn_text(choice["message"], tool_format), choice["finish_reason"] == "length"
+            if not cut and not self._with_logprobs:
+                text = close_call(text, tool_format)
+            cut = cut and not text.endswith(tool_format.call_end)
             ids, logprobs = _read_tokens(choice) if self._with_logprobs else ((), ())
         except (ValueError, KeyError, IndexError, TypeError, AttributeError) as error:
             raise ServerError(f"{self._server.url}: not a chat completion ({error!r}): {choice!r:.2000}") from error
@@ -84,20 +88,6 @@ class ServerPolicy:
     async def close(self) -> None:
         """Closes the connections."""
         await self._server.close()
-
-    def _turn_text(self, message: Mapping[str, Any]) -> str:
-        """Return the turn as the model wrote it: servers take the first call out of the text."""
-        text = message.get("content") or ""
-        calls = message.get("tool_calls") or []
-        if not calls:
-            return text
-        function = calls[0]["function"]
-        try:
-            arguments = json.loads(function["arguments"])
-        except ValueError:
-            arguments = function["arguments"]
-        written = json.dumps({"name": function["name"], "arguments": arguments}, ensure_ascii=False)
-        return f"{text}{self._template.tool_format.call_start}{written}{self._template.tool_format.call_end}"
 
     def _format_messages(self, messages: tuple[Message, ...], images: Mapping[str, Image]) -> list[dict[str, Any]]:
         """Return OpenAI's messages, with resized images if the server will not resize them again."""

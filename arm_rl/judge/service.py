@@ -8,7 +8,6 @@ GET  /health      GET /metrics (Prometheus)      GET /docs (OpenAPI)
 
 import asyncio
 import base64
-import binascii
 import hmac
 import logging
 import time
@@ -23,10 +22,13 @@ from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, gene
 from pydantic import BaseModel, ConfigDict, Field
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
-from arm_rl.core.images import Image, ImageError
+from arm_rl.core.images import Image
+from arm_rl.core.images import check as check_image
+from arm_rl.core.own_server import HealthToken
 from arm_rl.judge.judge import Judge, JudgeError, SessionBroke
 from arm_rl.judge.openrlhf_reward import RemoteRewardError, RewardRequest, reward_answer
 from arm_rl.judge.verdict import Opinion, Ranking, Verdict
+from arm_rl.judge.wire import WireModel
 
 logger = logging.getLogger(__name__)
 
@@ -43,7 +45,7 @@ class ServiceLimits:
     max_characters: int = 200_000  # of one text
 
 
-class _StrictModel(BaseModel):
+class _StrictModel(WireModel):
     model_config = ConfigDict(extra="forbid")
 
 
@@ -52,7 +54,7 @@ class JudgeRequest(_StrictModel):
 
     question: str
     answers: Annotated[list[str], Field(min_length=1, description="Several are compared, a single one is checked.")]
-    images: Annotated[list[str], Field(description="Each as base64, or as a data URL.")] = []
+    images: Annotated[list[str], Field(default_factory=list, description="Each as base64, or as a data URL.")]
 
 
 class OpinionAnswer(BaseModel):
@@ -107,11 +109,19 @@ class RankAnswer(BaseModel):
         )
 
 
-def build_app(judge: Judge | AbstractContextManager[Judge], limits: ServiceLimits, token: str | None = None) -> FastAPI:
-    """The service around a judge, which is opened and closed with it.
+def build_app(
+    judge: Judge | AbstractContextManager[Judge],
+    limits: ServiceLimits,
+    token: str | None = None,
+    health_token: str | None = None,
+) -> FastAPI:
+    """Return the service around a judge, which is opened and closed with the service.
 
     Args:
-        token: that each request has to bear; None lets everybody in.
+        judge: Judge that answers the requests.
+        limits: Limits of the service.
+        token: Token that every request must bear; None accepts all requests.
+        health_token: Token that answers to /health carry, so that whoever started the service knows its answers.
     """
     meter = _Meter()
 
@@ -124,6 +134,8 @@ def build_app(judge: Judge | AbstractContextManager[Judge], limits: ServiceLimit
 
     app = FastAPI(title="arm_rl judge", lifespan=lifespan)
     app.add_middleware(_BodyLimit, max_bytes=limits.max_body_bytes)
+    if health_token is not None:
+        app.add_middleware(HealthToken, token=health_token)
     bearer = HTTPBearer(auto_error=False)
 
     def authorize(given: Annotated[HTTPAuthorizationCredentials | None, Depends(bearer)]) -> None:
@@ -171,17 +183,31 @@ def build_app(judge: Judge | AbstractContextManager[Judge], limits: ServiceLimit
 
     @app.post("/get_reward", dependencies=guarded)
     async def get_reward(asked: RewardRequest, request: Request) -> dict[str, Any]:
-        """The probability that each answer is right: 0 to 1; 0.5 where the judge gives no judgment."""
-        _check_lengths(limits, *asked.query)
+        """The probability that each answer is right: 0 to 1; 0.5 where the judge gives no judgment, or cannot judge."""
         try:
-            pairs = asked.pairs()
+            pairs = await asyncio.to_thread(asked.pairs)
         except RemoteRewardError as error:
             raise HTTPException(422, str(error)) from error
         one: Judge = request.app.state.judge
+
+        async def verify(number: int, pair: tuple[str, str] | RemoteRewardError) -> Verdict | None:
+            """Return the verdict of a row, or None for a row that cannot be judged: the others keep their rewards."""
+            try:
+                if isinstance(pair, RemoteRewardError):
+                    raise pair
+                _check_lengths(limits, *pair)
+                return await one.averify(pair[0], [], pair[1])
+            except SessionBroke:
+                raise
+            except (HTTPException, RemoteRewardError, JudgeError) as error:
+                reason = error.detail if isinstance(error, HTTPException) else error
+                logger.warning("row %d of a batch of %d cannot be judged: %s", number, len(pairs), reason)
+                return None
+
         verdicts = await run_request(
-            "get_reward", lambda: asyncio.gather(*(one.averify(prompt, [], answer) for prompt, answer in pairs))
+            "get_reward", lambda: asyncio.gather(*(verify(number, pair) for number, pair in enumerate(pairs)))
         )
-        meter.count_calls([opinion for verdict in verdicts for opinion in verdict.opinions])
+        meter.count_calls([opinion for verdict in verdicts if verdict is not None for opinion in verdict.opinions])
         return reward_answer(verdicts)
 
     @app.get("/health")
@@ -283,8 +309,9 @@ def _read_images(asked: JudgeRequest, limits: ServiceLimits) -> list[Image]:
         data = written.partition("base64,")[2] if written.startswith("data:") else written
         try:
             image = Image.from_bytes(base64.b64decode(data, validate=True))
+            check_image(image.data)
             image.pil()
-        except (binascii.Error, ImageError) as error:
+        except ValueError as error:  # no base64, or no image
             raise HTTPException(422, f"images[{number}]: {error}") from error
         images.append(image)
     return images

@@ -13,7 +13,7 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 
 from arm_rl.core.owner import tie_to_parent
-from arm_rl.machine import gpu, host, services
+from arm_rl.machine import gpu, gpu_use, host, services
 from arm_rl.machine.finding import Finding, fault, warning
 
 _RESULT = "ARM_RL_DOCTOR: "  # begins the line with the findings; libraries print what they like before it
@@ -31,9 +31,11 @@ class Check:
 CHECKS = {
     "versions": Check(run=lambda: host.judge_versions(host.read_versions()), seconds=20),
     "gpu": Check(run=lambda: gpu.judge(gpu.read_facts()), seconds=90),
+    "compute": Check(run=gpu_use.check_use, seconds=240),
+    "compiler": Check(run=gpu_use.check_compiler, seconds=60),
     "shm": Check(
-        run=lambda: [host.judge_shared_memory(host.read_shared_memory(), has_gpu=bool(gpu.query_devices()[2]))],
-        seconds=30,
+        run=lambda: [host.judge_shared_memory(host.read_shared_memory(), has_gpu=gpu.has_usable_devices())],
+        seconds=60,
     ),
     "files": Check(run=lambda: [host.judge_open_files(*host.read_open_files())], seconds=10),
     "ray": Check(run=lambda: [services.check_ray()], seconds=90),

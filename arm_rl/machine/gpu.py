@@ -23,6 +23,7 @@ class GpuDevice:
     driver: str
     total_mib: int
     used_mib: int
+    compute_mode: str = "Default"  # "Exclusive_Process": one process at a time; "Prohibited": none
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -66,6 +67,13 @@ def read_facts() -> GpuFacts:
     )
 
 
+def has_usable_devices() -> bool:
+    """Return whether this machine has GPUs and a torch that is built for them."""
+    import torch
+
+    return torch.version.cuda is not None and bool(query_devices()[2])
+
+
 def query_devices(identity: str = "") -> tuple[bool, str, tuple[GpuDevice, ...]]:
     """Return whether nvidia-smi is installed, its error where it failed, and the GPUs that it lists.
 
@@ -74,7 +82,7 @@ def query_devices(identity: str = "") -> tuple[bool, str, tuple[GpuDevice, ...]]
     """
     if shutil.which("nvidia-smi") is None:
         return False, "", ()
-    query = ["--query-gpu=name,driver_version,memory.total,memory.used", "--format=csv,noheader,nounits"]
+    query = ["--query-gpu=name,driver_version,memory.total,memory.used,compute_mode", "--format=csv,noheader,nounits"]
     status, output = _output(*query, *([f"--id={identity}"] if identity else []))
     if status:
         return True, output.strip().splitlines()[0] if output.strip() else f"exit status {status}", ()
@@ -82,13 +90,15 @@ def query_devices(identity: str = "") -> tuple[bool, str, tuple[GpuDevice, ...]]
 
 
 def parse_devices(listed: str) -> tuple[GpuDevice, ...]:
-    """Return the GPUs of nvidia-smi's table (name, driver, total and used memory in MiB)."""
+    """Return the GPUs of nvidia-smi's table (name, driver, total and used memory in MiB, compute mode)."""
     devices = []
     for line in listed.splitlines():
         values = [value.strip() for value in line.split(",")]
-        if len(values) == 4:
-            total, used = (int(value) if value.isdigit() else 0 for value in values[2:])
-            devices.append(GpuDevice(name=values[0], driver=values[1], total_mib=total, used_mib=used))
+        if len(values) == 5:
+            total, used = (int(value) if value.isdigit() else 0 for value in values[2:4])
+            devices.append(
+                GpuDevice(name=values[0], driver=values[1], total_mib=total, used_mib=used, compute_mode=values[4])
+            )
     return tuple(devices)
 
 
@@ -96,7 +106,10 @@ def judge(facts: GpuFacts) -> list[Finding]:
     """Return the findings on the driver, on CUDA in torch, on the GPUs, their links and NCCL."""
     if not facts.devices:
         return [_without_devices(facts)]
-    findings = [_driver(facts), _cuda(facts), *_memory(facts.devices)]
+    if not facts.torch_cuda:
+        text = f"torch is built for CPU, so that {len(facts.devices)} x {facts.devices[0].name} are not used"
+        return [warning("GPU", text, "python3 install/install.py .venv --device gpu; nothing for runs on CPU")]
+    findings = [_driver(facts, facts.torch_cuda), _cuda(facts), *_memory(facts.devices), *_modes(facts.devices)]
     if len(facts.devices) > 1:
         findings.append(ok("GPU links", describe_links(facts.topology)))
     return [*findings, _nccl(facts)]
@@ -140,14 +153,11 @@ def _without_devices(facts: GpuFacts) -> Finding:
     return ok("GPU", "none; torch is built for CPU")
 
 
-def _driver(facts: GpuFacts) -> Finding:
-    driver = facts.devices[0].driver
-    if not facts.torch_cuda:
-        return ok("driver", driver)
-    needed = needed_driver(facts.torch_cuda)
+def _driver(facts: GpuFacts, cuda: str) -> Finding:
+    driver, needed = facts.devices[0].driver, needed_driver(cuda)
     if needed is None:
-        return ok("driver", f"{driver}; which one CUDA {facts.torch_cuda} needs is not known here")
-    text = f"{driver}; torch's CUDA {facts.torch_cuda} needs {needed} or newer"
+        return ok("driver", f"{driver}; which one CUDA {cuda} needs is not known here")
+    text = f"{driver}; torch's CUDA {cuda} needs {needed} or newer"
     if _numbers(driver) >= _numbers(needed):
         return ok("driver", text)
     if facts.is_available:
@@ -156,8 +166,6 @@ def _driver(facts: GpuFacts) -> Finding:
 
 
 def _cuda(facts: GpuFacts) -> Finding:
-    if not facts.torch_cuda:
-        return fault("CUDA", "this machine has GPUs, and torch is built for CPU", "make clean install")
     if facts.is_available:
         text = f"{facts.torch_cuda} in torch; {facts.num_visible} of {len(facts.devices)} GPUs are visible"
         if facts.num_visible < len(facts.devices):
@@ -181,6 +189,19 @@ def _memory(devices: Sequence[GpuDevice]) -> list[Finding]:
             findings.append(warning(f"GPU {number}", text, advice))
         else:
             findings.append(ok(f"GPU {number}", text))
+    return findings
+
+
+def _modes(devices: Sequence[GpuDevice]) -> list[Finding]:
+    """Return a finding on each GPU that does not admit several processes."""
+    findings = []
+    for number, device in enumerate(devices):
+        advice = f"sudo nvidia-smi -i {number} -c DEFAULT"
+        if device.compute_mode == "Prohibited":
+            findings.append(fault(f"GPU {number}", "its compute mode admits no process", advice))
+        elif device.compute_mode.startswith("Exclusive"):
+            text = "its compute mode admits one process at a time: placement.kind=shared fails"
+            findings.append(warning(f"GPU {number}", text, advice))
     return findings
 
 

@@ -67,6 +67,10 @@ def judge_versions(versions: Versions) -> list[Finding]:
         elif not requirement.specifier.contains(version, prereleases=True):
             text = f"{version} is installed, and arm_rl was tested with {requirement.name} {requirement.specifier}"
             findings.append(warning(requirement.name, text, "make install"))
+    for name, other in ALTERNATIVES.items():
+        if {name, other} <= set(versions.installed):
+            text = f"{name} {versions.installed[name]} and {other} {versions.installed[other]} overwrite each other's files"
+            findings.append(fault(name, text, "make clean install"))
     if missing:
         names = ", ".join(sorted(set(missing)))
         findings.append(fault("packages", f"not installed: {names}", "make install"))
@@ -101,13 +105,14 @@ def read_open_files() -> tuple[int, int]:
 
 
 def judge_open_files(soft: int, hard: int) -> Finding:
-    """Return the finding on the limit of open files."""
+    """Return the finding on the limit of open files: the hard one counts, up to which Ray and vLLM raise the soft one."""
     unlimited = resource.RLIM_INFINITY
     text = " of ".join("unlimited" if limit == unlimited else str(limit) for limit in (soft, hard))
-    can_raise = hard == unlimited or hard >= MANY_FILES
-    advice = f"ulimit -n {MANY_FILES}" + ("" if can_raise else " (its hard limit is in /etc/security/limits.conf)")
-    if soft != unlimited and soft < FEW_FILES:
+    advice = (
+        f"raise the hard limit to {MANY_FILES}: /etc/security/limits.conf, or docker run --ulimit nofile={MANY_FILES}"
+    )
+    if hard == unlimited or hard >= MANY_FILES:
+        return ok("open files", text)
+    if hard < FEW_FILES:
         return fault("open files", f"{text}: too few for Ray's processes", advice)
-    if soft != unlimited and soft < MANY_FILES:
-        return warning("open files", f"{text}: enough for small runs", advice)
-    return ok("open files", text)
+    return warning("open files", f"{text}: enough for small runs", advice)

@@ -4,6 +4,7 @@ import os
 from collections.abc import Mapping
 
 from arm_rl.core.errors import UserError
+from arm_rl.core.http_clients import ProxyError, make_client
 from arm_rl.machine.finding import Finding, ok, warning
 
 HUB = "https://huggingface.co"
@@ -51,8 +52,9 @@ def check_hub(environment: Mapping[str, str] = os.environ) -> Finding:
     url = environment.get("HF_ENDPOINT") or HUB
     advice = "set model.path to a folder; behind a proxy set HTTPS_PROXY; a mirror goes into HF_ENDPOINT"
     try:
-        status = httpx.head(url, timeout=HUB_SECONDS, follow_redirects=True).status_code
-    except (httpx.HTTPError, httpx.InvalidURL) as error:
+        with make_client(timeout=HUB_SECONDS, follow_redirects=True) as client:
+            status = client.head(url).status_code
+    except (httpx.HTTPError, httpx.InvalidURL, ProxyError) as error:
         return warning("hub", f"{url} does not answer: {error or type(error).__name__}", advice)
     if status >= 400:
         return warning("hub", f"{url} answers with status {status}", advice)

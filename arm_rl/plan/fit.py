@@ -1,4 +1,4 @@
-"""Whether everything fits on the GPUs, and what to change where it does not."""
+"""Whether everything fits on the GPUs: memory by part, what is left, and what does not fit."""
 
 import math
 from collections.abc import Iterator, Mapping
@@ -16,108 +16,130 @@ class GpuMemory:
     """Of one GPU, in bytes, by part."""
 
     learner: Mapping[str, int]  # while it trains micro-batches of the configured size
-    longest: int  # the learner's sum where one session as long as the configuration allows is a micro-batch of its own
+    longest: int  # the learner's sum at its most: one session as long as is allowed, or the costliest shared prompts
     engine: Mapping[str, int]  # empty in a cold start
+    shared: int  # an engine at work and what a learner keeps beside it; 0 where they have GPUs of their own
+    peak: int  # the most that is taken of a learner's GPU at any time
     limit: int  # that the GPU has
-    problems: tuple[str, ...]  # what does not fit, and what to change
+    problems: tuple[str, ...]  # what does not fit
 
     @property
     def fits(self) -> bool:
         """Nothing is missing."""
         return not self.problems
 
+    @property
+    def margin(self) -> float:
+        """Share of a learner's GPU that stays free at its peak (0..1)."""
+        return 1 - self.peak / self.limit
+
 
 def memory_of(setting: Setting) -> GpuMemory:
-    """Whether everything fits on the GPUs."""
-    config, workload, gpu = setting.config, setting.workload, setting.cluster.gpu
-    learner = config.learner
-    limit = int(gpu.memory_gib * GIB)
-
-    def needed(one: LearnerConfig) -> Mapping[str, int]:
-        return memory.learner(
-            setting.shape,
-            one,
-            element=setting.element,
-            image_share=workload.vision_share,
-            loss_share=workload.loss_share,
-            reference=isinstance(config, TrainConfig) and config.algorithm.kl_coefficient != 0,
-        )
-
-    parts = needed(learner)
+    """Return what lies on the GPUs, and what does not fit."""
+    config, gpu = setting.config, setting.cluster.gpu
+    learner, limit = config.learner, int(gpu.memory_gib * GIB)
+    parts = _learner_parts(setting, learner)
     used = memory.on_gpu(parts)
-    longest = used
+    longest, shared, beside = used, 0, 0
     engine: Mapping[str, int] = {}
     problems: list[str] = []
     if isinstance(config, TrainConfig):
         tokens = config.session.max_prompt_tokens + config.session.max_response_tokens
-        budget = max(learner.micro_batch_tokens, math.ceil(tokens * (1 + workload.vision_share)))
-        at_most = replace(learner, micro_batch_tokens=budget)
-        longest = memory.on_gpu(needed(at_most))
+        longest = max(used, _longest(setting, tokens))
         engine = memory.engine(setting.shape, config.rollout, gpu, element=setting.element)
-        beside = memory.sleeping_engine() if setting.takes_turns else 0
         problems += _engine_problems(setting, engine)
         if setting.takes_turns:
-            kept = memory.idle_learner(parts)
-            room = int(config.rollout.gpu_memory_utilization * limit)
-            if kept + room > limit:
-                share = math.floor(100 * (limit - kept) / limit) / 100
+            beside = memory.sleeping_engine()
+            shared = memory.idle_learner(parts) + int(config.rollout.gpu_memory_utilization * limit)
+            if shared > limit:
                 problems.append(
-                    f"engines and what learners keep beside them need {(kept + room) / GIB:.1f} of {gpu.memory_gib} GiB: "
-                    + (
-                        f"rollout.gpu_memory_utilization={share}"
-                        if share > 0
-                        else "placement.kind=apart, or a higher learner.zero_stage"
-                    )
+                    f"engines and what learners keep beside them need {shared / GIB:.1f} of {gpu.memory_gib} GiB"
                 )
         if used + beside <= limit < longest + beside:
             problems.append(
                 f"a session of {tokens} tokens is allowed, and needs {(longest + beside) / GIB:.1f} of {gpu.memory_gib} GiB "
-                f"in the learner: {_for_learner(setting)}, or a smaller session.max_prompt_tokens"
+                "in the learner"
             )
-        used += beside
-    if used > limit:
-        problems.append(f"a learner needs {used / GIB:.1f} of {gpu.memory_gib} GiB: {_for_learner(setting)}")
-    gpus = _gpus(config)
+    if used + beside > limit:
+        problems.append(f"a learner needs {(used + beside) / GIB:.1f} of {gpu.memory_gib} GiB")
+    gpus = gpus_of(config)
     if gpus > setting.cluster.gpus:
-        problems.append(
-            f"the configuration wants {gpus} GPUs, and there are {setting.cluster.gpus}: fewer learner.num_ranks or rollout.num_actors"
-        )
-    return GpuMemory(learner=parts, longest=longest, engine=engine, limit=limit, problems=tuple(problems))
+        problems.append(f"the configuration wants {gpus} GPUs, and there are {setting.cluster.gpus}")
+    return GpuMemory(
+        learner=parts,
+        longest=longest,
+        engine=engine,
+        shared=shared,
+        peak=max(longest + beside, shared),
+        limit=limit,
+        problems=tuple(problems),
+    )
+
+
+def _learner_parts(setting: Setting, learner: LearnerConfig) -> Mapping[str, int]:
+    workload = setting.workload
+    parts = memory.learner(
+        setting.shape,
+        learner,
+        element=setting.element,
+        image_share=workload.vision_share,
+        loss_share=workload.loss_share,
+        reference=isinstance(setting.config, TrainConfig) and setting.config.algorithm.kl_coefficient != 0,
+    )
+    copies = _copies(setting, learner, workload.prompt_tokens)
+    return {**parts, "copies of prompts": copies} if copies else parts
+
+
+def _longest(setting: Setting, tokens: int) -> int:
+    """Return the learner's bytes with one session of so many tokens, or with the prompts whose copies take most."""
+    config, learner, workload = setting.train, setting.config.learner, setting.workload
+    budget = max(learner.micro_batch_tokens, math.ceil(tokens * (1 + workload.vision_share)))
+    alone = dict(_learner_parts(setting, replace(learner, micro_batch_tokens=budget)))
+    alone.pop("copies of prompts", None)
+    most = config.session.max_prompt_tokens
+    copies = max(_copies(setting, learner, most * step / 32) for step in range(1, 33))
+    usual = dict(_learner_parts(setting, learner))
+    usual.pop("copies of prompts", None)
+    return max(memory.on_gpu(alone), memory.on_gpu(usual) + copies)
+
+
+def _copies(setting: Setting, learner: LearnerConfig, prompt: float) -> int:
+    """Return the bytes of a micro-batch's copies of prompts of so many tokens, where trajectories share them."""
+    config, workload = setting.config, setting.workload
+    if isinstance(config, SftConfig) or not learner.shares_prompts:
+        return 0
+    size, branch = config.algorithm.group_size, max(workload.response_tokens, 1.0)
+    budget = learner.micro_batch_tokens * (1 - workload.vision_share)
+    group = prompt + size * branch
+    rows = size * int(budget // group) if group <= budget else int(max(budget - prompt, 0) // branch)
+    if rows < 2:  # nothing is shared
+        return 0
+    return memory.prompt_copies(setting.shape, rows, int(prompt + branch), element=setting.element)
 
 
 def _engine_problems(setting: Setting, engine: Mapping[str, int]) -> Iterator[str]:
     rollout = setting.train.rollout
-    per_token = memory.key_value_bytes(
-        setting.shape, tensor_parallel=rollout.tensor_parallel_size, element=setting.element
-    )
-    tokens = engine["key-value cache"] // per_token
+    tokens = cache_tokens(setting, engine)
     if tokens < rollout.max_model_len:
         yield (
-            f"an engine has room for {max(tokens, 0)} tokens of keys and values, and one session may need {rollout.max_model_len}: a "
-            "larger rollout.gpu_memory_utilization or rollout.tensor_parallel_size"
+            f"an engine has room for {max(tokens, 0)} tokens of keys and values, and one session may need "
+            f"{rollout.max_model_len}"
         )
 
 
-def _for_learner(setting: Setting) -> str:
-    """What makes a learner smaller, the cheapest first."""
-    learner = setting.config.learner
-    ways = []
-    if not learner.gradient_checkpointing:
-        ways.append("learner.gradient_checkpointing=true")
-    if learner.zero_stage < 3 and learner.num_ranks > 1:
-        ways.append("learner.zero_stage=3")
-    ways.append(f"learner.micro_batch_tokens={learner.micro_batch_tokens // 2}")
-    if not learner.offload_optimizer:
-        ways.append("learner.offload_optimizer=true")
-    return " or ".join(ways)
+def cache_tokens(setting: Setting, engine: Mapping[str, int]) -> int:
+    """Return the tokens whose keys and values an engine has room for; negative where its other parts do not fit."""
+    per_token = memory.key_value_bytes(
+        setting.shape, tensor_parallel=setting.train.rollout.tensor_parallel_size, element=setting.element
+    )
+    return engine["key-value cache"] // per_token
 
 
-def _gpus(config: TrainConfig | SftConfig) -> int:
+def gpus_of(config: TrainConfig | SftConfig) -> int:
+    """Return the number of GPUs that a configuration uses."""
     if isinstance(config, SftConfig):
         return config.learner.num_ranks
     engines = config.rollout.num_actors * config.rollout.tensor_parallel_size
-    return (
-        max(engines, config.learner.num_ranks)
-        if config.placement.kind == "shared"
-        else engines + config.learner.num_ranks
-    )
+    if config.placement.kind == "shared":
+        return max(engines, config.learner.num_ranks)
+    return engines + config.learner.num_ranks

@@ -19,7 +19,10 @@ _LIVE = 1_000_000_000  # elements that ZeRO-3 keeps gathered (stage3_max_live_pa
 _CONTEXT = int(1.5 * GIB)  # of a process on a GPU: CUDA, cuBLAS, NCCL. An assumption
 _SLEEPING = 2 * GIB  # what an engine keeps while it sleeps: its context and its CUDA graphs. An assumption
 _FRAGMENTS = 0.05  # of a learner's own memory, that the allocator cannot use. An assumption
+_WORKSPACES = GIB // 2  # of an engine's kernels. An assumption
 _GRAPHS = 2 * GIB  # of an engine: CUDA graphs and the workspaces of its kernels. An assumption
+# of what an engine measures at its start (activations, graphs, context): by so much it may measure more. An assumption
+_VARIANCE = 0.25
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -164,6 +167,23 @@ def learner(
     return parts | {"context": _CONTEXT, "host": states.host}
 
 
+def prompt_copies(shape: ModelShape, rows: int, tokens: int, *, element: int = 2) -> int:
+    """Return the bytes of keys and values where the rows of a micro-batch attend to prompts that were computed once.
+
+    Each row has a copy of its prompt's keys and values in each layer, joined with its own. Where there are fewer of their heads
+    than of the queries', attention with a mask gets another copy, expanded to the queries' heads (`actors/learner/policy_model.py`).
+
+    Args:
+        shape: Shape of the model.
+        rows: Trajectories of the micro-batch.
+        tokens: Tokens of a prompt and of what follows it.
+        element: Bytes of a number.
+    """
+    text = shape.text
+    expanded = text.query if text.key_value_heads < text.heads else 0
+    return element * text.layers * 2 * (text.key_value + expanded) * rows * tokens
+
+
 def on_gpu(parts: Mapping[str, int]) -> int:
     """Their sum without the host's."""
     return sum(size for name, size in parts.items() if name != "host")
@@ -180,7 +200,8 @@ def engine(shape: ModelShape, rollout: RolloutConfig, gpu: Gpu, *, element: int 
     """An engine's memory by part in each of its GPUs; "key-value cache" is what is left of `rollout.gpu_memory_utilization`.
 
     What vLLM measures at its start is reckoned here: the activations of its longest pass without gradients (of the widest layer alone), the
-    vision tower's for as many tokens, and the logits of all sequences in float32 three times.
+    vision tower's for as many tokens, and the logits of all sequences in float32 three times. "variance" is what one start may measure
+    beyond another, so that the cache is not smaller than it is said to be.
     """
     size = rollout.tensor_parallel_size
     text, tower = shape.text, shape.tower
@@ -195,9 +216,10 @@ def engine(shape: ModelShape, rollout: RolloutConfig, gpu: Gpu, *, element: int 
         "activations": rollout.max_num_batched_tokens * widest
         + vision
         + 3 * 4 * rollout.max_num_seqs * shape.vocabulary,
-        "graphs": _GRAPHS,
+        "graphs": _WORKSPACES if rollout.enforce_eager else _GRAPHS,
         "context": _CONTEXT,
     }
+    used["variance"] = int(_VARIANCE * (used["activations"] + used["graphs"] + used["context"]))
     budget = int(rollout.gpu_memory_utilization * gpu.memory_gib * GIB)
     return used | {"key-value cache": budget - sum(used.values())}
 

@@ -15,18 +15,11 @@ from arm_rl.core.training_sample import training_sample
 from arm_rl.core.types import Batch, ImageInfo, Sample, TrainingSample, Trajectory
 from arm_rl.plan import memory
 from arm_rl.plan.hardware import Cluster, Efficiency
+from arm_rl.plan.overheads import direct_seconds, load_seconds, publish_seconds, update_seconds
 from arm_rl.plan.shapes import ModelShape
 from arm_rl.plan.simulated_engine import SimulatedEngine
 from arm_rl.plan.simulation import PAD, Version, spread_rewards, trajectory, turn
-from arm_rl.plan.step_time import (
-    EngineTimes,
-    LearnerTimes,
-    Passes,
-    load_seconds,
-    publish_seconds,
-    sleep_seconds,
-    update_seconds,
-)
+from arm_rl.plan.step_time import EngineTimes, LearnerTimes, Passes
 from arm_rl.plan.workload import Workload
 
 UNIT = 64  # tokens that one id of a simulated trajectory stands for: a step has millions of them
@@ -100,6 +93,7 @@ class ModelledRollouts:
             efficiency=setting.efficiency,
             tensor_parallel=rollout.tensor_parallel_size,
             element=setting.element,
+            eager=rollout.enforce_eager,
         )
         self.engines = [
             SimulatedEngine(
@@ -170,20 +164,26 @@ class ModelledRollouts:
         return self._workload.score_seconds
 
     async def update(self, engine: int) -> None:
-        """The bytes come while the engine samples; to load them it pauses, and then reads again what its sessions held."""
-        setting = self.setting
-        load = load_seconds(setting.shape, setting.efficiency, element=setting.element)
-        whole = update_seconds(
-            setting.shape, setting.config.learner, setting.cluster, setting.efficiency, element=setting.element
-        )
-        await asyncio.sleep(max(whole - load, 0.0))
+        """Take new weights and read the running sessions again.
+
+        A file's bytes arrive while the engine samples; it pauses to load them, and through a whole transfer from GPU to GPU.
+        """
+        setting, config = self.setting, self.setting.train
+        learner, element = config.learner, setting.element
+        if config.transfer == "file":
+            load = load_seconds(setting.shape, setting.efficiency, element=element)
+            whole = update_seconds(setting.shape, learner, setting.cluster, setting.efficiency, element=element)
+            await asyncio.sleep(max(whole - load, 0.0))
+        else:
+            load = direct_seconds(
+                config.transfer, setting.shape, learner, setting.cluster, setting.efficiency, element=element
+            )
         await self.engines[engine].pause(load)
         self.engines[engine].read_again()
 
     async def sleep(self, engine: int) -> None:
-        """Of the whole model, or its share."""
-        setting = self.setting
-        await asyncio.sleep(sleep_seconds(setting.shape, setting.cluster, setting.efficiency, element=setting.element))
+        """Drop the weights and the cache, or take memory for them back."""
+        await asyncio.sleep(self.setting.efficiency.sleep_seconds)
 
 
 class ModelledLearning:
@@ -213,8 +213,10 @@ class ModelledLearning:
         return self._driver(batch) + self._passes(batch, train=False)
 
     def publish(self) -> float:
-        """Rank 0's."""
+        """Return the seconds to write a file; 0 where weights go from GPU to GPU."""
         setting = self.setting
+        if setting.train.transfer != "file":
+            return 0.0
         return publish_seconds(
             setting.shape, setting.config.learner, setting.cluster, setting.efficiency, element=setting.element
         )

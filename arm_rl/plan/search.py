@@ -1,12 +1,13 @@
 """The best of nearby settings."""
 
 import math
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from dataclasses import dataclass
 from typing import Any
 
 from arm_rl.core.config import ConfigError
 from arm_rl.core.stage_config import SftConfig
+from arm_rl.plan.advice import changed, written
 from arm_rl.plan.fit import memory_of
 from arm_rl.plan.modelled import Setting
 from arm_rl.plan.steps import StepPlan, fraction_of, step_of
@@ -28,7 +29,7 @@ def nearby(setting: Setting) -> Iterator[tuple[tuple[str, ...], Setting]]:
     """Settings that differ in one thing: the keys that change, and the setting. What contradicts itself is left out."""
     for changes in _changes(setting):
         try:
-            yield tuple(f"{key}={_written(value)}" for key, value in changes.items()), _changed(setting, changes)
+            yield written(changes), changed(setting, changes)
         except ConfigError:
             continue
 
@@ -77,20 +78,6 @@ def _changes(setting: Setting) -> Iterator[dict[str, Any]]:
             "rollout.num_actors": gpus,
             "algorithm.max_staleness": 0,
         }
-
-
-def _changed(setting: Setting, changes: Mapping[str, Any]) -> Setting:
-    config = setting.config
-    parts: dict[str, dict[str, Any]] = {}
-    for key, value in changes.items():
-        part, _, name = key.partition(".")
-        parts.setdefault(part, {})[name] = value
-    changed = {part: replace(getattr(config, part), **values) for part, values in parts.items()}
-    return replace(setting, config=replace(config, **changed))
-
-
-def _written(value: Any) -> str:
-    return str(value).lower() if isinstance(value, bool) else str(value)
 
 
 def search(setting: Setting, told: Callable[[str], None] = lambda name: None) -> list[Candidate]:

@@ -137,7 +137,7 @@ def _engine(number: int, rollouts: Rollouts) -> Any:
     async def start() -> str:
         return f"node of {number}"
 
-    async def load_weights(weights: WeightFile, data: Any) -> None:
+    async def load_weights(weights: WeightFile) -> None:
         await rollouts.update(number)
         version.number = weights.version
 

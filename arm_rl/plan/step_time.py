@@ -4,7 +4,6 @@ Operations are counted as in Kaplan et al. 2020 (arXiv 2001.08361, section 2.1):
 backward, and attention apart. Traffic of ZeRO is that of its paper (section 7): 2 Psi for stages 0 to 2, 3 Psi for stage 3.
 """
 
-import math
 from dataclasses import dataclass
 from typing import Literal, NamedTuple
 
@@ -104,6 +103,7 @@ class EngineTimes:
     efficiency: Efficiency
     tensor_parallel: int = 1
     element: int = 2
+    eager: bool = False  # without CUDA graphs
 
     def prefill(self, tokens: float, image_tokens: float, context: float) -> float:
         """Seconds to read so many new tokens after a context, images encoded."""
@@ -125,45 +125,10 @@ class EngineTimes:
             / (gpu.flops * self.efficiency.prefill * size)
         )
         host = self.efficiency.engine_step_seconds
+        if self.eager:
+            host += shape.text.layers * self.efficiency.eager_layer_seconds
         between = 2 * shape.text.layers * size * self.efficiency.hop_seconds if size > 1 else 0.0
         seconds = host + max(memory, compute) + between
         return Seconds(
             seconds, Seconds.longest(memory_bandwidth=memory, compute=compute, host=host, network=between).bound
         )
-
-
-def publish_seconds(
-    shape: ModelShape, config: LearnerConfig, cluster: Cluster, efficiency: Efficiency, *, element: int = 2
-) -> float:
-    """Rank 0 writes what it publishes to a file: from the GPU, into shared memory, and for other nodes into Ray's object store."""
-    num_bytes = element * published(shape, config)
-    copies = (2 if config.zero_stage == 3 else 1) + (2 if cluster.nodes > 1 else 0)
-    return copies * num_bytes / efficiency.host_bandwidth
-
-
-def published(shape: ModelShape, config: LearnerConfig) -> int:
-    """Parameters that travel from the learner: all weights, or the adapters alone, which engines merge into the first weights."""
-    return shape.adapters(config) if config.lora_rank else shape.parameters
-
-
-def update_seconds(
-    shape: ModelShape, config: LearnerConfig, cluster: Cluster, efficiency: Efficiency, *, element: int = 2
-) -> float:
-    """Engines take the weights: other nodes fetch them from those that have them, so that each round doubles these; then a file, then the
-    GPU."""
-    num_bytes = element * published(shape, config)
-    rounds = math.ceil(math.log2(cluster.nodes)) if cluster.nodes > 1 else 0
-    fetched = rounds * num_bytes / efficiency.object_bandwidth + (
-        num_bytes / efficiency.host_bandwidth if rounds else 0.0
-    )
-    return fetched + load_seconds(shape, efficiency, element=element)
-
-
-def load_seconds(shape: ModelShape, efficiency: Efficiency, *, element: int = 2) -> float:
-    """All weights from the host's memory into an engine; meanwhile it does not sample."""
-    return element * shape.parameters / efficiency.host_bandwidth + efficiency.update_seconds
-
-
-def sleep_seconds(shape: ModelShape, cluster: Cluster, efficiency: Efficiency, *, element: int = 2) -> float:
-    """An engine's weights travel to the host's memory or back."""
-    return element * shape.parameters / (cluster.gpu.pcie * efficiency.network) + efficiency.sleep_seconds

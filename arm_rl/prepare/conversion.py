@@ -21,7 +21,7 @@ def convert(
     image_folder: Path | None = None,
     schemas: Mapping[str, Any] | None = None,
     broken: BrokenRows | None = None,
-    on_row: Callable[[], object] = lambda: None,
+    on_row: Callable[[Record], object] = lambda record: None,
 ) -> int:
     """Writes `target`, which is there only when it is whole.
 
@@ -46,7 +46,7 @@ def convert(
         for record in reader.read(source, images.read, broken):
             number += 1
             yield record
-            on_row()
+            on_row(record)
         broken.report(number)
         if not number:
             raise DataError(f"{source}: there are no rows")

@@ -26,7 +26,7 @@ from arm_rl.core.json_lines import JsonLines
 from arm_rl.core.stage_config import TrainConfig
 from arm_rl.core.template import Template
 from arm_rl.core.types import Sample
-from arm_rl.data.samples import sample_id
+from arm_rl.data.samples import file_names, sample_id
 from arm_rl.prepare.progress import progress_bar
 from arm_rl.run.folder import open_run
 from arm_rl.training.group import RunStopped
@@ -86,7 +86,8 @@ def filter_by_difficulty(
         if pending:
             with cluster():
                 judged |= run(_judge_on_cluster(config, inputs.template, pending, lines, num_rollouts, engines))
-    written = [write_filtered(Path(file), judged, never_right) for file in config.data.train]
+    names = file_names(inputs.samples.files)
+    written = [write_filtered(Path(file), judged, never_right, name=name) for file, name in names.items()]
     summary = report(inputs.samples, judged, num_rollouts, never_right)
     replace_text(folder / REPORT, json.dumps(summary, indent=2))
     files = ", ".join(f"{path} ({num_rows} rows)" for path, num_rows in written)
@@ -175,8 +176,13 @@ async def judge_all(
     return judged
 
 
-def write_filtered(path: Path, judged: Mapping[str, SampleRollouts], never_right: NeverRight) -> tuple[Path, int]:
+def write_filtered(
+    path: Path, judged: Mapping[str, SampleRollouts], never_right: NeverRight, *, name: str
+) -> tuple[Path, int]:
     """Write the kept rows of a file, in order, to a new file in the same folder, so that relative image paths hold.
+
+    Args:
+        name: Name of the file in the ids of its samples.
 
     Returns:
         The file, `NAME-filtered.parquet`, and its number of rows.
@@ -194,7 +200,7 @@ def write_filtered(path: Path, judged: Mapping[str, SampleRollouts], never_right
             infos = (
                 table.column("extra_info").to_pylist() if "extra_info" in table.column_names else [None] * len(table)
             )
-            mask = [sample_id(str(path), number + row, info) in kept for row, info in enumerate(infos)]
+            mask = [sample_id(name, number + row, info) in kept for row, info in enumerate(infos)]
             number += len(table)
             num_kept += sum(mask)
             if any(mask):

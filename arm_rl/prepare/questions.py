@@ -17,6 +17,8 @@ from arm_rl.core import images
 from arm_rl.core.atomic_file import replace_file
 from arm_rl.core.errors import UserError
 from arm_rl.core.images import Image, ImageError
+from arm_rl.core.parsing import parse_json
+from arm_rl.core.text_file import EncodingError, read_lines
 from arm_rl.core.types import ImageRef
 
 _TEXTS = ("id", "track", "question", "answer")  # needed
@@ -59,19 +61,20 @@ def read_questions(path: Path) -> Iterator[Question]:
     """
     seen: dict[str, int] = {}
     try:
-        with path.open(encoding="utf-8") as file:
-            for number, line in enumerate(file, 1):
-                if not line.strip():
-                    continue
-                question = _parse_question(line, path.parent, f"{path}: line {number}")
-                if question.id in seen:
-                    raise QuestionError(
-                        f"{path}: line {number}: the id {question.id!r} stands twice, first in line {seen[question.id]}"
-                    )
-                seen[question.id] = number
-                yield question
-    except (OSError, UnicodeDecodeError) as error:
+        for number, line in enumerate(read_lines(path), 1):
+            if not line.strip():
+                continue
+            question = _parse_question(line, path.parent, f"{path}: line {number}")
+            if question.id in seen:
+                raise QuestionError(
+                    f"{path}: line {number}: the id {question.id!r} stands twice, first in line {seen[question.id]}"
+                )
+            seen[question.id] = number
+            yield question
+    except OSError as error:
         raise QuestionError(f"{path}: not a readable text file: {error}") from error
+    except EncodingError as error:
+        raise QuestionError(str(error)) from error
     if not seen:
         raise QuestionError(f"{path}: there are no questions")
 
@@ -109,7 +112,7 @@ def read_images(question: Question) -> list[Image]:
 
 def _parse_question(line: str, folder: Path, where: str) -> Question:
     try:
-        values = json.loads(line)
+        values = parse_json(line)
     except ValueError as error:
         raise QuestionError(f"{where}: not valid JSON: {error}") from error
     if not isinstance(values, dict):

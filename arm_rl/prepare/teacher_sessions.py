@@ -3,7 +3,6 @@
 samples -> sessions -> trajectories/*.parquet -> those that pass -> the best one of each sample -> demonstrations.parquet
 """
 
-import logging
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -20,8 +19,6 @@ from arm_rl.core.types import Message, Sample, Trajectory
 from arm_rl.judge.backends import Backend, SessionFiles, trajectories_folder
 from arm_rl.prepare.screening import refusal_reason
 from arm_rl.training.group import RunStopped
-
-logger = logging.getLogger(__name__)
 
 STAGE = "cold-start"
 
@@ -53,6 +50,8 @@ def read_recorded(folder: Path) -> list[SessionSummary]:
                 num_successful_calls=statuses.count("ok"),
                 call_needed=True,
             )
+            if "unknown_tool" in statuses:
+                reason = "a call of a tool that is not offered"
             names = {name: light[name] for name in ("sample_id", "group_id")}
             found.append(SessionSummary(path=path, row=row, **names, refusal=reason, num_calls=len(statuses)))
     return found
@@ -113,18 +112,12 @@ def choose_best(found: Sequence[SessionSummary], samples: Sequence[Sample]) -> l
 
 
 def load_sessions(chosen: Sequence[SessionSummary], notice: str) -> Iterator[tuple[Sample, Session]]:
-    """Read sessions back, one at a time. `notice` is the configuration's `session.last_turn_notice`.
-
-    A session in which somebody wrote `<image>` is left out, and said so: in a demonstration it would be read as one.
-    """
+    """Read sessions back, one at a time. `notice` is the configuration's `session.last_turn_notice`."""
     for one in chosen:
         ((scored, sample),) = trajectory_file.read_rows(one.path, [one.row])
         trajectory = scored.trajectory
         images = trajectory_file.read_images(one.path, [info.key for info in trajectory.images])
         messages = _rebuild_messages(trajectory, notice)
-        if any("<image>" in message.text for message in messages):
-            logger.warning("%s: a session with the text <image> is left out", sample.id)
-            continue
         yield sample, Session(trajectory=trajectory, messages=messages, images=images)
 
 

@@ -39,6 +39,8 @@ _MAY_CHANGE = (
     "rollout.max_concurrent_sessions",
     "rollout.max_num_seqs",
     "rollout.max_num_batched_tokens",
+    "rollout.image_threads",
+    "rollout.image_cache_gib",
     "rollout.gpu_memory_utilization",
     "rollout.cpu_kv_cache_gib",
     "rollout.enforce_eager",

@@ -149,6 +149,7 @@ class Collector:
         Raises:
             DataError: If the data has changed since the checkpoint.
         """
+        self._cursor.require_same_data(state["cursor"])
         samples = {one["number"]: self._cursor.sample_at(one["number"]) for one in state["pending"]}
         for one in state["pending"]:
             now = samples[one["number"]].id

@@ -71,6 +71,7 @@ async def _run(
         learners = await starting
         found = checkpoint.latest(folder / "checkpoints")
         if found is not None:
+            batches.demonstrations.require_same(found.state.get("data"))
             await asyncio.to_thread(learners.load, found.folder)
         with (
             MetricsLog(folder, config.metrics, config, num_steps, stage=config.run.name, first=left_out) as log,
@@ -85,7 +86,7 @@ async def _run(
                 gauges.set(step + 1, metrics)
                 last, every = step + 1 == num_steps, config.checkpoint.every
                 if last or stop.asked or (every and (step + 1) % every == 0):
-                    state = {"step": step + 1}
+                    state = {"step": step + 1, "data": batches.demonstrations.fingerprint}
                     with checkpoint.write_checkpoint(
                         folder / "checkpoints", step + 1, state, config.checkpoint.keep
                     ) as target:
@@ -103,7 +104,7 @@ class Batches:
     """The demonstrations, cut into the steps of a run; each is read from disk when its step comes."""
 
     def __init__(self, config: SftConfig, template: Template, demonstrations: LazyRows[Demonstration]) -> None:
-        self._config, self._pad_id, self._demonstrations = config, template.image_pad_id, demonstrations
+        self._config, self._pad_id, self.demonstrations = config, template.image_pad_id, demonstrations
         self._order = Order.from_weights(
             config.run.seed, demonstrations.track_names, demonstrations.tracks, config.data.weights, purpose="sft"
         )
@@ -115,7 +116,7 @@ class Batches:
         epoch, number = divmod(step, self._steps_per_epoch)
         size, learner = self._config.batch_size, self._config.learner
         chosen = [
-            self._demonstrations[int(place)]
+            self.demonstrations[int(place)]
             for place in self._order.sample_numbers(epoch)[number * size : (number + 1) * size]
         ]
         samples = [

@@ -65,6 +65,7 @@ async def rollout_service(
             traits=await executors[0].traits.remote(),
             use_gpu=config.placement.use_gpu,
             can_sleep=config.placement.kind == "shared",
+            core_share=_core_share(config),
             transfer=transfer,
             seed=config.run.seed,
             stall_seconds=config.run.stall_seconds,
@@ -76,6 +77,12 @@ async def rollout_service(
             await rollouts.close()
         for actor in executors:
             ray.kill(actor)
+
+
+def _core_share(config: TrainConfig) -> float:
+    """Return the share of its node's cores that goes with an engine's GPUs; 0 on CPU, where models use all cores."""
+    placement = config.placement
+    return config.rollout.tensor_parallel_size / placement.gpus_per_node if placement.use_gpu else 0.0
 
 
 @asynccontextmanager

@@ -7,7 +7,9 @@ from arm_rl.data.image_store import FetchLimits, ImageSource
 from arm_rl.data.parquet_rows import BrokenRows
 from arm_rl.prepare.conversion import convert as convert_file
 from arm_rl.prepare.formats import EMBEDDED, FORMATS, guess_format
+from arm_rl.prepare.formats.sharegpt import LlamaFactoryNotes
 from arm_rl.prepare.progress import progress_bar
+from arm_rl.prepare.records import Record
 from jobs.command_line import Commands
 from tools import load_tools
 
@@ -54,6 +56,12 @@ def _run_convert(arguments: argparse.Namespace) -> str:
     write_as = arguments.to or guess_format(target)
     embedded = EMBEDDED[write_as] if arguments.images is None else arguments.images == "embed"
     limits = FetchLimits(fetch=arguments.fetch, max_bytes=arguments.max_image_mb << 20)
+    notes = LlamaFactoryNotes()
+
+    def note(record: Record) -> None:
+        notes.add(record)
+        step()
+
     with progress_bar(f"reading {source.name}", None, "rows") as step:
         number = convert_file(
             source,
@@ -64,6 +72,7 @@ def _run_convert(arguments: argparse.Namespace) -> str:
             image_folder=None if embedded else target.parent / "images",
             schemas={name: tool.schema for name, tool in load_tools(arguments.tools).items()},
             broken=BrokenRows(skip=arguments.skip_broken),
-            on_row=step,
+            on_row=note,
         )
-    return f"done: {number} rows are in {target}"
+    told = notes.lines(target) if write_as == "sharegpt" else []
+    return "\n".join([*told, f"done: {number} rows are in {target}"])

@@ -16,6 +16,7 @@ from arm_rl.judge.chat_client import ChatServer
 from arm_rl.prepare.pairs.build import read_all, report, write_files
 from arm_rl.prepare.pairs.config import PairsConfig
 from arm_rl.prepare.pairs.replies import Replies
+from arm_rl.prepare.pairs.report import file_lines
 from arm_rl.prepare.pairs.writer import FlawWriter, WritingOutcome
 from arm_rl.prepare.progress import progress_bar
 from arm_rl.prepare.questions import Question
@@ -89,18 +90,4 @@ def summary_lines(found: dict[str, Any]) -> list[str]:
         f"  not used: {reason}: {one['questions']} (such as {one['such_as'][0]})"
         for reason, one in found["not_used"].items()
     ]
-    for name, file in found["files"].items():
-        labels = ", ".join(f"{label}: {number}" for label, number in file["labels"].items())
-        lines.append(f"{name}: {file['rows']} rows (labels {labels}); {_describe_cues(file)}")
-        if file["questions_dropped_for_balance"]:
-            lines.append(
-                f"  {file['questions_dropped_for_balance']} questions left out whose answers place, length and form told apart"
-            )
-    return lines
-
-
-def _describe_cues(file: dict[str, Any]) -> str:
-    if file["at_chance"] is None:
-        return "too few to tell whether place, length and form give anything away"
-    verdict = "chance" if file["at_chance"] else "MORE THAN CHANCE: do not train on it as it is"
-    return f"by place, length and form alone {file['accuracy_by_cues']:.1%} can be judged right, {verdict}"
+    return lines + file_lines(found["files"])

@@ -8,6 +8,7 @@ from pathlib import Path
 
 from arm_rl.data.image_store import ImageFolder
 from arm_rl.data.parquet_rows import DataError
+from arm_rl.data.samples import file_names
 from arm_rl.demo import dataset
 from arm_rl.demo.demos import DIGITS, THREE_TRACKS, write_tool_file
 from arm_rl.prepare.progress import progress_bar
@@ -35,13 +36,13 @@ def add_questions_command(commands: Commands) -> None:
 
 def _run_questions(arguments: argparse.Namespace) -> str:
     counts: Counter[str] = Counter()
-    folder = ImageFolder(arguments.out.parent / "images")
+    folder, names = ImageFolder(arguments.out.parent / "images"), file_names(arguments.files)
 
     def read_questions() -> Iterator[Question]:
         number = 0
         with progress_bar("reading questions", None, "rows") as step:
             for found in itertools.chain.from_iterable(
-                SOURCES[arguments.source](path, folder) for path in arguments.files
+                SOURCES[arguments.source](path, folder, names[str(path)]) for path in arguments.files
             ):
                 step()
                 if isinstance(found, SkippedRow):

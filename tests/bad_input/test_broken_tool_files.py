@@ -112,6 +112,15 @@ TEXTS = {
 }
 
 
+def test_a_byte_order_mark_and_another_encoding(tmp_path):
+    path = tmp_path / "t.yaml"
+    path.write_bytes(f"tools: [{{{ZOOM}}}]".encode("utf-8-sig"))
+    assert [*load_tools([str(path)])] == ["image_zoom_in_tool"]
+    path.write_bytes(f"# \xe9\ntools: [{{{ZOOM}}}]".encode("latin-1"))
+    with pytest.raises(UserError, match=rf"^{path}: line 1: not UTF-8 text"):
+        load_tools([str(path)])
+
+
 @pytest.mark.parametrize(("text", "message"), TEXTS.values(), ids=TEXTS)
 def test_a_tool_file_is_refused(tmp_path, monkeypatch, text, message):
     (tmp_path / "raising.py").write_text("raise RuntimeError('no')")

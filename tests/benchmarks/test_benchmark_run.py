@@ -2,15 +2,22 @@
 
 import asyncio
 import json
+from dataclasses import replace
+from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 
+from arm_rl.benchmarks.evaluation import sample_check
 from arm_rl.benchmarks.results import FILE, ResultsError, read_results
 from arm_rl.benchmarks.runner import NO_TOOLS, TOOLS, EvaluationStopped, ask_all, read_finished, read_questions
 from arm_rl.core import trajectory_file
-from arm_rl.core.types import Trajectory, Turn
+from arm_rl.core.compute_config import RolloutConfig
+from arm_rl.core.config import SessionConfig
+from arm_rl.core.types import Message, Trajectory, Turn
 from arm_rl.judge.backends import JudgedSession
 from tests.benchmarks import published
+from tests.support.scripted import noise
 
 
 class Backend:
@@ -103,6 +110,27 @@ def test_broken_sessions_have_no_verdict_and_are_asked_again(tmp_path, questions
     backend = Backend(letter_a, folder)
     assert len(ask(backend, questions(), folder)) == 6
     assert [id for id, _ in backend.asked] == ["vstar/direct_attributes/2"]
+
+
+def test_items_that_cannot_be_shown_are_wrong_and_are_not_asked_again(tmp_path, questions, template):
+    """A strip of 1000 x 4 pixels, a picture that is cut short, and a text that is longer than a prompt may be."""
+    folder, asked = tmp_path / "run", questions()
+    strip, cut = (Path(question.sample.images[0].path) for question in asked[1:3])
+    noise(1000, 4).save(strip, format="PNG")
+    cut.write_bytes(cut.read_bytes()[:-20])
+    long = asked[3].sample
+    long = replace(long, messages=(*long.messages, Message(role="user", parts=("word " * 5000,))))
+    asked[3] = replace(asked[3], item=replace(asked[3].item, sample=long))
+    config = SimpleNamespace(session=SessionConfig(max_prompt_tokens=4000), rollout=RolloutConfig())
+    check = sample_check(config, template, None)
+    backend = Backend(letter_a, folder)
+    judged = asyncio.run(ask_all(backend, asked, folder, max_broken=0.0, check=check))
+    assert [one.end for one in judged.values()] == ["answered", *["refused"] * 3, *["answered"] * 2]
+    assert [one.correct for one in judged.values()][1:4] == [False] * 3
+    assert len(backend.asked) == 3
+    again = Backend(letter_a, folder)
+    assert asyncio.run(ask_all(again, asked, folder, max_broken=0.0, check=check)) == judged
+    assert again.asked == []
 
 
 def test_too_many_broken_sessions_end_it_and_the_verdicts_stay(tmp_path, questions):

@@ -1,5 +1,6 @@
 """The published files become samples; what is wrong with one is named: file, row and key."""
 
+import codecs
 import json
 
 import pytest
@@ -284,6 +285,17 @@ def test_what_is_wrong_is_named(tmp_path, read, name, file, rows, message):
         read(name, path)
     assert message in str(raised.value)
     assert str(tmp_path) in str(raised.value)
+
+
+@pytest.mark.parametrize(("name", "make"), [("vstar", published.vstar), ("hrbench_4k", published.hrbench)])
+def test_a_byte_order_mark_and_another_encoding(tmp_path, read, name, make):
+    path = make(tmp_path)
+    items = read(name, path)
+    path.write_bytes(codecs.BOM_UTF8 + path.read_bytes())
+    assert read(name, path) == items
+    path.write_bytes(path.read_bytes() + b"\xe9\n")
+    with pytest.raises(BenchmarkError, match=rf"{path.name}: line \d+: not UTF-8 text \(byte 0xe9"):
+        read(name, path)
 
 
 def test_a_broken_line_a_broken_tsv_and_no_file(tmp_path, read):

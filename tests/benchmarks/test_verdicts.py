@@ -36,6 +36,16 @@ CASES = [
     ("letter", answered("E"), None),
     ("letter", answered("A glove is seen"), None),
     ("letter", answered("cotton"), None),
+    ("letter", answered("I choose C"), "C"),
+    ("letter", answered("I think it is option b."), "B"),
+    ("letter", answered(r"\boxed{B}"), "B"),
+    ("letter", answered(r"So it is \(\boxed{\text{D}}\)"), "D"),
+    ("letter", answered(r"\boxed{(C)}"), "C"),
+    ("letter", "The glove shines like leather, so D.", "D"),
+    ("letter", answered("B or C"), "B"),
+    ("letter", answered("Either B or C"), None),
+    ("letter", answered("the answer is a glove"), None),
+    ("letter", answered("A cat, I'm sure"), None),
     ("rating", answered("7"), "7"),
     ("rating", answered("Rating: 10/10"), "10"),
     ("rating", "It has 2 flaws. Rating: 8 / 10", "8"),
@@ -49,6 +59,23 @@ CASES = [
 @pytest.mark.parametrize(("kind", "text", "verdict"), CASES)
 def test_a_verdict_is_read(kind, text, verdict):
     assert read_verdict(kind, text, {"choice": 2, "letter": 4}.get(kind, 0)) == verdict
+
+
+@pytest.mark.parametrize(
+    ("text", "letter"),
+    [
+        ("kevlar", "C"),
+        ("It is made of Kevlar.", "C"),
+        ("The material is light blue cotton", "B"),
+        ("cotton", "A"),
+        ("cotton or kevlar", None),
+        ("B. kevlar", "B"),
+        ("The cottonwood", None),
+        ("wool", None),
+    ],
+)
+def test_an_options_own_text_is_read(text, letter):
+    assert read_verdict("letter", answered(text), 4, ["cotton", "light-blue cotton", "Kevlar", ""]) == letter
 
 
 @pytest.mark.parametrize(

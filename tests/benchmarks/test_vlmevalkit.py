@@ -1,5 +1,6 @@
 """The adapter against VLMEvalKit's interface: its base class as a stub, and the way it asks models behind an API."""
 
+import base64
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
@@ -7,7 +8,6 @@ import pytest
 
 from arm_rl.benchmarks.vlmevalkit import FAILED, AgentModel, MessageError, server_model
 from arm_rl.core import trajectory_file
-from arm_rl.core.config import ConfigError
 from arm_rl.core.config_file import load
 from arm_rl.core.stage_config import TrainConfig
 from arm_rl.judge.backends import Server, server_backend, server_template
@@ -107,8 +107,86 @@ def test_what_is_no_message_is_refused(model):
         model.generate([{"type": "video", "value": "x.mp4"}])
 
 
-def test_a_folder_with_sessions_is_not_written_over(model, message, server, judge_folder, tmp_path):
-    model.generate(message)
+def test_a_second_run_continues_the_numbers(model, message, server, judge_folder, tmp_path):
+    model.generate(message, dataset="MMBench")
+    model.generate(message, dataset="VStar")
     model.close()
-    with pytest.raises(ConfigError, match="holds sessions already"):
-        server_model(server.url, str(judge_folder), served_model="judge", folder=str(tmp_path / "kit"))
+    with server_model(server.url, str(judge_folder), served_model="judge", folder=str(tmp_path / "kit")) as again:
+        again.generate(message, dataset="MMBench")
+    files = sorted((tmp_path / "kit/trajectories").glob("MMBench-*.parquet"))
+    assert [file.name for file in files] == ["MMBench-000000.parquet", "MMBench-000001.parquet"]
+    ids = [one.trajectory.sample_id for file in files for one in trajectory_file.read(file).scored]
+    assert ids == ["MMBench/1", "MMBench/3"]
+
+
+def test_a_list_of_texts_may_name_images(model, server, message, tmp_path):
+    """The kit's own first example: `generate([path, question])`."""
+    path, question = message[0]["value"], message[1]["value"]
+    url = "data:image/png;base64," + base64.b64encode(published.png()).decode()
+    for image in (path, f"file://{path}", url):
+        assert model.generate([image, question], dataset="MMBench") == "A"
+        content = server.bodies[-2]["messages"][1]["content"]
+        assert [part["type"] for part in content] == ["image_url", "text"]
+    model.generate([question, "gone.png", "x" * 5000 + ".png"])
+    assert "gone.png" in text_of(server.bodies[-1])
+    model.generate(path)
+    assert path in text_of(server.bodies[-1]), "a text alone is a text"
+
+
+def test_an_image_as_a_data_url(model, server, message):
+    url = "data:image/png;base64," + base64.b64encode(published.png()).decode()
+    assert model.generate([{"type": "image", "value": url}, message[1]], dataset="MMBench") == "A"
+    answer = model.generate([{"type": "image", "value": "data:image/png;base64,AAAA"}, message[1]])
+    assert answer.startswith(FAILED)
+
+
+class KitApi:
+    """What the kit's base class for APIs does around a model, which returns a code, an answer and a log."""
+
+    allowed_types = ["text", "image", "video"]
+
+    def __init__(self, retry=2, system_prompt=None, fail_msg=FAILED, **kwargs):
+        self.retry, self.system_prompt, self.fail_msg, self.default_kwargs = retry, system_prompt, fail_msg, kwargs
+
+    def generate_inner(self, inputs, **kwargs):
+        raise NotImplementedError
+
+    def generate(self, message, **kwargs):
+        message = [{"type": "text", "value": message}] if isinstance(message, str) else message
+        kept = [part for part in message if part.pop("role", "user") != "system"]
+        for part in message:
+            if part not in kept:
+                self.system_prompt = part["value"]
+        answer = None
+        for _ in range(self.retry):
+            code, answer, _ = self.generate_inner(kept, **{**self.default_kwargs, **kwargs})
+            if code == 0 and self.fail_msg not in answer and answer:
+                return answer
+        return answer or self.fail_msg
+
+
+KitApi.__name__ = "BaseAPI"
+
+
+def test_the_kits_base_class_for_apis(server, judge_folder, message, tmp_path):
+    class Judge(AgentModel, KitApi):  # type: ignore[misc]
+        generate = KitApi.generate  # type: ignore[assignment]
+
+    config = load(TrainConfig, "configs/evaluate.yaml", [f"model.path={judge_folder}", f"run.root={tmp_path}"])
+    backend = server_backend(config, server_template(config), Server(url=server.url, model="judge"))
+    with Judge(backend, tools=["image_zoom_in_tool"]) as model:
+        told = [{"role": "system", "type": "text", "value": "Be brief."}, *message]
+        assert model.generate(told, dataset="MMBench") == "A"
+        assert server.bodies[0]["messages"][0]["content"][0]["text"].endswith("\n\nBe brief.")
+        server.answer = lambda body: 400
+        asked = len(server.bodies)
+        assert model.generate(message, dataset="MMBench").startswith(FAILED)
+        assert len(server.bodies) == asked + 2, "a failure is the kit's to ask again"
+
+    class Plain(AgentModel, KitApi):  # type: ignore[misc]
+        """With our `generate`."""
+
+    backend = server_backend(config, server_template(config), Server(url=server.url, model="judge"))
+    server.answer = first_option
+    with Plain(backend, tools=["image_zoom_in_tool"]) as model:
+        assert model.generate(message, dataset="MMBench") == "A"

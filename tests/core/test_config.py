@@ -7,7 +7,7 @@ import pytest
 import yaml
 
 from arm_rl.core.config import ConfigError
-from arm_rl.core.config_file import build, describe, load, save
+from arm_rl.core.config_file import build, describe, list_override, load, read_saved, save
 from arm_rl.core.stage_config import SftConfig, TrainConfig
 from tools import load_tools
 
@@ -58,6 +58,67 @@ def test_a_value_may_refer_to_another(least):
     assert config.run.name == "m-0"
 
 
+WORDS = [
+    "2026_11_29",
+    "007",
+    "3.10",
+    "12:30:45",
+    "on",
+    "No",
+    "1e3",
+    "0x1F",
+    "exp #3",
+    "2026-11-29",
+    ".inf",
+    "a: b",
+    "null",
+]
+
+
+@pytest.mark.parametrize("word", WORDS)
+def test_a_text_key_keeps_what_was_written_on_the_command_line(least, tmp_path, word):
+    config = load(TrainConfig, least, [f"run.name={word}", f"model.path={word}", list_override("data.train", word)])
+    assert (config.run.name, config.model.path, config.data.train) == (word, word, (word,))
+    save(config, tmp_path / "saved.yaml")
+    assert load(TrainConfig, tmp_path / "saved.yaml") == config
+    assert read_saved(TrainConfig, tmp_path / "saved.yaml")["run"]["name"] == word
+
+
+@pytest.mark.parametrize("word", [word for word in WORDS if not {*word} & {"#", " "} and word != "null"])
+def test_a_text_key_keeps_what_was_written_in_a_file(tmp_path, word):
+    path = tmp_path / "words.yaml"
+    path.write_text(
+        f"run: {{name: {word}, seed: 0x10}}\nmodel:\n  path: {word}\ndata: {{train: [{word}], weights: {{{word}: 1_0}}}}"
+    )
+    config = load(TrainConfig, path)
+    assert (config.run.name, config.model.path, config.data.train) == (word, word, (word,))
+    assert (config.run.seed, dict(config.data.weights)) == (16, {word: 10.0})
+    assert load(TrainConfig, path, [f"data.held_out=[{word}]"]).data.held_out == (word,)
+
+
+def test_quotes_and_null_keep_their_meaning(least):
+    config = load(TrainConfig, least, ['run.name="on"', "model.attention=null", 'session.last_turn_notice="a\\nb"'])
+    assert (config.run.name, config.model.attention, config.session.last_turn_notice) == ("on", None, "a\nb")
+    assert load(TrainConfig, least, ["session.last_turn_notice=''"]).session.last_turn_notice == ""
+
+
+def test_a_list_of_names_takes_any_character(least):
+    names = ("a,b", "[c]", "d: e # f", "'g'", "h\\i")
+    assert load(TrainConfig, least, [list_override("data.train", *names)]).data.train == names
+
+
+def test_a_file_with_a_byte_order_mark_and_one_in_another_encoding(tmp_path):
+    path = tmp_path / "marked.yaml"
+    path.write_bytes(yaml.safe_dump(LEAST).encode("utf-8-sig"))
+    assert load(TrainConfig, path).run.name == "x"
+    path.write_bytes("run:\n  name: Müller\n".encode("latin-1"))
+    with pytest.raises(ConfigError, match=r"marked.yaml: line 2: not UTF-8 text \(byte 0xfc at column 10\)"):
+        load(TrainConfig, path)
+    path.write_bytes("run: {}".encode("utf-16"))
+    with pytest.raises(ConfigError, match=r"marked.yaml: line 1: not UTF-8 text \(the file is UTF-16\)"):
+        load(TrainConfig, path)
+
+
 REFUSED = [
     # What cannot run together.
     (
@@ -106,7 +167,7 @@ REFUSED = [
     ("placement.kind=both", r"placement.kind: 'both' cannot be used: .* expected one of \['apart', 'shared'\]"),
     (
         "metrics.wandb=off",
-        r"metrics.wandb: False cannot be used: .* expected one of \['auto', 'online', 'offline', 'disabled'\]",
+        r"metrics.wandb: 'off' cannot be used: .* expected one of \['auto', 'online', 'offline', 'disabled'\]",
     ),
     ("algorithm.kl_kind=k4", "algorithm.kl_kind: 'k4' cannot be used"),
     ("algorithm.loss_aggregation=sum", "algorithm.loss_aggregation: 'sum' cannot be used"),

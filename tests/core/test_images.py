@@ -14,6 +14,7 @@ from transformers import Qwen2VLImageProcessor
 from arm_rl.core.images import Image, ImageError, load, read_entry
 from arm_rl.core.resize import ViewSize
 from arm_rl.core.types import ImageRef
+from tests.support.pictures import GREYS, MODES, difference, gradient, in_mode
 from tests.support.scripted import noise
 
 ORIENTATIONS = range(1, 9)
@@ -51,6 +52,39 @@ def test_every_kind_of_image_becomes_rgb(mode):
     kind = "TIFF" if mode == "CMYK" else "PNG"
     image = Image.from_bytes(encoded(noise(20, 10).convert(mode), kind))
     assert (image.pil().mode, image.pil().size, image.size) == ("RGB", (20, 10), (20, 10))
+
+
+@pytest.mark.parametrize("mode", MODES)
+def test_a_pil_image_of_every_mode_looks_the_same_in_all_ways(mode):
+    """Given as an object, and as a file where a format has the mode."""
+    given, expected = in_mode(mode), gradient().convert("L" if mode in GREYS else "RGB").convert("RGB")
+    shown = Image.from_pil(given).pil()
+    assert (shown.mode, shown.size) == ("RGB", expected.size)
+    coarse = {"1": 255, "P": 51, "PA": 51, "LAB": 40}  # black or white, a palette in steps of 51, colours beyond sRGB
+    assert difference(shown, expected) <= coarse.get(mode, 11)
+    if mode in ("F", "I", "I;16", "LAB", "CMYK"):
+        assert difference(Image.from_bytes(encoded(given, "TIFF")).pil(), shown) == 0
+
+
+@pytest.mark.parametrize("values", [[0.0, 0.5, 1.0], [0.0, 128.0, 255.0], [0.0, 32896.0, 65535.0], [np.nan, 0.5, 7e9]])
+def test_floats_are_fractions_or_8_or_16_bits(values):
+    pixels = PILImage.fromarray(np.array([values], dtype=np.float32))
+    for image in (Image.from_pil(pixels), Image.from_bytes(encoded(pixels, "TIFF"))):
+        shown = [image.pil().getpixel((x, 0))[0] for x in range(3)]
+        assert shown == ([0, 0, 255] if values[2] > 1e9 else [0, 128, 255])
+
+
+def test_a_pil_image_is_turned_as_its_file_would_be():
+    photo = PILImage.new("RGB", (20, 10))
+    exif = photo.getexif()
+    exif[ExifTags.Base.Orientation] = 6
+    file = encoded(photo, "JPEG", exif=exif)
+    assert Image.from_bytes(file).pil().size == Image.from_pil(PILImage.open(io.BytesIO(file))).size == (10, 20)
+
+
+def test_a_pil_image_that_cannot_be_decoded_is_an_image_error():
+    with pytest.raises(ImageError, match="mode RGB cannot be read"):
+        Image.from_pil(PILImage.open(io.BytesIO(encoded(noise(64, 64))[:2000])))
 
 
 @pytest.mark.parametrize("mode", ["RGBA", "LA", "P"])

@@ -84,6 +84,9 @@ def test_no_call(text):
         ('{"name": ["zoom"]}', "no name"),
         ('{"name": "zoom", "arguments": []}', "arguments are not a JSON object"),
         ('{"name": "zoom", "arguments": "{}"}', "arguments are not a JSON object"),
+        ('{"name": "zoom", "arguments": ""}', "arguments are not a JSON object but a text"),
+        ('{"name": "zoom", "parameters": {"x": 1}}', "the call has no 'arguments', but 'parameters'"),
+        ('{"name": "zoom", "args": {}}', "the call has no 'arguments', but 'args'"),
         ('{"name": "zoom", "arguments": null}', "arguments are not a JSON object"),
     ],
 )
@@ -91,6 +94,13 @@ def test_a_call_that_cannot_be_used_says_why(written, error):
     call = HERMES.parse(f"<tool_call>{written}</tool_call>")
     assert error in call.error
     assert call.arguments == {}
+
+
+def test_half_characters_of_arguments_are_repaired():
+    call = HERMES.parse(
+        r'<tool_call>{"name": "zoom", "arguments": {"a\ud800": ["\uD83D\uDE00", "\udc00"]}}</tool_call>'
+    )
+    assert call.arguments == {"a?": ["😀", "?"]}
 
 
 def test_a_call_without_usable_arguments_keeps_its_name():

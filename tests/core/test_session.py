@@ -347,6 +347,15 @@ async def test_a_prompt_that_is_too_long_is_refused(play):
     assert policy.requests == []
 
 
+async def test_an_image_that_no_model_is_shown_breaks_the_session(play, tmp_path):
+    sample = make_sample(tmp_path)
+    noise(1000, 4).save(tmp_path / "scene.png")
+    finished, policy = await play(ANSWER, sample=sample)
+    assert finished.trajectory.end == "aborted"
+    assert "original_image: an image of 1000 x 4 px" in finished.trajectory.error
+    assert policy.requests == []
+
+
 async def test_an_image_that_is_missing_breaks_the_session(play, tmp_path):
     finished, _ = await play(ANSWER, sample=make_sample(tmp_path, images=(ImageRef(path="nowhere.png"),)))
     assert finished.trajectory.end == "aborted"

@@ -86,16 +86,35 @@ def test_without_tools_and_with_a_system_message(template, teach, tmp_path):
     assert laid(read.trajectory, template.image_pad_id) == laid(finished.trajectory, template.image_pad_id)
 
 
-def test_a_text_that_looks_like_an_image_is_refused(teach, tmp_path):
-    taught = teach(ANSWER.replace("a 4", "in the <image>"))
-    with pytest.raises(DataError, match="the demonstration of s holds the text <image>"):
-        write_demonstrations(tmp_path / "d.parquet", [taught])
+def test_a_fingerprint_is_of_demonstrations_in_their_order(template, teach, tmp_path):
+    taught = [teach(call(), ANSWER), teach(ANSWER), teach(call([0, 0, 250, 250]), ANSWER)]
+
+    def fingerprint(*chosen):
+        write_demonstrations(tmp_path / "d.parquet", chosen)
+        return read_demonstrations([str(tmp_path / "d.parquet")], template).fingerprint
+
+    assert fingerprint(*taught) == fingerprint(*taught)
+    assert len({fingerprint(*taught), fingerprint(*taught[::-1]), fingerprint(*taught[:2])}) == 3
+
+
+@pytest.mark.parametrize("said", ["in the <image>", r"\<image>", r"a \\<image> <image>"])
+def test_a_text_that_looks_like_an_image_stays_a_text(template, teach, tmp_path, said):
+    messages = (Message(role="user", parts=("Not \\", ImagePart(name="original_image"), said)),)
+    sample, finished = teach(ANSWER.replace("a 4", said), messages=messages)
+    write_demonstrations(tmp_path / "d.parquet", [(sample, finished)])
+    (read,) = read_demonstrations([str(tmp_path / "d.parquet")], template)
+    assert laid(read.trajectory, template.image_pad_id) == laid(finished.trajectory, template.image_pad_id)
+    assert said in read.trajectory.turns[0].text
 
 
 USER = {"role": "user", "content": "<image>?"}
 CALL = {"role": "assistant", "content": call()}
 SEEN = {"role": "tool", "content": "observation_1: <image>"}
 SAYS = {"role": "assistant", "content": ANSWER}
+
+
+def turn(text):
+    return {"role": "assistant", "content": text}
 
 
 @pytest.mark.parametrize(
@@ -109,6 +128,35 @@ SAYS = {"role": "assistant", "content": ANSWER}
         ([USER, CALL, SEEN, SAYS], 1, "messages have 2 <image> for 1 images"),
         ([USER, SAYS], 0, "messages have 1 <image> for 0 images"),
         ([USER, {"role": "judge", "content": "?"}, SAYS], 1, "a message needs a role"),
+        (
+            [USER, SAYS, {"role": "tool", "content": "?"}, SAYS],
+            1,
+            r"messages\[1\]: the tool message .* answers no call",
+        ),
+        (
+            [USER, turn(call() + call()[len("<think>look closer</think>") :]), SEEN, SAYS],
+            2,
+            r"messages\[1\]: 2 calls in one turn",
+        ),
+        ([USER, turn(call() + " and more"), SEEN, SAYS], 2, r"messages\[1\]: text after a call.*'and more'"),
+        (
+            [USER, turn(call(name="saw")), SEEN, SAYS],
+            2,
+            r"a call of 'saw', which is not offered \(image_zoom_in_tool\)",
+        ),
+        ([USER, CALL, SEEN, turn(call(name="saw"))], 2, r"messages\[3\]: a call of 'saw', which is not offered"),
+        ([USER, turn(call(box=["1", "2", "30", "40"])), SEEN, SAYS], 2, r"arguments.bbox_2d\[0\]: '1' is not of type"),
+        (
+            [USER, turn(raw_call('{"name": "image_zoom_in_tool", "parameters": {}}')), SEEN, SAYS],
+            2,
+            "no 'arguments', but 'parameters'",
+        ),
+        (
+            [USER, turn(raw_call('{"name": "image_zoom_in_tool", "arguments": "{}"}')), SEEN, SAYS],
+            2,
+            "the arguments are not a JSON object but a text",
+        ),
+        ([USER, turn("<tool_call>{}"), SEEN, SAYS], 2, "a call has no </tool_call>"),
         ([], 0, "a non-empty list of messages"),
         (None, 0, "a non-empty list of messages"),
     ],
@@ -120,9 +168,21 @@ def test_a_broken_row_is_named(template, tmp_path, messages, num_images, message
         "images": [{"bytes": Image.from_pil(noise(8, 8)).data, "path": None}],
         "tools": [ZOOM],
     }
-    broken = {"messages": messages, "images": stored or None, "tools": None}
+    broken = {"messages": messages, "images": stored or None, "tools": [ZOOM]}
     pq.write_table(pa.Table.from_pylist([good, broken]), tmp_path / "d.parquet")
     with pytest.raises(DataError, match=f"d.parquet: row 1: .*{message}"):
+        read_demonstrations([str(tmp_path / "d.parquet")], template)
+
+
+def test_a_call_needs_an_offer(template, tmp_path):
+    images = [{"bytes": Image.from_pil(noise(8, 8, seed)).data, "path": None} for seed in range(2)]
+    pq.write_table(
+        pa.Table.from_pylist([{"messages": [USER, CALL, SEEN, SAYS], "images": images, "tools": []}]),
+        tmp_path / "d.parquet",
+    )
+    with pytest.raises(
+        DataError, match=r"row 0: messages\[1\]: a call of 'image_zoom_in_tool', which is not offered \(no tool is\)"
+    ):
         read_demonstrations([str(tmp_path / "d.parquet")], template)
 
 

@@ -9,10 +9,11 @@ import pytest
 from hypothesis import given, strategies
 
 from arm_rl.core import images
+from arm_rl.core.config import DataConfig
 from arm_rl.core.images import Image
 from arm_rl.core.types import ImagePart, ImageRef, Message, Sample
 from arm_rl.data.parquet_rows import DataError
-from arm_rl.data.samples import Cursor, parse_messages, read_samples
+from arm_rl.data.samples import Cursor, file_names, parse_messages, read_samples
 from tests.support.scripted import noise
 
 LARGE = Image.from_pil(noise(100, 100))
@@ -180,6 +181,10 @@ USER = {"role": "user", "content": "?"}
             r"a message needs a role \(system, user, assistant, tool\)",
         ),
         ({"prompt": [{"role": "user", "content": None}]}, "a text as content"),
+        (
+            {"prompt": [{"role": "user", "content": "<image>"}, {"role": "assistant", "content": "4"}]},
+            "prompt ends with an assistant message",
+        ),
         ({"prompt": [{"role": None, "content": "<image>"}]}, "a message needs a role"),
         (
             {"reward_model": {"ground_truth": "0"}},
@@ -234,6 +239,57 @@ def test_ids_must_be_unique(read, tmp_path):
         read_samples([str(tmp_path / "a.parquet"), str(tmp_path / "b.parquet")], ())
 
 
+def test_files_of_one_name_have_ids_of_their_own(read, tmp_path):
+    files = []
+    for folder, rows in (("geo", 2), ("chart", 3)):
+        (tmp_path / folder).mkdir()
+        read(*[make_row(extra_info=...)] * rows, name=f"{folder}/train.parquet")
+        files.append(str(tmp_path / folder / "train.parquet"))
+    for config in (DataConfig(), DataConfig(broken_rows="skip")):
+        samples = read_samples(files, (), config)
+        assert [sample.id for sample in samples] == [
+            *(f"geo/train-{n}" for n in range(2)),
+            *(f"chart/train-{n}" for n in range(3)),
+        ]
+    assert [sample.id for sample in read_samples(files[:1], ())] == ["train-0", "train-1"]
+
+
+@pytest.mark.parametrize(
+    ("files", "names"),
+    [
+        (["a/train.parquet"], ["train"]),
+        (["a/train.parquet", "b/train.parquet", "c.parquet"], ["a/train", "b/train", "c"]),
+        (["a/x/t.parquet", "b/x/t.parquet", "b/y/t.parquet"], ["a/x/t", "b/x/t", "y/t"]),
+        (["t.parquet", "t.pq"], ["t.parquet", "t.pq"]),
+        (["v1.0.parquet", "v1.1.parquet"], ["v1.0", "v1.1"]),
+    ],
+)
+def test_the_name_of_a_file_is_as_short_as_can_be(files, names):
+    assert [*file_names(files).values()] == names
+
+
+def test_a_fingerprint_is_of_rows_in_their_order(read, tmp_path):
+    rows = [make_row(extra_info={"id": str(number), "texts": ["a", "b"]}) for number in range(3)]
+    known = read(*rows, name="a.parquet").fingerprint
+    assert read(*rows, name="b.parquet", row_group_size=1).fingerprint == known, "another file with the same rows"
+    changed = {
+        "a row more": [*rows, make_row(extra_info={"id": "3", "texts": ["a", "b"]})],
+        "a row less": rows[:2],
+        "another order": rows[::-1],
+        "another label": [make_row(extra_info=rows[0]["extra_info"], reward_model={"ground_truth": "2"}), *rows[1:]],
+        "another image": [make_row(extra_info=rows[0]["extra_info"], images=stored(PICTURES[1])), *rows[1:]],
+        "another answer": [make_row(extra_info={"id": "0", "texts": ["a", "c"]}), *rows[1:]],
+    }
+    assert all(read(*others, name="c.parquet").fingerprint != known for others in changed.values())
+    cursor = Cursor(read(*rows, name="a.parquet"), seed=1)
+    cursor.take(2)
+    Cursor(read(*rows, name="b.parquet"), seed=1).restore(cursor.state())
+    Cursor(read(*rows[::-1], name="b.parquet"), seed=1).restore({"epoch": 0, "position": 2})  # of an older version
+    for others in changed.values():
+        with pytest.raises(DataError, match="data.train: the data has changed since the checkpoint"):
+            Cursor(read(*others, name="c.parquet"), seed=1).restore(cursor.state())
+
+
 def test_files_follow_one_another(read, tmp_path):
     read(make_row(extra_info={"id": "1"}), make_row(extra_info={"id": "2"}), name="a.parquet")
     read(make_row(extra_info={"id": "3"}), name="b.parquet")
@@ -252,6 +308,11 @@ def test_files_that_cannot_be_read_are_named(read, tmp_path):
     schema = pa.Table.from_pylist([make_row()]).schema
     with pytest.raises(DataError, match=r"data.parquet: there are no rows"):
         read(schema=schema)
+
+
+def test_the_text_of_a_placeholder_is_written_with_a_backslash(read):
+    (sample,) = read(make_row(prompt=[{"role": "user", "content": r"<image>Answer 1: the \<image> Answer 2: 7"}]))
+    assert sample.messages[0].parts == (ImagePart(name="original_image"), "Answer 1: the <image> Answer 2: 7")
 
 
 def test_images_are_named_by_where_they_stand():

@@ -7,9 +7,9 @@ from dataclasses import replace
 from pathlib import Path
 from types import ModuleType
 
-import psutil
 import pytest
 
+from arm_rl.experiments.processes import is_alive
 from arm_rl.gpu_proof import frame
 from arm_rl.gpu_proof.frame import Outcome, Report, Section, run_proof
 from arm_rl.gpu_proof.scale import Proof
@@ -33,6 +33,11 @@ match sys.argv[1]:
         with open(os.path.join(folder, "child"), "w") as file: file.write(str(child.pid))
         time.sleep(600)
     case "killed": os.kill(os.getpid(), signal.SIGKILL)
+    case "crashes":
+        child = subprocess.Popen(["sleep", "600"], start_new_session=True)
+        with open(os.path.join(folder, "child"), "w") as file: file.write(str(child.pid))
+        time.sleep(3)
+        os.kill(os.getpid(), signal.SIGKILL)
 """
 COMMAND = (sys.executable, "-c", PROGRAM)
 
@@ -71,8 +76,14 @@ def test_a_section_that_hangs_is_ended_with_all_that_it_started(tmp_path):
     assert [one.verdict for one in outcomes] == ["timeout", "passed"]
     assert time.monotonic() - started < 40
     assert outcomes[0].time_box == pytest.approx(8, abs=0.2)
-    child = int((tmp_path / "sections" / "hangs" / "child").read_text())
-    assert not psutil.pid_exists(child) or psutil.Process(child).status() == psutil.STATUS_ZOMBIE
+    assert not is_alive(int((tmp_path / "sections" / "hangs" / "child").read_text()))
+
+
+def test_what_a_section_started_ends_also_where_the_section_itself_died(run, tmp_path):
+    """Nothing then says any more whose process it was."""
+    (outcome,), _ = run("crashes")
+    assert outcome.verdict == "killed"
+    assert not is_alive(int((tmp_path / "sections" / "crashes" / "child").read_text()))
 
 
 def test_time_that_a_section_saves_is_there_for_the_next_ones(run):

@@ -50,12 +50,13 @@ def test_this_machine_will_do(installer):
         (None, "cpu"),
     ],
 )
-def test_the_device_is_what_the_driver_says(installer, tmp_path, monkeypatch, script, device):
+def test_the_device_is_what_the_driver_says(installer, tmp_path, monkeypatch, capsys, script, device):
     if script is not None:
         (tmp_path / "nvidia-smi").write_text(f"#!/bin/sh\n{script}\n")
         (tmp_path / "nvidia-smi").chmod(0o755)
     monkeypatch.setenv("PATH", str(tmp_path))
     assert installer.find_device() == device
+    assert ("--device gpu" in capsys.readouterr().out) == (device == "cpu" and script is not None)
 
 
 def test_the_stamp_changes_with_the_device_and_with_each_deciding_file(installer, tmp_path, monkeypatch):
@@ -176,7 +177,7 @@ def test_faults_of_the_gpus_are_printed_with_what_to_do_and_do_not_stop_the_inst
     )
     installer.check_gpus(venv)
     shown = capsys.readouterr().out
-    assert "fault driver 550, asked: -m jobs.doctor gpu shm" in shown
+    assert "fault driver 550, asked: -m jobs.doctor gpu compute compiler shm" in shown
     assert "-> install driver 580" in shown
     assert "will fail until the faults above are mended" in shown
 

@@ -23,15 +23,16 @@ def test_the_loop_is_shown_turn_by_turn(template, tmp_path):
     async def policy():
         yield shown.policy
 
-    said = iter(["Which?", "", "7", "4", "", "Is it?", "7", "", ""])
+    said = iter(["Which?", "", "7", "4", "", "Long?", "word " * 20_000, "", "Is it?", "7", "", ""])
     with Judge(policy(), template, shown) as judge:
-        assert ask_questions(lambda _: next(said), judge, [tmp_path / "scene.png"], console) == 2
+        assert ask_questions(lambda _: next(said), judge, [tmp_path / "scene.png"], console) == 3
     text = output.getvalue()
     for part in (
         "image_zoom_in_tool: ok",
         "image of ",
         "<think>so it is</think>",
         "answer 2 is better (90% sure)",
+        "this cannot be judged: the prompt has",
         "the answer is right (90% sure)",
     ):
         assert part in text

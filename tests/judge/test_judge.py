@@ -7,9 +7,10 @@ from contextlib import asynccontextmanager
 
 import pytest
 
+from arm_rl.core.config import SessionConfig
 from arm_rl.core.session import Completion, Session
 from arm_rl.core.types import Trajectory, Turn
-from arm_rl.judge.judge import Comparison, Judge, JudgeError
+from arm_rl.judge.judge import Comparison, Judge, JudgeError, SessionBroke
 from arm_rl.judge.verdict import Opinion, Verdict, position_bias
 from tests.support.scripted import call, noise
 from tools import load_tools
@@ -74,6 +75,27 @@ def test_a_comparison_is_a_session_with_tools(judging):
     assert verdict.opinions[0].session.messages[1].image_names == ("observation_1",)
 
 
+def test_half_characters_are_repaired(judging):
+    verdict = judging().compare("Which\ud800?", [noise()], ["7\udfff", "4"])
+    assert verdict.choice == 2
+    assert judging().verify("Which\ud800?", [noise()], "7").choice is True
+
+
+def test_images_stand_where_the_question_has_them(judging, template):
+    policy = Preferring(template)
+    judge = judging(policy)
+    for question, parts in (
+        ("A <image> and <image>?", ["A ", "original_image", " and ", "original_image_2", "?"]),
+        ("One <image>?", ["original_image", "original_image_2", "One <image>?"]),
+        (r"<image><image>\<image>", ["original_image", "original_image_2", "<image>"]),
+    ):
+        judge.compare(question, [noise(), noise()], ["<image>", "4"])
+        shown = [part if isinstance(part, str) else part.name for part in policy.requests[-1].messages[1].parts]
+        assert shown[: len(parts) - 1] == parts[:-1]
+        assert shown[len(parts) - 1].startswith(parts[-1])
+        assert "Answer 1: <image>" in shown[-1]
+
+
 def test_both_orders_cancel_a_bias_for_a_place(judging, template):
     fair = judging(both_orders=True).compare("Which?", [noise()], ["7", "4"])
     assert (fair.choice, fair.consistent, fair.orders) == (2, True, ((1, 2), (2, 1)))
@@ -125,6 +147,32 @@ def test_what_cannot_be_judged_is_said(judging, tmp_path):
     judge.close()
     with pytest.raises(JudgeError, match="not open"):
         judge.compare("Which?", [], ["1", "2"])
+
+
+@pytest.mark.parametrize("as_file", [True, False])
+def test_an_image_that_no_model_is_shown_is_refused(judging, tmp_path, as_file):
+    strip = noise(1000, 4)
+    strip.save(tmp_path / "strip.png")
+    with pytest.raises(JudgeError, match="1000 x 4 px: one side may be at most 200 times the other"):
+        judging().compare("Which?", [tmp_path / "strip.png" if as_file else strip], ["1", "2"])
+    with pytest.raises(JudgeError, match="not a readable image"):
+        judging().verify("Which?", [b"no image"], "7")
+
+
+def test_an_answer_that_is_too_long_is_refused_and_alone_has_no_verdict_among_many(judging, caplog):
+    judge = judging(limits=SessionConfig(max_prompt_tokens=1500))
+    long = "word " * 3000
+    with pytest.raises(JudgeError, match="max_prompt_tokens is 1500") as raised:
+        judge.verify("Which?", [noise()], long)
+    assert not isinstance(raised.value, SessionBroke)
+    asked = [Comparison(question="Which?", answers=[answer], images=[noise()]) for answer in ("7", long, "4")]
+    verdicts = judge.judge_all(asked, progress=False)
+    assert [verdict and verdict.choice for verdict in verdicts] == [True, None, False]
+    assert "max_prompt_tokens" in caplog.text
+
+
+def test_half_a_surrogate_pair_is_judged(judging):
+    assert judging().compare("Which \ud800?", [noise()], ["7\udfff", "4"]).choice == 2
 
 
 def test_a_policy_that_breaks_is_an_error_with_its_reason(judging):

@@ -15,12 +15,18 @@ from arm_rl.core.template import Template
 from arm_rl.core.types import Message
 from arm_rl.judge.chat_client import ServerError
 from arm_rl.judge.remote_policy import ServerPolicy
+from rewards.format import format_ok
 from tests.support.chat_server import ScriptedServer
 from tests.support.scripted import ANSWER, ZOOM, call, make_sample, noise
 from tools import load_tools
 from tools.execution.local import LocalTools
 
 BOX = {"image": "original_image", "bbox_2d": [0, 0, 500, 500]}
+ZOOMS = '<tool_call>{"name": "zoom", "arguments": {}}</tool_call>'
+
+
+def zoom(arguments, name="zoom"):
+    return {"type": "function", "function": {"name": name, "arguments": arguments}}
 
 
 @pytest.fixture
@@ -166,6 +172,79 @@ async def test_a_call_goes_back_into_the_text(server, policy, request_, content,
     server.calls(content, arguments, name="zoom")
     completion = await policy(request_())
     assert (completion.text, completion.finish_reason) == (text, "stop")
+
+
+THOUGHT = "I look\nclosely."
+
+
+@pytest.mark.parametrize(
+    ("message", "text"),
+    [
+        (
+            {"content": None, "reasoning_content": THOUGHT, "tool_calls": [zoom("{}")]},
+            f"<think>{THOUGHT}</think>{ZOOMS}",
+        ),
+        ({"content": None, "reasoning": THOUGHT, "tool_calls": [zoom("{}")]}, f"<think>{THOUGHT}</think>{ZOOMS}"),
+        ({"content": "<answer>", "reasoning_content": f"\n{THOUGHT}\n"}, f"<think>{THOUGHT}</think><answer>"),
+        ({"content": "<think>a</think>b", "reasoning_content": THOUGHT}, "<think>a</think>b"),
+        ({"content": "b", "reasoning_content": "a <tool_call>"}, "<think>a < tool_call></think>b"),
+        ({"content": "b", "reasoning_content": None}, "b"),
+        ({"content": [{"type": "text", "text": "a"}, {"type": "output_text", "text": "b"}, "c"]}, "abc"),
+        (
+            {
+                "content": [
+                    {"type": "thinking", "thinking": [{"type": "text", "text": THOUGHT}]},
+                    {"type": "text", "text": "b"},
+                ]
+            },
+            f"<think>{THOUGHT}</think>b",
+        ),
+        ({"content": None, "tool_calls": [zoom({})]}, ZOOMS),
+        ({"content": None, "tool_calls": [zoom("")]}, ZOOMS),
+        ({"content": None, "tool_calls": [zoom({"é": 1})]}, ZOOMS.replace("{}", '{"é": 1}')),
+    ],
+)
+async def test_what_servers_take_apart_is_put_together(server, policy, request_, message, text):
+    server.answers.append((200, {"choices": [{"message": message, "finish_reason": "stop"}]}))
+    assert (await policy(request_())).text == text
+
+
+async def test_a_teacher_whose_thoughts_come_apart_is_well_formed(server, policy, template, tmp_path):
+    made = {"content": None, "reasoning_content": "look closer", "tool_calls": [zoom(BOX, ZOOM)]}
+    said = {"content": "<answer>Overall Judgment: Answer 1 is better.</answer>", "reasoning_content": "It is a 4."}
+    server.answers += [(200, {"choices": [{"message": one, "finish_reason": "stop"}]}) for one in (made, said)]
+    finished = await play(make_sample(tmp_path), policy, template)
+    assert [turn.text for turn in finished.trajectory.turns] == [call([0, 0, 500, 500]), ANSWER]
+    assert format_ok(finished.trajectory, template.tool_format)
+
+
+@pytest.mark.parametrize("finish_reason", ["stop", "length"])
+async def test_what_follows_a_call_is_cut(server, policy, template, tmp_path, finish_reason):
+    invented = "\n<tool_response>a 7</tool_response>\n<answer>Overall Judgment: Answer 2 is better.</answer>" + call()
+    server.says(call() + invented, finish_reason=finish_reason)
+    server.says(ANSWER)
+    finished = await play(make_sample(tmp_path), policy, template)
+    assert [turn.text for turn in finished.trajectory.turns] == [call(), ANSWER]
+    assert [event.status for event in finished.trajectory.tool_events] == ["ok"]
+    assert finished.trajectory.end == "answered"
+    assert "7</tool_response>" not in json.dumps(server.bodies[1])
+    assert [body["stop"] for body in server.bodies] == [["</tool_call>"]] * 2
+
+
+@pytest.mark.parametrize(
+    ("said", "finish_reason", "text"),
+    [
+        (call().removesuffix("</tool_call>"), "stop", call()),  # a plain server leaves out what stopped it
+        (call().removesuffix("</tool_call>"), "length", call().removesuffix("</tool_call>")),
+        ("<think>no <tool_call> here</think><answer>", "stop", "<think>no <tool_call> here</think><answer>"),
+    ],
+)
+async def test_the_end_of_a_call_that_stopped_the_server_is_put_back(
+    server, policy, request_, said, finish_reason, text
+):
+    server.says(said, finish_reason=finish_reason)
+    completion = await policy(request_())
+    assert (completion.text, completion.finish_reason) == (text, finish_reason)
 
 
 async def test_only_the_first_of_several_calls_counts(server, policy, request_):

@@ -13,9 +13,11 @@ from typing import Any
 import pytest
 from PIL import Image
 
+from arm_rl.core.images import Image as JudgeImage
 from arm_rl.judge import reward_client
-from arm_rl.judge.reward_client import RewardClient, compute_score, compute_scores, trl_reward
+from arm_rl.judge.reward_client import AnswerRefused, RewardClient, compute_score, compute_scores, trl_reward
 from tests.support.http_server import LoopbackServer, body_of, send
+from tests.support.pictures import difference, in_mode
 from tests.support.scripted import noise
 
 
@@ -124,6 +126,23 @@ def test_verl_a_batch_at_once(service):
     assert scores == pytest.approx([0.9, 0.9, 0.5])
 
 
+def test_verl_shows_images_where_the_question_has_them(service):
+    """Rows as of geo3k: the question holds `<image>`."""
+    service.refusals.clear()
+    info = {"question": "<image>Is it 4?", "images": [{"bytes": png(), "path": None}]}
+    assert compute_score("geo3k", "4", "4", info, url=service.url) == pytest.approx(0.9)
+    assert (service.asked[0]["question"], len(service.asked[0]["images"])) == ("<image>Is it 4?", 1)
+    with pytest.raises(ValueError, match=r"the question has 1 <image> for 0 images: .* extra_info.images"):
+        compute_score("geo3k", "4", "4", {"question": "<image>Is it 4?"}, url=service.url)
+
+
+def test_half_characters_are_sent_as_question_marks(service):
+    client = RewardClient(service.url)
+    client.reward("4\ud800?", "\udfff", [])
+    assert (service.asked[0]["question"], service.asked[0]["answers"]) == ("4??", ["?"])
+    client.close()
+
+
 def test_verl_without_a_question_says_what_is_missing(service):
     with pytest.raises(ValueError, match="extra_info: the judge needs the row's question"):
         compute_score("digits", "4", "4", None, url=service.url)
@@ -140,9 +159,35 @@ def test_images_of_every_kind(service, tmp_path):
 
 def test_a_refusal_is_told(service):
     client = RewardClient(service.url)
-    with pytest.raises(RuntimeError, match="422: .*too many characters"):
-        client.rewards([("Which?", "too long", [])])
+    with pytest.raises(AnswerRefused, match="422: .*too many characters"):
+        client.reward("Which?", "too long")
     client.close()
+
+
+def test_an_answer_that_is_refused_leaves_the_others_their_rewards(service, caplog):
+    rewards = trl_reward(service.url)(prompts=["4 or 7?"] * 3, completions=["4", "too long", "5"])
+    assert rewards == [pytest.approx(0.9), None, pytest.approx(0.1)]
+    assert "too many characters" in caplog.text
+    info = [{"question": "4 or 7?"}] * 2
+    scores = compute_scores(["digits"] * 2, ["too long", "4"], ["4"] * 2, info, url=service.url)
+    assert scores == pytest.approx([0.5, 0.9])
+
+
+def test_a_refused_client_is_an_error(service):
+    service.refusals = [401]
+    with pytest.raises(RuntimeError, match="401"):
+        trl_reward(service.url)(prompts=["4 or 7?"], completions=["4"])
+
+
+@pytest.mark.parametrize(
+    "mode", ["1", "L", "LA", "P", "RGBA", "CMYK", "YCbCr", "HSV", "LAB", "F", "I", "I;16", "La", "RGBa", "PA"]
+)
+def test_images_of_every_mode_reach_the_service_as_they_look(service, mode):
+    picture = in_mode(mode)
+    trl_reward(service.url)(prompts=["4 or 7?"], completions=["4"], image=[picture])
+    (sent,) = service.asked[0]["images"]
+    shown = JudgeImage.from_bytes(base64.b64decode(sent)).pil()
+    assert difference(shown, JudgeImage.from_pil(picture).pil()) < 2
 
 
 def test_a_busy_service_is_not_asked_for_ever(service):

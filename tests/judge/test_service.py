@@ -3,11 +3,13 @@
 import asyncio
 import base64
 import io
+import json
 from contextlib import asynccontextmanager
 
 import httpx
 import pytest
 
+from arm_rl.core.images import Image
 from arm_rl.judge.judge import Judge
 from arm_rl.judge.service import ServiceLimits, build_app
 from tests.judge.test_judge import Preferring
@@ -18,7 +20,16 @@ from tools.execution.local import LocalTools
 IMAGE = io.BytesIO()
 noise().save(IMAGE, format="PNG")
 PICTURE = base64.b64encode(IMAGE.getvalue()).decode()
+STRIP = base64.b64encode(Image.from_pil(noise(1000, 4)).data).decode()
 ASKED = {"question": "Which?", "answers": ["7", "4"], "images": [PICTURE]}
+
+
+class TextJudge(Preferring):
+    """A policy that is shown no image, and so makes no call."""
+
+    async def __call__(self, request):
+        request = type("Asked", (), {"messages": (*request.messages, None)})()
+        return await super().__call__(request)
 
 
 @pytest.fixture
@@ -61,6 +72,23 @@ async def test_one_answer_is_checked_and_many_are_ranked(serve):
     assert [one["answers"] for one in ranked["comparisons"]] == [[1, 2], [2, 3]]
 
 
+async def test_half_characters_are_repaired(serve):
+    """JSON can hold half of a surrogate pair: in texts, in keys, and in what is refused and sent back."""
+    async with serve() as client:
+        headers = {"Content-Type": "application/json"}
+        for body, status in (
+            (ASKED | {"question": "\ud800?", "answers": ["7\udfff", "4"]}, 200),
+            (ASKED | {"\ud800": 1}, 422),
+            (ASKED | {"answers": ["\ud800", 1]}, 422),
+            ("\ud800", 422),
+        ):
+            response = await client.post("/v1/judge", content=json.dumps(body), headers=headers)
+            assert response.status_code == status, response.text
+        asked = {"query": ["Which?\ud8007"], "prompts": ["Which?\ud800"]}
+        response = await client.post("/get_reward", content=json.dumps(asked), headers=headers)
+        assert response.status_code in (200, 502), response.text  # this policy needs an image
+
+
 async def test_a_data_url_is_an_image_too(serve):
     async with serve() as client:
         answer = await client.post("/v1/judge", json=ASKED | {"images": [f"data:image/png;base64,{PICTURE}"]})
@@ -69,16 +97,10 @@ async def test_a_data_url_is_an_image_too(serve):
 
 async def test_rewards_as_openrlhf_asks_for_them(serve, template):
     """What its `RemoteRewardModel` posts: decoded token ids, special tokens and all; `raise_for_status`, then the answer's keys."""
-
-    class Sure(Preferring):
-        async def __call__(self, request):
-            request = type("Asked", (), {"messages": (*request.messages, None)})()  # no image to zoom into
-            return await super().__call__(request)
-
     chat = "<|im_start|>system\nAnswer.<|im_end|>\n<|im_start|>user\nWhich?<|im_end|>\n<|im_start|>assistant\n"
     prompts = ["Which?", "Which?", chat, "Which?"]
     queries = ["Which?7", "<|endoftext|><s>Which?4</s>", f"{chat}7<|im_end|>\n<|endoftext|>", "Which?7\n"]
-    async with serve(Sure(template)) as client:
+    async with serve(TextJudge(template)) as client:
         response = await client.post(
             "/get_reward", json={"query": queries, "prompts": prompts, "labels": ["", None, "7", ""]}
         )
@@ -104,6 +126,10 @@ async def test_rewards_as_openrlhf_asks_for_them(serve, template):
         ("/get_reward", {"query": ["Which?7"]}, 422, "prompts"),
         ("/get_reward", {"query": ["Which?7"], "prompts": ["Who?"]}, 422, "does not begin with"),
         ("/get_reward", {"query": ["Oh. Which?7"], "prompts": ["Which?"]}, 422, "query[0] does not begin with"),
+        ("/v1/judge", ASKED | {"images": ["é"]}, 422, "images[0]"),
+        ("/v1/judge", ASKED | {"images": [STRIP]}, 422, "images[0]: an image of 1000 x 4 px"),
+        ("/v1/judge", ASKED | {"answers": ["7", "word " * 20_000]}, 422, "session.max_prompt_tokens is"),
+        ("/v1/rank", ASKED | {"answers": ["7", "4", "word " * 20_000]}, 422, "session.max_prompt_tokens is"),
         (
             "/get_reward",
             {"query": ["<|image_pad|>?7"], "prompts": ["<|image_pad|>?"]},
@@ -113,12 +139,27 @@ async def test_rewards_as_openrlhf_asks_for_them(serve, template):
     ],
 )
 async def test_what_cannot_be_judged_is_refused(serve, path, body, status, message):
-    async with serve(max_answers=8, max_characters=1000, max_body_bytes=100_000) as client:
+    limits = {} if "word" in str(body) else {"max_characters": 1000, "max_body_bytes": 100_000}
+    async with serve(max_answers=8, **limits) as client:
         if status != 413 and "images" in body and body["images"] == [PICTURE]:
             body = body | {"images": []}
         answer = await client.post(path, json=body)
     assert answer.status_code == status
     assert message in answer.text
+
+
+async def test_a_row_that_cannot_be_judged_leaves_the_others_their_rewards(serve, template, caplog):
+    """The third answer has too many tokens for the judge, the fourth too many characters, and the fifth another prompt."""
+    answers = ["7", "4", "word " * 20_000, "x" * 150_000, "7"]
+    prompts = ["Which?"] * 4 + ["What?"]
+    queries = [f"Which?{answer}" for answer in answers]
+    async with serve(TextJudge(template), max_characters=140_000) as client:
+        response = await client.post("/get_reward", json={"query": queries, "prompts": prompts})
+        alone = await client.post("/get_reward", json={"query": queries[2:3], "prompts": prompts[2:3]})
+    assert response.json()["rewards"] == pytest.approx([0.9, 0.1, 0.5, 0.5, 0.5])
+    assert alone.json()["rewards"] == [0.5]
+    for reason in ("max_prompt_tokens", "140000 at most", "query[4] does not begin with prompts[4]"):
+        assert reason in caplog.text
 
 
 async def test_a_token_is_asked_for(serve):
@@ -187,6 +228,13 @@ async def test_a_session_that_breaks_is_no_fault_of_the_client(serve):
     assert answer.status_code == 502
     assert answer.json()["detail"] == "a session broke: httpx.ReadError: the server is gone"
     assert 'judge_requests_total{endpoint="judge",status="502"} 1.0' in metrics
+
+
+async def test_a_health_check_carries_the_token_of_the_process(template):
+    app = build_app(None, ServiceLimits(), health_token="ours")
+    async with httpx.AsyncClient(transport=httpx.ASGITransport(app), base_url="http://service") as client:
+        answer = await client.get("/health")
+    assert (answer.json(), answer.headers["X-Server-Token"]) == ({"status": "ok"}, "ours")
 
 
 async def test_it_describes_itself(serve):

@@ -65,10 +65,26 @@ def test_cuda_that_torch_cannot_use_although_nvidia_smi_lists_gpus_is_a_fault_wi
     assert "nvidia-fabricmanager" in advice
 
 
-def test_gpus_under_a_torch_for_cpu_are_a_fault():
-    verdict, text, advice = finding(replace(GOOD, torch_cuda=None, is_available=False), "CUDA")
-    assert (verdict, advice) == ("fault", "make clean install")
-    assert "built for CPU" in text
+def test_gpus_under_a_torch_for_cpu_are_one_warning_with_what_to_do():
+    (found,) = judge(replace(GOOD, torch_cuda=None, is_available=False, nccl=None))
+    assert (found.name, found.verdict) == ("GPU", "warning")
+    assert found.text == "torch is built for CPU, so that 1 x NVIDIA H200 are not used"
+    assert "--device gpu" in found.advice
+
+
+@pytest.mark.parametrize(
+    ("mode", "verdict", "words"),
+    [("Exclusive_Process", "warning", "placement.kind=shared fails"), ("Prohibited", "fault", "admits no process")],
+)
+def test_a_gpu_that_does_not_admit_several_processes_is_reported(mode, verdict, words):
+    found = judge(replace(GOOD, devices=(DEVICE, replace(DEVICE, compute_mode=mode)), num_visible=2))
+    (mode_found,) = (one for one in found if "compute mode" in one.text)
+    assert (mode_found.name, mode_found.verdict, mode_found.advice) == (
+        "GPU 1",
+        verdict,
+        "sudo nvidia-smi -i 1 -c DEFAULT",
+    )
+    assert words in mode_found.text
 
 
 def test_hidden_gpus_are_a_warning():
@@ -108,14 +124,15 @@ def test_links_are_counted_once_a_pair():
 
 
 def test_nvidia_smis_table_is_read():
-    listed = "NVIDIA H200, 580.95.05, 143771, 4\nNVIDIA GB10, 580.95.05, [N/A], [N/A]\n"
-    assert parse_devices(listed) == (DEVICE, GpuDevice(name="NVIDIA GB10", driver="580.95.05", total_mib=0, used_mib=0))
+    listed = "NVIDIA H200, 580.95.05, 143771, 4, Default\nNVIDIA GB10, 580.95.05, [N/A], [N/A], Exclusive_Process\n"
+    other = GpuDevice(name="NVIDIA GB10", driver="580.95.05", total_mib=0, used_mib=0, compute_mode="Exclusive_Process")
+    assert parse_devices(listed) == (DEVICE, other)
 
 
 @pytest.mark.parametrize(
     ("script", "found"),
     [
-        ("echo 'NVIDIA H200, 580.95.05, 143771, 4'", (True, "", (DEVICE,))),
+        ("echo 'NVIDIA H200, 580.95.05, 143771, 4, Default'", (True, "", (DEVICE,))),
         ("echo 'NVIDIA-SMI has failed'; exit 9", (True, "NVIDIA-SMI has failed", ())),
         ("exec sleep 60", (True, "no answer within 0.2 seconds", ())),
         (None, (False, "", ())),
@@ -131,7 +148,7 @@ def test_nvidia_smi_is_asked(script, found, tmp_path, monkeypatch):
 
 
 def test_one_gpu_alone_can_be_asked_for(tmp_path, monkeypatch):
-    (tmp_path / "nvidia-smi").write_text('#!/bin/sh\necho "$3, 1, 2, 3"\n')
+    (tmp_path / "nvidia-smi").write_text('#!/bin/sh\necho "$3, 1, 2, 3, Default"\n')
     (tmp_path / "nvidia-smi").chmod(0o755)
     monkeypatch.setenv("PATH", str(tmp_path))
     assert gpu.query_devices("GPU-ab12")[2][0].name == "--id=GPU-ab12"

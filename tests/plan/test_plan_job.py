@@ -12,12 +12,13 @@ from arm_rl.core.config_file import load_saved
 from arm_rl.core.stage_config import TrainConfig
 from arm_rl.plan import clock
 from arm_rl.plan.fit import memory_of
-from arm_rl.plan.hardware import GPUS, Cluster, Efficiency
+from arm_rl.plan.hardware import GPUS, Cluster, Efficiency, gpu_of_device
 from arm_rl.plan.modelled import Setting
+from arm_rl.plan.overheads import update_seconds
 from arm_rl.plan.search import search
 from arm_rl.plan.shapes import ModelShape
 from arm_rl.plan.simulated_engine import SimulatedEngine
-from arm_rl.plan.step_time import EngineTimes, LearnerTimes, Passes, update_seconds
+from arm_rl.plan.step_time import EngineTimes, LearnerTimes, Passes
 from arm_rl.plan.steps import scaled, scaling, step_of, stops_at
 from arm_rl.plan.workload import Workload, WorkloadError
 from jobs import plan as job
@@ -109,7 +110,7 @@ def test_weights_reach_many_nodes_in_rounds(shape):
 
 def test_adapters_need_less_of_everything_but_passes(shape):
     whole, adapted = (
-        setting(shape),
+        setting(shape, overrides=["placement.weight_transfer=file"]),
         setting(
             shape,
             overrides=[f"learner.{key}" for key in ("lora_rank=16", "freeze_vision=true", "freeze_projector=true")],
@@ -124,12 +125,12 @@ def test_the_papers_runs_fit_two_nodes(shape, name):
     assert memory_of(setting(shape, name)).problems == ()
 
 
-def test_what_does_not_fit_says_what_to_change():
+def test_what_does_not_fit_is_said():
     large = ModelShape.of("Qwen2.5-VL-72B")
-    (first, *rest) = memory_of(setting(large, nodes=1, gpu="h100")).problems
-    assert "rollout.gpu_memory_utilization or rollout.tensor_parallel_size" in first
-    assert any("a learner needs" in problem and "learner.offload_optimizer=true" in problem for problem in rest)
-    assert any("wants 16 GPUs, and there are 8" in problem for problem in rest)
+    problems = memory_of(setting(large, nodes=1, gpu="h100")).problems
+    assert "tokens of keys and values, and one session may need 73728" in problems[0]
+    assert any("a learner needs" in problem for problem in problems)
+    assert any("wants 16 GPUs, and there are 8" in problem for problem in problems)
 
 
 def test_a_part_of_the_cluster_stands_for_all_of_it(shape):
@@ -199,7 +200,60 @@ def test_the_command_prints_tables(monkeypatch, capsys):
     assert job.main() == 0
     out = capsys.readouterr().out
     assert "Qwen2.5-VL-72B-Instruct, 73.41 billion parameters, on 1 x 8 l40s" in out
-    assert out.splitlines()[-1].startswith("does not fit: ")
+    verdict = out[out.index("does not fit: ") :].splitlines()
+    assert "no change of a few keys fits" in verdict[1]
+    assert verdict[-1] == "session.max_prompt_tokens: up to 0 fits (configured: 65000)"
+
+
+def test_the_command_gives_advice_that_fits(capsys):
+    def verdict(*arguments):
+        path = "model.path=Qwen/Qwen2.5-VL-7B-Instruct"
+        command = ["configs/arm_thinker_stage2.yaml", path, *SMALL, "--gpu", "a100-40g", "--no-search", *arguments]
+        assert job.main(command) == 0
+        return capsys.readouterr().out
+
+    command = next(line for line in verdict().splitlines() if line.startswith("  fits with: "))
+    second = verdict(*command.removeprefix("  fits with: ").split(), "--samples", "320")
+    assert "fits: " in second
+    assert "the run: 30 steps, " in second
+    assert "a lost engine is replaced" in second
+
+
+def test_another_card_is_described_by_numbers(capsys):
+    def says(*arguments):
+        command = ["configs/arm_thinker_sft.yaml", "--nodes", "2", "--no-search", "--json", *arguments]
+        status = job.main(command)
+        shown = capsys.readouterr()
+        return status, shown.out, shown.err
+
+    usual, slow = (json.loads(says("--gpu", "h100", *more)[1]) for more in ((), ("--gpu-tflops", "100")))
+    assert slow["step"]["seconds"] > 5 * usual["step"]["seconds"]
+    small = json.loads(says("--gpu", "h100", "--gpu-memory", "4")[1])
+    assert small["cluster"]["gpu"]["name"] == "h100-like"
+    assert small["step"] is None
+    assert "--gpu-memory: a number above 0, not -1.0" in says("--gpu-memory", "-1")[2]
+    assert "--gpus: at least 1, not 0" in says("--gpus", "0")[2]
+
+
+@pytest.mark.parametrize(
+    ("device", "name"),
+    [
+        ("NVIDIA GeForce RTX 4090", "rtx4090"),
+        ("NVIDIA RTX 6000 Ada Generation", "rtx6000-ada"),
+        ("NVIDIA L4", "l4"),
+        ("NVIDIA L40S", "l40s"),
+        ("NVIDIA A100-SXM4-40GB", "a100-40g"),
+        ("NVIDIA A100 80GB PCIe", "a100-80g"),
+        ("NVIDIA H100 80GB HBM3", "h100"),
+        ("NVIDIA H200", "h200"),
+    ],
+)
+def test_a_card_is_found_by_the_drivers_name(device, name):
+    assert gpu_of_device(device) is GPUS[name]
+
+
+def test_an_unknown_card_is_none():
+    assert gpu_of_device("NVIDIA L40") is None
 
 
 def test_configurations_are_of_their_kinds():

@@ -11,7 +11,7 @@ from PIL import ImageDraw
 
 from arm_rl.core.images import Image
 from jobs.prepare_data import main
-from tests.support.scripted import ANSWER, ZOOM, call
+from tests.support.scripted import ANSWER, ZOOM, call, raw_call
 
 CHECK = "check_whether_response_word_count_in_range"
 TOOLS = ["--tools", "configs/tools/image_zoom.yaml", "configs/tools/text_checks.yaml"]
@@ -181,6 +181,19 @@ def test_tools_that_cannot_be_used(audit):
         ([call(box=[1, 2]), "no", ANSWER], "arguments.bbox_2d: [1, 2] is too short"),
         ([call(name="saw"), "no", ANSWER], "a call of 'saw', which no tool file lists"),
         (["<tool_call>{</tool_call>", "no", ANSWER], "the call is not valid JSON"),
+        ([call() + raw_call("{}")[len("<think>look closer</think>") :], "no", ANSWER], "2 calls in one turn"),
+        ([call() + "So:", "no", ANSWER], "text after a call, which ends its turn: 'So:'"),
+        ([call(name=CHECK, box=None, image=None), "no", ANSWER], f"a call of '{CHECK}', which is not offered ({ZOOM})"),
+        ([call(box=["1", "2", "30", "40"]), "no", ANSWER], "arguments.bbox_2d[0]: '1' is not of type"),
+        (
+            [raw_call('{"name": "image_zoom_in_tool", "parameters": {}}'), "no", ANSWER],
+            "no 'arguments', but 'parameters'",
+        ),
+        (
+            [raw_call('{"name": "image_zoom_in_tool", "arguments": "{}"}'), "no", ANSWER],
+            "the arguments are not a JSON object but a text",
+        ),
+        ([ANSWER, "no", ANSWER], "a tool message answers no call"),
     ],
 )
 def test_calls_of_demonstrations(audit, turns, message):
@@ -193,8 +206,26 @@ def test_calls_of_demonstrations(audit, turns, message):
     status, report, said = audit(
         [{"id": "d", "data_source": "zoom", "messages": written, "images": shown, "tools": [ZOOM]}], (), *TOOLS
     )
-    assert (status, kinds(report)) == ((0, {}) if message is None else (1, {"tools": 1}))
-    assert message is None or f"d: {message}" in said or message in said
+    assert (status, [*kinds(report)]) == ((0, []) if message is None else (1, ["tools"]))
+    assert message is None or message in said
+
+
+def test_calls_are_looked_at_without_tool_files(audit):
+    """By what the rows themselves offer."""
+    written = [{"role": "user", "content": "Which?"}]
+    written += [{"role": "assistant", "content": call(name="saw")}, {"role": "tool", "content": "no"}]
+    written += [{"role": "assistant", "content": ANSWER}]
+    status, report, said = audit([{"id": "d", "messages": written, "images": [], "tools": [ZOOM]}])
+    assert (status, kinds(report)) == (1, {"tools": 1})
+    assert f"d: a call of 'saw', which is not offered ({ZOOM})" in said
+
+
+def test_a_prompt_that_ends_with_an_assistant_message(audit):
+    said_before = row(0)
+    said_before["prompt"].append({"role": "assistant", "content": "It is a cat."})
+    status, report, said = audit([said_before, row(1)])
+    assert (status, kinds(report)) == (1, {"tools": 1})
+    assert "s0: the prompt ends with an assistant message" in said
 
 
 def test_tokens_are_those_that_training_counts(audit, judge_folder, template):

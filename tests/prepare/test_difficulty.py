@@ -34,7 +34,7 @@ def rights(samples):
 @pytest.mark.parametrize(("never_right", "kept"), [("keep", {1, 2}), ("drop", {2})])
 def test_rows_that_teach_something_are_kept_as_they_are(file, never_right, kept):
     samples = read_samples([str(file)], ["one"])
-    out, num_rows = write_filtered(file, rights(samples), never_right)
+    out, num_rows = write_filtered(file, rights(samples), never_right, name=file.stem)
     assert out == file.with_name("train-filtered.parquet")
     wanted = [number for number in range(NUM_SAMPLES) if number % 3 in kept]
     assert num_rows == len(wanted)
@@ -45,14 +45,14 @@ def test_rows_without_ids_are_told_by_their_place(file, tmp_path):
     bare = tmp_path / "bare.parquet"
     pq.write_table(pq.read_table(file).drop_columns(["extra_info"]), bare, row_group_size=50)
     samples = read_samples([str(bare)], ["one"])
-    out, _ = write_filtered(bare, rights(samples), "drop")
+    out, _ = write_filtered(bare, rights(samples), "drop", name=bare.stem)
     assert pq.read_table(out).equals(pq.read_table(bare).take(list(range(2, NUM_SAMPLES, 3))))
 
 
 def test_what_broke_is_left_out_and_counted(file):
     samples = read_samples([str(file)], ["one"])
     known = rights(samples[3:9])
-    assert write_filtered(file, known, "keep")[1] == 4
+    assert write_filtered(file, known, "keep", name=file.stem)[1] == 4
     found = report(samples[:9], known, 5, "drop")
     assert found["left_out"] == {"right in all rollouts": 2, "never right": 2, "sessions broke": 3}
     assert (found["kept"], found["histogram"]) == (2, {"digits": [2, 0, 0, 2, 0, 2]})

@@ -1,5 +1,6 @@
 """The file of questions: what is written comes back, and what is wrong is named with its line."""
 
+import codecs
 import json
 from pathlib import Path
 
@@ -51,6 +52,24 @@ def test_what_is_wrong_is_named(tmp_path, line, message):
     file = tmp_path / "questions.jsonl"
     file.write_text(json.dumps(WHOLE | {"id": "first"}) + "\n\n" + line + "\n")
     with pytest.raises(QuestionError, match=f"line 3: .*{message}" if "twice" not in message else f"line 3: {message}"):
+        list(read_questions(file))
+
+
+def test_a_byte_order_mark_and_half_characters_are_no_obstacle(tmp_path):
+    file = tmp_path / "questions.jsonl"
+    file.write_bytes(codecs.BOM_UTF8 + json.dumps(WHOLE | {"question": "a\ud800?"}).encode() + b"\r\n")
+    (question,) = read_questions(file)
+    assert question.question == "a??"
+    write_questions(tmp_path / "again.jsonl", [question])
+
+
+def test_another_encoding_is_named_with_its_line(tmp_path):
+    file = tmp_path / "questions.jsonl"
+    file.write_bytes(json.dumps(WHOLE).encode() + b'\n{"id": "\xe9"}\n')
+    with pytest.raises(QuestionError, match=r"questions.jsonl: line 2: not UTF-8 text \(byte 0xe9 at column 9\)"):
+        list(read_questions(file))
+    file.write_bytes(json.dumps(WHOLE).encode("utf-16"))
+    with pytest.raises(QuestionError, match=r"line 1: not UTF-8 text \(the file is UTF-16\)"):
         list(read_questions(file))
 
 

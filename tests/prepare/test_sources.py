@@ -73,6 +73,17 @@ def test_llava_critic(tmp_path, made):
     assert "done: 2 questions" in said
 
 
+def test_files_of_one_name_give_ids_of_their_own(tmp_path, capsys):
+    files = []
+    for folder in ("geo", "chart"):
+        (tmp_path / folder).mkdir()
+        files.append(str(tmp_path / folder / "data.json"))
+        (tmp_path / folder / "data.json").write_text(json.dumps([{"instruction": "Say it.", "response": folder}]))
+    assert main(["questions", "mm_ifengine", *files, "--out", str(tmp_path / "q.jsonl")]) == 0
+    ids = [one.id for one in read_questions(tmp_path / "q.jsonl")]
+    assert ids == ["mm_ifengine-geo/data-0", "mm_ifengine-chart/data-0"]
+
+
 def test_deepeyes(tmp_path, made):
     """verl's columns; the words on how to think and call go, the options stay."""
     how = (
@@ -135,6 +146,9 @@ def test_mm_ifengine(tmp_path, made):
         {"instruction": "Nobody answered.", "image": "images/a.jpg"},
     ]
     (tmp_path / "data.json").write_text(json.dumps(rows))
+    (tmp_path / "text.json").write_text(json.dumps([{**rows[0], "images": "images/a.jpg"}]))
+    ((one,), _) = made("mm_ifengine", "text.json")
+    assert one.images[0].read_bytes() == PICTURES[0].data, "the path of one image as a text"
     questions, said = made("mm_ifengine", "data.json")
     assert [(one.question, one.answer) for one in questions[:2]] == [
         ("Describe it.", "A cat."),

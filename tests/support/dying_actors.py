@@ -3,6 +3,7 @@
 import asyncio
 import os
 import signal
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -16,8 +17,8 @@ from arm_rl.core.tracing import SpanBatch
 class Puppet(SupervisedActor):
     """In place of a rollout actor: serves what is in the file that it was given, and dies as the sample's files in a folder say."""
 
-    def __init__(self, folder: Path) -> None:
-        self._folder, self._weights = folder, "base"
+    def __init__(self, folder: Path, node: str = "a node") -> None:
+        self._folder, self._node, self._weights = folder, node, "base"
 
     async def start(self) -> str:
         with (self._folder / "starts").open("a") as file:
@@ -26,10 +27,23 @@ class Puppet(SupervisedActor):
             raise EngineDied("no memory for the cache")
         if (self._folder / "starts no more").exists():
             raise ValueError("another number of heads")
-        return "a node"
+        return self._node
 
-    async def load_weights(self, weights: Any, data: bytes | None) -> None:
-        assert data is None, "it is the same node"
+    async def copy_weights(self, weights: Any, data: Any) -> Any:
+        from actors.weights.files import place_weights  # it imports torch
+
+        with (self._folder / "copies").open("a") as file:
+            file.write(f"{self._node}\n")
+        dies = self._folder / f"{self._node} dies as it writes"
+        if dies.exists():
+            dies.unlink()
+            os.kill(os.getpid(), signal.SIGKILL)
+        folder = self._folder / self._node
+        folder.mkdir(exist_ok=True)
+        return replace(weights, path=place_weights(data, folder, weights.version), is_copy=True)
+
+    async def load_weights(self, weights: Any) -> None:
+        assert weights.is_copy == (self._node != "a node")
         self._weights = weights.path.read_text()
 
     @ray.method(num_returns=2)

@@ -27,7 +27,7 @@ class LoopbackServer:
             def do_POST(self) -> None:
                 respond(self)
 
-            do_GET = do_POST
+            do_GET = do_HEAD = do_POST
 
             def log_message(self, *arguments: object) -> None:
                 """Log nothing."""

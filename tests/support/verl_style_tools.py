@@ -115,6 +115,66 @@ class StoreTool(NewTool):
         self.store = {}
 
 
+class CheckerTool(NewTool):
+    """As the reference's checkers: texts are looked up in the store's `texts_map`, which only `create_kwargs` brings."""
+
+    parameters: dict[str, str] = {}
+
+    def __init__(self, config: dict, tool_schema: Any) -> None:
+        super().__init__(config, tool_schema)
+        self.stores: dict[str, dict] = {}
+
+    def get_openai_tool_schema(self) -> dict[str, Any]:
+        properties = {name: {"type": kind} for name, kind in {"response": "string", **self.parameters}.items()}
+        parameters = {"type": "object", "properties": properties, "required": list(properties)}
+        return {
+            "type": "function",
+            "function": {"name": type(self).__name__, "description": "", "parameters": parameters},
+        }
+
+    async def create(
+        self, instance_id: str | None = None, response_store: dict | None = None, **kwargs: Any
+    ) -> tuple[str, ToolResponse]:
+        instance_id = instance_id or str(uuid4())
+        self.stores[instance_id] = kwargs.get("create_kwargs", {}).get("response_store", {})
+        return instance_id, ToolResponse()
+
+    async def execute(
+        self, instance_id: str, parameters: dict[str, Any], **kwargs: Any
+    ) -> tuple[ToolResponse, float, dict]:
+        text = self.stores[instance_id].get("texts_map", {})[parameters["response"]]
+        return ToolResponse(text=f"Check result: {self.holds(text, parameters)}"), 0.0, {}
+
+    def holds(self, text: str, parameters: dict[str, Any]) -> bool:
+        raise NotImplementedError
+
+    async def release(self, instance_id: str, **kwargs: Any) -> None:
+        del self.stores[instance_id]
+
+
+class WordCountTool(CheckerTool):
+    parameters = {"lower_bound": "integer", "upper_bound": "integer"}
+
+    def holds(self, text: str, parameters: dict[str, Any]) -> bool:
+        return parameters["lower_bound"] <= len(text.split()) <= parameters["upper_bound"]
+
+
+class BeginsWithTool(CheckerTool):
+    parameters = {"substring": "string"}
+
+    async def create(self, instance_id: str | None = None, **kwargs: Any) -> tuple[str, ToolResponse]:  # type: ignore[override]
+        """Names no store in its signature."""
+        return await super().create(instance_id, **kwargs)
+
+    def holds(self, text: str, parameters: dict[str, Any]) -> bool:
+        return text.lower().startswith(parameters["substring"].lower())
+
+
+class NoNumberTool(CheckerTool):
+    def holds(self, text: str, parameters: dict[str, Any]) -> bool:
+        return not any(character.isdigit() for character in text)
+
+
 class NeedsSchemaTool(NewTool):
     """Has no schema of its own."""
 

@@ -10,6 +10,7 @@ from collections.abc import AsyncIterator, Coroutine
 from dataclasses import dataclass
 from typing import IO, Any
 
+from arm_rl.core.http_clients import ProxyError, make_async_client
 from arm_rl.core.owner import tie_to_parent
 from arm_rl.core.session import ToolResult
 from tools.adapters.mcp_content import as_result
@@ -56,7 +57,9 @@ async def _connect_client(server: McpServer, errors: IO[str] | None, ended: asyn
     async with contextlib.AsyncExitStack() as stack:
         if server.url is not None:
             client = await stack.enter_async_context(
-                httpx2.AsyncClient(headers=server.values(), timeout=httpx2.Timeout(30, read=300))
+                make_async_client(
+                    base_url=server.url, library=httpx2, headers=server.values(), timeout=httpx2.Timeout(30, read=300)
+                )
             )
             transport = streamable_http_client(server.url, http_client=client)
         else:
@@ -105,7 +108,7 @@ async def list_tools(server: McpServer, errors: IO[str] | None) -> dict[str, Any
         raise
     except Exception as error:
         first = _first_error(error)
-        said = str(first) if isinstance(first, MCPError | OSError) else type(first).__name__
+        said = str(first) if isinstance(first, MCPError | OSError | ProxyError) else type(first).__name__
         raise McpError(f"it does not answer as an MCP server: {said}") from error
     return tools
 

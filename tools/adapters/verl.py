@@ -6,8 +6,8 @@ are computed from what the environment did, in one place.
 
 A sample's `tools_kwargs` do not exist here: a tool must not be told the label. Instead `create` is offered what the session holds, as the
 parameters it names: `image` (the original image, PIL), `images` and `texts` (by name), and `response_store`, whose `imgs_map` leads to
-files and whose `resp_map` holds the texts; the maps grow with the session. A `create` that takes `**kwargs` is given the original image
-inside `create_kwargs` too.
+files and whose `texts_map` and `resp_map` hold the texts: the reference's checkers look in the one, its agent loop fills the other. The
+maps grow with the session. A `create` that takes `**kwargs` is given the original image and the texts inside `create_kwargs` too.
 """
 
 import asyncio
@@ -138,15 +138,17 @@ class _Store:
 
     def arguments(self, session: str) -> dict[str, Any]:
         """The keyword arguments of `create`."""
-        offered = {
+        text_maps = {"texts_map": self._texts, "resp_map": self._texts}
+        offered: dict[str, Any] = {
             "instance_id": session or None,
             "image": self._original,
             "images": self._images,
             "texts": self._texts,
-            "response_store": {"imgs_map": self._paths, "resp_map": self._texts},
+            "response_store": {"imgs_map": self._paths, **text_maps},
         }
         given = {name: offered[name] for name in self._offered}
-        more = {name: value for name, value in given.items() if name != "instance_id"}
+        more: dict[str, Any] = {"response_store": text_maps, **given}
+        more.pop("instance_id", None)
         if self._original is not None:
             more["image"] = self._original
         return {**given, "create_kwargs": more} if self._takes_more else given

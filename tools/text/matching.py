@@ -4,7 +4,7 @@ import re
 import unicodedata
 from collections.abc import Iterable, Iterator
 
-from tools.text.sentences import LETTER, strip_markdown
+from tools.text.sentences import LETTER, strip_emphasis, strip_markdown
 
 _OPENERS = "\"'([{<«‹„「『《〈【¿¡ "
 _CLOSERS = "\"')]}>»›」』》〉】 "
@@ -26,28 +26,30 @@ def fold(text: str) -> str:
 
 
 def contains(text: str, substrings: Iterable[str]) -> bool:
-    """Whether any is there, as written or without Markdown's marks."""
+    """Return whether any of the substrings is in a text, as written or without Markdown's marks on both sides."""
     forms = (fold(text), fold(strip_markdown(text)))
-    return any(fold(substring) in form for substring in substrings for form in forms)
+    return any(wanted in form for substring in substrings for wanted in _forms(substring) for form in forms)
 
 
 def begins_with(text: str, substring: str) -> bool:
-    """Return whether a text begins with a substring, also without Markdown's marks or opening brackets."""
-    substring = fold(substring)
-    if fold(text).startswith(substring):
-        return True
+    """Return whether a text begins with a substring, also without Markdown's marks on both sides or opening brackets."""
+    wanted = _forms(substring)
     bare = fold(strip_markdown(text))
-    return bare.startswith(substring) or bare.lstrip(_OPENERS).startswith(substring)
+    return any(form.startswith(wanted) for form in (fold(text), bare, bare.lstrip(_OPENERS)))
 
 
 def ends_with(text: str, substring: str) -> bool:
-    """Return whether a text ends with a substring, also without Markdown's marks and closing quotation marks."""
-    substring = fold(substring)
-    if fold(text).endswith(substring):
-        return True
+    """Return whether a text ends with a substring, also without Markdown's marks on both sides and closing quotation marks."""
+    wanted = _forms(substring)
     bare = fold(strip_markdown(text))
     unquoted = bare.rstrip(_CLOSERS)
-    return any(form.endswith(substring) for form in (bare, unquoted, unquoted.rstrip(_ENDS + _CLOSERS)))
+    return any(form.endswith(wanted) for form in (fold(text), bare, unquoted, unquoted.rstrip(_ENDS + _CLOSERS)))
+
+
+def _forms(substring: str) -> tuple[str, ...]:
+    """Return a substring as written and without marks of emphasis, where more than marks is left."""
+    written, bare = fold(substring), fold(strip_emphasis(substring))
+    return (written, bare) if bare else (written,)
 
 
 def count_mentions(text: str, keywords: Iterable[str]) -> Iterator[int]:
@@ -57,7 +59,7 @@ def count_mentions(text: str, keywords: Iterable[str]) -> Iterator[int]:
     AI). Han characters and kana have no such edges. "C" is not in "C++" or "C#", nor "3" in "3.14".
     """
     text = fold(strip_markdown(text))
-    for keyword in dict.fromkeys(map(fold, keywords)):
+    for keyword in dict.fromkeys(_forms(keyword)[-1] for keyword in keywords):
         times, start = 0, text.find(keyword)
         while start >= 0:
             stop = start + len(keyword)

@@ -14,6 +14,10 @@ _NUMBERING = re.compile(
     r"^[ \t>*_-]*(?:\(\d{1,3}\)|\d{1,3}(?:[)、]|\.(?!\d)))|^[ \t>]*#+[ \t]*[*_]*\d{1,3}(?:\.\d{1,3})*[.)、]?(?=[ \t])",
     re.MULTILINE,
 )
+# "1 000,50" and "1'000.50": what parts thousands ends no number
+_GROUPS = re.compile(
+    rf"(?<![\d'’])(?<!{LETTER})(?<!\d[.,:/-])\d{{1,3}}(?:(?P<parted>[ \u00a0\u2009\u202f'’])\d{{3}})(?:(?P=parted)\d{{3}})*(?!\d)"
+)
 _TOKEN = re.compile(
     rf"(?=[百.\d])(?P<prefix>百分之[ ]?)?(?<!{LETTER})(?<!{LETTER}[-‐‑.,:/_])"  # not the end of a name: H2O, GPT-4, v1.2
     r"(?P<digits>(?:(?<!\.)\.)?\d+(?:[.,:/-]\d+)*)"
@@ -39,7 +43,8 @@ class Number:
 def numbers(text: str) -> list[Number]:
     """The numbers that a text gives, in order.
 
-    "1,000" is one, without decimals; so is "1.000.000,5", with one, and a comma that cannot part thousands ("3,14") is a decimal point.
+    "1,000" is one, without decimals; so are "1.000.000,5" and "1 000 000,5", with one. A comma that cannot part thousands ("3,14") is a
+    decimal point.
     What is multiplied by a power of ten counts with its own digits: "1.50e-5" has two. A range ("3.5-4.0%"), a ratio and a fraction are the
     numbers that they consist of. No numbers are: the numbering of items and headings, dates written in digits (2024-05-01, 5/1/2024),
     times of day (12:30), versions and addresses (1.2.3), names that hold digits (H2O, GPT-4), and whole numbers that run into letters
@@ -47,6 +52,7 @@ def numbers(text: str) -> list[Number]:
     percent") or 百分之 precedes.
     """
     text = _NUMBERING.sub(" ", unicodedata.normalize("NFC", text).translate(_FULL_WIDTH))
+    text = _GROUPS.sub(lambda groups: groups[0].replace(groups["parted"], ""), text)
     found = []
     for token in _TOKEN.finditer(text):
         percentage = bool(token["percent"] or token["prefix"])

@@ -147,7 +147,12 @@ def _join_without_marks(lines: list[str]) -> str:
     line = _HTML.sub(" ", _LINK.sub(r"\1", line)) if "[" in line or "<" in line else line
     marker = _MARKER.match(line)  # a bullet is no emphasis
     start = marker.end() if marker else 0
-    return (line[:start] + _EMPHASIS.sub("", line[start:])).strip()
+    return (line[:start] + strip_emphasis(line[start:])).strip()
+
+
+def strip_emphasis(line: str) -> str:
+    """Return a line, or a part of one, without marks of bold, italic, struck-through and code."""
+    return _EMPHASIS.sub("", line)
 
 
 # Languages whose abbreviations the segmenter knows: by their letters, and where these are Latin by words that the others hardly have.
@@ -191,6 +196,13 @@ _NUMBER = re.compile(r"\s*[(（]?\d{1,3}[.)）]\s*")
 _LETTER = re.compile(LETTER)
 _NEVER_LAST = re.compile(r"(?<![^\W_])(?:mrs?|ms|dr|prof|e\.g|i\.e|vs|cf|approx|eq)\.\s*\Z", re.IGNORECASE)
 _POINT = re.compile(r"[^\W_]\.\Z")
+_SHORT_WORD = re.compile(r"(?<![^\W_])(?:[^\W\d_]\.)*[^\W\d_]{1,4}\.\s*\Z")  # "temp.", "т.е."
+_ANY_LETTER = re.compile(r"[^\W\d_]")
+# which hardly follow the point inside a name: "Rome.The streets"
+_OPENING_WORD = re.compile(
+    r"(?:an?d?|as|at|but|he|her|his|if?|in|its?|my|no|on|our|she|so|th(?:at|eir|en?|ere|ese|ey|is|ose)|we|when|you),?",
+    re.IGNORECASE,
+)
 _AFTER_SPEECH = re.compile(rf"[{CJK},，、]")
 
 
@@ -201,7 +213,7 @@ def _split_sentences(block: str, language: str) -> Iterator[str]:
     sentence = [block[:body]]
     complete = False  # has a letter or a digit beside a number in front: another sentence may follow
     for part in _segments(block[body:], language):
-        if complete and not _continues_sentence(sentence[-1], part):
+        if complete and not _continues_sentence(sentence, part):
             yield "".join(sentence).strip()
             sentence, complete = [], False
         while not complete and (aside := _ASIDE.match(part)) and not part[aside.end()].islower():
@@ -213,13 +225,31 @@ def _split_sentences(block: str, language: str) -> Iterator[str]:
         yield "".join(sentence).strip()
 
 
-def _continues_sentence(before: str, part: str) -> bool:
-    """Return whether a part of the segmenter belongs to the sentence before it."""
+def _continues_sentence(sentence: list[str], part: str) -> bool:
+    """Return whether a part of the segmenter belongs to the sentence of the parts before it."""
+    before = sentence[-1]
     if not _SOMETHING.search(part) or _NEVER_LAST.search(before[-10:]):
         return True
     if before[-1] in "”’」』":  # “真的吗？”他说。
         return bool(_AFTER_SPEECH.match(part))
-    return bool(_POINT.search(before[-2:]) and _LETTER.match(part))  # "ASP.NET"
+    if _POINT.search(before[-2:]) and _LETTER.match(part):  # "ASP.NET"
+        return not _is_space_missing(before, part)
+    # an abbreviation, for a writer whose sentences begin with capitals
+    return bool(_SHORT_WORD.search(before)) and _begins_small(part) and not _begins_small("".join(sentence[:2]))
+
+
+def _begins_small(text: str) -> bool:
+    """Return whether the first letter is a small one, and not that of a name such as "iPhone"."""
+    first = _ANY_LETTER.search(text)
+    return first is not None and first[0].islower() and not text[first.end() : first.end() + 1].isupper()
+
+
+def _is_space_missing(before: str, part: str) -> bool:
+    """Return whether two sentences meet without a blank, as in "The cat sat.The dog ran."."""
+    last, first = before[:-1].split()[-1], part.split()[0]
+    if not last.isalpha() or not first.rstrip(",'’").istitle() or len(part.split()) < 2:
+        return False  # a name with a point, or an address
+    return (len(last) > 1 and last.islower()) or bool(_OPENING_WORD.fullmatch(first))
 
 
 def _segments(block: str, language: str) -> Iterator[str]:

@@ -16,6 +16,7 @@ import httpx
 from pydantic import Field
 
 from arm_rl.core.errors import UserError
+from arm_rl.core.http_clients import check_proxy, make_async_client
 from arm_rl.core.session import ToolResult
 from tools.base import ArgumentError, Execution, Tool, ToolContext
 from tools.execution.tool_loop import tool_loop
@@ -87,6 +88,7 @@ class WebSearchTool(Tool):
             raise UserError(f"engine: one of {', '.join(ENGINES)}, not {engine!r}")
         self.engine = engine
         self.base_url = _check_url(base_url or ENGINES[engine].base_url)
+        check_proxy(self.base_url)
         self.key_variable = _check_key_variable(engine, api_key_variable or ENGINES[engine].key_variable)
         _check_range("num_results", num_results, 1, 20, int)
         _check_range("timeout_seconds", timeout_seconds, 0.1, 600)
@@ -164,7 +166,7 @@ class WebSearchTool(Tool):
 
     async def _ask(self, query: str) -> list[SearchResult]:
         if self._client is None:
-            self._client = httpx.AsyncClient(follow_redirects=False)  # a key is for one address
+            self._client = make_async_client(follow_redirects=False)  # a key is for one address
         engine = ENGINES[self.engine]
         secret = _read_key(self.key_variable) if self.key_variable else ""
         request = engine.request(self.base_url, query, self.num_results, secret)

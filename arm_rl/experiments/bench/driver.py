@@ -229,7 +229,7 @@ class InstantEngine(SupervisedActor):
         images = {shown.key: Image(b"pixels", shown.key) for one in trajectories for shown in one.images}
         return trajectories, images
 
-    async def load_weights(self, weights: WeightFile, data: bytes | None) -> None:
+    async def load_weights(self, weights: WeightFile) -> None:
         """Stamp the turns that follow with this policy version."""
         self._turns = _turns(weights.version)
 

@@ -19,8 +19,9 @@ from typing import Any
 
 import httpx
 
-from actors.rollout.model_server import free_port
+from arm_rl.core.http_clients import make_async_client
 from arm_rl.core.images import Image
+from arm_rl.core.own_server import free_port
 from arm_rl.core.stage_config import TrainConfig
 from arm_rl.core.types import Sample
 from arm_rl.demo import dataset
@@ -95,7 +96,7 @@ async def _measure(config: TrainConfig, settings: ServiceSettings, url: str) -> 
     outcomes = ClientOutcomes()
     async with (
         started(config) as (runner, actor),
-        httpx.AsyncClient(base_url=url, timeout=600, limits=httpx.Limits(max_connections=None)) as client,
+        make_async_client(base_url=url, timeout=600) as client,
     ):
         groups = await runner.run_all(
             samples, "service", size=1, temperature=0.0

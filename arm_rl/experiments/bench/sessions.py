@@ -15,7 +15,7 @@ from pathlib import Path
 
 from arm_rl.core import session
 from arm_rl.core.config import SessionConfig
-from arm_rl.core.config_file import load
+from arm_rl.core.config_file import list_override, load
 from arm_rl.core.session import Completion, Policy, PolicyRequest
 from arm_rl.core.stage_config import SftConfig, TrainConfig
 from arm_rl.core.template import Template
@@ -70,7 +70,7 @@ LARGE_IMAGES = StepShape(
 def demo_config(workspace: Workspace, model_folder: Path, *overrides: str, num_samples: int) -> TrainConfig:
     """Write questions of the demo and return the demo's configuration of a judge that trains on them."""
     data = dataset.write(workspace.temporary / "train.parquet", seed=0, split="train", num_samples=num_samples)
-    files = [f"model.path={model_folder}", f"data.train=[{data}]", "data.held_out=[]"]
+    files = [f"model.path={model_folder}", list_override("data.train", data), "data.held_out=[]"]
     return load(TrainConfig, CONFIG, [f"run.root={workspace.temporary}", *files, *overrides])
 
 
@@ -117,7 +117,7 @@ def _taught(
             f"run.root={root}",
             f"run.seed={seed}",
             f"model.path={base}",
-            f"data.train=[{root / 'demonstrations.parquet'}]",
+            list_override("data.train", root / "demonstrations.parquet"),
             f"num_epochs={epochs}",
             f"batch_size={batch}",
             f"learner.micro_batch_tokens={shape.micro_batch_tokens}",

@@ -19,7 +19,7 @@ from typing import Any
 
 from actors.cluster.reservation import reserve
 from actors.learner.ranks import LearnerRanks
-from arm_rl.core.config_file import load
+from arm_rl.core.config_file import list_override, load
 from arm_rl.core.stage_config import TrainConfig
 from arm_rl.data.samples import Cursor
 from arm_rl.experiments.bench import sessions, trl_environment
@@ -244,7 +244,7 @@ def _config(settings: TrlSettings, task: TrlTask, mode: PipelineMode, folder: Pa
             f"run.root={folder}",
             f"run.seed={settings.seed}",
             f"model.path={task.model}",
-            f"data.train=[{task.data}]",
+            list_override("data.train", task.data),
             "data.held_out=[]",
             f"session.max_turns={limits.max_turns}",
             f"session.max_prompt_tokens={limits.max_prompt_tokens}",

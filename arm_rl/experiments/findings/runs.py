@@ -17,7 +17,7 @@ from pathlib import Path
 
 from actors.cluster.reservation import reserve
 from arm_rl.core.atomic_file import replace_file
-from arm_rl.core.config_file import load
+from arm_rl.core.config_file import list_override, load
 from arm_rl.core.stage_config import SftConfig, TrainConfig
 from arm_rl.core.template import Template
 from arm_rl.data.demonstrations import write_demonstrations
@@ -97,7 +97,10 @@ class Findings:
 
     def config(self, model: Path, *overrides: str) -> TrainConfig:
         """The GRPO configuration of a run."""
-        files = [f"data.train=[{self.data / 'train.parquet'}]", f"data.held_out=[{self.data / self.split}.parquet]"]
+        files = [
+            list_override("data.train", self.data / "train.parquet"),
+            list_override("data.held_out", (self.data / self.split).with_suffix(".parquet")),
+        ]
         return load(TrainConfig, setting.CONFIG, [f"model.path={model}", *files, *self.size.overrides, *overrides])
 
     def _check_setting(self) -> None:
@@ -146,7 +149,7 @@ class Findings:
         if not demonstrations.is_file():
             self.log(f"seed {seed}: demonstrations")
             write_demonstrations(demonstrations, self._run_teacher(seed))
-        files = [f"data.train=[{demonstrations}]", f"model.path={self.base}"]
+        files = [list_override("data.train", demonstrations), f"model.path={self.base}"]
         config = load(SftConfig, setting.SFT_CONFIG, [*files, f"run.root={folder}", f"run.seed={seed}"])
         if not (config.run.folder / "export" / "config.json").is_file():
             self.log(f"seed {seed}: cold start")

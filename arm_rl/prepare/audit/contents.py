@@ -15,6 +15,7 @@ import imagehash
 import numpy as np
 
 from arm_rl.core.images import Image
+from arm_rl.core.placeholders import count_images
 from arm_rl.core.template import Template
 from arm_rl.core.types import Sample
 from arm_rl.data.image_store import ImageSource
@@ -105,7 +106,7 @@ def _audit_row(numbered: tuple[int, Record], *, schemas: Mapping[str, Any], temp
     name = str(extra.get("id", record.others.get("id", f"row {number}")))
     label = str(record.others.get("reward_model", {}).get("ground_truth", "")).strip().lower()
     prompt = list(itertools.takewhile(lambda message: message[0] != "assistant", record.messages))
-    shown = record.images[: sum(text.count("<image>") for _, text in prompt)]
+    shown = record.images[: sum(count_images(text) for _, text in prompt)]
     return AuditRow(
         name=name,
         text=normalise_text(" ".join(text for _, text in prompt)),

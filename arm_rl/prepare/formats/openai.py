@@ -5,6 +5,7 @@ from pathlib import Path
 from typing import Any
 
 from arm_rl.core.atomic_file import replace_file
+from arm_rl.core.placeholders import join_at_images, split_at_images
 from arm_rl.data.parquet_rows import BrokenRows, DataError
 from arm_rl.prepare.formats.pictures import Pictures
 from arm_rl.prepare.formats.text_files import (
@@ -51,32 +52,52 @@ def _parse_message(message: Any, entries: list[Any], where: str) -> tuple[str, s
     role = "system" if message["role"] == "developer" else message["role"]
     content = message.get("content")
     parts = [{"type": "text", "text": content}] if isinstance(content, str) else content or []
-    text = "".join(_parse_part(part, entries, where) for part in parts)
+    pieces = [""]
+    for part in parts:
+        _parse_part(part, pieces, entries, where)
+    text = join_at_images(pieces)
+    if message.get("function_call"):
+        raise DataError(f"{where}: a message has 'function_call', the older form of 'tool_calls', which is needed")
     calls = []
     for call in message.get("tool_calls") or ():
         function = call.get("function") if isinstance(call, dict) else None
-        if not isinstance(function, dict) or not all(
-            isinstance(function.get(name), str) for name in ("name", "arguments")
-        ):
-            raise DataError(f"{where}: a call needs a function with a name and arguments, both texts, not {call!r:.80}")
-        calls.append((function["name"], function["arguments"]))
+        if not isinstance(function, dict) or not isinstance(function.get("name"), str):
+            raise DataError(f"{where}: a call needs a function with a name, not {call!r:.80}")
+        calls.append((function["name"], _parse_arguments(function, where)))
     whole = join_calls(text, calls)
     if calls and split_calls(whole) != (text, calls):
         raise DataError(f"{where}: the arguments of {calls[0][0]!r} are not JSON, or the text before looks like a call")
     return role, whole
 
 
-def _parse_part(part: Any, entries: list[Any], where: str) -> str:
+def _parse_arguments(function: dict[str, Any], where: str) -> str:
+    """Return a call's arguments as JSON; an empty text and null stand for no arguments, and an object for itself."""
+    others = [key for key in function if key != "name"]
+    if "arguments" not in function and others:
+        raise DataError(f"{where}: a call of {function['name']!r} has no 'arguments', but {others[0]!r}")
+    arguments = function.get("arguments")
+    if isinstance(arguments, dict):
+        return dump_json(arguments, where)
+    if arguments is None or (isinstance(arguments, str) and not arguments.strip()):
+        return "{}"
+    if not isinstance(arguments, str):
+        raise DataError(
+            f"{where}: the arguments of {function['name']!r} are {arguments!r:.80}; a JSON object is needed"
+        )
+    return arguments
+
+
+def _parse_part(part: Any, pieces: list[str], entries: list[Any], where: str) -> None:
+    """Add a part to the texts between the images, or to the images."""
     kind = part.get("type") if isinstance(part, dict) else None
     if kind == "text" and isinstance(part.get("text"), str):
-        if "<image>" in part["text"]:
-            raise DataError(f"{where}: a text holds <image>, which would be read as an image")
-        return part["text"]
-    if kind == "image_url":
+        pieces[-1] += part["text"]
+    elif kind == "image_url":
         url = part.get("image_url")
         entries.append({"url": url.get("url")} if isinstance(url, dict) else {"url": url})
-        return "<image>"
-    raise DataError(f"{where}: a part of a message is text or image_url, not {part!r:.80}")
+        pieces.append("")
+    else:
+        raise DataError(f"{where}: a part of a message is text or image_url, not {part!r:.80}")
 
 
 def layout(records: Iterable[Record]) -> None:
@@ -118,9 +139,9 @@ def _format_record(record: Record, pictures: Pictures, known: dict[str, Any]) ->
 
 
 def _format_content(text: str, shown: Iterator[Any], pictures: Pictures) -> str | list[dict[str, Any]]:
-    pieces = text.split("<image>")
+    pieces = split_at_images(text)
     if len(pieces) == 1:
-        return text
+        return pieces[0]
     parts: list[dict[str, Any]] = []
     for number, piece in enumerate(pieces):
         if number:

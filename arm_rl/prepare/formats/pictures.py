@@ -16,12 +16,16 @@ class Pictures:
         self._file, self._folder = file, None if folder is None else ImageFolder(folder)
 
     def entry(self, image: Image) -> dict[str, Any]:
-        """As a struct of bytes and path."""
-        return (
-            {"bytes": image.data, "path": None}
-            if self._folder is None
-            else {"bytes": None, "path": self._store_path(image)}
-        )
+        """Return the image as a struct of bytes and path; in a folder, of the path and, for verl, a `file://` address."""
+        if self._folder is None:
+            return {"bytes": image.data, "path": None}
+        path = self._store_path(image)  # beside bytes, even null ones, verl reads no address
+        return {"path": path, "image": f"file://{(self._file.parent / path).resolve()}"}
+
+    @property
+    def embeds(self) -> bool:
+        """Whether the images stand in the file itself."""
+        return self._folder is None
 
     def url(self, image: Image) -> str:
         """As a path, or a data URL where there is no folder."""

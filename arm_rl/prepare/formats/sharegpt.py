@@ -5,10 +5,13 @@
 
 import json
 from collections.abc import Callable, Iterable, Iterator
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 from arm_rl.core.atomic_file import replace_file
+from arm_rl.core.parsing import parse_json
+from arm_rl.core.placeholders import IMAGE, split_at_images
 from arm_rl.data.parquet_rows import BrokenRows, DataError
 from arm_rl.prepare.formats.pictures import Pictures
 from arm_rl.prepare.formats.text_files import (
@@ -46,7 +49,7 @@ def _parse_record(value: dict[str, Any], load: Callable[[Any], Any], where: str)
     if system:
         messages.insert(0, ("system", str(system)))
     try:
-        names, schemas = parse_tools(json.loads(tools) if isinstance(tools, str) and tools else tools or None, where)
+        names, schemas = parse_tools(parse_json(tools) if isinstance(tools, str) and tools else tools or None, where)
     except json.JSONDecodeError as error:
         raise DataError(f"{where}: tools is not valid JSON: {error}") from error
     entries = shown if isinstance(shown, list) else [one for one in (shown, image) if one]
@@ -73,6 +76,35 @@ def _parse_message(turn: Any, where: str) -> tuple[str, str]:
     return _ROLES.get(str(said), "tool"), text
 
 
+@dataclass(slots=True)
+class LlamaFactoryNotes:
+    """What a user of LLaMA-Factory needs to know of a written file: its entry in `dataset_info.json`, and the rows that are not read."""
+
+    columns: dict[str, str] = field(default_factory=lambda: {"messages": "conversations", "images": "images"})
+    num_skipped: int = 0
+
+    def add(self, record: Record) -> None:
+        """Take note of a row."""
+        roles = [role for role, _ in record.messages]
+        if roles[:1] == ["system"]:
+            roles.pop(0)
+            self.columns["system"] = "system"
+        if record.tools is not None or record.schemas is not None:
+            self.columns["tools"] = "tools"
+        in_turns = all((role == "assistant") == bool(number % 2) for number, role in enumerate(roles))
+        self.num_skipped += not in_turns or len(roles) % 2 != ("chosen" in record.others)
+
+    def lines(self, path: Path) -> list[str]:
+        """Return the notes."""
+        entry = {path.stem: {"file_name": path.name, "formatting": "sharegpt", "columns": self.columns}}
+        lines = [f"for LLaMA-Factory's dataset_info.json: {json.dumps(entry, ensure_ascii=False)}"]
+        if self.num_skipped:
+            lines.append(
+                f"warning: LLaMA-Factory skips {self.num_skipped} rows: it wants turns of user and assistant that end with an answer"
+            )
+        return lines
+
+
 def layout(records: Iterable[Record]) -> None:
     """Nothing: rows stand for themselves."""
 
@@ -85,21 +117,25 @@ def write(path: Path, records: Iterable[Record], pictures: Pictures, schemas: di
         for record in records:
             file.write(
                 (",\n" if number else "\n")
-                + dump_json(_format_record(record, pictures, schemas or {}), f"row {number}")
+                + dump_json(_format_record(record, pictures, schemas or {}, number), f"row {number}")
             )
             number += 1
         file.write("\n]\n")
     return number
 
 
-def _format_record(record: Record, pictures: Pictures, known: dict[str, Any]) -> dict[str, Any]:
+def _format_record(record: Record, pictures: Pictures, known: dict[str, Any], number: int) -> dict[str, Any]:
+    if any(IMAGE in piece for _, text in record.messages for piece in split_at_images(text)):
+        raise DataError(
+            f"row {number}: a text holds {IMAGE}, which LLaMA-Factory would read as an image: leave the row out, or change the text"
+        )
     messages, value = [*record.messages], dict(record.others)
     if messages and messages[0][0] == "system" and messages[0][1]:
         value["system"] = messages.pop(0)[1]
     value["conversations"] = [_format_turn(role, text) for role, text in messages]
     schemas = schemas_to_write(record, known)
     if schemas is not None:
-        value["tools"] = json.dumps(schemas, ensure_ascii=False)
+        value["tools"] = dump_json(schemas, "tools")
     value["images"] = [pictures.url(image) for image in record.images]
     return value
 

@@ -1,11 +1,15 @@
 """JSON and JSON lines, read object by object."""
 
+import codecs
 import json
 from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any, TypeVar
 
 from arm_rl.core.errors import UserError
+from arm_rl.core.parsing import parse_json, replace_surrogates
+from arm_rl.core.placeholders import count_images
+from arm_rl.core.text_file import read_lines, read_text
 from arm_rl.data.parquet_rows import BrokenRows, DataError
 from arm_rl.prepare.records import Record, tool_names
 
@@ -19,27 +23,30 @@ def read_objects(path: Path, decode: Callable[[dict[str, Any], str], T], broken:
         DataError: the file cannot be read, or an object cannot be used.
     """
     try:
-        with path.open(encoding="utf-8") as file:
-            start = file.read(64).lstrip("\ufeff \t\r\n")[:1]
-            file.seek(0)
-            whole = start == "["
-            for number, item in enumerate(json.load(file) if whole else (line for line in file if line.strip())):
-                where = f"{path}: {'item' if whole else 'row'} {number}"
-                try:
-                    value = item if whole else json.loads(item)
-                    if not isinstance(value, dict):
-                        raise DataError(f"{where}: an object is needed, not {value!r:.80}")
-                    found = decode(value, where)
-                except UserError as error:
-                    broken.skip_row(error)
-                except ValueError as error:
-                    broken.skip_row(DataError(f"{where}: not valid JSON: {error}"))
-                else:
-                    yield found
+        whole = _is_array(path)
+        lines = (line for line in read_lines(path) if line.strip())
+        for number, item in enumerate(parse_json(read_text(path)) if whole else lines):
+            where = f"{path}: {'item' if whole else 'row'} {number}"
+            try:
+                value = item if whole else parse_json(item)
+                if not isinstance(value, dict):
+                    raise DataError(f"{where}: an object is needed, not {value!r:.80}")
+                found = decode(value, where)
+            except UserError as error:
+                broken.skip_row(error)
+            except ValueError as error:
+                broken.skip_row(DataError(f"{where}: not valid JSON: {error}"))
+            else:
+                yield found
     except (OSError, ValueError) as error:
         if isinstance(error, UserError):
             raise
         raise DataError(f"{path}: not a readable JSON file: {error}") from error
+
+
+def _is_array(path: Path) -> bool:
+    with path.open("rb") as file:
+        return file.read(64).removeprefix(codecs.BOM_UTF8).lstrip()[:1] == b"["
 
 
 def dump_json(value: Any, where: str) -> str:
@@ -49,7 +56,7 @@ def dump_json(value: Any, where: str) -> str:
         DataError: it holds what JSON does not have.
     """
     try:
-        return json.dumps(value, ensure_ascii=False, allow_nan=False)
+        return replace_surrogates(json.dumps(value, ensure_ascii=False, allow_nan=False))
     except (TypeError, ValueError) as error:
         raise DataError(f"{where}: it cannot be written as JSON: {error}") from error
 
@@ -83,7 +90,7 @@ def require_images(record: Record, where: str) -> Record:
     Raises:
         DataError: it has not.
     """
-    places = sum(text.count("<image>") for _, text in record.messages)
+    places = sum(count_images(text) for _, text in record.messages)
     if places != len(record.images):
         raise DataError(f"{where}: the messages have {places} <image> for {len(record.images)} images")
     return record

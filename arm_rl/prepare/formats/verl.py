@@ -1,6 +1,5 @@
 """verl's RL parquet, and demonstrations: `prompt` (or `messages`), `images`, and any other columns as they are, `tools_kwargs` included."""
 
-import json
 from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 from typing import Any
@@ -11,13 +10,15 @@ import pyarrow.parquet as pq
 from arm_rl.core.atomic_file import replace_file
 from arm_rl.core.errors import UserError
 from arm_rl.core.parquet import open_file
+from arm_rl.core.parsing import parse_json
 from arm_rl.data.parquet_rows import BrokenRows, DataError, read_rows
 from arm_rl.prepare.formats.pictures import Pictures
-from arm_rl.prepare.formats.text_files import require_images
+from arm_rl.prepare.formats.text_files import dump_json, require_images
 from arm_rl.prepare.records import Record, prune
 
 _MESSAGES = pa.list_(pa.struct([("role", pa.string()), ("content", pa.string())]))
-_IMAGES = pa.list_(pa.struct([("bytes", pa.binary()), ("path", pa.string())]))
+_EMBEDDED = pa.list_(pa.struct([("bytes", pa.binary()), ("path", pa.string())]))
+_AS_FILES = pa.list_(pa.struct([("path", pa.string()), ("image", pa.string())]))
 _ROWS, _BYTES = 128, 16 << 20  # of a row group, which is read together
 _SCHEMAS = "tool_schemas"  # a column of its own: their JSON
 
@@ -54,7 +55,7 @@ def _parse_record(row: dict[str, Any], column: str, load: Callable[[Any], Any], 
         messages=tuple((one["role"], one["content"]) for one in written),
         images=tuple(load(entry) for entry in shown or ()),
         tools=None if tools is None else tuple(tools),
-        schemas=None if schemas is None else tuple(json.loads(schemas)),
+        schemas=None if schemas is None else tuple(parse_json(schemas)),
         others=prune(row),
     )
     return require_images(record, where)
@@ -87,7 +88,7 @@ def _unify_schema(schema: pa.Schema, rows: list[dict[str, Any]]) -> pa.Schema:
 
 def write(path: Path, records: Iterable[Record], pictures: Pictures, schema: pa.Schema) -> int:
     """As `Format.write`: row groups are small, so that training reads single rows."""
-    schema = schema.append(pa.field("images", _IMAGES))
+    schema = schema.append(pa.field("images", _EMBEDDED if pictures.embeds else _AS_FILES))
     number = size = 0
     with replace_file(path) as temporary, pq.ParquetWriter(temporary, schema, max_rows_per_page=16) as writer:
         batch: list[dict[str, Any]] = []
@@ -108,5 +109,5 @@ def _format_row(record: Record) -> dict[str, Any]:
     if record.tools is not None or not record.is_rl:
         row["tools"] = list(record.tools or ())
     if record.schemas is not None:
-        row[_SCHEMAS] = json.dumps(record.schemas, ensure_ascii=False)
+        row[_SCHEMAS] = dump_json(record.schemas, "tools")
     return row

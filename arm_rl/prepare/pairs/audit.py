@@ -10,6 +10,7 @@ import string
 from collections import Counter, defaultdict
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from typing import TypeVar
 
 import numpy as np
 from sklearn.linear_model import LogisticRegression
@@ -23,6 +24,7 @@ MIN_ROWS = 40  # with fewer, no classifier tells anything
 CUES = ("words", "characters", "lines", "characters a word", "digits", "capitals", "punctuation", "ends with a stop")
 _FOLDS = 5
 _STEP = 0.05  # share of the questions left out at a time
+_Entry = TypeVar("_Entry", bound=AnsweredQuestion | Choice)
 _SIGMAS = 2.5  # of chance's own spread, within which an accuracy counts as chance
 
 
@@ -72,8 +74,8 @@ def audit(choices: Sequence[Choice]) -> Audit:
 
 
 def balance(
-    answered: Sequence[AnsweredQuestion],
-    arrange: Callable[[Sequence[AnsweredQuestion]], list[Choice]],
+    answered: Sequence[_Entry],
+    arrange: Callable[[Sequence[_Entry]], list[Choice]],
     *,
     max_dropped: float,
 ) -> tuple[list[Choice], Audit]:

@@ -2,7 +2,6 @@
 
 from collections import Counter, defaultdict
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -11,9 +10,10 @@ from arm_rl.core.question_template import Phrase
 from arm_rl.core.seeding import derive_seed
 from arm_rl.data.image_store import ImageFolder
 from arm_rl.data.preferences import Preference, write_preferences
-from arm_rl.prepare.pairs.audit import CUES, Audit, balance
+from arm_rl.prepare.pairs.audit import balance
 from arm_rl.prepare.pairs.choices import AnsweredQuestion, Choice, arrange, make_preference
 from arm_rl.prepare.pairs.config import PairsConfig
+from arm_rl.prepare.pairs.report import PairsFile, describe_files
 from arm_rl.prepare.pairs.writer import WritingOutcome, drop_reason
 from arm_rl.prepare.questions import Question, read_images, read_questions
 
@@ -22,15 +22,6 @@ _EXAMPLES = 5  # ids for each reason in the report
 
 class PairsError(UserError):
     """Nothing could be made; the message says why."""
-
-
-@dataclass(frozen=True, kw_only=True, slots=True)
-class PairsFile:
-    """A file that was written, and what was found about it."""
-
-    path: Path
-    audit: Audit
-    num_dropped: int  # questions left out because their answers could be told apart
 
 
 def read_all(paths: Sequence[Path]) -> list[Question]:
@@ -63,10 +54,13 @@ def write_files(
         splits: dict[str, list[AnsweredQuestion]] = defaultdict(list)
         for outcome in outcomes:
             if len(outcome.answered.flawed) >= wanted:
-                splits[_choose_split(outcome.answered.question, config)].append(outcome.answered)
+                question = outcome.answered.question
+                material = question.document or "/".join(map(str, question.images)) or question.question
+                split = choose_split(material, seed=config.seed, held_out=config.held_out)
+                splits[split].append(outcome.answered)
         for split, answered in sorted(splits.items(), reverse=True):
             choices, found = balance(answered, _make_arrange(kind, config), max_dropped=config.max_dropped)
-            path = folder / (f"{kind}.parquet" if split == "train" else f"{kind}-{split}.parquet")
+            path = folder / file_name(kind, split)
             write_preferences(path, _make_preferences(choices, kind, split, folder, phrase))
             made.append(
                 PairsFile(
@@ -95,27 +89,18 @@ def report(
         },
         "replies_refused": dict(Counter(reason for outcome in outcomes for reason in outcome.refusals).most_common()),
         "flaws": dict(Counter(flaw for outcome in outcomes for flaw in outcome.flaws).most_common()),
-        "files": {
-            one.path.name: {
-                "rows": one.audit.num_rows,
-                "labels": one.audit.labels,
-                "questions_dropped_for_balance": one.num_dropped,
-                "cues": ["place", *CUES],
-                "accuracy_by_cues": one.audit.accuracy,
-                "chance": one.audit.chance,
-                "may_be_chance_up_to": one.audit.highest,
-                "at_chance": None if one.audit.accuracy is None else one.audit.at_chance,
-                "right_answer_is_longest": one.audit.longest,
-            }
-            for one in made
-        },
+        "files": describe_files(made),
     }
 
 
-def _choose_split(question: Question, config: PairsConfig) -> str:
-    """Return the split of a question; questions about the same material are in the same split."""
-    material = question.document or "/".join(map(str, question.images)) or question.question
-    return "held_out" if derive_seed(config.seed, "split", material) / 2**31 < config.held_out else "train"
+def file_name(kind: str, split: str) -> str:
+    """Return the name of a file of training data."""
+    return f"{kind}.parquet" if split == "train" else f"{kind}-{split}.parquet"
+
+
+def choose_split(material: str, *, seed: int, held_out: float) -> str:
+    """Return the split of the questions about some material, given by its name."""
+    return "held_out" if derive_seed(seed, "split", material) / 2**31 < held_out else "train"
 
 
 def _make_arrange(kind: str, config: PairsConfig) -> Callable[[Sequence[AnsweredQuestion]], list[Choice]]:

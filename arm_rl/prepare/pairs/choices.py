@@ -4,12 +4,12 @@ from collections import defaultdict
 from collections.abc import Sequence
 from dataclasses import dataclass
 
+from arm_rl.core.placeholders import IMAGE, count_images, escape_images
 from arm_rl.core.question_template import Phrase
 from arm_rl.core.seeding import derive_seed
 from arm_rl.data.preferences import Preference
 from arm_rl.prepare.questions import Question
 
-_IMAGE = "<image>"
 _ABILITIES = {"pair": "comparing two answers", "point": "checking an answer", "rank": "comparing several answers"}
 _RETRIEVAL = ("doc_page_retrieval_by_query", "doc_page_retrieval_by_index")
 
@@ -20,6 +20,14 @@ class AnsweredQuestion:
 
     question: Question
     flawed: tuple[str, ...]
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class ScoredAnswer:
+    """A question with one answer (`question.answer`) and the score that somebody gave it."""
+
+    question: Question
+    score: float  # 0 (wrong) to 1 (right)
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -53,6 +61,19 @@ def arrange(kind: str, answered: Sequence[AnsweredQuestion], *, seed: int, num_a
     return [_make_choice(one, kind, places[one.question.id], number, seed) for one in answered]
 
 
+def level_labels(choices: Sequence[Choice], *, seed: int) -> list[Choice]:
+    """Return single answers of which, within each track, as many are right as are wrong; the seed draws which ones stay."""
+    sides: dict[tuple[str, str], list[str]] = defaultdict(list)
+    for choice in choices:
+        sides[choice.question.track, choice.label].append(choice.question.id)
+    kept: set[str] = set()
+    for track in {track for track, _ in sides}:
+        fewest = min(len(sides[track, label]) for label in ("true", "false"))
+        for label in ("true", "false"):
+            kept |= {*sorted(sides[track, label], key=lambda id: derive_seed(seed, "level", id))[:fewest]}
+    return [choice for choice in choices if choice.question.id in kept]
+
+
 def _make_choice(one: AnsweredQuestion, kind: str, place: int, number: int, seed: int) -> Choice:
     order = sorted(range(number - 1), key=lambda index: derive_seed(seed, kind, "order", one.question.id, index))
     answers = [one.flawed[index] for index in order]
@@ -78,7 +99,8 @@ def make_preference(
         split=split,
         index=index,
         question=text,
-        request=("" if _IMAGE in text else _IMAGE * len(images)) + phrase(text, choice.answers),
+        request=("" if count_images(text) else IMAGE * len(images))
+        + phrase(text, [*map(escape_images, choice.answers)]),
         label=choice.label,
         images=images,
         texts=choice.answers,

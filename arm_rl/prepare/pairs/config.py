@@ -1,10 +1,10 @@
 """How answers to judge are made out of questions."""
 
 from dataclasses import dataclass, field
-from pathlib import Path
 from string import Template
 
 from arm_rl.core.config import ConfigError
+from arm_rl.core.text_file import EncodingError, read_text
 
 KINDS = ("pair", "point", "rank")
 _PLACES = {"question", "answer", "flaw"}  # of the prompt
@@ -66,9 +66,9 @@ class PairsConfig:
             ConfigError: there is none, or it does not hold what it must.
         """
         try:
-            template = Template(Path(self.prompt).read_text(encoding="utf-8"))
-        except (OSError, UnicodeDecodeError) as error:
-            raise ConfigError(f"prompt: {self.prompt}: {error}") from error
+            template = Template(read_text(self.prompt))
+        except (OSError, EncodingError) as error:
+            raise ConfigError(f"prompt: {error}") from error
         if not template.is_valid() or {*template.get_identifiers()} != _PLACES:
             raise ConfigError(
                 f"prompt: {self.prompt}: it must hold $question, $answer and $flaw, no other name, and $$ for a dollar sign"

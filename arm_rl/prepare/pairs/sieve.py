@@ -7,12 +7,12 @@ from rapidfuzz import fuzz
 
 from arm_rl.core.errors import UserError
 from arm_rl.core.parsing import replace_surrogates
+from arm_rl.core.placeholders import count_images
 from arm_rl.prepare.pairs.config import PairsConfig
 from arm_rl.prepare.questions import Constraint, Question
 from tools.base import ToolContext
 from tools.text.checks import CHECKS, CheckTool
 
-IMAGE = "<image>"
 _ANSWER = re.compile(r"<answer>(.*?)</answer>", re.DOTALL)
 _SLACK = 4  # words: short answers may differ by a few
 
@@ -38,9 +38,7 @@ def _normalise(text: str) -> str:
 
 def question_fault(question: Question) -> str | None:
     """Return why nothing can be made of a question; None if it can be used."""
-    if IMAGE in question.answer:
-        return "the right answer holds <image>"
-    if question.question.count(IMAGE) not in (0, len(question.images)):
+    if count_images(question.question) not in (0, len(question.images)):
         return "the question holds another number of <image> than it has images"
     if not all(satisfies(one, question.answer, question.id) for one in question.constraints):
         return "the right answer breaks a constraint"
@@ -56,8 +54,6 @@ def answer_fault(
         others: flawed answers to the same question.
         broken: the constraint that it should break.
     """
-    if IMAGE in flawed:
-        return "it holds <image>"
     if broken is not None and satisfies(broken, flawed, question.id):
         return "it keeps the constraint that it should break"
     if similarity(flawed, question.answer) > config.max_similarity:

@@ -13,8 +13,10 @@ import httpx
 from arm_rl.core.concurrency import for_each
 from arm_rl.core.errors import UserError
 from arm_rl.core.images import Image, ImageError
+from arm_rl.core.placeholders import split_at_images
 from arm_rl.core.seeding import derive_seed
 from arm_rl.judge.chat_client import ChatServer, ServerError
+from arm_rl.judge.chat_message import message_text
 from arm_rl.prepare.pairs.choices import AnsweredQuestion, full_question
 from arm_rl.prepare.pairs.config import PairsConfig
 from arm_rl.prepare.pairs.replies import Replies, Reply
@@ -145,7 +147,7 @@ class FlawWriter:
         self, question: Question, shown: Sequence[Image], number: int, attempt: int, flaw: str, instruction: str
     ) -> Reply:
         text = self._prompt.substitute(
-            question=full_question(question).replace("<image>", ""), answer=question.answer, flaw=instruction
+            question="".join(split_at_images(full_question(question))), answer=question.answer, flaw=instruction
         )
         settings = {
             "model": self._model,
@@ -174,7 +176,7 @@ class FlawWriter:
             attempt=attempt,
             flaw=flaw,
             digest=digest,
-            text=str(choice["message"].get("content") or ""),
+            text=message_text(choice["message"]),
             finish_reason=str(choice["finish_reason"]),
         )
         self._replies.add(reply)

@@ -18,8 +18,8 @@ _INSTRUCTIONS = re.compile(r"(?s)\n\s*Think\b[^\n]*(?:first|mind).*<(?:think|too
 _ZOOM = "image_zoom_in_tool"
 
 
-def read(path: Path, images: ImageFolder) -> Iterator[Question | SkippedRow]:
-    """The questions of a parquet file; their images are kept in the folder.
+def read(path: Path, images: ImageFolder, name: str) -> Iterator[Question | SkippedRow]:
+    """The questions of a parquet file; their images are kept in the folder. `name` tells its ids from those of other files.
 
     Raises:
         DataError: the file cannot be read.
@@ -44,7 +44,7 @@ def read(path: Path, images: ImageFolder) -> Iterator[Question | SkippedRow]:
             yield SkippedRow("there is no image to look into")
             continue
         yield Question(
-            id=f"deepeyes-{path.stem}-{number}",
+            id=f"deepeyes-{name}-{number}",
             track="perception",
             question=question,
             answer=answer,

@@ -1,8 +1,9 @@
 """MM-IFEngine: instructions about an image, with constraints on the form of the answer.
 
-JSON or JSON lines of two shapes: ShareGPT's (ChrisDing1105/MMIF-23k: `conversations`, `images`, and `chosen` where it is preference data),
-and that of its pipeline and benchmark: `instruction`, `image`, `constraints` of `key`, `value` and `judge`, whose `verify_funcs` (`func`,
-`params`) are the checkers that are tools here. Constraints that only a language model can judge stay in the instruction alone.
+JSON or JSON lines of two shapes: ShareGPT's (ChrisDing1105/MMIF-23k: `conversations`, `images`, and `chosen` and `rejected` where
+it is preference data), and that of its pipeline and benchmark: `instruction`, `image`, `constraints` of `key`, `value` and `judge`,
+whose `verify_funcs` (`func`, `params`) are the checkers that are tools here. Constraints that only a language model can judge stay
+in the instruction alone.
 """
 
 import dataclasses
@@ -14,6 +15,7 @@ from arm_rl.core.images import ImageError
 from arm_rl.data.image_store import ImageFolder, ImageSource
 from arm_rl.data.parquet_rows import BrokenRows
 from arm_rl.prepare.formats.text_files import read_objects
+from arm_rl.prepare.pairs.choices import AnsweredQuestion
 from arm_rl.prepare.questions import Constraint, Question
 from arm_rl.prepare.sources.skipped import SkippedRow
 from tools.text.checks import CHECKS
@@ -21,12 +23,33 @@ from tools.text.checks import CHECKS
 _ANSWERS = ("response", "answer", "prediction")
 
 
-def read(path: Path, images: ImageFolder) -> Iterator[Question | SkippedRow]:
-    """The questions of a file; their images are kept in the folder.
+def read(path: Path, images: ImageFolder, name: str) -> Iterator[Question | SkippedRow]:
+    """The questions of a file; their images are kept in the folder. `name` tells its ids from those of other files.
 
     Raises:
         DataError: the file cannot be read.
     """
+    for found in _read(path, images, name):
+        yield found if isinstance(found, SkippedRow) else found[0]
+
+
+def read_labelled(path: Path, images: ImageFolder, name: str) -> Iterator[AnsweredQuestion | SkippedRow]:
+    """Yield the rows with a chosen and a rejected answer; their images are kept in the folder. `name` as in `read`.
+
+    Raises:
+        DataError: The file cannot be read.
+    """
+    for found in _read(path, images, name):
+        if isinstance(found, SkippedRow):
+            yield found
+        elif not found[1] or found[1] == found[0].answer:
+            yield SkippedRow("no other answer was rejected")
+        else:
+            yield AnsweredQuestion(question=found[0], flawed=(found[1],))
+
+
+def _read(path: Path, images: ImageFolder, name: str) -> Iterator[tuple[Question, str] | SkippedRow]:
+    """Yield the question of each row and its rejected answer, empty where there is none."""
     source = ImageSource(path.parent)
     for number, row in enumerate(read_objects(path, lambda value, where: value, BrokenRows())):
         turns = [(turn.get("from"), turn.get("value")) for turn in row.get("conversations") or ()]
@@ -34,11 +57,12 @@ def read(path: Path, images: ImageFolder) -> Iterator[Question | SkippedRow]:
         chosen = (row.get("chosen") or {}).get("value")
         said = chosen or next((text for said, text in turns if said == "gpt"), None)
         answer = str(said or next((row[key] for key in _ANSWERS if row.get(key)), "")).strip()
-        question = asked.replace("<image>", "").strip()
-        if not question or not answer:
+        text = asked.replace("<image>", "").strip()
+        if not text or not answer:
             yield SkippedRow("no instruction, or no answer to it")
             continue
-        entries = row.get("images") or ([row["image"]] if row.get("image") else [])
+        entries = row.get("images") or row.get("image") or []
+        entries = entries if isinstance(entries, list) else [entries]
         try:
             shown = tuple(images.store_image(source.read(entry)) for entry in entries)
         except ImageError:
@@ -47,16 +71,17 @@ def read(path: Path, images: ImageFolder) -> Iterator[Question | SkippedRow]:
         constraints = tuple(
             constraint for written in row.get("constraints") or () for constraint in _parse_constraints(written)
         )
-        yield Question(
-            id=f"mm_ifengine-{path.stem}-{number}",
+        question = Question(
+            id=f"mm_ifengine-{name}-{number}",
             track="instructions",
-            question=question,
+            question=text,
             answer=answer,
             images=shown,
             tools=tuple(dict.fromkeys(constraint.tool for constraint in constraints)) or None,
             constraints=constraints,
             source="mm_ifengine",
         )
+        yield question, str((row.get("rejected") or {}).get("value") or "").strip()
 
 
 def _parse_constraints(written: dict[str, Any]) -> Iterator[Constraint]:

@@ -5,13 +5,14 @@ JSON with `data`: objects of `questionId`, `question`, `doc_id`, `page_ids`, `an
 order, as `prepare_data documents` wants them.
 """
 
-import json
 import os
 import shutil
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+from arm_rl.core.parsing import parse_json
+from arm_rl.core.text_file import EncodingError, read_text
 from arm_rl.data.image_store import ImageFolder
 from arm_rl.data.parquet_rows import DataError
 from arm_rl.prepare.questions import Question
@@ -20,14 +21,16 @@ from arm_rl.prepare.sources.skipped import SkippedRow
 _TOOLS = ("doc_page_retrieval_by_query", "doc_page_retrieval_by_index")
 
 
-def read(path: Path, images: ImageFolder) -> Iterator[Question | SkippedRow]:
+def read(path: Path, images: ImageFolder, name: str) -> Iterator[Question | SkippedRow]:
     """The questions of a file; the pages of their documents are linked, or copied.
 
     Raises:
         DataError: the file cannot be read.
     """
     try:
-        rows = json.loads(path.read_text(encoding="utf-8"))["data"]
+        rows = parse_json(read_text(path))["data"]
+    except EncodingError:
+        raise
     except (OSError, ValueError, KeyError, TypeError) as error:
         raise DataError(f"{path}: not a JSON object with data: {error}") from error
     documents: dict[str, tuple[str, ...]] = {}

@@ -11,13 +11,17 @@ import pytest
 
 from actors.rollout import model_server
 from actors.rollout.model_server import ModelServer, ServerFailed
+from arm_rl.core import own_server
+from arm_rl.core.own_server import PortTaken
+from tests.support.http_server import LoopbackServer, send
 
 HEALTHY = """#!{python}
-import http.server, sys
+import http.server, os, sys
 port = int(sys.argv[sys.argv.index("--port") + 1])
 class Handler(http.server.BaseHTTPRequestHandler):
     def do_GET(self):
         self.send_response(200)
+        self.send_header("X-Server-Token", os.environ["ARM_RL_SERVER_TOKEN"])
         self.end_headers()
 http.server.HTTPServer(("127.0.0.1", port), Handler).serve_forever()
 """
@@ -136,6 +140,32 @@ def test_ctrl_c_while_it_starts_leaves_nothing_behind(server, monkeypatch):
     assert not alive(seen[0])
 
 
+def test_a_taken_port_is_an_error_before_anything_starts(server):
+    with LoopbackServer(send) as other:
+        started = server(HEALTHY)
+        started.port = int(other.url.rpartition(":")[2])
+        with pytest.raises(PortTaken, match=f"127.0.0.1:{started.port} cannot be listened on .*in use.*--port"):
+            started.start()
+    assert not started.log.exists()
+
+
+def test_another_program_that_takes_the_port_meanwhile_is_not_taken_for_ours(server, monkeypatch):
+    monkeypatch.setattr(own_server, "require_free_port", lambda host, port: None)
+    started = server("#!/bin/sh\nsleep 60\n")
+    with LoopbackServer(send) as other:
+        started.port = int(other.url.rpartition(":")[2])
+        with pytest.raises(PortTaken, match="answered by another program"):
+            started.start()
+    assert started._process is None
+
+
+def test_it_is_reached_where_proxies_are_set(server, monkeypatch):
+    for name in ("HTTP_PROXY", "http_proxy", "ALL_PROXY"):
+        monkeypatch.setenv(name, "socks5://127.0.0.1:9")
+    with server(HEALTHY) as running:
+        assert running._healthy()
+
+
 def test_one_that_does_not_listen_is_killed(server, monkeypatch):
     stubborn = server(STUBBORN)
     monkeypatch.setattr(stubborn, "_healthy", lambda: True)
@@ -144,3 +174,9 @@ def test_one_that_does_not_listen_is_killed(server, monkeypatch):
     process = stubborn._process.pid
     stubborn.close()
     assert not alive(process)
+
+
+def test_a_temporary_folder_whose_path_is_too_long_for_sockets_is_refused(server, monkeypatch, tmp_path):
+    monkeypatch.setattr(model_server.tempfile, "tempdir", "/" + "x" * 71)
+    with pytest.raises(ServerFailed, match="set TMPDIR to a folder with a short path"):
+        server(HEALTHY).start()

@@ -35,6 +35,18 @@ def report(folder):
     return json.loads((folder / "report.json").read_text())
 
 
+def test_answers_may_hold_the_text_of_a_placeholder(run, tmp_path):
+    image = image_file(tmp_path)
+    answer = "There are five birds on wire number 5, and <image> is a text."
+    status, _, err = run([question(5, answer=answer, images=(image,))], "kinds=[pair]", "held_out=0")
+    assert (status, err) == (0, "")
+    (path,) = (tmp_path / "out").glob("*.parquet")
+    (sample,) = read_samples([str(path)], ["one"])
+    assert [image.name for image in sample.messages[0].parts[:1]] == ["original_image"]
+    assert sample.messages[0].text.count("<image> is a text") == 2
+    assert all("and <image> is a text" in text for text in sample.texts)
+
+
 def test_pairs_points_and_ranks_with_images(run, server, tmp_path):
     shared, other = image_file(tmp_path), image_file(tmp_path, 1)
     asked = [question(number, images=(shared if number % 2 else other,)) for number in range(60)]

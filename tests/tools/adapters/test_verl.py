@@ -9,7 +9,16 @@ from PIL import Image as PILImage
 
 from arm_rl.core.errors import UserError
 from arm_rl.core.images import Image
-from tests.support.verl_style_tools import HalfTool, NeedsSchemaTool, NewTool, OldTool, StoreTool
+from tests.support.verl_style_tools import (
+    BeginsWithTool,
+    HalfTool,
+    NeedsSchemaTool,
+    NewTool,
+    NoNumberTool,
+    OldTool,
+    StoreTool,
+    WordCountTool,
+)
 from tools.adapters.verl import as_object, is_verl_class, verl_tool
 from tools.base import ToolContext, function_schema
 from tools.image_zoom import ImageZoomTool
@@ -134,6 +143,23 @@ def test_the_references_store_of_files_and_texts():
     folder = tool._instances["s1"].store._folder.name
     tool.release("s1")
     assert not Path(folder).exists()
+
+
+@pytest.mark.parametrize(
+    ("cls", "given", "result"),
+    [
+        (WordCountTool, {"lower_bound": 1, "upper_bound": 1}, True),
+        (WordCountTool, {"lower_bound": 2, "upper_bound": 3}, False),
+        (BeginsWithTool, {"substring": "SEC"}, True),
+        (NoNumberTool, {}, True),
+    ],
+)
+def test_the_references_checkers_find_their_texts(cls, given, result):
+    tool = verl_tool(cls, {"type": "native"}, None)
+    for image in ({}, {"original_image": PICTURE}):
+        called = tool.call({"response": "text_1", **given}, context(session=str(image), **image))
+        assert (called.status, called.text) == ("ok", f"Check result: {result}")
+    assert tool.call({"response": "text_7", **given}, context()).status == "failed"
 
 
 def test_only_a_class_that_asks_for_images_sees_all(old, new):

@@ -118,6 +118,10 @@ CASES = {
         ("- e.g. 3.14", {"substrings": ["E.G.", "x"]}, False),
     ],
     "check_whether_whole_response_not_contain_certain_substring": [
+        ("An **AI** here", "**AI**", False),
+        ("An A**I** here", "**AI**", False),
+        ("None here", "**", True),
+        ("One **b**", "**", False),
         ("An apple.", "pear", True),
         ("An apple.", "APPLE", False),
         ("Pineapple", "apple", False),  # not only whole words
@@ -134,6 +138,9 @@ CASES = {
         ("- a list", "- A", False),
     ],
     "check_whether_each_sentence_begin_with_certain_substring": [
+        ("**Note:** it is.", "**Note:**", True),
+        ("Note: it is. *Note:* too.", "**Note:**", True),
+        ("It is.", "**Note:**", False),
         ("I go. I see, e.g. you. I am 3.14.", "i ", True),
         ("I go. You see.", "I", False),
         ("- I go\n- I see", "I", True),
@@ -145,6 +152,8 @@ CASES = {
         ("", "I", False),
     ],
     "check_whether_each_sentence_end_with_certain_substring": [
+        ("Bye **now**. And _now_!", "**now**", True),
+        ("Go now.", "**then**", False),
         ("Hi you! Go, e.g. now!", "!", True),
         ("Hi you! Go now.", "!", False),
         ("I say meow. You say Meow! He says “meow.”", "meow", True),
@@ -158,6 +167,8 @@ CASES = {
         ("", "!", False),
     ],
     "check_whether_each_paragraph_begin_with_certain_substring": [
+        ("**Note:** a.\n\nNote: b.\n\n- *Note:* c", "**Note:**", True),
+        ("** a.\n\nb.", "**", False),
         ("So it is. But no.\n\nSo be it.", "so", True),
         ("So it is.\n\nNo.", "So", False),
         ("- So\n- no\n\n**So** it is\n\n# So", "so", True),
@@ -169,6 +180,7 @@ CASES = {
         ("", "So", False),
     ],
     "check_whether_each_paragraph_end_with_certain_substring": [
+        ("See **Note:**\n\nSee Note:", "**Note:**", True),
         ("It is done.\n\nAll is DONE!", "done", True),
         ("It is done.\n\nNo.", "done", False),
         ("It is done.\n\nDone", "done.", False),  # a point that is asked for must be there
@@ -178,6 +190,7 @@ CASES = {
         ("", "done", False),
     ],
     "check_whether_whole_response_begin_with_certain_substring": [
+        ("Note: a", "`Note:`", True),
         ("Hello there", "hello", True),
         (" \n Hello there", "Hello", True),
         ("**Hello** there", "Hello there", True),
@@ -191,6 +204,8 @@ CASES = {
         ("", "Hello", False),
     ],
     "check_whether_whole_response_end_with_certain_substring": [
+        ("Bye **now**.", "**now**", True),
+        ("Bye now", "__now__", True),
         ("That is the end.", "The end", True),
         ("That is the end.", "the end.", True),
         ("That is the end", "the end.", False),
@@ -204,6 +219,8 @@ CASES = {
         ("", "end", False),
     ],
     "check_whether_each_keyword_in_list_mentioned_in_range": [
+        ("**AI** and AI, *AI*", mentions(3, 3, "**AI**"), True),
+        ("We said AIs", mentions(0, 0, "`AI`"), True),
         (KEYWORDS, mentions(2, 2, "reddit"), True),
         (KEYWORDS, mentions(1, 2, "reddit", "ai", "C++", ".net", "version 3.14"), True),
         (KEYWORDS, mentions(1, 1, "reddit", "ai"), False),
@@ -221,6 +238,7 @@ CASES = {
         ("", mentions(1, 5, "a"), False),
     ],
     "check_whether_total_keyword_in_list_mentioned_in_range": [
+        ("**AI** and AI", mentions(2, 2, "**AI**", "AI"), True),
         (KEYWORDS, mentions(3, 3, "reddit", "ai"), True),
         (KEYWORDS, mentions(2, 2, "reddit", "REDDIT"), True),  # the same one
         (KEYWORDS, mentions(3, 9, "reddit", "absent"), False),
@@ -241,6 +259,7 @@ CASES = {
         ("", 2, True),
     ],
     "check_number_precision_in_response": [
+        ("1 000,50 €", 2, True),
         ("It is 3.14 of 1,000.00, e.g. 50.00%.", 2, True),
         ("It is 3.14 of 1,000.", 2, False),
         ("1,000 or 1e-5 in 2024", 0, True),
