@@ -110,6 +110,9 @@ TALKS = [sys.executable, "-c", "import os, sys; sys.exit(os.environ['KEY'])"]
 BROKEN_ENTRIES = [
     {"class_name": "web_search", "config": {"engine": "${oc.env:PLANTED_KEY}"}},
     {"class_name": "${oc.env:PLANTED_KEY}"},
+    {"class_name": "${oc.env:'PLANTED_KEY'}"},
+    {"class_name": "${ oc.env : PLANTED_KEY }"},
+    {"class_name": "${oc.env:${oc.decode:PLANTED_KEY}}"},
     {**ZOOM, "execution": "${oc.env:PLANTED_KEY}"},
     {**ZOOM, "tool_schema": NAMED},
     {"mcp": {"command": TALKS, "env": {"KEY": "PLANTED_KEY"}}, "tools": ["a"]},
