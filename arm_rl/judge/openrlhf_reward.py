@@ -15,7 +15,7 @@ from typing import Any
 
 from arm_rl.core.errors import UserError
 from arm_rl.judge.verdict import Verdict
-from arm_rl.judge.wire import WireModel
+from arm_rl.judge.wire import Texts, WireModel
 
 NO_JUDGMENT = 0.5  # reward of an answer that has no judgment or cannot be judged
 LEAST_SUFFIX = 16  # characters of a cut prompt that must be left, so that an answer is not taken for a prompt
@@ -33,8 +33,8 @@ class RemoteRewardError(UserError):
 class RewardRequest(WireModel):
     """As OpenRLHF sends it; `labels` are not read."""
 
-    query: list[str]
-    prompts: list[str] | None = None
+    query: Texts
+    prompts: Texts | None = None
 
     def pairs(self) -> list[tuple[str, str] | RemoteRewardError]:
         """Return the question and the answer of each row, or the reason why the row cannot be judged.

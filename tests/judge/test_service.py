@@ -4,6 +4,7 @@ import asyncio
 import base64
 import io
 import json
+import threading
 from contextlib import asynccontextmanager
 
 import httpx
@@ -171,6 +172,108 @@ async def test_a_token_is_asked_for(serve):
         assert (await client.get("/health")).status_code == 200
     assert [answer.status_code for answer in answers] == [401, 401, 200]
     assert "secret" not in answers[0].text
+
+
+async def ask_raw(app, path="/v1/judge", headers=(), chunks=(), idle=True):
+    """Post a body in chunks and, unless `idle` is false, never its end; return the status and the text of the answer."""
+    sent, waiting = [], list(chunks)
+
+    async def receive():
+        if waiting:
+            return {"type": "http.request", "body": waiting.pop(0), "more_body": bool(waiting) or idle}
+        return await asyncio.Event().wait()
+
+    async def send(message):
+        sent.append(message)
+
+    scope = {
+        "type": "http",
+        "method": "POST",
+        "path": path,
+        "raw_path": path.encode(),
+        "query_string": b"",
+        "headers": list(headers),
+    }
+    await app(
+        {**scope, "http_version": "1.1", "scheme": "http", "server": ("service", 80), "client": ("a", 1)}, receive, send
+    )
+    return sent[0]["status"], b"".join(one.get("body", b"") for one in sent).decode()
+
+
+async def test_idle_connections_take_no_slot(serve, template):
+    """Of 140 clients that send one byte: without the token refused at once, with it told off when their time is up."""
+    async with serve(token="secret", max_requests=1, body_seconds=1.0) as client:
+        app = client._transport.app
+        bearer = [(b"authorization", b"Bearer secret")]
+        without = await asyncio.gather(*(ask_raw(app, chunks=[b"{"]) for _ in range(140)))
+        assert {status for status, _ in without} == {401}
+        idle = asyncio.gather(*(ask_raw(app, headers=bearer, chunks=[b"{"]) for _ in range(140)))
+        await asyncio.sleep(0)
+        answer = await client.post("/v1/judge", json=ASKED, headers={"Authorization": "Bearer secret"})
+        assert (answer.status_code, (await client.get("/health")).status_code) == (200, 200)
+        assert {status for status, _ in await idle} == {408}
+
+
+async def test_a_body_is_refused_by_its_header_and_by_all_that_is_held(serve):
+    async with serve(max_body_bytes=1000) as client:
+        app = client._transport.app
+        status, text = await ask_raw(app, headers=[(b"content-length", b"1001")])
+        assert (status, "more than 1000 bytes" in text) == (413, True)
+        hung = [asyncio.create_task(ask_raw(app, chunks=[b" " * 1000])) for _ in range(32)]
+        await asyncio.sleep(0.1)
+        assert (await ask_raw(app, chunks=[b" "]))[0] == 429
+        for one in hung:
+            one.cancel()
+        await asyncio.gather(*hung, return_exceptions=True)
+        assert (await ask_raw(app, chunks=[b"{}"], idle=False))[0] == 422
+
+
+JSON_BOMBS = {
+    "lists": '{"question": "?", "answers": [' + "[]," * 300_000 + "[]]}",
+    "wrong answers": '{"question": "?", "answers": [' + "1," * 300_000 + "1]}",
+    "few wrong answers": '{"question": "?", "answers": [' + "1," * 4000 + "1]}",
+    "unknown keys": "{" + ",".join(f'"{number}": 1' for number in range(100_000)) + "}",
+    "deep": '{"question": ' + "[" * 100_000 + "]" * 100_000 + "}",
+    "a list": "[" + "[]," * 300_000 + "[]]",
+    "no JSON": "[" * 1000,
+    "not a number": '{"question": NaN, "answers": ["7"]}',
+}
+
+
+@pytest.mark.parametrize("name", JSON_BOMBS)
+async def test_of_a_wrong_body_only_the_first_fault_is_told(serve, name):
+    async with serve() as client:
+        for path in ("/v1/judge", "/v1/rank", "/get_reward"):
+            answer = await client.post(path, content=JSON_BOMBS[name], headers={"Content-Type": "application/json"})
+            assert answer.status_code == 422
+            assert len(answer.text) < 500
+
+
+async def test_rows_of_a_batch_are_limited(serve):
+    async with serve(max_rows=3) as client:
+        answer = await client.post("/get_reward", json={"query": ["a"] * 4, "prompts": ["a"] * 4})
+    assert (answer.status_code, answer.json()["detail"]) == (422, "query: 3 at most, not 4")
+
+
+async def test_images_are_decoded_in_a_thread_inside_the_limit(serve, monkeypatch):
+    """A decoding that waits holds neither the event loop nor, beyond the limit, another client."""
+    gate = threading.Event()
+    monkeypatch.setattr("arm_rl.judge.service.check_image", lambda data: gate.wait(60))
+    async with serve(max_requests=1) as client:
+        first = asyncio.create_task(client.post("/v1/judge", json=ASKED))
+        while "judge_requests_running 1.0" not in (await client.get("/metrics")).text:
+            await asyncio.sleep(0.01)
+        refused = await client.post("/v1/judge", json=ASKED)
+        assert (refused.status_code, (await client.get("/health")).status_code) == (429, 200)
+        gate.set()
+        assert (await first).status_code == 200
+
+
+async def test_pixels_of_a_request_are_limited(serve):
+    async with serve(max_pixels=2 * 256 * 256) as client:
+        answers = [await client.post("/v1/judge", json=ASKED | {"images": [PICTURE] * number}) for number in (2, 3)]
+    assert [answer.status_code for answer in answers] == [200, 422]
+    assert "131,072 pixels at most" in answers[1].text
 
 
 async def test_too_many_at_a_time_are_told_to_come_again(serve, template):
