@@ -31,6 +31,7 @@ def main(argv: Sequence[str] | None = None, *, program: str = "python -m jobs.se
     parser.add_argument(
         "--max-requests", type=int, default=64, help="at a time of each replica; more are answered with 429"
     )
+    parser.add_argument("--max-body-mb", type=int, default=16, help="of a request, its images included")
     parser.add_argument("--replicas", type=int, default=1, help="judges that share the requests")
     parser.add_argument("--token-file", type=Path, help="file with a token that each request has to bear")
     parser.add_argument("--host", default="127.0.0.1", help="interface to listen on")
@@ -51,7 +52,7 @@ def _serve_judge(arguments: argparse.Namespace) -> str:
         deploy_judge(
             arguments.folder,
             setup,
-            limits=ServiceLimits(max_requests=arguments.max_requests),
+            limits=ServiceLimits(max_requests=arguments.max_requests, max_body_bytes=arguments.max_body_mb << 20),
             token=token,
             host=arguments.host,
             port=arguments.port,

@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 import PIL
 import pyarrow as pa
-from PIL import ExifTags, ImageCms, ImageOps
+from PIL import ExifTags, ImageCms, ImageFile, ImageOps
 from PIL import Image as PILImage
 
 from arm_rl.core.errors import UserError
@@ -93,7 +93,7 @@ class Image:
             raise _unreadable_error(self.data, error) from error
 
 
-def open_image(source: bytes | Path) -> PILImage.Image:
+def open_image(source: bytes | Path) -> ImageFile.ImageFile:
     """Open an encoded image or an image file; only the header is read. Nothing else in the project opens images.
 
     Raises:

@@ -1,6 +1,7 @@
 """Base of the messages that the judge's service takes: texts that no encoding can hold are repaired at the door."""
 
 import json
+import re
 from typing import Annotated, Any, Self
 
 from pydantic import BaseModel, Field, ValidationError, model_validator
@@ -9,6 +10,10 @@ from arm_rl.core.errors import UserError
 from arm_rl.core.parsing import repair_surrogates
 
 MAX_ITEMS = 4096  # of a list in a message
+MAX_STRUCTURE = (
+    256 << 10
+)  # bytes of a body outside its texts: each value costs far more memory and time than it has bytes
+_TEXT = re.compile(rb'"[^"\\]*+(?:\\.[^"\\]*+)*+(?:"|\\?\Z)', re.DOTALL)  # of JSON; an open one ends with the body
 Texts = Annotated[list[str], Field(max_length=MAX_ITEMS, fail_fast=True)]
 
 
@@ -27,6 +32,7 @@ class WireModel(BaseModel):
             WireError: If the body is not JSON, or not this message.
         """
         try:
+            _check_structure(body)
             return cls.model_validate(json.loads(body))
         except ValidationError as error:
             first = error.errors(include_url=False, include_context=False, include_input=False)[0]
@@ -45,6 +51,18 @@ class WireModel(BaseModel):
         if unknown is not None and cls.model_config.get("extra") == "forbid":
             raise ValueError(f"{unknown!a:.80}: Extra inputs are not permitted")
         return {key: _repair(values[key]) for key in cls.model_fields if key in values}
+
+
+def _check_structure(body: bytes) -> None:
+    """Raise WireError for a body of very many values, which Python would hold its lock to read, whichever thread asks."""
+    outside = end = 0
+    texts = _TEXT.finditer(body)
+    while outside <= MAX_STRUCTURE and end < len(body):
+        text = next(texts, None)
+        start, stop = text.span() if text else (len(body), len(body))
+        outside, end = outside + start - end + 1, stop  # at least a comma is due after a text
+    if outside > MAX_STRUCTURE:
+        raise WireError(f"the body has more than {MAX_STRUCTURE} bytes outside its texts")
 
 
 def _repair(value: Any) -> Any:

@@ -12,7 +12,8 @@ import pytest
 
 from arm_rl.core.images import Image
 from arm_rl.judge.judge import Judge
-from arm_rl.judge.service import ServiceLimits, build_app
+from arm_rl.judge.service import JudgeRequest, ServiceLimits, build_app
+from arm_rl.judge.wire import WireError
 from tests.judge.test_judge import Preferring
 from tests.support.scripted import noise
 from tools import load_tools
@@ -247,6 +248,28 @@ async def test_of_a_wrong_body_only_the_first_fault_is_told(serve, name):
             answer = await client.post(path, content=JSON_BOMBS[name], headers={"Content-Type": "application/json"})
             assert answer.status_code == 422
             assert len(answer.text) < 500
+
+
+BODIES = {  # a repeated piece of 16 MB, what stands before it, and whether it is parsed: it holds few values
+    "lists": (b'{"answers": [', b"[],", False),
+    "empty texts": (b'{"answers": [', b'"",', False),
+    "keys": (b"{", b'"1":1,', False),
+    "blanks": (b"", b" ", False),
+    "depth": (b"", b"[", False),
+    "quotes": (b"", b'"', False),
+    "a text without an end": (b'{"question": "', b'\\"', True),
+    "one text": (b'{"question": "', b"[],", True),
+}
+
+
+@pytest.mark.parametrize("name", BODIES)
+def test_a_body_of_very_many_values_is_not_parsed(name, monkeypatch):
+    head, piece, parses = BODIES[name]
+    parsed = []
+    monkeypatch.setattr("arm_rl.judge.wire.json.loads", parsed.append)
+    with pytest.raises(WireError):
+        JudgeRequest.parse(head + piece * ((16 << 20) // len(piece)))
+    assert bool(parsed) == parses
 
 
 async def test_rows_of_a_batch_are_limited(serve):
