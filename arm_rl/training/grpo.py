@@ -9,6 +9,7 @@ from arm_rl.core.stage_config import TrainConfig
 from arm_rl.data.samples import Cursor
 from arm_rl.export.model_card import write_card
 from arm_rl.run.folder import export_folder, is_finished, open_run
+from arm_rl.run.lock import locked
 from arm_rl.run.metrics_log import MetricsLog
 from arm_rl.run.timeline import Timeline
 from arm_rl.training.driver import Driver
@@ -28,18 +29,20 @@ async def train_grpo(config: TrainConfig, engines: RolloutService | None = None)
 
     Raises:
         StoppedOnRequest: SIGTERM came; a checkpoint is written first.
+        ConfigError: If another process works in the run folder.
     """
     inputs = read_inputs(config)
     num_steps = config.num_steps or config.num_epochs * math.ceil(
         len(inputs.samples) / config.algorithm.samples_per_step
     )
-    if is_finished(open_run(config), num_steps):
-        return
-    await require_shared(config.run.folder)
-    with stopped_by_signal() as stop:
-        await with_restarts(
-            lambda progress: _run(config, inputs, num_steps, progress, stop, engines), config.run.max_restarts
-        )
+    with locked(config.run.folder):
+        if is_finished(open_run(config), num_steps):
+            return
+        await require_shared(config.run.folder)
+        with stopped_by_signal() as stop:
+            await with_restarts(
+                lambda progress: _run(config, inputs, num_steps, progress, stop, engines), config.run.max_restarts
+            )
 
 
 async def _run(

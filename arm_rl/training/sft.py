@@ -23,6 +23,7 @@ from arm_rl.data.parquet_rows import BrokenRows
 from arm_rl.export.model_card import write_card
 from arm_rl.run import checkpoint
 from arm_rl.run.folder import export_folder, is_finished, open_run
+from arm_rl.run.lock import locked
 from arm_rl.run.metrics_log import MetricsLog
 from arm_rl.training.graceful_stop import StopRequest, stopped_by_signal
 from arm_rl.training.inputs import read_template
@@ -37,6 +38,7 @@ async def train_sft(config: SftConfig) -> None:
 
     Raises:
         StoppedOnRequest: SIGTERM came; a checkpoint is written first.
+        ConfigError: If another process works in the run folder.
     """
     template = read_template(config)
     broken = BrokenRows.of(config.data)
@@ -44,13 +46,15 @@ async def train_sft(config: SftConfig) -> None:
         config.data.train, template, config.data, max_tokens=config.max_tokens, broken=broken
     )
     batches = Batches(config, template, demonstrations)
-    if is_finished(open_run(config), batches.num_steps):
-        return
-    await require_shared(config.run.folder)
-    with stopped_by_signal() as stop:
-        await with_restarts(
-            lambda progress: _run(config, template, batches, broken.metrics(), progress, stop), config.run.max_restarts
-        )
+    with locked(config.run.folder):
+        if is_finished(open_run(config), batches.num_steps):
+            return
+        await require_shared(config.run.folder)
+        with stopped_by_signal() as stop:
+            await with_restarts(
+                lambda progress: _run(config, template, batches, broken.metrics(), progress, stop),
+                config.run.max_restarts,
+            )
 
 
 async def _run(

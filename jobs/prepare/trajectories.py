@@ -27,6 +27,7 @@ from arm_rl.prepare.teacher_sessions import (
     run_sessions,
 )
 from arm_rl.run.folder import open_run, require_same_settings
+from arm_rl.run.lock import locked
 from arm_rl.training.inputs import read_template
 from jobs.command_line import Commands
 from jobs.server_options import CommandError, add_server_options, read_server
@@ -63,28 +64,31 @@ def _run_trajectories(arguments: argparse.Namespace) -> str:
     server = read_server(arguments.server, arguments)[0] if arguments.server else None
     template = read_template(config) if server is None else server_template(config)
     samples = read_samples(config.data.train, list(template.schemas), config.data)
-    folder = open_run(config)
-    teacher = {"--served-model": server.model if server else None}  # the same model may be served at another address
-    require_same_settings(folder / TEACHER, teacher, remedy="choose another run.name, or remove that folder")
-    sessions = plan_sessions(samples, arguments.best_of)
-    known = {one.group_id for one in read_recorded(folder)}
-    pending = {group_id: sample for group_id, sample in sessions.items() if group_id not in known}
-    if pending:
-        asyncio.run(_run_pending(config, template, pending, server))
-    found = [one for one in read_recorded(folder) if one.group_id in sessions]
-    chosen = choose_best(found, samples)
-    shown = report(samples, found, chosen, arguments.best_of)
-    replace_text(folder / REPORT, json.dumps(shown, indent=2))
-    if not chosen:
-        raise CommandError("\n".join(["no session can be learned from:", *summary_lines(shown)]))
-    out = arguments.out or folder / FILE
-    written = write_demonstrations(out, load_sessions(chosen, config.session.last_turn_notice))
-    return "\n".join(
-        [
-            *summary_lines(shown),
-            f"done: {written} demonstrations are in {out}; {REPORT} and the trajectories are in {folder}",
-        ]
-    )
+    with locked(config.run.folder):
+        folder = open_run(config)
+        teacher = {
+            "--served-model": server.model if server else None
+        }  # the same model may be served at another address
+        require_same_settings(folder / TEACHER, teacher, remedy="choose another run.name, or remove that folder")
+        sessions = plan_sessions(samples, arguments.best_of)
+        known = {one.group_id for one in read_recorded(folder)}
+        pending = {group_id: sample for group_id, sample in sessions.items() if group_id not in known}
+        if pending:
+            asyncio.run(_run_pending(config, template, pending, server))
+        found = [one for one in read_recorded(folder) if one.group_id in sessions]
+        chosen = choose_best(found, samples)
+        shown = report(samples, found, chosen, arguments.best_of)
+        replace_text(folder / REPORT, json.dumps(shown, indent=2))
+        if not chosen:
+            raise CommandError("\n".join(["no session can be learned from:", *summary_lines(shown)]))
+        out = arguments.out or folder / FILE
+        written = write_demonstrations(out, load_sessions(chosen, config.session.last_turn_notice))
+        return "\n".join(
+            [
+                *summary_lines(shown),
+                f"done: {written} demonstrations are in {out}; {REPORT} and the trajectories are in {folder}",
+            ]
+        )
 
 
 async def _run_pending(
