@@ -23,6 +23,7 @@ IMAGE = io.BytesIO()
 noise().save(IMAGE, format="PNG")
 PICTURE = base64.b64encode(IMAGE.getvalue()).decode()
 STRIP = base64.b64encode(Image.from_pil(noise(1000, 4)).data).decode()
+WEBP_BOMB = b"RIFF\x1a\0\0\0WEBPVP8L\x0d\0\0\0/" + (13299 | 13299 << 14).to_bytes(4, "little") + bytes(9)
 ASKED = {"question": "Which?", "answers": ["7", "4"], "images": [PICTURE]}
 
 
@@ -290,6 +291,30 @@ async def test_images_are_decoded_in_a_thread_inside_the_limit(serve, monkeypatc
         assert (refused.status_code, (await client.get("/health")).status_code) == (429, 200)
         gate.set()
         assert (await first).status_code == 200
+
+
+async def test_honest_clients_lose_nothing_beside_hostile_ones(serve):
+    """140 idle connections, bodies of millions of values and image bombs: sixteen clients get all their answers."""
+    bomb = base64.b64encode(WEBP_BOMB).decode()
+    bearer = {"Authorization": "Bearer secret"}
+    async with serve(token="secret", body_seconds=5.0) as client:
+        app = client._transport.app
+
+        async def ask_honestly():
+            return [(await client.post("/v1/judge", json=ASKED, headers=bearer)).status_code for _ in range(3)]
+
+        idle = [asyncio.create_task(ask_raw(app, chunks=[b"{"])) for _ in range(140)]
+        lists = [
+            asyncio.create_task(client.post("/v1/judge", content=JSON_BOMBS["lists"], headers=bearer)) for _ in range(8)
+        ]
+        images = [
+            asyncio.create_task(client.post("/v1/judge", json=ASKED | {"images": [bomb] * 4}, headers=bearer))
+            for _ in range(8)
+        ]
+        honest = await asyncio.gather(*(ask_honestly() for _ in range(16)))
+        assert honest == [[200] * 3] * 16
+        assert {status for status, _ in await asyncio.gather(*idle)} == {401}
+        assert {answer.status_code for answer in await asyncio.gather(*lists, *images)} == {422}
 
 
 async def test_pixels_of_a_request_are_limited(serve):
