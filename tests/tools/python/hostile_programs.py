@@ -638,6 +638,7 @@ CURIOUS = [
         r"""
         import socket
         attempt(socket.socket(socket.AF_UNIX).connect, '\x00@ABSTRACT@')
+        attempt(socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM).sendto, b'x', '\x00@ABSTRACT@')
         """,
         says="refused: ConnectionRefusedError",
     ),
@@ -646,6 +647,7 @@ CURIOUS = [
         """
         import socket
         attempt(socket.socket(socket.AF_UNIX).connect, '@UNIX@')
+        attempt(socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM).sendto, b'x', '@UNIX@')
         """,
         says="refused: FileNotFoundError",
     ),
