@@ -6,20 +6,21 @@ import sys
 import tempfile
 from collections.abc import AsyncIterator, Callable, Iterator, Sequence
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from rich.console import Console
 from rich.panel import Panel
 
-from actors.rollout.model_server import SERVED_NAME, ModelServer
 from arm_rl.core.question_template import read_phrase
 from arm_rl.core.session import Completion, Memory, Policy, PolicyRequest, ToolResult, Tools
 from arm_rl.core.types import ToolCall
-from arm_rl.judge.judge import Judge, JudgeError, SessionBroke
-from arm_rl.judge.remote_policy import ServerPolicy
 from arm_rl.judge.verdict import Verdict
 from jobs.command_line import run_guarded
 from jobs.judge_options import add_judge_options, read_judge_setup
 from tools.execution.local import LocalTools
+
+if TYPE_CHECKING:
+    from arm_rl.judge.judge import Judge
 
 
 class PrintedSession:
@@ -55,8 +56,10 @@ class PrintedSession:
         await self._tools.release(memory)
 
 
-def ask_questions(ask: Callable[[str], str], judge: Judge, images: list[Path], console: Console) -> int:
+def ask_questions(ask: Callable[[str], str], judge: "Judge", images: list[Path], console: Console) -> int:
     """Ask for questions until an empty one, judge the answers, and return the number of questions."""
+    from arm_rl.judge.judge import JudgeError, SessionBroke
+
     for number in range(sys.maxsize):
         question = ask("question (empty: the end): ").strip()
         if not question:
@@ -90,9 +93,13 @@ def _format_verdict(verdict: Verdict) -> str:
 
 
 @contextlib.contextmanager
-def open_judge(arguments: argparse.Namespace, console: Console) -> Iterator[Judge]:
+def open_judge(arguments: argparse.Namespace, console: Console) -> Iterator["Judge"]:
     """Open the judge that the command line names, and print each turn."""
     setup = read_judge_setup(arguments)
+    from actors.rollout.model_server import SERVED_NAME, ModelServer
+    from arm_rl.judge.judge import Judge
+    from arm_rl.judge.remote_policy import ServerPolicy
+
     loaded, template = setup.load_tools_and_template(arguments.folder)
     with contextlib.ExitStack() as stack:
         url, name = arguments.url, arguments.name
@@ -129,7 +136,7 @@ def main(argv: Sequence[str] | None = None, *, program: str = "python -m jobs.ch
     add_judge_options(parser)
     parser.add_argument("images", type=Path, nargs="*", help="that the questions are about")
     parser.add_argument("--url", help="of an OpenAI-compatible server that offers the model already, with its /v1")
-    parser.add_argument("--name", default=SERVED_NAME, help="of the model at that server")
+    parser.add_argument("--name", default="judge", help="of the model at that server (%(default)s)")
     arguments = parser.parse_args(argv)
     console = Console(highlight=False)
 

@@ -8,13 +8,8 @@ import threading
 from collections.abc import Sequence
 from pathlib import Path
 
-from actors.cluster.connection import cluster
-from actors.rollout.model_server import ModelServer
 from arm_rl.core.errors import UserError
 from arm_rl.core.text_file import read_text
-from arm_rl.export.model_check import check_files
-from arm_rl.judge.deployment import deploy_judge
-from arm_rl.judge.service import ServiceLimits
 from jobs.command_line import run_guarded
 from jobs.judge_options import add_judge_options, read_judge_setup
 
@@ -45,6 +40,11 @@ def main(argv: Sequence[str] | None = None, *, program: str = "python -m jobs.se
 def _serve_judge(arguments: argparse.Namespace) -> str:
     setup = read_judge_setup(arguments)
     token = _read_token(arguments.token_file)
+    from actors.cluster.connection import cluster
+    from arm_rl.export.model_check import check_files
+    from arm_rl.judge.deployment import deploy_judge
+    from arm_rl.judge.service import ServiceLimits
+
     check_files(str(arguments.folder), a_folder=True)
     with (
         cluster(),
@@ -70,6 +70,9 @@ def _serve_judge(arguments: argparse.Namespace) -> str:
 
 
 def _serve_model(arguments: argparse.Namespace) -> str:
+    from actors.rollout.model_server import ModelServer
+    from arm_rl.export.model_check import check_files
+
     check_files(str(arguments.folder), a_folder=True)
     with tempfile.TemporaryDirectory() as folder:
         log = Path(folder) / "server.log"

@@ -4,12 +4,13 @@ import sys
 from collections.abc import Sequence
 
 from arm_rl.core.stage_config import SftConfig
-from arm_rl.training.sft import train_sft
 from jobs.command_line import run_job
 
 
 async def run(config: SftConfig) -> str:
     """Train on demonstrations and return the last line of the job's output."""
+    from arm_rl.training.sft import train_sft
+
     await train_sft(config)
     return f"done: metrics, checkpoints and the exported model are in {config.run.folder}"
 

@@ -4,12 +4,13 @@ import sys
 from collections.abc import Sequence
 
 from arm_rl.core.stage_config import TrainConfig
-from arm_rl.training.grpo import train_grpo
 from jobs.command_line import run_job
 
 
 async def run(config: TrainConfig) -> str:
     """Train one stage of GRPO and return the last line of the job's output."""
+    from arm_rl.training.grpo import train_grpo
+
     await train_grpo(config)
     return f"done: metrics, checkpoints and the exported model are in {config.run.folder}"
 

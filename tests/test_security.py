@@ -20,7 +20,7 @@ from arm_rl.core.config_file import load
 from arm_rl.core.errors import UserError
 from arm_rl.core.parsing import TOOL_FORMATS
 from arm_rl.core.stage_config import TrainConfig
-from arm_rl.report import write_report
+from arm_rl.report.static_report import write_report
 from arm_rl.run.folder import open_run
 from arm_rl.run.metrics import rollout_metrics
 from arm_rl.run.metrics_log import MetricsLog

@@ -39,7 +39,7 @@ from arm_rl.demo.time_left import PhaseTimer, repeat_every
 from arm_rl.judge.remote_policy import ServerPolicy
 from arm_rl.prepare.difficulty import JUDGED, filter_by_difficulty
 from arm_rl.prepare.screening import run_screened_sessions
-from arm_rl.report import write_report
+from arm_rl.report.static_report import write_report
 from arm_rl.run.folder import require_same_settings
 from arm_rl.run.metrics_log import read_lines
 from arm_rl.training.evaluation import evaluate_model

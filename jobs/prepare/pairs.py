@@ -5,15 +5,12 @@ import asyncio
 import json
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from arm_rl.core.atomic_file import replace_text
 from arm_rl.core.config_file import describe, load
 from arm_rl.core.json_lines import JsonLines
 from arm_rl.core.question_template import read_phrase
-from arm_rl.judge.backends import Server
-from arm_rl.judge.chat_client import ChatServer
-from arm_rl.prepare.pairs.build import read_all, report, write_files
 from arm_rl.prepare.pairs.config import PairsConfig
 from arm_rl.prepare.pairs.replies import Replies
 from arm_rl.prepare.pairs.report import file_lines
@@ -23,6 +20,9 @@ from arm_rl.prepare.questions import Question
 from arm_rl.run.folder import require_same_settings
 from jobs.command_line import Commands
 from jobs.server_options import add_server_options, read_server
+
+if TYPE_CHECKING:
+    from arm_rl.judge.backends import Server
 
 REPLIES, REPORT, WRITER = "replies.jsonl", "report.json", "writer.json"
 
@@ -53,6 +53,8 @@ def add_pairs_command(commands: Commands) -> None:
 def _run_pairs(arguments: argparse.Namespace) -> str:
     overrides = [one for one in arguments.questions if "=" in one and not Path(one).exists()]
     config = load(PairsConfig, arguments.config, overrides)
+    from arm_rl.prepare.pairs.build import read_all, report, write_files
+
     phrase = read_phrase(config.question)
     questions = read_all([Path(one) for one in arguments.questions if one not in overrides])
     server, _ = read_server(arguments.server, arguments)
@@ -66,8 +68,10 @@ def _run_pairs(arguments: argparse.Namespace) -> str:
 
 
 async def _write_answers(
-    questions: Sequence[Question], server: Server, config: PairsConfig, folder: Path
+    questions: Sequence[Question], server: "Server", config: PairsConfig, folder: Path
 ) -> tuple[list[WritingOutcome], int]:
+    from arm_rl.judge.chat_client import ChatServer
+
     chat = ChatServer(
         server.url, timeout_seconds=server.timeout_seconds, num_retries=server.num_retries, api_key=server.api_key
     )

@@ -9,8 +9,6 @@ from pathlib import Path
 from arm_rl.data.image_store import ImageFolder
 from arm_rl.data.parquet_rows import DataError
 from arm_rl.data.samples import file_names
-from arm_rl.demo import dataset
-from arm_rl.demo.demos import DIGITS, THREE_TRACKS, write_tool_file
 from arm_rl.prepare.progress import progress_bar
 from arm_rl.prepare.questions import Question, write_questions
 from arm_rl.prepare.sources import SOURCES
@@ -83,6 +81,9 @@ def add_synthetic_command(commands: Commands) -> None:
 
 
 def _run_synthetic(arguments: argparse.Namespace) -> str:
+    from arm_rl.demo import dataset
+    from arm_rl.demo.demos import DIGITS, THREE_TRACKS, write_tool_file
+
     spec, folder = THREE_TRACKS if arguments.tools else DIGITS, arguments.out
     for track in spec.tracks:
         track.prepare(folder, arguments.seed)

@@ -6,30 +6,22 @@ import json
 from collections.abc import Mapping
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from arm_rl.core.atomic_file import replace_text
 from arm_rl.core.config_file import load
 from arm_rl.core.parsing import TOOL_FORMATS
 from arm_rl.core.stage_config import TrainConfig
-from arm_rl.core.template import Template
 from arm_rl.core.types import Sample
-from arm_rl.data.demonstrations import write_demonstrations
 from arm_rl.data.samples import read_samples
-from arm_rl.judge.backends import Server, open_backend, server_template
 from arm_rl.prepare.progress import progress_bar
-from arm_rl.prepare.teacher_sessions import (
-    choose_best,
-    load_sessions,
-    plan_sessions,
-    read_recorded,
-    report,
-    run_sessions,
-)
 from arm_rl.run.folder import open_run, require_same_settings
-from arm_rl.training.inputs import read_template
 from jobs.command_line import Commands
 from jobs.server_options import CommandError, add_server_options, read_server
+
+if TYPE_CHECKING:
+    from arm_rl.core.template import Template
+    from arm_rl.judge.backends import Server
 
 FILE, REPORT, TEACHER = "demonstrations.parquet", "report.json", "teacher.json"
 
@@ -60,6 +52,11 @@ def _run_trajectories(arguments: argparse.Namespace) -> str:
     config = replace(config, run=replace(config.run, name=f"{config.run.name}-trajectories"))
     if arguments.best_of < 1:
         raise CommandError(f"--best-of: at least 1, not {arguments.best_of}")
+    from arm_rl.data.demonstrations import write_demonstrations
+    from arm_rl.judge.backends import server_template
+    from arm_rl.prepare.teacher_sessions import choose_best, load_sessions, plan_sessions, read_recorded, report
+    from arm_rl.training.inputs import read_template
+
     server = read_server(arguments.server, arguments)[0] if arguments.server else None
     template = read_template(config) if server is None else server_template(config)
     samples = read_samples(config.data.train, list(template.schemas), config.data)
@@ -88,8 +85,11 @@ def _run_trajectories(arguments: argparse.Namespace) -> str:
 
 
 async def _run_pending(
-    config: TrainConfig, template: Template, sessions: Mapping[str, Sample], server: Server | None
+    config: TrainConfig, template: "Template", sessions: Mapping[str, Sample], server: "Server | None"
 ) -> None:
+    from arm_rl.judge.backends import open_backend
+    from arm_rl.prepare.teacher_sessions import run_sessions
+
     async with open_backend(config, template, server) as backend:
         with progress_bar("running sessions", len(sessions), "sessions") as step:
             await run_sessions(backend, sessions, config, TOOL_FORMATS[config.template.tool_format], on_done=step)

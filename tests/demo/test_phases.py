@@ -80,7 +80,7 @@ def test_a_folder_of_a_version_that_kept_no_settings_is_refused(finished):
 
 
 def test_the_job_starts_nothing_in_another_demo_s_folder(finished, monkeypatch, capsys):
-    monkeypatch.setattr(demo, "cluster", lambda: pytest.fail("a cluster was started"))
+    monkeypatch.setattr("actors.cluster.connection.cluster", lambda: pytest.fail("a cluster was started"))
     assert demo.main(["--seed", "1", "--out", str(finished)]) == 1
     error = capsys.readouterr().err
     assert error.startswith("error: --seed: 1 now, 0 before; ")
@@ -89,7 +89,7 @@ def test_the_job_starts_nothing_in_another_demo_s_folder(finished, monkeypatch, 
 
 def test_the_job_runs_the_demo_in_its_own_folder(finished, monkeypatch):
     ran = []
-    monkeypatch.setattr(demo, "cluster", nullcontext)
+    monkeypatch.setattr("actors.cluster.connection.cluster", nullcontext)
     monkeypatch.setattr(Demo, "run", lambda self: ran.append(self.seed))
     assert demo.main(["--out", str(finished)]) == 0
     assert ran == [0]
@@ -145,7 +145,7 @@ def test_a_missed_mark_is_a_warning_and_no_failure(finished, judged_pairs, monke
     (finished / "base_model").mkdir()
     skills = {"matching": {"value": 0.6, "mark": 0.95, "reached": False}}
     (finished / "base_model" / "skills.json").write_text(json.dumps({"skills": skills}))
-    monkeypatch.setattr(demo, "cluster", nullcontext)
+    monkeypatch.setattr("actors.cluster.connection.cluster", nullcontext)
     assert demo.main(["--out", str(finished)]) == 0
     shown = capsys.readouterr().out
     assert "WARNING: mark missed: accuracy after stage 2 is 0.898; at least 0.95 is expected" in shown

@@ -14,10 +14,11 @@ from hypothesis import strategies as st
 
 from arm_rl.core import trajectory_file
 from arm_rl.core.types import ToolCall
-from arm_rl.report import curves, pictures, run_data, selection, table, trajectories, write_report
+from arm_rl.report import curves, pictures, run_data, selection, table, trajectories
 from arm_rl.report.contents import ContentReader
 from arm_rl.report.index import Index
 from arm_rl.report.selection import Selection
+from arm_rl.report.static_report import write_report
 from tests.support.trajectories import looked, make_image, make_sample, make_scored, make_turn, zoom_event
 
 HOSTILE = '<script>alert("1")</script><img src=x onerror=alert(1)>'
