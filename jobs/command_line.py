@@ -35,6 +35,7 @@ def run_job(
     job: Callable[[ConfigT], Awaitable[str]],
     *,
     argv: Sequence[str] | None = None,
+    check: Callable[[ConfigT], None] = lambda config: None,
     resume_hint: str = FROM_CHECKPOINT,
 ) -> int:
     """Parses the command line, runs the job on a cluster and prints its last line.
@@ -42,6 +43,7 @@ def run_job(
     Args:
         program: name of the program in its help and its usage errors.
         argv: arguments of the command line; by default those of the process.
+        check: Raises a UserError for an input that is missing, before Ray starts.
         resume_hint: Appended to the message, as for `run_guarded`.
 
     Returns:
@@ -59,6 +61,7 @@ def run_job(
 
     def start() -> str:
         config = load(cls, arguments.config, arguments.overrides)
+        check(config)
         from actors.cluster.connection import cluster
 
         with cluster():

@@ -19,6 +19,7 @@ from arm_rl.benchmarks.tables import comparison_table, summary_tables
 from arm_rl.core.atomic_file import replace_text
 from arm_rl.core.config_file import load
 from arm_rl.core.stage_config import TrainConfig
+from arm_rl.data.parquet_rows import require_files
 from jobs.command_line import run_guarded, run_job
 from jobs.server_options import CommandError, add_server_options, read_server
 
@@ -36,7 +37,15 @@ def main(argv: Sequence[str] | None = None, *, program: str = "python -m jobs.ev
         return _compare_command(argv[1:], f"{program} compare")
     if argv and argv[0].endswith((".yaml", ".yml")):
         description = "Judges the held-out samples of a configuration once each."
-        return run_job(program, description, TrainConfig, _evaluate_held_out, argv=argv, resume_hint="")
+        return run_job(
+            program,
+            description,
+            TrainConfig,
+            _evaluate_held_out,
+            argv=argv,
+            check=lambda config: require_files(config.data.held_out),
+            resume_hint="",
+        )
     arguments = _make_parser(program).parse_intermixed_args(argv)
     return run_guarded(
         lambda: _evaluate_benchmarks(arguments), resume_hint="the same command goes on with what has no verdict yet"
@@ -94,6 +103,7 @@ def _evaluate_benchmarks(arguments: argparse.Namespace) -> str:
     out = arguments.out or Path("runs") / f"eval-{_folder_name(server.model if server else path)}"
     folder = [f"run.name={out.name}", f"run.root={out.parent}", f"model.path={path}"]
     config = load(TrainConfig, arguments.config, [*overrides, *folder])
+    require_files(path for _, path in benches)
     return asyncio.run(_ask_questions(config, benches, arguments, server))
 
 

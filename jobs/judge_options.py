@@ -1,8 +1,11 @@
 """What `serve` and `chat` ask alike of their user: a judge, and how it is spoken to."""
 
 import argparse
+import errno
+import os
 from pathlib import Path
 
+from arm_rl.core.errors import UserError
 from arm_rl.export.judge_config import FILE, JudgeSetup
 
 
@@ -21,3 +24,10 @@ def read_judge_setup(arguments: argparse.Namespace) -> JudgeSetup:
     """Return the setup of the judge's training with the changes of the command line."""
     tools = None if arguments.tools is None else tuple(arguments.tools)
     return JudgeSetup.read(arguments.folder, arguments.config).with_changes(tools=tools)
+
+
+def require_model(folder: Path) -> None:
+    """Raise a UserError if a folder holds no model, before anything is loaded."""
+    if not (folder / "config.json").is_file():
+        missing = f"{folder / 'config.json'}: {os.strerror(errno.ENOENT)}"
+        raise UserError(f"{missing}: the folder of an exported model is needed, such as runs/demo/export")

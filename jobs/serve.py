@@ -11,7 +11,7 @@ from pathlib import Path
 from arm_rl.core.errors import UserError
 from arm_rl.core.text_file import read_text
 from jobs.command_line import run_guarded
-from jobs.judge_options import add_judge_options, read_judge_setup
+from jobs.judge_options import add_judge_options, read_judge_setup, require_model
 
 
 def main(argv: Sequence[str] | None = None, *, program: str = "python -m jobs.serve") -> int:
@@ -38,6 +38,7 @@ def main(argv: Sequence[str] | None = None, *, program: str = "python -m jobs.se
 
 
 def _serve_judge(arguments: argparse.Namespace) -> str:
+    require_model(arguments.folder)
     setup = read_judge_setup(arguments)
     token = _read_token(arguments.token_file)
     from actors.cluster.connection import cluster
@@ -70,6 +71,7 @@ def _serve_judge(arguments: argparse.Namespace) -> str:
 
 
 def _serve_model(arguments: argparse.Namespace) -> str:
+    require_model(arguments.folder)
     from actors.rollout.model_server import ModelServer
     from arm_rl.export.model_check import check_files
 

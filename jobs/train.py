@@ -4,6 +4,7 @@ import sys
 from collections.abc import Sequence
 
 from arm_rl.core.stage_config import TrainConfig
+from arm_rl.data.parquet_rows import require_files
 from jobs.command_line import run_job
 
 
@@ -15,11 +16,15 @@ async def run(config: TrainConfig) -> str:
     return f"done: metrics, checkpoints and the exported model are in {config.run.folder}"
 
 
+def check(config: TrainConfig) -> None:
+    """Raise a DataError if a data file of the configuration is missing."""
+    require_files([*config.data.train, *config.data.held_out])
+
+
 def main(argv: Sequence[str] | None = None, *, program: str = "python -m jobs.train") -> int:
     """Run the job from the command line and return the exit status."""
-    return run_job(
-        program, "Trains a judge by GRPO: rollouts with tools, rewards, learners.", TrainConfig, run, argv=argv
-    )
+    description = "Trains a judge by GRPO: rollouts with tools, rewards, learners."
+    return run_job(program, description, TrainConfig, run, argv=argv, check=check)
 
 
 if __name__ == "__main__":

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 from arm_rl.core.config import ModelConfig, TemplateConfig
 from arm_rl.core.errors import UserError
 from arm_rl.core.template import Template
-from arm_rl.data.parquet_rows import expand_folders
+from arm_rl.data.parquet_rows import expand_folders, require_files
 from arm_rl.prepare.formats import FORMATS
 from arm_rl.prepare.progress import progress_bar
 from jobs.command_line import Commands
@@ -77,6 +77,7 @@ def add_audit_command(commands: Commands) -> None:
 
 
 def _run_audit(arguments: argparse.Namespace) -> str:
+    require_files([*arguments.files, *arguments.held_out])
     from arm_rl.prepare.audit.checks import check
     from arm_rl.prepare.audit.contents import read
 

@@ -4,6 +4,7 @@ import argparse
 
 from arm_rl.core.config_file import load
 from arm_rl.core.stage_config import TrainConfig
+from arm_rl.data.parquet_rows import require_files
 from jobs.command_line import Commands
 
 
@@ -30,6 +31,7 @@ def add_difficulty_command(commands: Commands) -> None:
 
 def _run_difficulty(arguments: argparse.Namespace) -> str:
     config = load(TrainConfig, arguments.config, arguments.overrides)
+    require_files(config.data.train)
     from arm_rl.prepare.difficulty import filter_by_difficulty
 
     return "\n".join(filter_by_difficulty(config, arguments.rollouts, arguments.never_right))

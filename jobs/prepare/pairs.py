@@ -11,6 +11,7 @@ from arm_rl.core.atomic_file import replace_text
 from arm_rl.core.config_file import describe, load
 from arm_rl.core.json_lines import JsonLines
 from arm_rl.core.question_template import read_phrase
+from arm_rl.data.parquet_rows import require_files
 from arm_rl.prepare.pairs.config import PairsConfig
 from arm_rl.prepare.pairs.replies import Replies
 from arm_rl.prepare.pairs.report import file_lines
@@ -53,10 +54,12 @@ def add_pairs_command(commands: Commands) -> None:
 def _run_pairs(arguments: argparse.Namespace) -> str:
     overrides = [one for one in arguments.questions if "=" in one and not Path(one).exists()]
     config = load(PairsConfig, arguments.config, overrides)
+    files = [Path(one) for one in arguments.questions if one not in overrides]
+    require_files(files)
     from arm_rl.prepare.pairs.build import read_all, report, write_files
 
     phrase = read_phrase(config.question)
-    questions = read_all([Path(one) for one in arguments.questions if one not in overrides])
+    questions = read_all(files)
     server, _ = read_server(arguments.server, arguments)
     settings = {"seed": config.seed, "--served-model": server.model}
     require_same_settings(arguments.out / WRITER, settings, remedy="choose another --out, or remove that folder")

@@ -7,7 +7,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from arm_rl.data.image_store import ImageFolder
-from arm_rl.data.parquet_rows import DataError
+from arm_rl.data.parquet_rows import DataError, require_files
 from arm_rl.data.samples import file_names
 from arm_rl.prepare.progress import progress_bar
 from arm_rl.prepare.questions import Question, write_questions
@@ -33,6 +33,7 @@ def add_questions_command(commands: Commands) -> None:
 
 
 def _run_questions(arguments: argparse.Namespace) -> str:
+    require_files(arguments.files)
     counts: Counter[str] = Counter()
     folder, names = ImageFolder(arguments.out.parent / "images"), file_names(arguments.files)
 

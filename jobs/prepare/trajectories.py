@@ -13,6 +13,7 @@ from arm_rl.core.config_file import load
 from arm_rl.core.parsing import TOOL_FORMATS
 from arm_rl.core.stage_config import TrainConfig
 from arm_rl.core.types import Sample
+from arm_rl.data.parquet_rows import require_files
 from arm_rl.data.samples import read_samples
 from arm_rl.prepare.progress import progress_bar
 from arm_rl.run.folder import open_run, require_same_settings
@@ -49,6 +50,7 @@ def add_trajectories_command(commands: Commands) -> None:
 
 def _run_trajectories(arguments: argparse.Namespace) -> str:
     config = load(TrainConfig, arguments.config, arguments.overrides)
+    require_files(config.data.train)
     config = replace(config, run=replace(config.run, name=f"{config.run.name}-trajectories"))
     if arguments.best_of < 1:
         raise CommandError(f"--best-of: at least 1, not {arguments.best_of}")

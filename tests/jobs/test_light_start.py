@@ -38,6 +38,25 @@ WRONG_KEY = {
     "pairs": ["prepare-data", "pairs", "x.jsonl", "no_such=1", "--server", "http://127.0.0.1:9/v1", "--out", "x"],
     "labelled": ["prepare-data", "labelled", "jsonl", "x.jsonl", "no_such=1", "--out", "x"],
 }
+MISSING = {
+    "train": ["train", STAGE, "data.train=[none.parquet]"],
+    "sft": ["sft", "configs/arm_thinker_sft.yaml", "data.train=[none.parquet]"],
+    "evaluate, held out": ["evaluate", STAGE, "data.held_out=[none.parquet]"],
+    "evaluate": ["evaluate", "some/model", "vstar=none.jsonl"],
+    "difficulty": ["prepare-data", "difficulty", STAGE, "data.train=[none.parquet]"],
+    "trajectories": ["prepare-data", "trajectories", STAGE, "data.train=[none.parquet]"],
+    "pairs": ["prepare-data", "pairs", "none.jsonl", "--server", "http://127.0.0.1:9/v1", "--out", "none"],
+    "labelled": ["prepare-data", "labelled", "jsonl", "README.md", "none.jsonl", "--out", "none"],
+    "questions": ["prepare-data", "questions", "jsonl", "README.md", "none.jsonl", "--out", "none/q.jsonl"],
+    "audit": ["prepare-data", "audit", "none.parquet"],
+    "chat": ["chat", "none"],
+    "chat, image": ["chat", "configs", "none.png"],
+    "chat, no image": ["chat", "configs", "README.md"],
+    "serve": ["serve", "none"],
+    "serve, model": ["serve", "none", "--model-only"],
+    "export": ["export", "none"],
+    "report": ["report", "none"],
+}
 PROGRAM = """
 import contextlib, io, json, sys
 from jobs.cli import main
@@ -66,8 +85,8 @@ def run_all(commands: dict[str, list[str]]) -> dict[str, tuple[int, str, list[st
 
 @pytest.mark.parametrize(
     ("commands", "status", "text"),
-    [(HELP, 0, "usage: "), (WRONG_OPTION, 2, "error: "), (WRONG_KEY, 1, "no_such")],
-    ids=["help", "wrong option", "wrong key"],
+    [(HELP, 0, "usage: "), (WRONG_OPTION, 2, "error: "), (WRONG_KEY, 1, "no_such"), (MISSING, 1, "error: ")],
+    ids=["help", "wrong option", "wrong key", "missing file"],
 )
 def test_nothing_heavy_is_imported_before_the_arguments_are_known(commands, status, text):
     found = run_all(commands)
