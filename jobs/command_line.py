@@ -14,6 +14,7 @@ from typing import TypeAlias, TypeVar
 
 from arm_rl.core.config_file import describe, load
 from arm_rl.core.errors import UserError
+from arm_rl.core.phases import log_phase
 from arm_rl.core.stage_config import SftConfig, TrainConfig
 from arm_rl.data import parquet_rows
 from arm_rl.training.graceful_stop import StoppedOnRequest
@@ -24,7 +25,6 @@ Commands: TypeAlias = "argparse._SubParsersAction[argparse.ArgumentParser]"  # o
 logger = logging.getLogger(__name__)
 
 INTERRUPTED = 130  # exit status after Ctrl-C
-STOPPED = 143  # after SIGTERM
 FROM_CHECKPOINT = "started again with the same command, the run goes on from its last checkpoint"
 
 
@@ -62,9 +62,11 @@ def run_job(
     def start() -> str:
         config = load(cls, arguments.config, arguments.overrides)
         check(config)
+        log_phase(f"configuration: {arguments.config} is valid")
         from actors.cluster.connection import cluster
 
         with cluster():
+            log_phase("Ray: connected")
             return asyncio.run(_await_job(job(config)))
 
     return run_guarded(start, resume_hint=resume_hint)
@@ -85,7 +87,7 @@ def run_guarded(start: Callable[[], str], *, resume_hint: str = "") -> int:
         sys.stdout.write("; ".join([start(), *skipped.notices]) + "\n")
     except StoppedOnRequest as error:
         sys.stderr.write(f"{error}\n")
-        return STOPPED
+        return 128 + error.signal  # as shells have it
     except UserError as error:
         sys.stderr.write(f"error: {error}\n")
         return 1

@@ -18,6 +18,7 @@ from arm_rl.benchmarks.results import FILE, Key
 from arm_rl.benchmarks.tables import comparison_table, summary_tables
 from arm_rl.core.atomic_file import replace_text
 from arm_rl.core.config_file import load
+from arm_rl.core.phases import log_phase
 from arm_rl.core.stage_config import TrainConfig
 from arm_rl.data.parquet_rows import require_files
 from jobs.command_line import run_guarded, run_job
@@ -58,7 +59,11 @@ async def _evaluate_held_out(config: TrainConfig) -> str:
 
     metrics = await evaluate_model(config)
     shown = "  ".join(f"{name} {value:.3g}" for name, value in metrics.items())
-    return f"{shown}\ndone: evaluation.json and the trajectories are in {config.run.folder}"
+    folder = config.run.folder
+    return (
+        f"{shown}\ndone: evaluation.json and the trajectories are in {folder}; "
+        f"`python -m jobs.report {folder}` shows the trajectories"
+    )
 
 
 def _make_parser(program: str) -> argparse.ArgumentParser:
@@ -148,8 +153,10 @@ async def _ask_questions(
         seed=config.run.seed,
     )
     known = read_finished(questions, folder)
+    log_phase(f"model and benchmarks checked: {len(questions)} sessions, {len(known)} of them judged already")
     if len(known) < len(questions):
         async with open_backend(config, template, server) as backend:
+            log_phase("engine: up")
             with _Bar(questions, known) as bar:
                 known = await ask_all(
                     backend,

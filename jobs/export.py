@@ -26,7 +26,7 @@ def main(argv: Sequence[str] | None = None, *, program: str = "python -m jobs.ex
         from arm_rl.export.checkpoint_export import export_checkpoint
 
         step = export_checkpoint(config, arguments.run, out)
-        return f"done: the model of step {step} is in {out}"
+        return f"done: the model of step {step} is in {out}; `python -m jobs.chat {out} IMAGE` asks it"
 
     return run_guarded(start)
 

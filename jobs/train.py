@@ -13,7 +13,11 @@ async def run(config: TrainConfig) -> str:
     from arm_rl.training.grpo import train_grpo
 
     await train_grpo(config)
-    return f"done: metrics, checkpoints and the exported model are in {config.run.folder}"
+    folder = config.run.folder
+    return (
+        f"done: metrics, checkpoints and the exported model are in {folder}; "
+        f"`python -m jobs.report {folder}` shows the curves and the trajectories"
+    )
 
 
 def check(config: TrainConfig) -> None:

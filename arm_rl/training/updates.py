@@ -27,6 +27,7 @@ class Updates:
         self._config, self._learners, self._image_pad_id = config, learners, image_pad_id
         self._objective = GrpoObjective.of(config.algorithm, config.rollout.temperature)
         # Where a step has one update, the learners score the very weights that it starts from: no pass of its own is needed.
+        self.num_applied = 0  # optimizer steps of a step that is not finished
         self._rescores = config.algorithm.proximal == "recomputed" and config.algorithm.updates_per_step > 1
 
     async def run(self, step: int, selections: Sequence[Selection]) -> dict[str, float]:
@@ -45,10 +46,11 @@ class Updates:
             samples: GroupSamples = [self._training_samples(one) for one in selections]
         if self._rescores:
             samples = await self._with_proximal_logprobs(samples, images)
-        results = [
-            await asyncio.to_thread(self._learners.train, batch, images, self._objective)
-            for batch in self._mini_batches(step, samples)
-        ]
+        results = []
+        for batch in self._mini_batches(step, samples):
+            results.append(await asyncio.to_thread(self._learners.train, batch, images, self._objective))
+            self.num_applied += 1
+        self.num_applied = 0
         return {name: sum(result[name] for result in results) / len(results) for name in results[0]}
 
     def _training_samples(self, selection: Selection) -> list[TrainingSample]:

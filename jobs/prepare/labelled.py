@@ -67,7 +67,9 @@ def _run_labelled(arguments: argparse.Namespace) -> str:
     replace_text(arguments.out / REPORT, json.dumps(found, indent=2, ensure_ascii=False))
     lines = [f"skipped: {number} rows: {reason}" for reason, number in labelled.skipped.most_common()]
     names = ", ".join(one.path.name for one in made)
-    return "\n".join([*lines, *file_lines(describe_files(made)), f"done: {names} and {REPORT} are in {arguments.out}"])
+    look = f"`python -m jobs.prepare_data audit {arguments.out}` looks for what is wrong with them"
+    done = f"done: {names} and {REPORT} are in {arguments.out}; {look}"
+    return "\n".join([*lines, *file_lines(describe_files(made)), done])
 
 
 def _expand_folders(paths: Sequence[Path]) -> list[Path]:

@@ -67,7 +67,9 @@ def _run_pairs(arguments: argparse.Namespace) -> str:
     made = write_files(outcomes, config, phrase, arguments.out)
     found = report(outcomes, made, config, num_requests)
     replace_text(arguments.out / REPORT, json.dumps(found, indent=2, ensure_ascii=False))
-    return "\n".join([*summary_lines(found), f"done: {', '.join(found['files'])} and {REPORT} are in {arguments.out}"])
+    look = f"`python -m jobs.prepare_data audit {arguments.out}` looks for what is wrong with them"
+    done = f"done: {', '.join(found['files'])} and {REPORT} are in {arguments.out}; {look}"
+    return "\n".join([*summary_lines(found), done])
 
 
 async def _write_answers(
