@@ -124,6 +124,7 @@ class Demo:
         write(self.data / "train.parquet", split="train", num_samples=size.train)
         write(self.data / "grpo.parquet", split="train", num_samples=size.grpo, start=size.train)
         write(self.data / "held_out.parquet", split="held_out", num_samples=size.held_out)
+        dataset.write_example(self.folder / "example", seed=self.seed, track=self.spec.tracks[0])
 
     def _make_base(self) -> None:
         config = self._sft_config()
