@@ -73,7 +73,7 @@ def add_synthetic_command(commands: Commands) -> None:
         description="Writes training data of the demos: tiles with digits, or with --tools also pages of documents and texts, what their "
         "tools read, and the file that lists these. Equal arguments give equal files.",
     )
-    parser.add_argument("out", type=Path, metavar="FOLDER")
+    parser.add_argument("--out", type=Path, required=True, metavar="FOLDER", help="of the files")
     parser.add_argument("--train", type=int, default=3600, help="training samples (default: %(default)s)")
     parser.add_argument("--held-out", type=int, default=480, help="held-out samples (default: %(default)s)")
     parser.add_argument("--seed", type=int, default=0)
