@@ -129,6 +129,12 @@ def test_a_run_with_nothing_yet_has_a_report(tmp_path):
         assert missing in page
 
 
+def test_boxes_at_an_image_s_edge_are_not_clipped(tmp_path):
+    page = write_report(write_run(tmp_path)).read_text()
+    (rule,) = re.findall(r"\.image > div \{(.*?)\}", page)
+    assert "overflow" not in rule
+
+
 def test_what_a_model_writes_is_only_text(tmp_path):
     call = ToolCall(name=HOSTILE, arguments={"image": HOSTILE, HOSTILE: "\ud800"}, error=HOSTILE)
     event = dataclasses.replace(zoom_event(status="bad_arguments"), call=call, text=HOSTILE)
