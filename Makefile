@@ -10,7 +10,7 @@ PYTEST = $(BIN)/python -m pytest -n 2 --dist loadfile --no-loadscope-reorder --d
 .PHONY: help install demo demo-tools bench bench-tools chaos findings test test-slow test-all fuzz lint format clean
 
 help:
-	@echo "make demo     sets up .venv and trains a judge through all its stages (about 12 minutes on 2 cores)"
+	@echo "make demo     sets up .venv and trains a judge through all its stages (about 11 minutes on 2 cores)"
 	@echo "make demo-tools   the same on three tracks, each with a tool of its own to choose (15 to 30 minutes)"
 	@echo "make bench    measures speed side by side with other ways, and with TRL (about 30 minutes; leave the machine alone)"
 	@echo "make bench-tools  how fast the tools are, directly and through an executor (about 6 minutes)"

@@ -8,41 +8,72 @@ import time
 from collections.abc import Sequence
 from dataclasses import asdict
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from rich.console import Console
 from rich.progress import track
 
-from actors.cluster.connection import cluster
 from arm_rl.core.atomic_file import replace_text
 from arm_rl.core.config import ToolsConfig
 from arm_rl.core.errors import UserError
-from arm_rl.experiments.bench import driver, learner, overlap, rollout, service, summary, sync, tools, trl
-from arm_rl.experiments.bench.benchmark import SpeedBenchmark
+from arm_rl.experiments.bench import summary
 from arm_rl.run.folder import require_same_settings
 from jobs.command_line import run_guarded
+
+if TYPE_CHECKING:
+    from arm_rl.experiments.bench.benchmark import SpeedBenchmark
 
 SETTINGS = "settings.json"  # sizes of the numbers in the folder
 TOOL_FILES = [f"configs/tools/{name}.yaml" for name in ("image_zoom", "text_checks", "python_executor")]
 
-BENCHMARKS: dict[str, tuple[SpeedBenchmark, ...]] = {
-    "vs_trl": (trl.ON_SMALL_IMAGES,),
-    "vs_trl_images": (trl.ON_LARGE_IMAGES,),
-    "rollout_efficiency": (rollout.BENCHMARK,),
-    "learner_efficiency": learner.AGAINST_BARE_LOOP,
-    "overlap": (overlap.BENCHMARK,),
-    "sync_over_copy": (sync.BENCHMARK,),
-    "driver_share": (driver.BENCHMARK,),
-    "ranks": learner.TWO_RANKS_OVER_ONE,
-    "service": (service.BENCHMARK,),
+BENCHMARKS = {
+    "vs_trl": "GRPO steps over those of TRL, small images",
+    "vs_trl_images": "GRPO steps over those of TRL, large images",
+    "rollout_efficiency": "sessions through the rollout actor with tools and scoring, over its bare engine",
+    "learner_efficiency": "loss tokens a second of one learner rank over a bare torch loop",
+    "packed_text": "loss tokens a second of packed groups, over a bare loop that pads and repeats prompts",
+    "packed_images": "the same with an image in each prompt",
+    "packed_none": "the same where no group shares anything",
+    "activation_bytes": "saved activations of a packed row, over those of the padded, repeated batch",
+    "overlap": "asynchronous steps, over 1 / max(rollouts alone, learner alone)",
+    "sync_over_copy": "seconds from learner done to every engine serving the new version, over copying the same bytes",
+    "driver_share": "trajectories through driver, scorers and batching, over bare calls of a Ray actor",
+    "ranks": "loss tokens a second of 2 learner ranks over 1",
+    "service": "judgments a second over HTTP, tools included, over the bare engine sampling the same sessions",
 }
+
+
+def load_benchmarks() -> dict[str, tuple["SpeedBenchmark", ...]]:
+    """Return the comparisons of each key of BENCHMARKS."""
+    from arm_rl.experiments.bench import driver, learner, overlap, packed, rollout, service, sync, trl
+
+    return {
+        "vs_trl": (trl.ON_SMALL_IMAGES,),
+        "vs_trl_images": (trl.ON_LARGE_IMAGES,),
+        "rollout_efficiency": (rollout.BENCHMARK,),
+        "learner_efficiency": learner.AGAINST_BARE_LOOP,
+        "packed_text": (packed.TEXT,),
+        "packed_images": (packed.IMAGES,),
+        "packed_none": (packed.NONE,),
+        "activation_bytes": (packed.ACTIVATIONS,),
+        "overlap": (overlap.BENCHMARK,),
+        "sync_over_copy": (sync.BENCHMARK,),
+        "driver_share": (driver.BENCHMARK,),
+        "ranks": learner.TWO_RANKS_OVER_ONE,
+        "service": (service.BENCHMARK,),
+    }
 
 
 def measure_one(arguments: argparse.Namespace) -> str:
     """Measure what one benchmark compares."""
     _require_same_sizes(arguments)
+    from actors.cluster.connection import cluster
+
     path = arguments.out / f"{arguments.key}.json"
     with cluster():
-        results = [benchmark.run(arguments.out, quick=arguments.quick) for benchmark in BENCHMARKS[arguments.key]]
+        results = [
+            benchmark.run(arguments.out, quick=arguments.quick) for benchmark in load_benchmarks()[arguments.key]
+        ]
     summary.save(path, results)
     Console(width=160).print(summary.table(results))
     return f"done: the numbers are in {path}"
@@ -77,6 +108,9 @@ def _require_same_sizes(arguments: argparse.Namespace) -> None:
 
 def measure_tools(arguments: argparse.Namespace) -> str:
     """Measure calls a second and latencies of each tool, directly and through an executor."""
+    from actors.cluster.connection import cluster
+    from arm_rl.experiments.bench import tools
+
     config = ToolsConfig(files=tuple(arguments.files))
     given = json.loads(arguments.arguments)
     with cluster():
@@ -104,8 +138,7 @@ def main(argv: Sequence[str] | None = None, *, program: str = "python -m jobs.be
     command.add_argument("--resume", action="store_true", help="leaves out what has its numbers already")
     command.add_argument("--quick", action="store_true", help="small sizes, to try it")
     command.set_defaults(run=measure_all)
-    for key, benchmarks in BENCHMARKS.items():
-        what = "; ".join(benchmark.what for benchmark in benchmarks)
+    for key, what in BENCHMARKS.items():
         command = commands.add_parser(key, help=what, description=what)
         command.add_argument("--quick", action="store_true", help="small sizes, to try it")
         command.set_defaults(run=measure_one)

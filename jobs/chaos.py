@@ -10,10 +10,8 @@ from omegaconf import OmegaConf
 
 from arm_rl.core.config_file import list_override
 from arm_rl.core.errors import UserError
-from arm_rl.experiments.chaos import KINDS, VICTIMS, run_chaos, write_summary
 from jobs.command_line import run_guarded
 
-HANGING = VICTIMS.keys() - {"tool_worker"}  # of which one hangs; a tool worker's call has a time limit of its own
 PAUSE_SECONDS = 4.0  # mean between a recovery and the next kill
 
 
@@ -83,6 +81,8 @@ def main(argv: Sequence[str] | None = None, *, program: str = "python -m jobs.ch
             "tools.num_executors=1",
         ]
         command += ["run.stall_seconds=30", "learner.call_timeout_seconds=120"]
+        from arm_rl.experiments.chaos import KINDS, VICTIMS, run_chaos, write_summary
+
         kills = dict.fromkeys(KINDS, arguments.kills)
         summary = run_chaos(
             command,
@@ -91,7 +91,7 @@ def main(argv: Sequence[str] | None = None, *, program: str = "python -m jobs.ch
             seed=arguments.seed,
             pause_seconds=PAUSE_SECONDS,
             mark=arguments.mark,
-            hangs=HANGING,
+            hangs=VICTIMS.keys() - {"tool_worker"},  # whose call has a time limit of its own
         )
         write_summary(summary, arguments.out / "summary.json")
         return f"done: {summary}"

@@ -6,20 +6,23 @@ import sys
 import tempfile
 from collections.abc import AsyncIterator, Callable, Iterator, Sequence
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from rich.console import Console
 from rich.panel import Panel
 
-from actors.rollout.model_server import SERVED_NAME, ModelServer
+from arm_rl.core.errors import UserError
+from arm_rl.core.images import Image, ImageError
 from arm_rl.core.question_template import read_phrase
 from arm_rl.core.session import Completion, Memory, Policy, PolicyRequest, ToolResult, Tools
 from arm_rl.core.types import ToolCall
-from arm_rl.judge.judge import Judge, JudgeError, SessionBroke
-from arm_rl.judge.remote_policy import ServerPolicy
 from arm_rl.judge.verdict import Verdict
 from jobs.command_line import run_guarded
-from jobs.judge_options import add_judge_options, read_judge_setup
+from jobs.judge_options import add_judge_options, read_judge_setup, require_model
 from tools.execution.local import LocalTools
+
+if TYPE_CHECKING:
+    from arm_rl.judge.judge import Judge
 
 
 class PrintedSession:
@@ -55,16 +58,41 @@ class PrintedSession:
         await self._tools.release(memory)
 
 
-def ask_questions(ask: Callable[[str], str], judge: Judge, images: list[Path], console: Console) -> int:
-    """Ask for questions until an empty one, judge the answers, and return the number of questions."""
-    for number in range(sys.maxsize):
-        question = ask("question (empty: the end): ").strip()
-        if not question:
-            return number
+def read_images(paths: Sequence[Path]) -> list[Image]:
+    """Return the images of the command line, each decoded once: a broken one is reported before the model is loaded.
+
+    Raises:
+        UserError: If a file is missing or no image; the message names the file.
+    """
+    images = []
+    for path in paths:
+        try:
+            images.append(Image.from_bytes(path.read_bytes()))
+            images[-1].pil()
+        except OSError as error:
+            raise UserError(f"{path}: {error.strerror}") from error
+        except ImageError as error:
+            raise UserError(f"{path}: {error}") from error
+    return images
+
+
+def ask_questions(ask: Callable[[str], str], judge: "Judge", images: Sequence[Image], console: Console) -> int:
+    """Ask for questions until an empty one or the end of the input, judge the answers, and return the number judged."""
+    from arm_rl.judge.judge import JudgeError, SessionBroke
+
+    number = 0
+    while question := _ask_line(ask, "question (empty: the end): "):
         answers: list[str] = []
-        while (answer := ask(f"answer {len(answers) + 1} (empty: no more): ").strip()) or not answers:
+        prompt = "answer {} (empty: no more): "
+        while (answer := _ask_line(ask, prompt.format(len(answers) + 1))) or (answer == "" and not answers):
             if answer:
                 answers.append(answer)
+            else:
+                console.print("an answer is needed: one is checked, several are compared", style="red")
+        if not answers:
+            console.print("the input ended before an answer: the last question is not judged", style="red")
+            return number
+        number += 1
         try:
             verdict = (
                 judge.verify(question, images, answers[0])
@@ -77,7 +105,15 @@ def ask_questions(ask: Callable[[str], str], judge: Judge, images: list[Path], c
             console.print(str(error), style="red", markup=False)
             continue
         console.print(_format_verdict(verdict), style="bold")
-    raise AssertionError
+    return number
+
+
+def _ask_line(ask: Callable[[str], str], prompt: str) -> str | None:
+    """Return a line of the input without blanks at its ends, or None at the end of the input."""
+    try:
+        return ask(prompt).strip()
+    except EOFError:
+        return None
 
 
 def _format_verdict(verdict: Verdict) -> str:
@@ -90,9 +126,15 @@ def _format_verdict(verdict: Verdict) -> str:
 
 
 @contextlib.contextmanager
-def open_judge(arguments: argparse.Namespace, console: Console) -> Iterator[Judge]:
+def open_judge(arguments: argparse.Namespace, console: Console) -> Iterator["Judge"]:
     """Open the judge that the command line names, and print each turn."""
+    if arguments.url is None:
+        require_model(arguments.folder)
     setup = read_judge_setup(arguments)
+    from actors.rollout.model_server import SERVED_NAME, ModelServer
+    from arm_rl.judge.judge import Judge
+    from arm_rl.judge.remote_policy import ServerPolicy
+
     loaded, template = setup.load_tools_and_template(arguments.folder)
     with contextlib.ExitStack() as stack:
         url, name = arguments.url, arguments.name
@@ -129,16 +171,14 @@ def main(argv: Sequence[str] | None = None, *, program: str = "python -m jobs.ch
     add_judge_options(parser)
     parser.add_argument("images", type=Path, nargs="*", help="that the questions are about")
     parser.add_argument("--url", help="of an OpenAI-compatible server that offers the model already, with its /v1")
-    parser.add_argument("--name", default=SERVED_NAME, help="of the model at that server")
+    parser.add_argument("--name", default="judge", help="of the model at that server (%(default)s)")
     arguments = parser.parse_args(argv)
     console = Console(highlight=False)
 
     def start() -> str:
+        images = read_images(arguments.images)
         with open_judge(arguments, console) as judge:
-            try:
-                number = ask_questions(console.input, judge, arguments.images, console)
-            except EOFError:
-                return "done"
+            number = ask_questions(console.input, judge, images, console)
         return f"done: {number} judged"
 
     return run_guarded(start)

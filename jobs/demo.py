@@ -9,16 +9,17 @@ import argparse
 import sys
 from collections.abc import Sequence
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from rich.console import Console
 
-from actors.cluster.connection import cluster
 from arm_rl.core.errors import UserError
 from arm_rl.demo import robustness
-from arm_rl.demo.demos import DIGITS, THREE_TRACKS, DemoSpec
-from arm_rl.demo.phases import Demo
 from arm_rl.demo.robustness import ARITHMETICS
 from jobs.command_line import FROM_CHECKPOINT, run_guarded
+
+if TYPE_CHECKING:
+    from arm_rl.demo.demos import DemoSpec
 
 
 def main(argv: Sequence[str] | None = None, *, program: str = "python -m jobs.demo") -> int:
@@ -47,24 +48,31 @@ def main(argv: Sequence[str] | None = None, *, program: str = "python -m jobs.de
     )
     parser.add_argument("--seeds", type=int, default=3, help="number of seeds for --robustness, from --seed on")
     arguments = parser.parse_args(argv)
-    spec = THREE_TRACKS if arguments.tools else DIGITS
-    if arguments.robustness:
-        return run_guarded(lambda: _measure_robustness(spec, arguments), resume_hint=FROM_CHECKPOINT)
-    folder = arguments.out or Path("runs", spec.name + ("-short" if arguments.short else ""))
 
     def start() -> str:
-        ARITHMETICS[arguments.arithmetic].require_environment(f"--arithmetic {arguments.arithmetic}")
-        size = spec.short if arguments.short else spec.full
-        demo = Demo(spec, folder, arguments.seed, size, ARITHMETICS[arguments.arithmetic])
-        demo.open_folder()
-        with cluster():
-            demo.run()
-        return ""
+        from arm_rl.demo.demos import DIGITS, THREE_TRACKS
+
+        spec = THREE_TRACKS if arguments.tools else DIGITS
+        return _measure_robustness(spec, arguments) if arguments.robustness else _run_demo(spec, arguments)
 
     return run_guarded(start, resume_hint=FROM_CHECKPOINT)
 
 
-def _measure_robustness(spec: DemoSpec, arguments: argparse.Namespace) -> str:
+def _run_demo(spec: "DemoSpec", arguments: argparse.Namespace) -> str:
+    from actors.cluster.connection import cluster
+    from arm_rl.demo.phases import Demo
+
+    folder = arguments.out or Path("runs", spec.name + ("-short" if arguments.short else ""))
+    arithmetic = ARITHMETICS[arguments.arithmetic]
+    arithmetic.require_environment(f"--arithmetic {arguments.arithmetic}")
+    demo = Demo(spec, folder, arguments.seed, spec.short if arguments.short else spec.full, arithmetic)
+    demo.open_folder()
+    with cluster():
+        demo.run()
+    return ""
+
+
+def _measure_robustness(spec: "DemoSpec", arguments: argparse.Namespace) -> str:
     """Run the demo over seeds and arithmetics; return the last line.
 
     Raises:

@@ -7,27 +7,28 @@ import re
 import sys
 from collections.abc import Sequence
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 
 from arm_rl.benchmarks import BENCHMARKS
 from arm_rl.benchmarks.base import ItemVerdict
-from arm_rl.benchmarks.evaluation import check_same_model, compare_runs, compare_ways, sample_check, summarize_all
 from arm_rl.benchmarks.results import FILE, Key
-from arm_rl.benchmarks.runner import NO_TOOLS, REFUSED, TOOLS, ItemQuestion, ask_all, read_finished, read_questions
 from arm_rl.benchmarks.tables import comparison_table, summary_tables
 from arm_rl.core.atomic_file import replace_text
 from arm_rl.core.config_file import load
+from arm_rl.core.phases import log_phase
 from arm_rl.core.stage_config import TrainConfig
-from arm_rl.judge.backends import Server, open_backend, server_template
-from arm_rl.training.evaluation import evaluate_model
-from arm_rl.training.inputs import read_template
+from arm_rl.data.parquet_rows import require_files
 from jobs.command_line import run_guarded, run_job
 from jobs.server_options import CommandError, add_server_options, read_server
 
+if TYPE_CHECKING:
+    from arm_rl.benchmarks.runner import ItemQuestion
+    from arm_rl.judge.backends import Server
+
 TOOLS_COMPARED = "tools-compared.json"
-WAYS = {"tools": (TOOLS,), "no-tools": (NO_TOOLS,), "both": (TOOLS, NO_TOOLS)}
 
 
 def main(argv: Sequence[str] | None = None, *, program: str = "python -m jobs.evaluate") -> int:
@@ -37,7 +38,15 @@ def main(argv: Sequence[str] | None = None, *, program: str = "python -m jobs.ev
         return _compare_command(argv[1:], f"{program} compare")
     if argv and argv[0].endswith((".yaml", ".yml")):
         description = "Judges the held-out samples of a configuration once each."
-        return run_job(program, description, TrainConfig, _evaluate_held_out, argv=argv, resume_hint="")
+        return run_job(
+            program,
+            description,
+            TrainConfig,
+            _evaluate_held_out,
+            argv=argv,
+            check=lambda config: require_files(config.data.held_out),
+            resume_hint="",
+        )
     arguments = _make_parser(program).parse_intermixed_args(argv)
     return run_guarded(
         lambda: _evaluate_benchmarks(arguments), resume_hint="the same command goes on with what has no verdict yet"
@@ -46,9 +55,15 @@ def main(argv: Sequence[str] | None = None, *, program: str = "python -m jobs.ev
 
 async def _evaluate_held_out(config: TrainConfig) -> str:
     """Judge the held-out samples of a configuration once each."""
+    from arm_rl.training.evaluation import evaluate_model
+
     metrics = await evaluate_model(config)
     shown = "  ".join(f"{name} {value:.3g}" for name, value in metrics.items())
-    return f"{shown}\ndone: evaluation.json and the trajectories are in {config.run.folder}"
+    folder = config.run.folder
+    return (
+        f"{shown}\ndone: evaluation.json and the trajectories are in {folder}; "
+        f"`python -m jobs.report {folder}` shows the trajectories"
+    )
 
 
 def _make_parser(program: str) -> argparse.ArgumentParser:
@@ -93,6 +108,7 @@ def _evaluate_benchmarks(arguments: argparse.Namespace) -> str:
     out = arguments.out or Path("runs") / f"eval-{_folder_name(server.model if server else path)}"
     folder = [f"run.name={out.name}", f"run.root={out.parent}", f"model.path={path}"]
     config = load(TrainConfig, arguments.config, [*overrides, *folder])
+    require_files(path for _, path in benches)
     return asyncio.run(_ask_questions(config, benches, arguments, server))
 
 
@@ -117,8 +133,13 @@ def _split_arguments(written: Sequence[str]) -> tuple[list[tuple[str, Path]], li
 
 
 async def _ask_questions(
-    config: TrainConfig, benches: Sequence[tuple[str, Path]], arguments: argparse.Namespace, server: Server | None
+    config: TrainConfig, benches: Sequence[tuple[str, Path]], arguments: argparse.Namespace, server: "Server | None"
 ) -> str:
+    from arm_rl.benchmarks.evaluation import check_same_model, compare_ways, sample_check, summarize_all
+    from arm_rl.benchmarks.runner import NO_TOOLS, REFUSED, TOOLS, ask_all, read_finished, read_questions
+    from arm_rl.judge.backends import open_backend, server_template
+    from arm_rl.training.inputs import read_template
+
     folder = config.run.folder
     template = read_template(config) if server is None else server_template(config)
     check_same_model(folder, config, server)
@@ -126,14 +147,16 @@ async def _ask_questions(
         benches,
         folder,
         tools=list(template.schemas),
-        ways=WAYS[arguments.ways],
+        ways={"tools": (TOOLS,), "no-tools": (NO_TOOLS,), "both": (TOOLS, NO_TOOLS)}[arguments.ways],
         both_orders=arguments.both_orders,
         limit=arguments.limit,
         seed=config.run.seed,
     )
     known = read_finished(questions, folder)
+    log_phase(f"model and benchmarks checked: {len(questions)} sessions, {len(known)} of them judged already")
     if len(known) < len(questions):
         async with open_backend(config, template, server) as backend:
+            log_phase("engine: up")
             with _Bar(questions, known) as bar:
                 known = await ask_all(
                     backend,
@@ -161,7 +184,7 @@ async def _ask_questions(
 class _Bar:
     """How far an evaluation is, by benchmark and way of asking."""
 
-    def __init__(self, questions: Sequence[ItemQuestion], known: dict[Key, ItemVerdict]) -> None:
+    def __init__(self, questions: Sequence["ItemQuestion"], known: dict[Key, ItemVerdict]) -> None:
         columns = (
             TextColumn("{task.description}"),
             BarColumn(),
@@ -181,7 +204,7 @@ class _Bar:
                 f"{benchmark}, {way}", total=len(keys), completed=len(done), right=""
             )
 
-    def step(self, question: ItemQuestion, judged: ItemVerdict | None) -> None:
+    def step(self, question: "ItemQuestion", judged: ItemVerdict | None) -> None:
         """Count one finished session."""
         key = question.benchmark, question.way
         if judged is not None and judged.kind != "rating":
@@ -199,7 +222,7 @@ class _Bar:
         self._progress.stop()
 
 
-def _read_server_model(arguments: argparse.Namespace) -> tuple[Server, str]:
+def _read_server_model(arguments: argparse.Namespace) -> "tuple[Server, str]":
     """Return the server and the model whose processor it uses."""
     server, source = read_server(arguments.model, arguments, with_source=not arguments.processor)
     processor = arguments.processor or source
@@ -225,6 +248,8 @@ def _compare_command(argv: Sequence[str], program: str) -> int:
 
 
 def _compare_folders(before: Path, after: Path) -> str:
+    from arm_rl.benchmarks.evaluation import compare_runs
+
     compared = compare_runs(before, after)
     file = after / f"compared-with-{before.resolve().name}.json"
     replace_text(file, json.dumps(compared, indent=2))

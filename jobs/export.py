@@ -7,7 +7,6 @@ from pathlib import Path
 
 from arm_rl.core.config import ConfigError
 from arm_rl.core.config_file import load_saved
-from arm_rl.export.checkpoint_export import export_checkpoint
 from jobs.command_line import run_guarded
 
 
@@ -24,8 +23,10 @@ def main(argv: Sequence[str] | None = None, *, program: str = "python -m jobs.ex
         if not file.is_file():
             raise ConfigError(f"{arguments.run}: not a run's folder: it has no config.yaml")
         config = load_saved(file)
+        from arm_rl.export.checkpoint_export import export_checkpoint
+
         step = export_checkpoint(config, arguments.run, out)
-        return f"done: the model of step {step} is in {out}"
+        return f"done: the model of step {step} is in {out}; `python -m jobs.chat {out} IMAGE` asks it"
 
     return run_guarded(start)
 

@@ -12,20 +12,18 @@ from pathlib import Path
 
 from rich.console import Console
 
-from actors.cluster.connection import cluster
 from arm_rl.core.atomic_file import replace_text
 from arm_rl.core.errors import UserError
-from arm_rl.experiments.findings import results
 from arm_rl.experiments.findings.designs import DESIGNS
-from arm_rl.experiments.findings.plot import plot
-from arm_rl.experiments.findings.runs import QUICK, Findings, FindingsSize
-from arm_rl.experiments.findings.setting import JudgedSplit
-from arm_rl.experiments.findings.tables import markdown
 from jobs.command_line import run_guarded
 
 
 def write(root: Path) -> Path:
     """Writes `summary.json`, `table.md` and `plot.svg` of the runs that are finished; gives the summary's path."""
+    from arm_rl.experiments.findings import results
+    from arm_rl.experiments.findings.plot import plot
+    from arm_rl.experiments.findings.tables import markdown
+
     found = results.read(root)
     replace_text(root / "table.md", markdown(found))
     replace_text(root / "plot.svg", plot(found))
@@ -69,6 +67,10 @@ def main(argv: Sequence[str] | None = None, *, program: str = "python -m jobs.fi
         if unknown:
             raise UserError(f"--designs: there is no {unknown[0]!r}; there are {', '.join(DESIGNS)}")
         if not arguments.summary:
+            from actors.cluster.connection import cluster
+            from arm_rl.experiments.findings.runs import QUICK, Findings, FindingsSize
+            from arm_rl.experiments.findings.setting import JudgedSplit
+
             split: JudgedSplit = "validation" if arguments.validation else "test"
             with cluster():
                 Findings(root, QUICK if arguments.quick else FindingsSize(), split=split, log=console.print).run(

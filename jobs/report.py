@@ -7,17 +7,18 @@ import argparse
 import sys
 from collections.abc import Mapping, Sequence
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from rich.console import Console
 from rich.table import Table
 
 from arm_rl.core.errors import UserError
-from arm_rl.report import MAX_MB, server, tokens, write_report
-from arm_rl.report.times import find_timelines, read_times
-from arm_rl.run import checkpoint, timeline
-from arm_rl.run.step_times import StepTimes, TimeRow
-from arm_rl.training.ledger import MEANINGS, Ledger
+from arm_rl.report import MAX_MB
 from jobs.command_line import run_guarded
+
+if TYPE_CHECKING:
+    from arm_rl.report import server
+    from arm_rl.run.step_times import StepTimes, TimeRow
 
 
 class NothingToReport(UserError):
@@ -30,6 +31,9 @@ def show_times(folder: Path, console: Console) -> str:
     Raises:
         NothingToReport: there is no timeline, or no finished step in one.
     """
+    from arm_rl.report.times import find_timelines, read_times
+    from arm_rl.run import timeline
+
     runs = find_timelines(folder)
     if not runs:
         raise NothingToReport(
@@ -44,6 +48,9 @@ def show_times(folder: Path, console: Console) -> str:
 
 def show_ledgers(folder: Path, console: Console) -> None:
     """Prints what became of every trajectory, as of the newest checkpoint of the run, or of each stage in its folder."""
+    from arm_rl.run import checkpoint
+    from arm_rl.training.ledger import Ledger
+
     for run in (folder, *sorted(path for path in folder.iterdir() if path.is_dir())):
         written = checkpoint.steps(run / "checkpoints")
         collector = checkpoint.read_state(run / "checkpoints", written[-1]).get("collector") if written else None
@@ -54,6 +61,8 @@ def show_ledgers(folder: Path, console: Console) -> None:
 
 
 def _ledger_table(title: str, rows: Mapping[int, Mapping[str, int]]) -> Table:
+    from arm_rl.training.ledger import MEANINGS
+
     table = Table("", *(f"epoch {epoch}" for epoch in rows), "all", "", title=title)
     for column in table.columns[1:-1]:
         column.justify = "right"
@@ -63,7 +72,7 @@ def _ledger_table(title: str, rows: Mapping[int, Mapping[str, int]]) -> Table:
     return table
 
 
-def _times_table(title: str, times: StepTimes) -> Table:
+def _times_table(title: str, times: "StepTimes") -> Table:
     table = Table(
         "actor", "phase", "seconds a step", "share", "times a step", title=f"{title}: {times.num_steps} steps"
     )
@@ -79,16 +88,18 @@ def _times_table(title: str, times: StepTimes) -> Table:
     return table
 
 
-def _format_times(row: TimeRow) -> tuple[str, ...]:
+def _format_times(row: "TimeRow") -> tuple[str, ...]:
     return row.phase, f"{row.seconds:.3f}", f"{row.share:.1%}", f"{row.count:.4g}" if row.count else ""
 
 
-def serve_report(report: server.Report, port: int, run: Path) -> str:
+def serve_report(report: "server.Report", port: int, run: Path) -> str:
     """Answer browsers on this machine until Ctrl-C.
 
     Raises:
         NothingToReport: the port is taken.
     """
+    from arm_rl.report import server
+
     try:
         serving = server.make_server(report, port)
     except OSError as error:
@@ -119,6 +130,9 @@ def main(argv: Sequence[str] | None = None, *, program: str = "python -m jobs.re
             raise NothingToReport(f"{arguments.run}: there is no such folder")
         if arguments.time:
             return show_times(arguments.run, Console(width=120, soft_wrap=True))
+        from arm_rl.report import server, tokens
+        from arm_rl.report.static_report import write_report
+
         tokenizer = tokens.find_tokenizer(arguments.run, arguments.tokenizer)
         if arguments.serve:
             return serve_report(server.Report(arguments.run, tokenizer), arguments.port, arguments.run)

@@ -8,15 +8,10 @@ import threading
 from collections.abc import Sequence
 from pathlib import Path
 
-from actors.cluster.connection import cluster
-from actors.rollout.model_server import ModelServer
 from arm_rl.core.errors import UserError
 from arm_rl.core.text_file import read_text
-from arm_rl.export.model_check import check_files
-from arm_rl.judge.deployment import deploy_judge
-from arm_rl.judge.service import ServiceLimits
 from jobs.command_line import run_guarded
-from jobs.judge_options import add_judge_options, read_judge_setup
+from jobs.judge_options import add_judge_options, read_judge_setup, require_model
 
 
 def main(argv: Sequence[str] | None = None, *, program: str = "python -m jobs.serve") -> int:
@@ -31,6 +26,7 @@ def main(argv: Sequence[str] | None = None, *, program: str = "python -m jobs.se
     parser.add_argument(
         "--max-requests", type=int, default=64, help="at a time of each replica; more are answered with 429"
     )
+    parser.add_argument("--max-body-mb", type=int, default=16, help="of a request, its images included")
     parser.add_argument("--replicas", type=int, default=1, help="judges that share the requests")
     parser.add_argument("--token-file", type=Path, help="file with a token that each request has to bear")
     parser.add_argument("--host", default="127.0.0.1", help="interface to listen on")
@@ -43,15 +39,21 @@ def main(argv: Sequence[str] | None = None, *, program: str = "python -m jobs.se
 
 
 def _serve_judge(arguments: argparse.Namespace) -> str:
+    require_model(arguments.folder)
     setup = read_judge_setup(arguments)
     token = _read_token(arguments.token_file)
+    from actors.cluster.connection import cluster
+    from arm_rl.export.model_check import check_files
+    from arm_rl.judge.deployment import deploy_judge
+    from arm_rl.judge.service import ServiceLimits
+
     check_files(str(arguments.folder), a_folder=True)
     with (
         cluster(),
         deploy_judge(
             arguments.folder,
             setup,
-            limits=ServiceLimits(max_requests=arguments.max_requests),
+            limits=ServiceLimits(max_requests=arguments.max_requests, max_body_bytes=arguments.max_body_mb << 20),
             token=token,
             host=arguments.host,
             port=arguments.port,
@@ -70,6 +72,10 @@ def _serve_judge(arguments: argparse.Namespace) -> str:
 
 
 def _serve_model(arguments: argparse.Namespace) -> str:
+    require_model(arguments.folder)
+    from actors.rollout.model_server import ModelServer
+    from arm_rl.export.model_check import check_files
+
     check_files(str(arguments.folder), a_folder=True)
     with tempfile.TemporaryDirectory() as folder:
         log = Path(folder) / "server.log"

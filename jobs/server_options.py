@@ -2,12 +2,15 @@
 
 import argparse
 import os
+from typing import TYPE_CHECKING
 
 import httpx
 
 from arm_rl.core.errors import UserError
 from arm_rl.core.http_clients import make_client
-from arm_rl.judge.backends import Server
+
+if TYPE_CHECKING:
+    from arm_rl.judge.backends import Server
 
 
 class CommandError(UserError):
@@ -28,7 +31,7 @@ def add_server_options(parser: argparse.ArgumentParser, *, where: str) -> None:
     server.add_argument("--api-key-variable", metavar="NAME", help="environment variable that holds the server's key")
 
 
-def read_server(url: str, arguments: argparse.Namespace, *, with_source: bool = False) -> tuple[Server, str | None]:
+def read_server(url: str, arguments: argparse.Namespace, *, with_source: bool = False) -> "tuple[Server, str | None]":
     """The server, and from where it loaded its model, which is asked for only if need be.
 
     Raises:
@@ -48,6 +51,8 @@ def read_server(url: str, arguments: argparse.Namespace, *, with_source: bool = 
             raise CommandError(f"--served-model: one of {', '.join(offered)}")
         name = name or next(iter(offered))
         source = offered.get(name)
+    from arm_rl.judge.backends import Server
+
     server = Server(
         url=url,
         model=name,

@@ -20,7 +20,7 @@ from arm_rl.core.config_file import load
 from arm_rl.core.errors import UserError
 from arm_rl.core.parsing import TOOL_FORMATS
 from arm_rl.core.stage_config import TrainConfig
-from arm_rl.report import write_report
+from arm_rl.report.static_report import write_report
 from arm_rl.run.folder import open_run
 from arm_rl.run.metrics import rollout_metrics
 from arm_rl.run.metrics_log import MetricsLog
@@ -54,6 +54,7 @@ KNOWN = {
     ("tools/python/sandbox_guest.py", "exec"),
     ("arm_rl/core/config_file.py", "yaml.load"),  # a loader of plain values, derived from yaml.SafeLoader
     ("actors/learner/rank.py", "torch.load"),  # random states of a checkpoint of ours
+    ("arm_rl/core/config_file.py", "yaml.load"),  # with a loader that is YAML's safe one
 }
 
 
@@ -110,6 +111,9 @@ TALKS = [sys.executable, "-c", "import os, sys; sys.exit(os.environ['KEY'])"]
 BROKEN_ENTRIES = [
     {"class_name": "web_search", "config": {"engine": "${oc.env:PLANTED_KEY}"}},
     {"class_name": "${oc.env:PLANTED_KEY}"},
+    {"class_name": "${oc.env:'PLANTED_KEY'}"},
+    {"class_name": "${ oc.env : PLANTED_KEY }"},
+    {"class_name": "${oc.env:${oc.decode:PLANTED_KEY}}"},
     {**ZOOM, "execution": "${oc.env:PLANTED_KEY}"},
     {**ZOOM, "tool_schema": NAMED},
     {"mcp": {"command": TALKS, "env": {"KEY": "PLANTED_KEY"}}, "tools": ["a"]},

@@ -19,13 +19,14 @@ import os
 import re
 import typing
 from collections.abc import Callable, Sequence
-from pathlib import Path
 from typing import Any
 
 import jsonschema
 from omegaconf import OmegaConf
+from omegaconf.resolvers import oc
 from pydantic import TypeAdapter, ValidationError
 
+from arm_rl.core.environment import variables_read_by
 from arm_rl.core.errors import UserError
 from arm_rl.core.text_file import read_text
 from tools.adapters.mcp import mcp_tools
@@ -52,6 +53,11 @@ TOOLS: dict[str, Callable[..., Tool]] = {
 
 ENTRY_KEYS = ("class_name", "config", "tool_schema", "execution")
 MCP_KEYS = ("mcp", "tools", "execution")
+_RISKY_SETTINGS = {"web_search": ("base_url", "api_key_variable")}  # where queries and keys of this machine go
+_UNTRUSTED = (
+    "a model folder is not trusted with that; name tool files that you trust with --tools, or trust the folder's with --trust "
+    "(in Python: JudgeSetup.read(folder, trust=True))"
+)
 
 
 class ToolFileError(UserError):
@@ -67,31 +73,77 @@ def load_tools(files: Sequence[str]) -> dict[str, Tool]:
     """
     tools: dict[str, Tool] = {}
     for file in files:
+        secrets: list[str] = []
         try:
-            for number, entry in enumerate(_entries(file)):
+            for number, entry in enumerate(_entries(file, secrets)):
                 where = f"{file}: tools[{number}]"
                 for tool in _make_tools(entry, where):
                     if tool.name in tools:
                         raise ToolFileError(f"{where}: {tool.name!r} is listed twice")
                     tools[tool.name] = tool
         except UserError as error:
-            raise ToolFileError(_hide_secrets(str(error), file)) from None
+            raise ToolFileError(_hide_secrets(str(error), secrets)) from None
     return tools
 
 
-def _hide_secrets(message: str, file: str) -> str:
-    """Return a message without the values of the environment variables that a file names as `${oc.env:NAME}`."""
-    if not os.path.isfile(file):
-        return message
-    for name in re.findall(r"oc\.env:\s*(\w+)", Path(file).read_text(errors="replace")):
-        value = os.environ.get(name)
-        message = message.replace(value, "***") if value else message
+def require_own_tools(files: Sequence[str]) -> None:
+    """Check that files from an untrusted source list only tools named in `TOOLS`, and read no environment variable.
+
+    Raises:
+        ToolFileError: If a file would run a command, connect to a server, import a class or read a variable.
+    """
+    for file in files:
+        secrets: list[str] = []
+        try:
+            entries = _entries(file, secrets)
+            risks = [(number, risk) for number, entry in enumerate(entries) if (risk := _describe_risk(entry))]
+            if risks:
+                number, risk = risks[0]
+                raise ToolFileError(f"{file}: tools[{number}] would {risk}: {_UNTRUSTED}")
+        except UserError as error:
+            raise ToolFileError(_hide_secrets(str(error), secrets)) from None
+        if secrets:
+            raise ToolFileError(f"{file} would read environment variables: {_UNTRUSTED}")
+
+
+def _describe_risk(entry: dict[str, Any]) -> str | None:
+    """Return what an entry would run that is not one of the project's tools, or None."""
+    if "mcp" in entry:
+        server = entry["mcp"] if isinstance(entry["mcp"], dict) else {}
+        if "command" in server:
+            command = server["command"]
+            words = command if isinstance(command, list) else [command]
+            return f"run the command {' '.join(map(str, words))!r:.300}"
+        return f"connect to the MCP server {str(server.get('url'))!r:.300}"
+    class_name, config = str(entry.get("class_name", "")), entry.get("config")
+    if class_name not in TOOLS:
+        return f"import and run the class {class_name!r:.300}"
+    setting = next(
+        (name for name in _RISKY_SETTINGS.get(class_name, ()) if isinstance(config, dict) and name in config), None
+    )
+    if setting is None or not isinstance(config, dict):
+        return None
+    return f"choose where {class_name} sends queries and keys ({setting}: {str(config[setting])!r:.300})"
+
+
+def _hide_secrets(message: str, secrets: Sequence[str]) -> str:
+    """Return a message without the values of environment variables, plain or as `repr` writes them."""
+    for value in sorted(secrets, key=len, reverse=True):
+        for form in (value, repr(value)[1:-1]):
+            message = message.replace(form, "***")
     return message
 
 
-def _entries(file: str) -> list[dict[str, Any]]:
+def _entries(file: str, secrets: list[str]) -> list[dict[str, Any]]:
+    """Return the entries of a file, and append the values of the environment variables that the file reads to `secrets`."""
+
+    def read_variable(name: str, *default: Any) -> Any:
+        secrets.extend(filter(None, [os.environ.get(name)]))
+        return oc.env(name, *default)
+
     try:
-        content = OmegaConf.to_container(OmegaConf.load(io.StringIO(read_text(file))), resolve=True)
+        with variables_read_by(read_variable):
+            content = OmegaConf.to_container(OmegaConf.load(io.StringIO(read_text(file))), resolve=True)
     except UserError:
         raise
     except OSError as error:

@@ -42,7 +42,7 @@ class ImageZoomTool(Tool):
         ]
 
     def __init__(
-        self, *, min_side: int = 28, max_aspect: float = 100.0, enlarge_below: int = 224, max_megapixels: float = 100.0
+        self, *, min_side: int = 28, max_aspect: float = 100.0, enlarge_below: int = 224, max_megapixels: float = 64.0
     ) -> None:
         if not (min_side >= 1 and max_aspect >= 1 and enlarge_below >= 0 and max_megapixels > 0):
             raise UserError("min_side and max_aspect are at least 1, enlarge_below at least 0, max_megapixels above 0")

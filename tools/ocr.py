@@ -120,7 +120,7 @@ class ExtractTextTool(Tool):
 
         image: ImageName
 
-    def __init__(self, *, threads: int = 1, max_side: int = 2000, max_megapixels: float = 100.0) -> None:
+    def __init__(self, *, threads: int = 1, max_side: int = 2000, max_megapixels: float = 64.0) -> None:
         self._reader = TextReader(threads=threads, max_side=max_side)
         self.max_megapixels = max_megapixels  # of the image as it comes: decoding takes 3 to 12 bytes a pixel
 

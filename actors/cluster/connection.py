@@ -65,8 +65,8 @@ def _start_problem(address: str, error: Exception) -> str:
     if address != "local":
         return f"the Ray cluster at {address} (RAY_ADDRESS) cannot be used: {reason}"
     return (
-        f"Ray does not start on this machine: {reason} Is the machine busy, or short of memory or of disk? Run the same "
-        "command again; `arm-rl doctor` looks for the cause, and Ray's logs are in session_latest/logs of its folder"
+        f"Ray does not start on this machine: {reason} Is the machine busy, or short of memory or of disk? "
+        "Run the same command again; `arm-rl doctor` looks for the cause, and Ray's logs are in session_latest/logs of its folder"
     )
 
 

@@ -1,8 +1,7 @@
 """The policy as the learner computes it: log-probabilities and entropies of sampled tokens, from Hugging Face's model."""
 
 from collections import OrderedDict
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Sequence
 from typing import Any, Self
 
 import torch
@@ -12,12 +11,13 @@ from torch.utils.checkpoint import checkpoint
 
 from actors.learner import architectures
 from actors.learner.image_inputs import ImageInputs
+from actors.learner.packed_attention import use_packed_attention
 from actors.learner.pretrained import load_pretrained
 from actors.learner.vision_tower import speed_up
 from actors.weights import lora
-from arm_rl.core.batching import MicroBatch
 from arm_rl.core.compute_config import LearnerConfig
 from arm_rl.core.config import ModelConfig
+from arm_rl.core.micro_batch import MicroBatch
 
 _MAX_LOGITS = 1 << 27  # logits held at a time: half a GiB in float32
 _MAX_FEATURE_BYTES = 1 << 29  # of image features kept
@@ -30,6 +30,7 @@ class PolicyModel(nn.Module):
         super().__init__()
         self.hf = model
         speed_up(model.model.visual)
+        use_packed_attention(model.model.language_model)
         # of images by their keys, where the tower that makes them stays as it is
         self._features: OrderedDict[str, Tensor] | None = None
         self.scorer = TokenScorer(model.lm_head.weight, never_sampled_ids, call_token_id)
@@ -65,104 +66,75 @@ class PolicyModel(nn.Module):
         temperature: float = 1.0,
         entropy_gradient: bool = False,
     ) -> tuple[Tensor, Tensor]:
-        """Scores the loss tokens of a micro-batch.
+        """Score the loss tokens of a micro-batch.
 
         Args:
-            batch: on the CPU; positions are laid out there.
-            images: those of `batch.image_keys`. Each is encoded once and shown wherever `batch` says. An image that is shown nowhere is
+            batch: On the CPU; positions are computed there.
+            images: Those of `batch.image_keys`. Each is encoded once and shown wherever `batch` says. An image that is shown nowhere is
                 encoded all the same: the ranks' forward passes must run the same modules.
-            temperature: the logits are divided by it.
-            entropy_gradient: whether gradients flow through the entropies.
+            temperature: Divisor of the logits.
+            entropy_gradient: Whether gradients flow through the entropies.
 
         Returns:
-            Log-probabilities of the tokens and entropies of the distributions they came from, float32 [B, T] each, 0 without loss.
+            Log-probabilities of the loss tokens and entropies of the distributions they came from, float32 [N] each.
 
         Raises:
-            ValueError: the pads are not those of the images.
+            ValueError: If the image tokens are not those of the images.
         """
-        features = None if images is None else self._encode(images)
-        rows = self._rows(batch.token_ids, batch.attention_mask, batch.shown, images, features)
-        before, hidden = self._read(batch, rows, images, features)  # [B, H] or None, [B, T, H]
+        hidden = self._read(batch, images)  # [T, H]
         device = hidden.device
-        mask = batch.loss_mask.to(device)  # bool [B, T]
-        if before is None:  # the token at t is predicted at t - 1, and the first one by nothing
-            predicting = hidden[:, :-1][mask[:, 1:]]  # [N, H]
-        else:
-            predicting = torch.cat([before[:, None], hidden[:, :-1]], dim=1)[mask]  # [N, H]
-        scores = self.scorer(
-            predicting,
-            batch.token_ids.to(device)[mask],
-            batch.call_forbidden.to(device)[mask],
+        return self.scorer(
+            hidden[batch.predictors.to(device)],
+            batch.token_ids[batch.loss_positions].to(device),
+            batch.call_forbidden.to(device),
             temperature,
             entropy_gradient,
         )
-        empty = torch.zeros(mask.shape, dtype=torch.float32, device=device)  # [B, T]
-        logprobs, entropy = (empty.masked_scatter(mask, values) for values in scores)
-        return logprobs, entropy
 
-    def _read(
-        self, batch: MicroBatch, rows: "_Rows", images: ImageInputs | None, features: list[Tensor] | None
-    ) -> tuple[Tensor | None, Tensor]:
-        """Last hidden states of the rows [B, T, H], and those at the ends of their prompts [B, H] where these stand apart.
-
-        Prompts are read first, once each; the rows then attend to the keys and values of theirs, through which gradients flow back.
-        """
-        language_model = self.hf.model.language_model
-        if not len(batch.prompt_ids):
-            # Padding is on the right, where causal attention never looks: no mask is needed, and attention takes its fastest path.
-            read = language_model(
-                inputs_embeds=rows.embeddings, position_ids=rows.positions, use_cache=False, **rows.shown
-            )
-            return None, read.last_hidden_state
-        prompts = self._rows(batch.prompt_ids, batch.prompt_mask, batch.prompt_shown, images, features)
-        device = rows.embeddings.device
-        prompt_of, lengths = batch.prompt_of.to(device), batch.prompt_mask.sum(dim=1).to(device)  # [B], [G]
-        read = language_model(
-            inputs_embeds=prompts.embeddings, position_ids=prompts.positions, use_cache=True, **prompts.shown
-        )
-        cache = read.past_key_values
-        cache.batch_select_indices(prompt_of)
-        # bool [B, P + T]
-        seen = torch.cat([batch.prompt_mask[batch.prompt_of], batch.attention_mask], dim=1).to(device)
-        hidden = language_model(
-            inputs_embeds=rows.embeddings,
-            position_ids=rows.positions + prompts.ends.to(device)[prompt_of][None, :, None],
-            attention_mask=seen,
-            past_key_values=cache,
-            use_cache=True,
-            **rows.shown,
-        ).last_hidden_state
-        ends = read.last_hidden_state[torch.arange(len(lengths), device=device), lengths - 1]  # [G, H]
-        return ends[prompt_of], hidden
-
-    def _rows(
-        self,
-        token_ids: Tensor,
-        attention_mask: Tensor,
-        shown: Sequence[int],
-        images: ImageInputs | None,
-        features: list[Tensor] | None,
-    ) -> "_Rows":
-        """Embeddings of rows [R, T], their images shown in them, and their positions."""
+    def _read(self, batch: MicroBatch, images: ImageInputs | None) -> Tensor:
+        """Return the last hidden states of a packed row, [T, H]."""
         device = self.scorer.is_call.device
-        is_image = token_ids == self.hf.config.image_token_id  # bool [R, T]
-        grids = torch.zeros((0, 3), dtype=torch.int64) if images is None else images.grids[list(shown)]  # [shown, 3]
+        is_image = batch.token_ids == self.hf.config.image_token_id  # bool [T]
+        # [image-token spans, 3]
+        grids = torch.zeros((0, 3), dtype=torch.int64) if images is None else images.grids[list(batch.shown)]
         expected = self._num_tokens(grids).sum().item()
         if is_image.sum().item() != expected:
             raise ValueError(f"{is_image.sum().item()} image pads for {len(grids)} images of {expected} tokens")
-        positions, _ = self.hf.model.get_rope_index(
-            token_ids, mm_token_type_ids=is_image.int(), image_grid_thw=grids, attention_mask=attention_mask
-        )  # int64 [3, R, T]
-        ends = positions.amax(dim=0).masked_fill(~attention_mask, -1).amax(dim=1) + 1  # [R]
-        embeddings = self.hf.get_input_embeddings()(token_ids.to(device))  # [R, T, H]
+        embeddings = self.hf.get_input_embeddings()(batch.token_ids.to(device)[None])  # [1, T, H]
         beside: dict[str, Any] = {}
-        if features is not None and shown:
-            embeddings, beside = architectures.show(
-                embeddings, is_image.to(device), torch.cat([features[place] for place in shown])
+        if images is not None:
+            features = self._encode(images)
+            if batch.shown:
+                embeddings, beside = architectures.show(
+                    embeddings, is_image.to(device)[None], torch.cat([features[place] for place in batch.shown])
+                )
+            else:
+                embeddings = embeddings + 0.0 * sum(feature.sum() for feature in features).to(embeddings.dtype)
+        read = self.hf.model.language_model(
+            inputs_embeds=embeddings,
+            position_ids=self._positions(batch, grids).to(device),
+            use_cache=False,
+            segments=batch.segments,
+            **beside,
+        )
+        return read.last_hidden_state[0]
+
+    def _positions(self, batch: MicroBatch, grids: Tensor) -> Tensor:
+        """Return the positions of a packed row, int64 [3, 1, T]; those of a branch continue its prompt's."""
+        kinds = (batch.token_ids == self.hf.config.image_token_id).int()  # [T], 1 for an image token
+        positions: list[Tensor] = []  # int64 [3, 1, length] each
+        start = num_shown = 0
+        for segment in batch.segments:
+            end = start + segment.length
+            shown = num_shown + int((torch.diff(kinds[start:end], prepend=kinds.new_zeros(1)) == 1).sum())
+            own, _ = self.hf.model.get_rope_index(
+                batch.token_ids[None, start:end],
+                mm_token_type_ids=kinds[None, start:end],
+                image_grid_thw=grids[num_shown:shown],
             )
-        elif features is not None:
-            embeddings = embeddings + 0.0 * sum(feature.sum() for feature in features).to(embeddings.dtype)
-        return _Rows(embeddings, positions.to(device), ends, beside)
+            positions.append(own if segment.prompt is None else own + positions[segment.prompt].max() + 1)
+            start, num_shown = end, shown
+        return torch.cat(positions, dim=2)
 
     def _encode(self, images: ImageInputs) -> list[Tensor]:
         """Features of each image. A tower that is not trained sees an image that is used again soon only once."""
@@ -189,16 +161,6 @@ class PolicyModel(nn.Module):
 
     def _num_tokens(self, grids: Tensor) -> Tensor:
         return grids.prod(dim=1) // self.hf.model.visual.spatial_merge_size**2
-
-
-@dataclass(frozen=True, slots=True)
-class _Rows:
-    """Rows as the language model reads them."""
-
-    embeddings: Tensor  # [R, T, H]
-    positions: Tensor  # int64 [3, R, T]
-    ends: Tensor  # int64 [R], on the CPU: the position that follows
-    shown: Mapping[str, Any]  # what else the language model is called with
 
 
 class TokenScorer(nn.Module):

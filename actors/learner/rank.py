@@ -25,11 +25,11 @@ from actors.weights import comparison, gather, lora
 from actors.weights.comparison import WeightSample
 from actors.weights.files import PublishedWeights, system_errors, write_weights
 from arm_rl.core import tracing
-from arm_rl.core.batching import MicroBatch, collate
 from arm_rl.core.compute_config import Transfer
 from arm_rl.core.errors import MismatchError, NonFiniteError
 from arm_rl.core.images import Image
 from arm_rl.core.loss import GrpoObjective, Objective, TokenScores, TokenTargets, loss, token_weights
+from arm_rl.core.micro_batch import MicroBatch, collate
 from arm_rl.core.schedule import learning_rate
 from arm_rl.core.tracing import SpanBatch, recorded, span
 from arm_rl.core.types import TrainingSample
@@ -46,7 +46,6 @@ class RankBatch:
     num_loss_tokens: int  # over all ranks
     num_samples: int  # over all ranks
     has_images: bool  # any sample of any rank
-    share_prompts: bool  # as `Batch` says
 
 
 class Learner:
@@ -100,7 +99,7 @@ class Learner:
         sums: dict[str, Tensor] = {}
         for number, samples in enumerate(batch.micro_batches):
             self._engine.set_gradient_accumulation_boundary(number == len(batch.micro_batches) - 1)
-            micro_batch = collate(samples, share_prompts=batch.share_prompts)
+            micro_batch = collate(samples)
             value, part = self._micro_batch_loss(micro_batch, batch, resolved, objective)
             with span("backward"):
                 # DeepSpeed takes the mean over ranks: the factor makes it the sum.
@@ -124,14 +123,14 @@ class Learner:
         resolved = _resolve(images)
         scored: dict[str, tuple[float, ...]] = {}
         for samples in batch.micro_batches:
-            micro_batch = collate(samples, share_prompts=batch.share_prompts)
+            micro_batch = collate(samples)
             with torch.no_grad(), span("forward"):
                 logprobs, _ = self._engine(
                     micro_batch, self._inputs(micro_batch, batch, resolved), temperature=temperature
                 )
-            for sample, row, kept in zip(samples, logprobs.cpu(), micro_batch.attention_mask, strict=False):
-                own = row[kept].tolist()  # what follows a shared prompt
-                scored[sample.key] = (0.0,) * (len(sample.token_ids) - len(own)) + tuple(own)
+            values = iter(logprobs.tolist())
+            for sample in samples:
+                scored[sample.key] = tuple(next(values) if on else 0.0 for on in sample.loss_mask)
         return scored
 
     def _inputs(self, micro_batch: MicroBatch, batch: RankBatch, images: Mapping[str, Image]) -> ImageInputs | None:
@@ -159,14 +158,14 @@ class Learner:
             if proximal is None:  # the step's only update starts from the very weights that it scores
                 proximal = logprobs.detach()
         weights = token_weights(
-            micro_batch.loss_mask,
+            micro_batch.sequences,
             objective.aggregation,
             num_loss_tokens=batch.num_loss_tokens,
             num_samples=batch.num_samples,
             fixed_length=objective.fixed_length,
         )
         targets = TokenTargets(
-            mask=micro_batch.loss_mask,
+            sequences=micro_batch.sequences,
             weights=weights,
             behaviour_logprobs=micro_batch.logprobs,
             advantages=micro_batch.advantages,

@@ -71,7 +71,8 @@ class LearnerRanks:
             images: for each key that a sample shows, a reference of a `dict[str, Image]` that holds it.
 
         Returns:
-            Metrics `learner/...`: means over the batch's loss tokens, the loss itself, gradient norm and learning rate.
+            Metrics `learner/...`: means over the batch's loss tokens, the loss itself, gradient norm, learning rate, and the
+            number of prompts that were computed again because their group did not fit into one row.
 
         Raises:
             BadBatch: as the cause of Ray's error; the weights are as they were.
@@ -79,6 +80,7 @@ class LearnerRanks:
         """
         results = self._over_shares("train", batch, images, objective)
         same = {name: results[0][name] for name in _SAME_ON_ALL_RANKS}
+        same["repeated_prompts"] = float(batch.num_repeated_prompts)
         sums = {name: sum(result[name] for result in results) for name in results[0] if name not in same}
         return {f"learner/{name}": value for name, value in (means(sums, batch.num_loss_tokens) | same).items()}
 
@@ -159,7 +161,6 @@ class LearnerRanks:
                 num_loss_tokens=batch.num_loss_tokens,
                 num_samples=batch.num_samples,
                 has_images=has_images,
-                share_prompts=batch.share_prompts,
             )
             keys = {key for samples in micro_batches for sample in samples for key in sample.image_keys}
             calls.append(getattr(actor, method).remote(share, {key: images[key] for key in keys}, argument))

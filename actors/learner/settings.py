@@ -27,7 +27,7 @@ class LearnerSpec:
 
 
 def attention(model: ModelConfig, use_gpu: bool) -> str | None:
-    """Which implementation transformers is asked for; None leaves it the choice."""
+    """Return the attention of the vision tower by transformers' name, or None for its default; text takes `packed_attention`."""
     if model.attention is None and use_gpu and model.dtype == "bfloat16" and is_flash_attn_2_available():
         return "flash_attention_2"
     return model.attention

@@ -143,8 +143,8 @@ async def ask_all(
 
     Args:
         max_broken: share of these sessions that may break (0..1); they have no verdict, and are asked again by the next run.
-        check: Raises UserError for a sample that cannot be shown to the model. The item is then wrong without a session: another
-            run would not do better.
+        check: Raises UserError for a sample that cannot be shown to the model. The item is then wrong without a
+            session: another run would not do better.
 
     Returns:
         All verdicts of the questions, in their order.

@@ -67,7 +67,7 @@ class LearnerConfig:
     offload_optimizer: bool = False  # optimizer states in the host's memory
     offload_parameters: bool = False  # and the weights that are not in use (ZeRO 3)
     num_threads: int = 1  # CPU threads of a rank where there is no GPU
-    # tokens of one forward pass at most, padding and images counted; a longer trajectory is alone
+    # tokens of one forward pass (a packed row) at most, images counted once more; a longer trajectory is alone
     micro_batch_tokens: int = 16384
     learning_rate: float = 2e-6  # at its peak
     schedule: Literal["constant", "cosine", "linear"] = "constant"  # after the warm-up
@@ -133,11 +133,6 @@ class LearnerConfig:
             "only with learner.freeze_vision and learner.freeze_projector: adapters are the language model's",
         )
         require_package("peft", "learner.lora_rank")
-
-    @property
-    def shares_prompts(self) -> bool:
-        """Whether a prompt is computed once for the trajectories of its group: through kept keys and values, which checkpointing drops."""
-        return not self.gradient_checkpointing
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -75,7 +75,7 @@ class ModelConfig:
     dtype: Literal["float32", "bfloat16"] = "bfloat16"  # of weights and activations, in engine and learner
     min_pixels: int | None = None  # smallest view of an image, in pixels; by default the processor's own
     max_pixels: int | None = None  # largest view of an image, in pixels; by default the processor's own
-    # in the learner: sdpa, flash_attention_2, ...; by default flash where it is installed and can run
+    # of the learner's vision tower: sdpa, flash_attention_2, ...; by default flash where it is installed and can run
     attention: str | None = None
 
     def __post_init__(self) -> None:

@@ -23,11 +23,13 @@ from omegaconf.errors import OmegaConfBaseException
 
 from arm_rl.core.atomic_file import replace_text
 from arm_rl.core.config import ConfigError
+from arm_rl.core.environment import variables_read_by
 from arm_rl.core.errors import UserError
 from arm_rl.core.stage_config import SftConfig, TrainConfig
 from arm_rl.core.text_file import read_text
 
-_ENVIRONMENT = re.compile(r"\$\{\s*oc\.env\s*:")  # OmegaConf's way to a variable
+_ENVIRONMENT = re.compile(r"\$\{\s*oc\.env\s*:")  # the plain way to a variable; nested ways reach the resolver
+_NO_VARIABLES = "environment variables decide nothing here, and the run folder, which keeps the resolved configuration, would keep a secret"
 
 ConfigT = TypeVar("ConfigT")  # a configuration: a frozen dataclass whose sections are such dataclasses
 
@@ -158,10 +160,7 @@ def build(cls: type[ConfigT], values: DictConfig | dict[str, Any], source: str =
     # one by one, so that every error has its key
     for key, value in _iterate_leaves(cls, typing.cast(dict[str, Any], plain), source):
         if _ENVIRONMENT.search(str(value)):
-            raise ConfigError(
-                f"{key}: {value!r} cannot be used: environment variables decide nothing here, and the run folder, which keeps the resolved "
-                f"configuration, would keep a secret; say {key}=... on the command line"
-            )
+            raise ConfigError(f"{key}: {value!r} cannot be used: {_NO_VARIABLES}; say {key}=... on the command line")
         try:
             OmegaConf.update(merged, key, value)
         except (OmegaConfBaseException, TypeError, ValueError) as error:
@@ -170,9 +169,14 @@ def build(cls: type[ConfigT], values: DictConfig | dict[str, Any], source: str =
         missing = sorted(OmegaConf.missing_keys(merged))
         if missing:
             raise ConfigError(f"{missing[0]}: a value is needed (in {source}, or as {missing[0]}=...)")
-        return typing.cast(ConfigT, OmegaConf.to_object(merged))
+        with variables_read_by(_refuse_variable):
+            return typing.cast(ConfigT, OmegaConf.to_object(merged))
     except OmegaConfBaseException as error:  # an interpolation that leads nowhere, or to the wrong type
         raise ConfigError(f"{error.full_key or source}: {_first_line(error)}") from error
+
+
+def _refuse_variable(name: str, *_: object) -> object:
+    raise ConfigError(f"the environment variable {name} cannot be used: {_NO_VARIABLES}")
 
 
 def _iterate_leaves(cls: type, values: dict[str, Any], source: str, prefix: str = "") -> Iterator[tuple[str, Any]]:

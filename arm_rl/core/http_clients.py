@@ -1,8 +1,8 @@
 """HTTP clients of the project: the only module that decides which requests go through a proxy.
 
 Requests to this machine and to its cluster are sent directly. All others take the proxies that the environment names:
-HTTP_PROXY, HTTPS_PROXY, ALL_PROXY and NO_PROXY. `arm_rl.judge.reward_client` follows the same rule with its own code, because
-the file is copied into other trainers.
+HTTP_PROXY, HTTPS_PROXY, ALL_PROXY and NO_PROXY. `arm_rl.judge.reward_client` follows the same rule with its own code,
+because the file is copied into other trainers.
 """
 
 import asyncio

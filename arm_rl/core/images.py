@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 import PIL
 import pyarrow as pa
-from PIL import ExifTags, ImageCms, ImageOps
+from PIL import ExifTags, ImageCms, ImageFile, ImageOps
 from PIL import Image as PILImage
 
 from arm_rl.core.errors import UserError
@@ -18,6 +18,16 @@ from arm_rl.core.parquet import RowReader
 from arm_rl.core.types import ImageRef
 
 _PNG_MODES = ("1", "L", "LA", "P", "RGB", "RGBA")
+FORMATS = (
+    "PNG",
+    "JPEG",
+    "WEBP",
+    "GIF",
+    "BMP",
+    "TIFF",
+)  # others start programs (EPS) or are read by code that few people test
+MAX_PIXELS = 64_000_000  # of an image, by its header: a few bytes can ask for gigabytes
+_STRIP_PIXELS = 1 << 18  # converted at a time where numbers are wider than the result's
 MAX_ASPECT = 200  # of an image's longer side to its shorter one: models of Qwen's kind are shown none beyond
 
 
@@ -39,13 +49,14 @@ class Image:
 
     @classmethod
     def from_pil(cls, image: PILImage.Image) -> "Image":
-        """Encode an image upright as PNG; modes that PNG does not have, or has with other values, become RGB as in `pil`.
+        """Encode an image upright as PNG; modes that PNG lacks, or has with other values, become RGB as in `pil`.
 
         Raises:
             ImageError: If the image cannot be decoded.
         """
         buffer = io.BytesIO()
         try:
+            _check_pixels(image)
             shown = _upright(image)
             shown = shown if shown.mode in _PNG_MODES else _to_rgb(shown)
             shown.save(buffer, format="PNG", compress_level=1)
@@ -66,7 +77,7 @@ class Image:
     def mime_type(self) -> str:
         """Such as image/png. Raises as `size`."""
         try:
-            return PILImage.open(io.BytesIO(self.data)).get_format_mimetype() or "image/png"
+            return open_image(self.data).get_format_mimetype() or "image/png"
         except Exception as error:
             raise _unreadable_error(self.data, error) from error
 
@@ -74,18 +85,37 @@ class Image:
         """Decodes to RGB, upright: on white where it is transparent, the first picture where it moves.
 
         Raises:
-            ImageError: the bytes are not a readable image, or one so large that Pillow takes it for an attack.
+            ImageError: the bytes are not a readable image, or have more than `MAX_PIXELS` pixels.
         """
         try:
-            return _to_rgb(_upright(PILImage.open(io.BytesIO(self.data))))
+            return _to_rgb(_upright(open_image(self.data)))
         except Exception as error:
             raise _unreadable_error(self.data, error) from error
+
+
+def open_image(source: bytes | Path) -> ImageFile.ImageFile:
+    """Open an encoded image or an image file; only the header is read. Nothing else in the project opens images.
+
+    Raises:
+        ImageError: If the image has more than `MAX_PIXELS` pixels.
+        Exception: If the image has none of the `FORMATS` or a broken header; Pillow raises errors of many types.
+    """
+    data = io.BytesIO(source) if isinstance(source, bytes) else source
+    opened = PILImage.open(data, formats=FORMATS)
+    _check_pixels(opened)
+    return opened
+
+
+def _check_pixels(image: PILImage.Image) -> None:
+    width, height = image.size
+    if width * height > MAX_PIXELS:
+        raise ImageError(f"{width} x {height} px are too many pixels: {MAX_PIXELS:,} at most")
 
 
 @functools.lru_cache(maxsize=64)  # a group's sessions ask for the same image
 def _upright_size(image: Image) -> tuple[int, int]:
     try:
-        opened = PILImage.open(io.BytesIO(image.data))
+        opened = open_image(image.data)
         sideways = _orientation(opened) >= 5  # 5 to 8 are quarter turns
     except Exception as error:
         raise _unreadable_error(image.data, error) from error
@@ -117,12 +147,22 @@ def _to_rgb(image: PILImage.Image) -> PILImage.Image:
 
 def _to_grey(image: PILImage.Image) -> PILImage.Image:
     """Convert greys of more than 8 bits: fractions up to 1, 8 bits in a wider format, or 16 bits by their largest value."""
-    values = np.nan_to_num(np.asarray(image).astype(np.float64))
-    if image.mode == "F" and values.max() <= 1:
-        values *= 255
-    elif image.mode.startswith("I;16") or values.max() > 255:
-        values /= 257
-    return PILImage.fromarray(values.round().clip(0, 255).astype(np.uint8))
+    values = np.asarray(image)
+    num_rows = max(1, _STRIP_PIXELS // image.width)
+    strips = [slice(first, first + num_rows) for first in range(0, image.height, num_rows)]
+
+    def read(strip: slice) -> np.ndarray:
+        return np.nan_to_num(values[strip].astype(np.float64))
+
+    largest, scale = max(read(strip).max() for strip in strips), 1.0
+    if image.mode == "F" and largest <= 1:
+        scale = 255.0
+    elif image.mode.startswith("I;16") or largest > 255:
+        scale = 1 / 257
+    grey = np.empty(values.shape, np.uint8)
+    for strip in strips:
+        grey[strip] = (read(strip) * scale).round().clip(0, 255)
+    return PILImage.fromarray(grey)
 
 
 def _orientation(image: PILImage.Image) -> int:
@@ -200,6 +240,7 @@ def locate(entry: Any, folder: Path, root: Path | None = None) -> Path | None:
     return place
 
 
+@functools.lru_cache(maxsize=16)  # a service checks in a thread what its sessions check again
 def check(data: bytes) -> tuple[int, int]:
     """Whether an image will decode, told by its header and by its end; it is decoded only where the format does not tell.
 
@@ -210,7 +251,7 @@ def check(data: bytes) -> tuple[int, int]:
         ImageError: it is broken, cut short, too large or too narrow.
     """
     try:
-        opened = PILImage.open(io.BytesIO(data))
+        opened = open_image(data)
         width, height = opened.size
         if opened.format == "PNG":
             opened.verify()  # checksums
@@ -224,7 +265,8 @@ def check(data: bytes) -> tuple[int, int]:
 
 
 def _unreadable_error(data: bytes, error: Exception) -> ImageError:
-    reason = "none of the formats that are known" if isinstance(error, PIL.UnidentifiedImageError) else str(error)
+    known = f"none of the formats that are known ({', '.join(FORMATS)})"
+    reason = known if isinstance(error, PIL.UnidentifiedImageError) else str(error)
     return ImageError(f"not a readable image ({len(data)} bytes): {reason}")
 
 

@@ -1,7 +1,7 @@
 """Losses as pure functions of log-probabilities, masks and advantages.
 
 Every loss is a sum over tokens, each with a weight that is known before the batch is cut (`token_weights`). Summed over the
-micro-batches of all ranks it is the loss of the whole batch, so neither the cut nor the padding can change the gradient.
+micro-batches of all ranks it is the loss of the whole batch, so neither ranks nor micro-batches nor packing can change the gradient.
 """
 
 import math
@@ -68,37 +68,42 @@ Objective = SftObjective | GrpoObjective
 
 
 def token_weights(
-    mask: Tensor, aggregation: Aggregation, *, num_loss_tokens: int, num_samples: int, fixed_length: int = 1
+    sequences: Tensor, aggregation: Aggregation, *, num_loss_tokens: int, num_samples: int, fixed_length: int = 1
 ) -> Tensor:
-    """The weight of each token's loss; the counts are those of the whole batch, over all ranks and micro-batches.
+    """Return the weight of each token's loss; the counts are those of the complete batch, over all ranks and micro-batches.
 
     token_mean: 1 / num_loss_tokens, every token counts the same (DAPO, arXiv 2503.14476).
     sequence_mean: 1 / (num_samples * loss tokens of the sequence), every sequence counts the same (DeepSeekMath, equation 3).
     fixed_length: 1 / (num_samples * fixed_length), no bias by length (Dr. GRPO, arXiv 2503.20783).
 
     Args:
-        mask: bool [B, T], True where a token carries loss.
+        sequences: int64 [N], index of each loss token's sequence.
+        aggregation: How token losses are averaged.
+        num_loss_tokens: Loss tokens of the batch.
+        num_samples: Sequences of the batch.
+        fixed_length: Divisor of a sequence's loss under fixed_length.
 
     Returns:
-        float32 [B, T], 0 where the mask is False.
+        float32 [N].
     """
-    weights = mask.float()  # [B, T]
+    ones = torch.ones(sequences.shape, dtype=torch.float32, device=sequences.device)  # [N]
     if aggregation == "token_mean":
-        return weights / num_loss_tokens
+        return ones / num_loss_tokens
     if aggregation == "sequence_mean":
-        return weights / (weights.sum(dim=1, keepdim=True).clamp(min=1) * num_samples)
-    return weights / (num_samples * fixed_length)
+        return ones / (torch.bincount(sequences)[sequences] * num_samples)
+    return ones / (num_samples * fixed_length)
 
 
-def log_ratios(logprobs: Tensor, old_logprobs: Tensor, mask: Tensor, level: RatioLevel) -> Tensor:
-    """log(pi / pi_old), [B, T]: of each token (PPO), or of its whole sequence, as the mean over the sequence's loss tokens.
+def log_ratios(logprobs: Tensor, old_logprobs: Tensor, sequences: Tensor, level: RatioLevel) -> Tensor:
+    """Return log(pi / pi_old), [N]: of each token (PPO), or of its sequence, as the mean over the sequence's loss tokens.
 
-    The latter is GSPO, arXiv 2507.18071, equation 7: one ratio for all tokens of a row, so that a sequence is clipped as a whole.
+    The latter is GSPO, arXiv 2507.18071, equation 7: one ratio for all tokens of a sequence, which is clipped as one.
     """
-    difference = torch.where(mask, logprobs - old_logprobs, 0)  # [B, T]
+    difference = logprobs - old_logprobs  # [N]
     if level == "sequence":
-        mean = difference.sum(dim=1, keepdim=True) / mask.sum(dim=1, keepdim=True).clamp(min=1)  # [B, 1]
-        difference = torch.where(mask, mean, 0)
+        counts = torch.bincount(sequences)  # [sequences]
+        means = difference.new_zeros(len(counts)).index_add(0, sequences, difference) / counts.clamp(min=1)
+        difference = means[sequences]
     return difference.clamp(max=_MAX_LOG_RATIO)
 
 
@@ -110,11 +115,11 @@ def clipped_surrogate(
     A `clip_high` above `clip_low` is DAPO's "clip-higher" (arXiv 2503.14476): rare good tokens may grow.
 
     Args:
-        log_ratio: [B, T], of `log_ratios`; gradients flow through these alone.
-        advantages: [B, T].
+        log_ratio: [N], of `log_ratios`; gradients flow through these alone.
+        advantages: [N].
 
     Returns:
-        The loss [B, T], the ratio [B, T] and, bool [B, T], where clipping took the gradient away.
+        The loss [N], the ratio [N] and, bool [N], where clipping took the gradient away.
     """
     ratio = log_ratio.exp()
     free = ratio * advantages
@@ -128,14 +133,14 @@ def importance_weights(proximal_logprobs: Tensor, behaviour_logprobs: Tensor, ca
     Truncated importance sampling; with the ratio taken against the proximal policy this is decoupled PPO (arXiv 2110.00641, equation 4).
 
     Returns:
-        The weights [B, T] without gradients, and bool [B, T], where the cap took hold.
+        The weights [N] without gradients, and bool [N], where the cap took hold.
     """
     weights = (proximal_logprobs - behaviour_logprobs).clamp(max=_MAX_LOG_RATIO).exp().detach()
     return weights.clamp(max=cap), weights > cap
 
 
 def kl_estimate(logprobs: Tensor, reference_logprobs: Tensor, kind: KlKind) -> Tensor:
-    """An estimate of KL(policy || reference) for each sampled token, [B, T].
+    """An estimate of KL(policy || reference) for each sampled token, [N].
 
     With d = reference - policy: k1 = -d, k2 = d^2 / 2, k3 = exp(d) - 1 - d (J. Schulman, "Approximating KL divergence", 2020). As
     a loss, k1 has a gradient of mean 0: it measures and does not pull.
@@ -150,23 +155,23 @@ def kl_estimate(logprobs: Tensor, reference_logprobs: Tensor, kind: KlKind) -> T
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class TokenScores:
-    """What a policy says about the tokens of a micro-batch: [B, T], 0 where the loss mask is False."""
+    """A policy's scores of the N loss tokens of a micro-batch."""
 
-    logprobs: Tensor  # float32 [B, T]
-    entropy: Tensor  # float32 [B, T], nats
+    logprobs: Tensor  # float32 [N]
+    entropy: Tensor  # float32 [N], nats
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class TokenTargets:
-    """What a loss needs to know of the tokens of a micro-batch beside their scores."""
+    """The inputs of a loss other than the policy's scores, for the N loss tokens of a micro-batch."""
 
-    mask: Tensor  # bool [B, T]
-    weights: Tensor  # float32 [B, T], of `token_weights`
-    behaviour_logprobs: Tensor  # float32 [B, T], of the engine that sampled
-    advantages: Tensor  # float32 [B, T]
-    # float32 [B, T], of the weights that the step started from; None: behaviour_logprobs
+    sequences: Tensor  # int64 [N], index of each token's sequence in the micro-batch
+    weights: Tensor  # float32 [N], of `token_weights`
+    behaviour_logprobs: Tensor  # float32 [N], of the engine that sampled
+    advantages: Tensor  # float32 [N]
+    # float32 [N], of the weights that the step started from; None: behaviour_logprobs
     proximal_logprobs: Tensor | None = None
-    reference_logprobs: Tensor | None = None  # float32 [B, T], where there is a penalty towards a reference
+    reference_logprobs: Tensor | None = None  # float32 [N], where there is a penalty towards a reference
 
 
 def loss(objective: Objective, scores: TokenScores, targets: TokenTargets) -> tuple[Tensor, dict[str, Tensor]]:
@@ -185,19 +190,19 @@ def loss(objective: Objective, scores: TokenScores, targets: TokenTargets) -> tu
 def _grpo_loss(
     objective: GrpoObjective, scores: TokenScores, targets: TokenTargets
 ) -> tuple[Tensor, dict[str, Tensor]]:
-    mask, behaviour = targets.mask, targets.behaviour_logprobs
+    behaviour = targets.behaviour_logprobs
     old = behaviour if targets.proximal_logprobs is None else targets.proximal_logprobs
     token_loss, ratio, clipped = clipped_surrogate(
-        log_ratios(scores.logprobs, old, mask, objective.ratio),
+        log_ratios(scores.logprobs, old, targets.sequences, objective.ratio),
         targets.advantages,
         clip_low=objective.clip_low,
         clip_high=objective.clip_high,
     )
-    gap = torch.where(mask, behaviour - scores.logprobs, 0).detach()
+    gap = (behaviour - scores.logprobs).detach()
     sums = {
-        "ratio": torch.where(mask, ratio, 0).detach().sum(),
-        "clip_share": (clipped & mask).sum(),
-        "clip_high_share": (clipped & mask & (targets.advantages > 0)).sum(),
+        "ratio": ratio.detach().sum(),
+        "clip_share": clipped.sum(),
+        "clip_high_share": (clipped & (targets.advantages > 0)).sum(),
         "entropy": scores.entropy.detach().sum(),
         "kl_engine": gap.sum(),  # k1 of KL(engine || learner): tokens were sampled by the engine
         "logprob_gap": gap.abs().sum(),
@@ -207,15 +212,15 @@ def _grpo_loss(
             raise ValueError("importance weights need proximal log-probabilities")
         importance, capped = importance_weights(targets.proximal_logprobs, behaviour, objective.importance_cap)
         token_loss = importance * token_loss
-        sums["importance"] = torch.where(mask, importance, 0).sum()
-        sums["importance_capped_share"] = (capped & mask).sum()
+        sums["importance"] = importance.sum()
+        sums["importance_capped_share"] = capped.sum()
     sums["policy_loss"] = (token_loss * targets.weights).sum().detach()
     if objective.kl_coefficient:
         if targets.reference_logprobs is None:
             raise ValueError("a penalty towards a reference needs the reference's log-probabilities")
         kl = kl_estimate(scores.logprobs, targets.reference_logprobs, objective.kl_kind)
         token_loss = token_loss + objective.kl_coefficient * kl
-        sums["kl_reference"] = torch.where(targets.mask, kl, 0).detach().sum()
+        sums["kl_reference"] = kl.detach().sum()
     if objective.entropy_coefficient:
         token_loss = token_loss - objective.entropy_coefficient * scores.entropy
     total = (token_loss * targets.weights).sum()

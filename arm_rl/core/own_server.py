@@ -1,7 +1,7 @@
 """Servers that the project starts: a port for each, and the proof that an answer comes from our own process.
 
-A server gets a random token when it is started and sends the token in a header with every answer to GET /health. An answer
-without the token comes from another program that listens on the same port.
+A server gets a random token when it is started and sends the token in a header with every answer to GET /health.
+An answer without the token comes from another program that listens on the same port.
 """
 
 import os

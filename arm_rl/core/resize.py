@@ -3,7 +3,6 @@
 from dataclasses import dataclass
 
 from PIL import Image as PILImage
-from transformers.models.qwen2_vl.image_processing_qwen2_vl import smart_resize
 
 from arm_rl.core.images import Image
 
@@ -18,6 +17,8 @@ class ViewSize:
 
     def resized_size(self, width: int, height: int) -> tuple[int, int]:
         """Return the width and height to which an image is resized."""
+        from transformers.models.qwen2_vl.image_processing_qwen2_vl import smart_resize  # imports torch: seconds
+
         view_height, view_width = smart_resize(height, width, self.factor, self.min_pixels, self.max_pixels)
         return view_width, view_height
 

@@ -25,7 +25,8 @@ from arm_rl.core.config import (
 class AlgorithmConfig:
     samples_per_step: int = 512  # samples drawn for a step
     group_size: int = 16  # trajectories a sample
-    mini_batch_samples: int | None = None  # samples (groups) an optimizer step; by default all of the step's
+    # samples (groups) an optimizer step at most, by default all of the step's; groups that are left are split evenly
+    mini_batch_samples: int | None = None
     epochs_per_step: int = 1  # passes over a step's trajectories
     scale_by_std: bool = True  # divide advantages by the group's standard deviation
     max_staleness: int = 0  # steps that rollouts may be ahead of the learners; 0: strictly in turns
@@ -169,7 +170,7 @@ class SftConfig:
     """The supervised cold start: `python -m jobs.sft`."""
 
     num_epochs: int = 1  # passes over the data
-    batch_size: int = 256  # trajectories an optimizer step, over all ranks
+    batch_size: int = 256  # trajectories an optimizer step at most, over all ranks: an epoch is split evenly
     max_tokens: int | None = None  # longer demonstrations are left out and counted; by default none are
     run: RunConfig = field(default_factory=RunConfig)
     model: ModelConfig = field(default_factory=ModelConfig)

@@ -4,10 +4,9 @@ import functools
 import itertools
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import jinja2
-from transformers import AutoConfig, AutoProcessor, PreTrainedTokenizerBase
 
 from arm_rl.core.config import ModelConfig, TemplateConfig
 from arm_rl.core.errors import UserError
@@ -16,6 +15,9 @@ from arm_rl.core.parsing import TOOL_FORMATS, ToolFormat
 from arm_rl.core.resize import ViewSize
 from arm_rl.core.text_file import EncodingError, read_text
 from arm_rl.core.types import ImagePart, Message, Sample
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedTokenizerBase
 
 _VISION_IDS = ("image_token_id", "video_token_id", "vision_start_token_id", "vision_end_token_id")  # in config.json
 _TURN_MARK = "ASSISTANT_TURN"  # stands for the policy's own tokens while what follows them is rendered
@@ -31,7 +33,7 @@ class Template:
     def __init__(
         self,
         *,
-        tokenizer: PreTrainedTokenizerBase,
+        tokenizer: "PreTrainedTokenizerBase",
         chat_template: str,
         view: ViewSize,
         image_pad_id: int,
@@ -243,6 +245,8 @@ def _read_folder(path: str) -> tuple[Any, Any]:
     Raises:
         TemplateError: one of them is missing or broken, or they are of two models.
     """
+    from transformers import AutoConfig, AutoProcessor  # imports torch: seconds that a wrong key does without
+
     try:
         config = AutoConfig.from_pretrained(path, trust_remote_code=False)  # of a model folder nothing is run
         processor = AutoProcessor.from_pretrained(path, trust_remote_code=False)

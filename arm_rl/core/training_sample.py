@@ -6,16 +6,13 @@ from collections.abc import Sequence
 from arm_rl.core.types import TrainingSample, Trajectory
 
 
-def training_sample(
-    trajectory: Trajectory, advantage: float, *, image_pad_id: int, share_prompt: bool
-) -> TrainingSample:
+def training_sample(trajectory: Trajectory, advantage: float, *, image_pad_id: int) -> TrainingSample:
     """Lays the turns end to end: loss on what the policy sampled, none on the prompt and on observations.
 
     Args:
         trajectory: with log-probabilities for all sampled tokens, or for none (a teacher's).
         advantage: of the whole trajectory, for each of its sampled tokens.
         image_pad_id: stands for an image token.
-        share_prompt: whether the prompt may be computed once for all trajectories of the group.
 
     Raises:
         ValueError: a turn whose log-probabilities are not as many as its tokens, or runs of image pads that are not the images'.
@@ -48,8 +45,8 @@ def training_sample(
         call_forbidden=tuple(call_forbidden),
         image_keys=tuple(image.key for image in trajectory.images),
         image_tokens=image_tokens,
-        num_prompt_tokens=len(trajectory.prompt_ids) if share_prompt else 0,
-        num_prompt_images=len(_image_token_spans(trajectory.prompt_ids, image_pad_id)) if share_prompt else 0,
+        num_prompt_tokens=len(trajectory.prompt_ids),
+        num_prompt_images=len(_image_token_spans(trajectory.prompt_ids, image_pad_id)),
     )
 
 

@@ -5,6 +5,7 @@ environment answered. A scorer makes it `ScoredTrajectory`; the driver's group a
 data-parallel ranks are a `Batch`. Everything here is frozen. Pixels are never part of these types: an image is known by its key.
 """
 
+from collections.abc import Hashable
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
@@ -173,7 +174,7 @@ class TrainingSample:
     proximal_logprobs: tuple[float, ...] = ()
     image_keys: tuple[str, ...] = ()  # in the order of their pads
     image_tokens: tuple[int, ...] = ()  # pads of each of them
-    # leading tokens without loss that other samples of the group may share; 0: nothing is shared
+    # leading tokens without loss, which samples with the same ones share; 0: nothing is shared
     num_prompt_tokens: int = 0
     num_prompt_images: int = 0  # images in these
 
@@ -193,6 +194,13 @@ class TrainingSample:
         """Tokens that carry loss."""
         return sum(self.loss_mask)
 
+    @property
+    def prompt_key(self) -> Hashable:
+        """Key that is equal for samples that share a prompt."""
+        if not self.num_prompt_tokens:
+            return id(self)
+        return self.token_ids[: self.num_prompt_tokens], self.image_keys[: self.num_prompt_images]
+
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Batch:
@@ -202,4 +210,4 @@ class Batch:
     micro_batches: tuple[tuple[tuple[TrainingSample, ...], ...], ...]
     num_loss_tokens: int  # over all ranks: the loss is normalised by it
     num_samples: int  # over all ranks
-    share_prompts: bool = False  # prompts are computed once for all samples of a micro-batch that share them
+    num_repeated_prompts: int = 0  # prompts that are computed once more because their group is in several rows

@@ -2,17 +2,15 @@
 
 import base64
 import binascii
-import io
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import httpx
-from PIL import Image as PILImage
 
 from arm_rl.core import http_clients, images
 from arm_rl.core.atomic_file import replace_file
-from arm_rl.core.images import Image, ImageError
+from arm_rl.core.images import Image, ImageError, open_image
 
 _EXTENSIONS = {"PNG": ".png", "JPEG": ".jpg", "WEBP": ".webp", "GIF": ".gif", "BMP": ".bmp", "TIFF": ".tif"}
 
@@ -97,7 +95,7 @@ def _decode_data_url(url: str) -> bytes:
 
 def extension(data: bytes) -> str:
     """The file name's ending that fits an image's format, such as `.png`."""
-    return _EXTENSIONS.get(PILImage.open(io.BytesIO(data)).format or "", ".img")
+    return _EXTENSIONS.get(open_image(data).format or "", ".img")
 
 
 class ImageFolder:

@@ -1,7 +1,9 @@
 """Rows of parquet files, a few at a time, and what becomes of those that cannot be used."""
 
+import errno
 import logging
-from collections.abc import Iterator, Sequence
+import os
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -100,6 +102,17 @@ def expand_folders(names: Sequence[str]) -> list[str]:
             raise DataError(f"{name}: a folder without parquet files")
         files += shards
     return files
+
+
+def require_files(files: Iterable[str | os.PathLike]) -> None:
+    """Raise an error if one of the files or folders does not exist, before a job spends time on the others.
+
+    Raises:
+        DataError: If a file is missing; the message names the file.
+    """
+    for file in files:
+        if not Path(file).exists():
+            raise DataError(f"{file}: {os.strerror(errno.ENOENT)}")
 
 
 def read_rows(

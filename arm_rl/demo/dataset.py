@@ -1,10 +1,12 @@
 """The tracks' tasks as training data: the same rows as those of pairs that a model wrote."""
 
+import json
 import re
 from collections.abc import Sequence
 from pathlib import Path
 from typing import get_args
 
+from arm_rl.core.atomic_file import replace_text
 from arm_rl.core.images import Image
 from arm_rl.data.preferences import Preference, write_preferences
 from arm_rl.demo import scenes, tasks
@@ -18,6 +20,22 @@ def write(
     """Writes `num_samples` tasks of a split, from its task `start` on; several tracks take turns. Equal arguments give equal bytes."""
     drawn = ((tracks[number % len(tracks)], number // len(tracks)) for number in range(start, start + num_samples))
     return write_preferences(path, (make_preference(track, seed, split, index) for track, index in drawn))
+
+
+def write_example(folder: Path, *, seed: int, track: Track) -> None:
+    """Write the first held-out task of a track with an image for a reader's own first judgment: `scene.png` and `question.json`.
+
+    Args:
+        folder: Folder of the two files; created if it is missing.
+        seed: Seed of the demo.
+        track: Track of tasks with an image.
+    """
+    task = track.task(seed, "held_out", 0)
+    assert task.image is not None
+    folder.mkdir(parents=True, exist_ok=True)
+    task.image.save(folder / "scene.png")
+    written = {"question": task.question, "answers": list(task.texts), "better_answer": int(task.label)}
+    replace_text(folder / "question.json", json.dumps(written, indent=2))
 
 
 def make_preference(track: Track, seed: int, split: scenes.Split, index: int) -> Preference:

@@ -39,8 +39,9 @@ from arm_rl.demo.time_left import PhaseTimer, repeat_every
 from arm_rl.judge.remote_policy import ServerPolicy
 from arm_rl.prepare.difficulty import JUDGED, filter_by_difficulty
 from arm_rl.prepare.screening import run_screened_sessions
-from arm_rl.report import write_report
+from arm_rl.report.static_report import write_report
 from arm_rl.run.folder import require_same_settings
+from arm_rl.run.lock import locked
 from arm_rl.run.metrics_log import read_lines
 from arm_rl.training.evaluation import evaluate_model
 from arm_rl.training.grpo import train_grpo
@@ -95,9 +96,10 @@ class Demo:
             "judge": self._judge_samples,
         }
         timer = PhaseTimer(self.spec.usual_seconds, self._read_seconds())
-        with contextlib.closing(self._engines):
-            self._run_phases(phases, timer)
-        self._summarize(timer.finished)
+        with locked(self.folder, remedy=REMEDY):
+            with contextlib.closing(self._engines):
+                self._run_phases(phases, timer)
+            self._summarize(timer.finished)
 
     def _run_phases(self, phases: Mapping[str, Callable[[], object]], timer: PhaseTimer) -> None:
         for number, (name, phase) in enumerate(phases.items(), 1):
@@ -124,6 +126,7 @@ class Demo:
         write(self.data / "train.parquet", split="train", num_samples=size.train)
         write(self.data / "grpo.parquet", split="train", num_samples=size.grpo, start=size.train)
         write(self.data / "held_out.parquet", split="held_out", num_samples=size.held_out)
+        dataset.write_example(self.folder / "example", seed=self.seed, track=self.spec.tracks[0])
 
     def _make_base(self) -> None:
         config = self._sft_config()

@@ -12,7 +12,6 @@ from typing import Literal, get_args
 
 import numpy as np
 from PIL import Image as PILImage
-from sklearn.datasets import load_digits
 
 Split = Literal["train", "held_out", "pretrain", "validation", "test"]
 Box = tuple[int, int, int, int]
@@ -103,6 +102,8 @@ def plain_ink(image: int) -> np.ndarray:
 @functools.cache
 def _small_digits() -> tuple[np.ndarray, np.ndarray]:
     """Return scikit-learn's digits: ink in 0..1, (N, 8, 8), and their classes (N,)."""
+    from sklearn.datasets import load_digits  # imports scipy: a second
+
     bundled = load_digits()
     return bundled.images / 16.0, bundled.target
 

@@ -15,7 +15,7 @@ from arm_rl.core.config_file import load_saved, save
 from arm_rl.core.stage_config import SftConfig, TrainConfig
 from arm_rl.core.template import Template
 from arm_rl.core.text_file import read_text
-from tools import load_tools
+from tools import load_tools, require_own_tools
 from tools.base import Tool
 
 FILE = "arm_rl.yaml"  # in an exported folder: the run's configuration
@@ -83,6 +83,7 @@ class JudgeSetup:
     """What a judge has to be given beside its model."""
 
     tools: tuple[str, ...] = ()  # tool files
+    trusted: bool = True  # the tool files may run commands and import classes: the user named or trusted them
     template: TemplateConfig = field(default_factory=TemplateConfig)
     limits: SessionConfig = field(default_factory=SessionConfig)
     max_model_len: int | None = None  # tokens of a session at most; by default the model's own limit
@@ -98,17 +99,22 @@ class JudgeSetup:
         return replace(made, limits=config.session, max_model_len=config.rollout.max_model_len)
 
     @classmethod
-    def read(cls, folder: str | Path, config: str | Path | None = None) -> "JudgeSetup":
+    def read(cls, folder: str | Path, config: str | Path | None = None, *, trust: bool = False) -> "JudgeSetup":
         """Return the setup of a configuration, by default of the one in the model's folder; without any, the usual one without tools.
 
         The model's folder is searched first for the files that its own configuration names.
+
+        Args:
+            folder: Model folder, or a name on the hub.
+            config: Configuration that the user trusts.
+            trust: Whether the tool files of the folder's own configuration may list more than the project's own tools.
         """
         folder = Path(folder)
         if config:
             return cls.from_config(load_saved(config))
         if not (folder / FILE).is_file():
             return cls()._with_located_files(Path(), _CHECKOUT)
-        return cls.from_config(load_saved(folder / FILE))._with_located_files(folder)
+        return replace(cls.from_config(load_saved(folder / FILE))._with_located_files(folder), trusted=trust)
 
     def _with_located_files(self, *folders: Path) -> "JudgeSetup":
         template = replace(
@@ -122,8 +128,14 @@ class JudgeSetup:
         """Return a copy with the changes; None changes nothing."""
         return replace(self, **{name: value for name, value in changes.items() if value is not None})
 
+    def require_trusted_tools(self) -> None:
+        """Raise ToolFileError if tool files that nobody trusts would run more than the project's own tools."""
+        if not self.trusted:
+            require_own_tools(self.tools)
+
     def load_tools_and_template(self, folder: str | Path) -> tuple[dict[str, Tool], Template]:
         """Load the tools, and the template, with their schemas, of the model in a folder or on the hub."""
+        self.require_trusted_tools()
         loaded = load_tools(self.tools)
         schemas = {name: tool.schema for name, tool in loaded.items()}
         model = replace(self.model, path=str(folder)) if self.model else ModelConfig(path=str(folder))

@@ -10,7 +10,7 @@ from transformers import AutoImageProcessor
 
 from actors.learner.image_inputs import ImagePreparer
 from actors.learner.policy_model import PolicyModel
-from arm_rl.core.batching import collate
+from arm_rl.core.micro_batch import collate
 from arm_rl.core.types import TrainingSample
 from arm_rl.gpu_proof.frame import Report
 from arm_rl.gpu_proof.samples import TokenIds, noise, prompt, training_sample
@@ -18,8 +18,8 @@ from arm_rl.gpu_proof.scale import Proof
 
 BRANCHES = 4
 PREFIX = "aten::_scaled_dot_product_"
-# Where attention is claimed to take flash kernels. Branches read their prompt through a mask, which these do not take.
-CLAIMED = ("prompt", "vision")
+# Where attention is claimed to take flash kernels.
+CLAIMED = ("prompt", "branches", "vision")
 
 
 def run(proof: Proof) -> Report:
@@ -33,7 +33,7 @@ def run(proof: Proof) -> Report:
     patches = preparer.prepare([image.key], {image.key: image})
     length = proof.scale.prompt_tokens
 
-    def rows(number: int, *, shared: bool) -> list[TrainingSample]:
+    def group(number: int) -> list[TrainingSample]:
         before = prompt(source, ids, proof.view, [], length)
         return [
             training_sample(
@@ -43,13 +43,12 @@ def run(proof: Proof) -> Report:
                 [],
                 prompt_ids=before,
                 sampled_ids=[source.randrange(ids.num_text) for _ in range(proof.scale.sampled_tokens)],
-                share_prompt=shared,
             )
             for _ in range(number)
         ]
 
-    def read(samples: list[TrainingSample], *, shared: bool) -> None:
-        logprobs, _ = policy(collate(samples, share_prompts=shared))
+    def read(samples: list[TrainingSample]) -> None:
+        logprobs, _ = policy(collate(samples))
         logprobs.sum().backward()
 
     def encode() -> None:
@@ -57,8 +56,8 @@ def run(proof: Proof) -> Report:
         torch.cat(list(features.pooler_output)).float().sum().backward()
 
     found = {
-        "prompt": _attention(proof, lambda: read(rows(1, shared=False), shared=False)),
-        "branches": _attention(proof, lambda: read(rows(BRANCHES, shared=True), shared=True)),
+        "prompt": _attention(proof, lambda: read(group(1))),
+        "branches": _attention(proof, lambda: read(group(BRANCHES))),
         "vision": _attention(proof, encode),
     }
     problems = [

@@ -53,7 +53,6 @@ def rank_batch(samples: Sequence[TrainingSample], micro_batch_tokens: int) -> Ra
         num_loss_tokens=batch.num_loss_tokens,
         num_samples=batch.num_samples,
         has_images=any(sample.image_keys for sample in samples),
-        share_prompts=batch.share_prompts,
     )
 
 

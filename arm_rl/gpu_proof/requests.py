@@ -18,9 +18,9 @@ from actors.learner.image_inputs import ImagePreparer
 from actors.learner.policy_model import PolicyModel
 from actors.rollout.engine import Engine
 from actors.rollout.engine_settings import spare_threads
-from arm_rl.core.batching import collate
 from arm_rl.core.compute_config import RolloutConfig
 from arm_rl.core.images import Image
+from arm_rl.core.micro_batch import collate
 from arm_rl.core.session import Completion
 from arm_rl.gpu_proof.frame import Report
 from arm_rl.gpu_proof.samples import TokenIds, noise, prompt, training_sample
@@ -154,6 +154,5 @@ def _gaps(proof: Proof, requests: Sequence[Request], completions: Sequence[Compl
         batch = collate([sample])
         with torch.no_grad():
             logprobs, _ = policy(batch, preparer.prepare([image.key], {image.key: image}))
-        mask = batch.loss_mask[0]
-        gaps.append((logprobs.cpu()[0][mask] - batch.logprobs[0][mask]).abs().numpy())
+        gaps.append((logprobs.cpu() - batch.logprobs).abs().numpy())
     return np.concatenate(gaps)

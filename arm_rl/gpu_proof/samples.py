@@ -67,7 +67,6 @@ def training_sample(
     prompt_ids: Sequence[int],
     sampled_ids: Sequence[int],
     logprobs: Sequence[float] | None = None,
-    share_prompt: bool = False,
     key: str = "",
 ) -> TrainingSample:
     """Return a session of one turn with a random advantage.
@@ -80,7 +79,6 @@ def training_sample(
         prompt_ids: Prompt, images expanded.
         sampled_ids: Ids that carry loss.
         logprobs: Log-probabilities of the sampled ids; by default, those of a uniform distribution.
-        share_prompt: Whether other samples may share the prompt.
         key: Key of the sample.
     """
     before, length = (0.0,) * len(prompt_ids), len(sampled_ids)
@@ -93,8 +91,8 @@ def training_sample(
         advantages=(*before, *(advantage,) * length),
         image_keys=tuple(image.key for image in images),
         image_tokens=tuple(view.num_tokens(*image.size) for image in images),
-        num_prompt_tokens=len(prompt_ids) if share_prompt else 0,
-        num_prompt_images=len(images) if share_prompt else 0,
+        num_prompt_tokens=len(prompt_ids),
+        num_prompt_images=len(images),
     )
 
 

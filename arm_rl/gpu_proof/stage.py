@@ -161,7 +161,7 @@ class Stage:
         broken = [one.error for one in result.trajectories if one.error is not None]
         if broken:
             raise RuntimeError(f"{len(broken)} of {GROUP} sessions broke: {broken[0]}")
-        make = functools.partial(training_sample, image_pad_id=self._template.image_pad_id, share_prompt=False)
+        make = functools.partial(training_sample, image_pad_id=self._template.image_pad_id)
         samples = [make(one, (-1.0) ** place) for place, one in enumerate(result.trajectories)]
         return samples, result.images
 

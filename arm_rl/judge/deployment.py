@@ -17,6 +17,9 @@ from arm_rl.judge.judge import Judge
 from arm_rl.judge.service import ServiceLimits, build_app
 
 NAME = "judge"  # of the application and its deployment
+MAX_ONGOING = (
+    100_000  # for Ray Serve: the service itself refuses, so that a connection that sends nothing takes no slot
+)
 HEALTH_SECONDS = 10.0  # until the service answers at its port
 GRACE_SECONDS = 30.0  # that running requests are given when the service ends
 
@@ -71,7 +74,7 @@ def deploy_judge(
     deployment = serve.deployment(
         name=NAME,
         num_replicas=replicas,
-        max_ongoing_requests=2 * limits.max_requests,  # beyond its own limit: the service says 429 itself
+        max_ongoing_requests=MAX_ONGOING,
         ray_actor_options=ray_options,
         graceful_shutdown_timeout_s=GRACE_SECONDS,
         health_check_timeout_s=60,
@@ -87,7 +90,7 @@ def deploy_judge(
 
 
 def _require_on_head(check: Any, *arguments: Any) -> None:
-    """Run a check on the node whose port the service has, and raise UserError with what the check returns, if anything."""
+    """Run a check on the node whose port the service has; raise UserError with the problem that the check returns."""
     problem = ray.get(check.options(num_cpus=0, resources={"node:__internal_head__": 0.001}).remote(*arguments))
     if problem is not None:
         raise UserError(problem)

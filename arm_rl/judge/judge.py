@@ -18,7 +18,6 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 import torch
-from PIL import Image as PILImage
 from rich.progress import track
 
 from actors.rollout.model_server import SERVED_NAME, ModelServer
@@ -35,6 +34,7 @@ from arm_rl.core.session import Memory, Policy, Start, Tools
 from arm_rl.core.template import Template
 from arm_rl.core.types import ImagePart, Message, Sample
 from arm_rl.export.judge_config import JudgeSetup
+from arm_rl.judge.pictures import Picture, read_pictures
 from arm_rl.judge.remote_policy import ServerPolicy
 from arm_rl.judge.verdict import Opinion, Ranking, Verdict
 from tools.execution.local import LocalTools
@@ -42,7 +42,6 @@ from tools.execution.local import LocalTools
 logger = logging.getLogger(__name__)
 
 Result = TypeVar("Result")
-Picture = Image | PILImage.Image | bytes | str | Path
 
 MAX_ANSWERS = 99
 TURN_SECONDS = 600.0  # of an own server, which may have many sessions before this one
@@ -299,7 +298,7 @@ class Judge:
         question, answers = replace_surrogates(question), [replace_surrogates(answer) for answer in answers]
         seen = [order for order in orders for _ in range(self._votes)]
         try:
-            shown = [_read_image(image) for image in images]
+            shown = await asyncio.to_thread(read_pictures, images)
         except ImageError as error:
             raise JudgeError(f"this cannot be judged: {error}") from error
         opinions = await asyncio.gather(
@@ -379,22 +378,3 @@ async def _close_tools_after(tools: LocalTools, policy: AbstractAsyncContextMana
     with closing(tools):
         async with policy as entered:
             yield entered
-
-
-def _read_image(picture: Picture) -> Image:
-    """Return an image from a path, bytes, a PIL image or an image.
-
-    Raises:
-        JudgeError: If there is no such file.
-        ImageError: If a PIL image cannot be encoded.
-    """
-    if isinstance(picture, Image):
-        return picture
-    if isinstance(picture, PILImage.Image):
-        return Image.from_pil(picture)
-    if isinstance(picture, bytes):
-        return Image.from_bytes(picture)
-    try:
-        return Image.from_bytes(Path(picture).read_bytes())
-    except OSError as error:
-        raise JudgeError(f"{picture}: {error.strerror}") from error

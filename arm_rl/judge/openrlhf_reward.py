@@ -1,10 +1,11 @@
-"""What OpenRLHF's trainers send to a remote reward model (`--reward.remote_url …/get_reward`), and what they expect back.
+"""What OpenRLHF's trainers send to a remote reward model (`--reward.remote_url …/get_reward`) and expect back.
 
     {"query": [prompt and answer], "prompts": [prompt], "labels": [anything]}  ->  {"rewards": [...], "scores": [...], "extra_logs": {}}
 
-Queries are decoded token ids with their special tokens; prompts went through the policy's chat template where the trainer was told so.
-A tokenizer does not give every text back as it was: it may normalise characters, add or drop blanks, and cut a long prompt at its
-front. The prompt is therefore searched in the query by a form that these changes leave alone.
+Queries are decoded token ids with their special tokens; prompts went through the policy's chat template where the
+trainer was configured so. Encoding and decoding change a text: a tokenizer may normalise characters and add or drop
+blanks, and the trainer cuts a long prompt at its front. The prompt is therefore searched in the query by a form that
+these changes leave alone.
 """
 
 import bisect
@@ -15,7 +16,7 @@ from typing import Any
 
 from arm_rl.core.errors import UserError
 from arm_rl.judge.verdict import Verdict
-from arm_rl.judge.wire import WireModel
+from arm_rl.judge.wire import Texts, WireModel
 
 NO_JUDGMENT = 0.5  # reward of an answer that has no judgment or cannot be judged
 LEAST_SUFFIX = 16  # characters of a cut prompt that must be left, so that an answer is not taken for a prompt
@@ -33,8 +34,8 @@ class RemoteRewardError(UserError):
 class RewardRequest(WireModel):
     """As OpenRLHF sends it; `labels` are not read."""
 
-    query: list[str]
-    prompts: list[str] | None = None
+    query: Texts
+    prompts: Texts | None = None
 
     def pairs(self) -> list[tuple[str, str] | RemoteRewardError]:
         """Return the question and the answer of each row, or the reason why the row cannot be judged.
@@ -65,7 +66,7 @@ class RewardRequest(WireModel):
 
 
 def split_answer(query: str, prompt: str) -> str | None:
-    """Return the part of a decoded sequence that follows its prompt, without special tokens, or None if the prompt is not found.
+    """Return the part of a decoded sequence after its prompt, without special tokens, or None without the prompt.
 
     Args:
         query: Decoded prompt and answer; special tokens may precede the prompt.
@@ -106,7 +107,11 @@ def _normalize(text: str) -> str:
 
 
 def reward_answer(verdicts: Sequence[Verdict | None]) -> dict[str, Any]:
-    """Return the probability that each answer is right, or `NO_JUDGMENT`; None stands for an answer that cannot be judged."""
+    """Return the probability that each answer is right, or `NO_JUDGMENT`.
+
+    Args:
+        verdicts: One for each answer; None for an answer that cannot be judged.
+    """
     rewards = [_probability(verdict) for verdict in verdicts]
     return {"rewards": rewards, "scores": rewards, "extra_logs": {}}
 

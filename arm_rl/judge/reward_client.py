@@ -84,9 +84,10 @@ class RewardClient:
         return verdict["confidence"] if verdict["choice"] else 1.0 - verdict["confidence"]
 
     def rewards(self, asked: Sequence[tuple[str, str, Sequence[Picture]]]) -> list[float | None]:
-        """Return the rewards of many questions, answers and their images, in order; `concurrency` of them are judged at a time.
+        """Return the rewards of many questions, answers and their images, in order.
 
-        An answer that the service cannot judge has None and a warning in the log; the others keep their rewards.
+        At most `concurrency` answers are judged at a time. An answer that the service cannot judge has None and a warning
+        in the log; the others keep their rewards.
         """
 
         def reward(one: tuple[str, str, Sequence[Picture]]) -> float | None:
@@ -108,7 +109,8 @@ def trl_reward(url: str, **settings: Any) -> Callable[..., list[float | None]]:
     """A function for `reward_funcs` of TRL's trainers: `GRPOTrainer(reward_funcs=trl_reward("http://localhost:8000"), …)`.
 
     Prompts and completions may be texts or messages. The question is the last thing that the user says; images come from the data's column
-    `images` or `image`. An answer without a judgment, or one that the service cannot judge, has no reward (None), which TRL leaves out.
+    `images` or `image`. An answer without a judgment, or one that the service cannot judge, has no reward (None), which
+    TRL leaves out.
     """
     client = RewardClient(url, **settings)
 
@@ -207,7 +209,7 @@ def _encode_image(picture: Picture) -> str:
 
 
 def _encode_pixels(picture: Image.Image) -> bytes:
-    """Return an image as PNG, or as TIFF in modes that PNG does not have: the service converts them as it does files."""
+    """Return an image as PNG, or as TIFF in modes that PNG lacks: the service converts these as it does files."""
     near = {"La": "LA", "PA": "RGBA", "RGBa": "RGBA", "HSV": "RGB", "YCbCr": "RGB", "CMYK": "RGB", "RGBX": "RGB"}
     picture = picture.convert(near.get(picture.mode, picture.mode))
     in_png = picture.mode in ("1", "L", "LA", "P", "RGB", "RGBA")

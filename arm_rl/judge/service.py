@@ -8,30 +8,32 @@ GET  /health      GET /metrics (Prometheus)      GET /docs (OpenAPI)
 
 import asyncio
 import base64
-import hmac
 import logging
 import time
 from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import AbstractContextManager, asynccontextmanager
 from dataclasses import dataclass
-from typing import Annotated, Any
+from typing import Annotated, Any, TypeVar
 
 from fastapi import Depends, FastAPI, HTTPException, Request, Response
-from fastapi.security import HTTPAuthorizationCredentials, HTTPBearer
+from fastapi.security import HTTPBearer
 from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, generate_latest
 from pydantic import BaseModel, ConfigDict, Field
-from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from arm_rl.core.images import Image
 from arm_rl.core.images import check as check_image
 from arm_rl.core.own_server import HealthToken
+from arm_rl.judge.admission import Admission
 from arm_rl.judge.judge import Judge, JudgeError, SessionBroke
 from arm_rl.judge.openrlhf_reward import RemoteRewardError, RewardRequest, reward_answer
 from arm_rl.judge.verdict import Opinion, Ranking, Verdict
-from arm_rl.judge.wire import WireModel
+from arm_rl.judge.wire import Texts, WireError, WireModel
 
 logger = logging.getLogger(__name__)
 
+MessageT = TypeVar("MessageT", bound=WireModel)
+
+DECODINGS = 2  # images decoded at a time: each takes up to 3 bytes a pixel, and more in formats of 16 bits
 CLOSED_BY_CLIENT = 499  # for the metrics: nobody is left to be told
 
 
@@ -40,8 +42,11 @@ class ServiceLimits:
     """What a service takes."""
 
     max_requests: int = 64  # at a time; of more, the client is told to come again
-    max_body_bytes: int = 64 << 20
+    max_body_bytes: int = 16 << 20
+    body_seconds: float = 30.0  # in which a body has to arrive
     max_answers: int = 32
+    max_rows: int = 1024  # of a request to /get_reward, which trainers make for a batch
+    max_pixels: int = 128_000_000  # of all images of a request
     max_characters: int = 200_000  # of one text
 
 
@@ -53,8 +58,8 @@ class JudgeRequest(_StrictModel):
     """What is to be judged."""
 
     question: str
-    answers: Annotated[list[str], Field(min_length=1, description="Several are compared, a single one is checked.")]
-    images: Annotated[list[str], Field(default_factory=list, description="Each as base64, or as a data URL.")]
+    answers: Annotated[Texts, Field(min_length=1, description="Several are compared, a single one is checked.")]
+    images: Annotated[Texts, Field(default_factory=list, description="Each as base64, or as a data URL.")]
 
 
 class OpinionAnswer(BaseModel):
@@ -133,18 +138,15 @@ def build_app(
         await asyncio.to_thread(judge.__exit__, None, None, None)
 
     app = FastAPI(title="arm_rl judge", lifespan=lifespan)
-    app.add_middleware(_BodyLimit, max_bytes=limits.max_body_bytes)
+    app.add_middleware(Admission, token=token, max_body_bytes=limits.max_body_bytes, body_seconds=limits.body_seconds)
     if health_token is not None:
         app.add_middleware(HealthToken, token=health_token)
-    bearer = HTTPBearer(auto_error=False)
+    described = [Depends(HTTPBearer(auto_error=False))]  # for /docs: `Admission` checks the token
+    decoding = asyncio.Semaphore(DECODINGS)
 
-    def authorize(given: Annotated[HTTPAuthorizationCredentials | None, Depends(bearer)]) -> None:
-        if token is not None and (given is None or not hmac.compare_digest(given.credentials.encode(), token.encode())):
-            raise HTTPException(
-                401, "a valid access token is needed: Authorization: Bearer TOKEN", {"WWW-Authenticate": "Bearer"}
-            )
-
-    guarded = [Depends(authorize)]
+    async def read_images(asked: JudgeRequest) -> list[Image]:
+        async with decoding:
+            return await asyncio.to_thread(_read_images, asked, limits)
 
     async def run_request(name: str, work: Callable[[], Awaitable[Any]]) -> Any:
         with meter.request(name, limits.max_requests):
@@ -153,16 +155,17 @@ def build_app(
             except SessionBroke as error:
                 logger.warning("%s", error)  # its traceback is nothing for clients
                 raise HTTPException(502, f"a session broke: {str(error).strip().splitlines()[-1]}") from error
-            except JudgeError as error:
+            except (JudgeError, WireError) as error:
                 raise HTTPException(422, str(error)) from error
 
-    @app.post("/v1/judge", dependencies=guarded)
-    async def judge_one(asked: JudgeRequest, request: Request) -> VerdictAnswer:
+    @app.post("/v1/judge", dependencies=described, openapi_extra=_describe_body(JudgeRequest))
+    async def judge_one(request: Request) -> VerdictAnswer:
         """The better answer; of a single one, whether it is right."""
-        images = _read_images(asked, limits)
-        one: Judge = request.app.state.judge
 
         async def work() -> Verdict:
+            asked = await _read_message(JudgeRequest, request)
+            images = await read_images(asked)
+            one: Judge = request.app.state.judge
             if len(asked.answers) == 1:
                 return await one.averify(asked.question, images, asked.answers[0])
             return await one.acompare(asked.question, images, asked.answers)
@@ -171,44 +174,52 @@ def build_app(
         meter.count_calls(verdict.opinions)
         return VerdictAnswer.from_verdict(verdict)
 
-    @app.post("/v1/rank", dependencies=guarded)
-    async def rank(asked: JudgeRequest, request: Request) -> RankAnswer:
+    @app.post("/v1/rank", dependencies=described, openapi_extra=_describe_body(JudgeRequest))
+    async def rank(request: Request) -> RankAnswer:
         """The best of many answers."""
-        images = _read_images(asked, limits)
-        ranking = await run_request(
-            "rank", lambda: request.app.state.judge.arank(asked.question, images, asked.answers)
-        )
+
+        async def work() -> Ranking:
+            asked = await _read_message(JudgeRequest, request)
+            return await request.app.state.judge.arank(asked.question, await read_images(asked), asked.answers)
+
+        ranking = await run_request("rank", work)
         meter.count_calls([opinion for _, verdict in ranking.comparisons for opinion in verdict.opinions])
         return RankAnswer.from_ranking(ranking)
 
-    @app.post("/get_reward", dependencies=guarded)
-    async def get_reward(asked: RewardRequest, request: Request) -> dict[str, Any]:
+    @app.post("/get_reward", dependencies=described, openapi_extra=_describe_body(RewardRequest))
+    async def get_reward(request: Request) -> dict[str, Any]:
         """The probability that each answer is right: 0 to 1; 0.5 where the judge gives no judgment, or cannot judge."""
-        try:
-            pairs = await asyncio.to_thread(asked.pairs)
-        except RemoteRewardError as error:
-            raise HTTPException(422, str(error)) from error
-        one: Judge = request.app.state.judge
 
-        async def verify(number: int, pair: tuple[str, str] | RemoteRewardError) -> Verdict | None:
-            """Return the verdict of a row, or None for a row that cannot be judged: the others keep their rewards."""
+        async def work() -> list[Verdict | None]:
+            asked = await _read_message(RewardRequest, request)
+            if len(asked.query) > limits.max_rows:
+                raise HTTPException(422, f"query: {limits.max_rows} at most, not {len(asked.query)}")
             try:
-                if isinstance(pair, RemoteRewardError):
-                    raise pair
-                _check_lengths(limits, *pair)
-                return await one.averify(pair[0], [], pair[1])
-            except SessionBroke:
-                raise
-            except (HTTPException, RemoteRewardError, JudgeError) as error:
-                reason = error.detail if isinstance(error, HTTPException) else error
-                logger.warning("row %d of a batch of %d cannot be judged: %s", number, len(pairs), reason)
-                return None
+                pairs = await asyncio.to_thread(asked.pairs)
+            except RemoteRewardError as error:
+                raise HTTPException(422, str(error)) from error
+            one: Judge = request.app.state.judge
+            return await asyncio.gather(
+                *(verify(one, f"row {number} of a batch of {len(pairs)}", pair) for number, pair in enumerate(pairs))
+            )
 
-        verdicts = await run_request(
-            "get_reward", lambda: asyncio.gather(*(verify(number, pair) for number, pair in enumerate(pairs)))
-        )
+        verdicts = await run_request("get_reward", work)
         meter.count_calls([opinion for verdict in verdicts if verdict is not None for opinion in verdict.opinions])
         return reward_answer(verdicts)
+
+    async def verify(one: Judge, row: str, pair: tuple[str, str] | RemoteRewardError) -> Verdict | None:
+        """Return the verdict of a row, or None for a row that cannot be judged: the others keep their rewards."""
+        try:
+            if isinstance(pair, RemoteRewardError):
+                raise pair
+            _check_lengths(limits, *pair)
+            return await one.averify(pair[0], [], pair[1])
+        except SessionBroke:
+            raise
+        except (HTTPException, RemoteRewardError, JudgeError) as error:
+            reason = error.detail if isinstance(error, HTTPException) else error
+            logger.warning("%s cannot be judged: %s", row, reason)
+            return None
 
     @app.get("/health")
     async def health() -> dict[str, str]:
@@ -279,24 +290,15 @@ class _RequestContext:
         self._meter._seconds.labels(self._endpoint).observe(time.perf_counter() - self._started)
 
 
-class _BodyLimit:
-    """Refuses bodies that are too large before they are held in memory."""
+async def _read_message(kind: type[MessageT], request: Request) -> MessageT:
+    """Return the message in a request's body. A thread reads it: a body may hold millions of values."""
+    return await asyncio.to_thread(kind.parse, await request.body())
 
-    def __init__(self, app: ASGIApp, max_bytes: int) -> None:
-        self._app, self._max_bytes = app, max_bytes
 
-    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        received = 0
-
-        async def receive_limited() -> Message:
-            nonlocal received
-            message = await receive()
-            received += len(message.get("body", b""))
-            if received > self._max_bytes:
-                raise HTTPException(413, f"the body has more than {self._max_bytes} bytes")
-            return message
-
-        await self._app(scope, receive_limited if scope["type"] == "http" else receive, send)
+def _describe_body(kind: type[WireModel]) -> dict[str, Any]:
+    """Return OpenAPI's description of a body, which FastAPI does not parse itself: that would precede the limits."""
+    content = {"application/json": {"schema": kind.model_json_schema()}}
+    return {"requestBody": {"required": True, "content": content}}
 
 
 def _read_images(asked: JudgeRequest, limits: ServiceLimits) -> list[Image]:
@@ -304,11 +306,15 @@ def _read_images(asked: JudgeRequest, limits: ServiceLimits) -> list[Image]:
     if len(asked.answers) > limits.max_answers:
         raise HTTPException(422, f"answers: {limits.max_answers} at most, not {len(asked.answers)}")
     _check_lengths(limits, asked.question, *asked.answers)
-    images = []
+    images, num_pixels = [], 0
     for number, written in enumerate(asked.images):
         data = written.partition("base64,")[2] if written.startswith("data:") else written
         try:
             image = Image.from_bytes(base64.b64decode(data, validate=True))
+            width, height = image.size
+            num_pixels += width * height
+            if num_pixels > limits.max_pixels:
+                raise HTTPException(422, f"images: {limits.max_pixels:,} pixels at most in a request")
             check_image(image.data)
             image.pil()
         except ValueError as error:  # no base64, or no image

@@ -76,45 +76,26 @@ def memory_of(setting: Setting) -> GpuMemory:
     )
 
 
-def _learner_parts(setting: Setting, learner: LearnerConfig) -> Mapping[str, int]:
-    workload = setting.workload
-    parts = memory.learner(
+def _learner_parts(setting: Setting, learner: LearnerConfig, *, group_size: int | None = None) -> Mapping[str, int]:
+    """Return the learner's bytes by part, for packed rows of groups of a size, by default the configuration's."""
+    config, workload = setting.config, setting.workload
+    size = group_size or (config.algorithm.group_size if isinstance(config, TrainConfig) else 1)
+    return memory.learner(
         setting.shape,
         learner,
         element=setting.element,
-        image_share=workload.vision_share,
-        loss_share=workload.loss_share,
-        reference=isinstance(setting.config, TrainConfig) and setting.config.algorithm.kl_coefficient != 0,
+        image_share=workload.vision_share(size),
+        loss_share=workload.loss_share(size),
+        copied=workload.copied(size),
+        reference=isinstance(config, TrainConfig) and config.algorithm.kl_coefficient != 0,
     )
-    copies = _copies(setting, learner, workload.prompt_tokens)
-    return {**parts, "copies of prompts": copies} if copies else parts
 
 
 def _longest(setting: Setting, tokens: int) -> int:
-    """Return the learner's bytes with one session of so many tokens, or with the prompts whose copies take most."""
-    config, learner, workload = setting.train, setting.config.learner, setting.workload
-    budget = max(learner.micro_batch_tokens, math.ceil(tokens * (1 + workload.vision_share)))
-    alone = dict(_learner_parts(setting, replace(learner, micro_batch_tokens=budget)))
-    alone.pop("copies of prompts", None)
-    most = config.session.max_prompt_tokens
-    copies = max(_copies(setting, learner, most * step / 32) for step in range(1, 33))
-    usual = dict(_learner_parts(setting, learner))
-    usual.pop("copies of prompts", None)
-    return max(memory.on_gpu(alone), memory.on_gpu(usual) + copies)
-
-
-def _copies(setting: Setting, learner: LearnerConfig, prompt: float) -> int:
-    """Return the bytes of a micro-batch's copies of prompts of so many tokens, where trajectories share them."""
-    config, workload = setting.config, setting.workload
-    if isinstance(config, SftConfig) or not learner.shares_prompts:
-        return 0
-    size, branch = config.algorithm.group_size, max(workload.response_tokens, 1.0)
-    budget = learner.micro_batch_tokens * (1 - workload.vision_share)
-    group = prompt + size * branch
-    rows = size * int(budget // group) if group <= budget else int(max(budget - prompt, 0) // branch)
-    if rows < 2:  # nothing is shared
-        return 0
-    return memory.prompt_copies(setting.shape, rows, int(prompt + branch), element=setting.element)
+    """Return the learner's bytes with one session of so many tokens."""
+    learner, workload = setting.config.learner, setting.workload
+    budget = max(learner.micro_batch_tokens, math.ceil(tokens * (1 + workload.vision_share(1))))
+    return memory.on_gpu(_learner_parts(setting, replace(learner, micro_batch_tokens=budget), group_size=1))
 
 
 def _engine_problems(setting: Setting, engine: Mapping[str, int]) -> Iterator[str]:

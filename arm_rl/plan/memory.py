@@ -84,12 +84,12 @@ def block_bytes(blocks: Blocks, *, element: int = 2) -> int:
 
         two RMS norms         2 (4 H + b H + 4)     the input in float32, the normalised values, a scale (layer norms: 2 (b H + 2 b))
         inputs of products    b 2 H                 of queries, keys and values; of the feed-forward part
-        attention             b (2 Q + 2 K) + 4 A   queries, keys, values and result, which the output reads; log-sums
+        attention             b (3 Q + 2 K) + 4 A   queries, keys, values and results; the row of results, which the output reads; log-sums
         feed-forward part     4 b I                 gate, its SiLU, the other half, their product (without a gate: 2 b I)
 
-    No matrix of attention's probabilities is kept (FlashAttention, arXiv 2205.14135). A vision tower's queries, keys and values come of one
-    product, which is kept whole with its last part (b 2 Q more), and its output reads a copy of the result (b Q). Qwen3's norms of queries
-    and keys count as the others.
+    No matrix of attention's probabilities is kept (FlashAttention, arXiv 2205.14135). What branches copy of their prompts is counted by
+    `activations`. A vision tower's queries, keys and values come of one product, which is kept whole with its last part (b 2 Q more).
+    Qwen3's norms of queries and keys count as the others.
     """
     hidden, query, key_value = blocks.hidden, blocks.query, blocks.key_value
     gated = blocks.gated
@@ -97,18 +97,25 @@ def block_bytes(blocks: Blocks, *, element: int = 2) -> int:
     if blocks.query_key_norm:
         norms += (4 + element) * (query + key_value) + 4 * (blocks.heads + blocks.key_value_heads)
     products = element * 2 * hidden
-    attention = element * (2 * query + 2 * key_value) + 4 * blocks.heads
-    fused = 3 * element * query if blocks.fused else 0
+    attention = element * (3 * query + 2 * key_value) + 4 * blocks.heads
+    fused = 2 * element * query if blocks.fused else 0
     return norms + products + attention + fused + (4 if gated else 2) * element * blocks.intermediate
 
 
-def activations(blocks: Blocks, tokens: int, *, checkpointing: bool, element: int = 2) -> int:
-    """Of a stack of blocks at their most, for so many tokens of one forward pass.
+def activations(blocks: Blocks, tokens: int, *, checkpointing: bool, element: int = 2, copied: float = 0.0) -> int:
+    """Return the bytes of a stack of blocks at their most, for so many tokens of one forward pass.
 
     With checkpointing only the input of each block is kept, and one block is computed again at a time (Chen et al. 2016, arXiv 1604.06174).
     To both, the backward pass of the feed-forward part adds gradients of its widest values.
+
+    Args:
+        blocks: Sizes of the blocks.
+        tokens: Tokens (or patches) of the pass.
+        checkpointing: Whether blocks are computed again in the backward pass.
+        element: Bytes of an activation.
+        copied: Keys and values that branches of the packed row copy (`Workload.copied`), as a multiple of `tokens`.
     """
-    one = block_bytes(blocks, element=element)
+    one = block_bytes(blocks, element=element) + int(copied * 2 * element * blocks.key_value)
     kept = blocks.layers * element * blocks.hidden + one if checkpointing else blocks.layers * one
     backward = element * (3 * blocks.intermediate + blocks.hidden)
     return tokens * (kept + backward)
@@ -127,6 +134,7 @@ def learner(
     element: int = 2,
     image_share: float = 0.25,
     loss_share: float = 0.2,
+    copied: float = 0.0,
     reference: bool = False,
 ) -> Mapping[str, int]:
     """A rank's memory by part, at its most; "host" is the host's and counts for no GPU.
@@ -134,6 +142,7 @@ def learner(
     Args:
         image_share: of a micro-batch's tokens, that are the vision tower's (`learner.micro_batch_tokens` counts them once more).
         loss_share: of the other tokens, that carry loss.
+        copied: keys and values that branches copy, as a multiple of the other tokens.
         reference: a frozen copy of the model for a KL penalty.
     """
     trained = shape.trained(config)
@@ -159,29 +168,14 @@ def learner(
         "gradients": states.gradients,
         "optimizer": states.optimizer,
         "ZeRO buffers": zero_buffers(shape, trained, zero_stage=config.zero_stage, element=element),
-        "activations": activations(shape.text, tokens, checkpointing=config.gradient_checkpointing, element=element),
+        "activations": activations(
+            shape.text, tokens, checkpointing=config.gradient_checkpointing, element=element, copied=copied
+        ),
         "vision activations": tower + patches * shape.patch_values * element,
         "logits": logits(shape.vocabulary, int(tokens * loss_share)),
     }
     parts["fragments"] = int(_FRAGMENTS * sum(parts.values()))
     return parts | {"context": _CONTEXT, "host": states.host}
-
-
-def prompt_copies(shape: ModelShape, rows: int, tokens: int, *, element: int = 2) -> int:
-    """Return the bytes of keys and values where the rows of a micro-batch attend to prompts that were computed once.
-
-    Each row has a copy of its prompt's keys and values in each layer, joined with its own. Where there are fewer of their heads
-    than of the queries', attention with a mask gets another copy, expanded to the queries' heads (`actors/learner/policy_model.py`).
-
-    Args:
-        shape: Shape of the model.
-        rows: Trajectories of the micro-batch.
-        tokens: Tokens of a prompt and of what follows it.
-        element: Bytes of a number.
-    """
-    text = shape.text
-    expanded = text.query if text.key_value_heads < text.heads else 0
-    return element * text.layers * 2 * (text.key_value + expanded) * rows * tokens
 
 
 def on_gpu(parts: Mapping[str, int]) -> int:

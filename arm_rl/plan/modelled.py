@@ -117,7 +117,7 @@ class ModelledRollouts:
             prompt, images = float(limits.max_prompt_tokens), images * limits.max_prompt_tokens / prompt
         lengths = [workload.draw(source, limits.max_turns) for _ in range(size)]
         seen, seen_images = workload.observation_tokens, workload.observation_image_tokens
-        prompt_ids = _ids(prompt, images)
+        prompt_ids = _ids(prompt, images, text=derive_seed(group_id))
         shown = (ImageInfo(name="original_image", key=f"prompt of {group_id}"),) if PAD in prompt_ids else ()
 
         async def session(index: int) -> Trajectory:
@@ -193,7 +193,7 @@ class ModelledLearning:
         """`fraction` is the number of equal parts of which one is simulated: the driver does its work for all."""
         self.setting, self._fraction = setting, fraction
         self.bounds: defaultdict[str, float] = defaultdict(float)  # seconds
-        self.tokens = 0.0  # that the learners read, padding counted
+        self.tokens = 0.0  # that the learners read, a prompt once a row
         self._times = LearnerTimes(
             shape=setting.shape,
             config=setting.config.learner,
@@ -243,10 +243,7 @@ def passes_of(samples: Sequence[TrainingSample]) -> Passes:
         key: tokens for sample in samples for key, tokens in zip(sample.image_keys, sample.image_tokens, strict=False)
     }
     image_tokens = sum(images.values())
-    prompts = {
-        id(sample.token_ids) if not sample.num_prompt_tokens else sample.image_keys[:1]: sample.num_prompt_tokens
-        for sample in samples
-    }
+    prompts = {sample.prompt_key: sample.num_prompt_tokens for sample in samples}
     squares = sum(length * length for length in prompts.values())
     for sample in samples:
         branch = len(sample.token_ids) - sample.num_prompt_tokens
@@ -266,7 +263,7 @@ def demonstrations(setting: Setting, number: int) -> list[TrainingSample]:
     made = []
     for index in range(number):
         lengths = workload.draw(source, max_turns=1 + math.ceil(workload.calls))
-        prompt = _ids(workload.prompt_tokens, workload.image_tokens)
+        prompt = _ids(workload.prompt_tokens, workload.image_tokens, text=index)
         turns = [turn(_units(tokens), (), 0) for tokens in lengths.turns]
         seen = _ids(workload.observation_tokens, workload.observation_image_tokens)
         turns = [
@@ -276,7 +273,7 @@ def demonstrations(setting: Setting, number: int) -> list[TrainingSample]:
         images = [ImageInfo(name=str(place), key=f"{index} {place}") for place, ids in enumerate(shown) if PAD in ids]
         sample = Sample(id=str(index), track="simulated", messages=(), label="1")
         whole = trajectory(sample, str(index), 0, prompt, turns, images)
-        made.append(training_sample(whole, 1.0, image_pad_id=PAD, share_prompt=False))
+        made.append(training_sample(whole, 1.0, image_pad_id=PAD))
     return made
 
 
@@ -284,7 +281,7 @@ def _units(tokens: float) -> int:
     return max(1, math.ceil(tokens / UNIT - 0.5))
 
 
-def _ids(tokens: float, images: float) -> tuple[int, ...]:
-    """Image pads first, then text, in units."""
+def _ids(tokens: float, images: float, text: int = 0) -> tuple[int, ...]:
+    """Return image pads and then text of one id, in units; prompts with another id are other prompts."""
     pads = round(images / UNIT)
-    return (PAD,) * pads + (0,) * max(1, _units(tokens) - pads)
+    return (PAD,) * pads + (text,) * max(1, _units(tokens) - pads)

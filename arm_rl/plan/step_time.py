@@ -31,8 +31,8 @@ class Seconds(NamedTuple):
 class Passes(NamedTuple):
     """What a micro-batch holds, as far as time goes."""
 
-    tokens: float  # of its rows and prompts, padding counted
-    squares: float  # sum of the squared lengths of its rows
+    tokens: float  # of its packed row
+    squares: float  # twice the pairs of tokens that attention computes
     image_tokens: float  # of its distinct images
     loss_tokens: float
 

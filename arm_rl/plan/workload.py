@@ -74,16 +74,25 @@ class Workload:
         """Of a session."""
         return self.prompt_tokens + self.response_tokens
 
-    @property
-    def loss_share(self) -> float:
-        """Of a session's tokens, that were sampled."""
-        return self.turns * self.turn_tokens / max(self.session_tokens, 1)
+    def row_tokens(self, group_size: int) -> float:
+        """Return the tokens of a group in a packed row, its prompt counted once."""
+        return max(self.prompt_tokens + group_size * self.response_tokens, 1)
 
-    @property
-    def vision_share(self) -> float:
-        """Of a micro-batch's tokens, that are counted for the vision tower, where prompts are not shared."""
-        images = self.image_tokens + self.calls * self.observation_image_tokens
-        return images / max(self.session_tokens + images, 1)
+    def loss_share(self, group_size: int) -> float:
+        """Return the share of a packed group's tokens that were sampled (0..1)."""
+        return group_size * self.turns * self.turn_tokens / self.row_tokens(group_size)
+
+    def vision_share(self, group_size: int) -> float:
+        """Return the share of a packed group's cost that is the vision tower's (0..1)."""
+        images = self.image_tokens + group_size * self.calls * self.observation_image_tokens
+        return images / (self.row_tokens(group_size) + images)
+
+    def copied(self, group_size: int) -> float:
+        """Return the keys and values that the branches of a packed group copy, as a multiple of the group's tokens.
+
+        Each branch reads one copy of its prompt's keys and values with its own.
+        """
+        return group_size * self.session_tokens / self.row_tokens(group_size) if group_size > 1 else 0.0
 
     def draw(self, source: np.random.Generator, max_turns: int) -> "SessionLengths":
         """The lengths of one session."""

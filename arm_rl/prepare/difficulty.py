@@ -29,6 +29,7 @@ from arm_rl.core.types import Sample
 from arm_rl.data.samples import file_names, sample_id
 from arm_rl.prepare.progress import progress_bar
 from arm_rl.run.folder import open_run
+from arm_rl.run.lock import locked
 from arm_rl.training.group import RunStopped
 from arm_rl.training.group_runner import GroupRunner
 from arm_rl.training.inputs import read_inputs
@@ -79,13 +80,13 @@ def filter_by_difficulty(
     """
     config = replace(config, run=replace(config.run, name=f"{config.run.name}-difficulty"))
     inputs = read_inputs(replace(config, data=replace(config.data, held_out=())))
-    folder = open_run(config)
-    with JsonLines(folder / JUDGED) as lines:
+    with locked(config.run.folder), JsonLines(open_run(config) / JUDGED) as lines:
         judged = known_rollouts(inputs.samples, lines, num_rollouts)
         pending = [sample for sample in inputs.samples if sample.id not in judged]
         if pending:
             with cluster():
                 judged |= run(_judge_on_cluster(config, inputs.template, pending, lines, num_rollouts, engines))
+    folder = config.run.folder
     names = file_names(inputs.samples.files)
     written = [write_filtered(Path(file), judged, never_right, name=name) for file, name in names.items()]
     summary = report(inputs.samples, judged, num_rollouts, never_right)

@@ -13,7 +13,7 @@ from typing import Any, Protocol
 from PIL import Image as PILImage
 
 from arm_rl.core.errors import UserError
-from arm_rl.core.images import Image, ImageError
+from arm_rl.core.images import Image, ImageError, open_image
 
 KEPT_FORMATS = ("PNG", "JPEG")  # stored as they are; others are turned into PNG
 IMAGE_SUFFIXES = (".png", ".jpg", ".jpeg", ".webp", ".bmp", ".tif", ".tiff")
@@ -116,7 +116,7 @@ class _FolderSource:
 def _check_image(file: Path) -> None:
     """Reads the header."""
     try:
-        with PILImage.open(file) as image:
+        with open_image(file) as image:
             num_frames = getattr(image, "n_frames", 1)
     except Exception as error:  # Pillow raises what it likes for a broken file
         raise SourceError(f"{file}: not a readable image: {error}") from error
@@ -128,7 +128,7 @@ def _read_image(file: Path, long_side: int) -> Page:
     image = Image.from_bytes(file.read_bytes())
     try:
         pixels = image.pil()  # decoded whole, so that no tool meets a broken page later
-        kept = PILImage.open(io.BytesIO(image.data)).format in KEPT_FORMATS
+        kept = open_image(image.data).format in KEPT_FORMATS
     except ImageError as error:
         raise SourceError(f"{file}: {error}") from error
     if long_side and max(pixels.size) > long_side:

@@ -5,9 +5,7 @@ import functools
 import io
 from dataclasses import dataclass
 
-from PIL import Image as PILImage
-
-from arm_rl.core.images import Image
+from arm_rl.core.images import Image, open_image
 
 LARGEST_SIDE = 1024  # pixels; larger images are shown smaller
 SMALL_SIDE = 300  # pixels; smaller images are enlarged with their pixels kept
@@ -32,7 +30,7 @@ class Picture:
 def encode_picture(image: Image) -> Picture:
     """Encode an image for a page."""
     pixels = image.pil()
-    data, kind = image.data, PILImage.open(io.BytesIO(image.data)).format
+    data, kind = image.data, open_image(image.data).format
     if kind not in SHOWN_BY_BROWSERS or max(pixels.size) > LARGEST_SIDE:
         smaller = pixels.copy()
         smaller.thumbnail((LARGEST_SIDE, LARGEST_SIDE))

@@ -65,7 +65,9 @@ def open_run(config: TrainConfig | SftConfig) -> Path:
         difference = next(_find_differences(before, now, skipped=_MAY_CHANGE), None)
         if difference is not None:
             raise ConfigError(
-                f"{difference}; {folder} holds a run with it: choose another run.name, or remove that folder"
+                f"{difference}; {folder} holds a run with it: choose another run.name, or remove that folder; "
+                "to train the run's model on with the new value, write the model by "
+                f"`python -m jobs.export {folder}` and start with run.name=NEW model.path={folder / 'export'}"
             )
     folder.mkdir(parents=True, exist_ok=True)
     save(config, file)

@@ -115,7 +115,21 @@ class Collector:
             self._running = sorted([*self._running, *(one for one, _ in taken.values())], key=lambda one: one.number)
             self._num_started += len(taken) - num_filled
             raise
+        except RunStopped:  # nothing is left to learn from the groups that were taken
+            for _, selection in taken.values():
+                self.ledger.settle(selection.number, selection.fates)
+            self._num_started -= num_filled
+            raise
         return StepGroups(selections=[taken[number][1] for number in sorted(taken)], num_too_old=num_too_old)
+
+    def put_back(self, groups: StepGroups) -> None:
+        """Return the groups of a step that was not finished: a resumed run runs these groups again."""
+        for one in groups.selections:
+            never = asyncio.get_running_loop().create_future()
+            never.cancel()
+            self._running.append(_RunningGroup(one.number, one.group.sample, never))
+        self._running.sort(key=lambda one: one.number)
+        self._num_started += len(groups.selections) - self._algorithm.samples_per_step
 
     def settle(self, groups: StepGroups) -> None:
         """Book what became of the trajectories of a step."""

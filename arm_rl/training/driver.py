@@ -87,12 +87,13 @@ class Driver:
 
         Raises:
             StoppedOnRequest: If the run was asked to stop; a checkpoint is written.
+            RunStopped: If the run cannot continue; a checkpoint of the last finished step is written.
         """
         with self._stop.deferred():
             try:
                 await self._run()
-            except StoppedOnRequest:
-                if self.steps_done:
+            except (StoppedOnRequest, RunStopped):
+                if self.steps_done and not self._updates.num_applied:  # else the weights are between two steps
                     await self.save()
                 raise
 
@@ -122,10 +123,14 @@ class Driver:
         with self._timed("step"):
             with self._timed("rollout"):
                 groups = await self._rollouts(self.collector.collect(self.steps_done))
+            try:
                 self.runner.stop_if_broken([one.group for one in groups.selections], f"step {self.steps_done}")
-            with self._timed("learner"):
-                async with self._gpus_for_learners():
-                    learned = await self.learn(groups.trained)
+                with self._timed("learner"):
+                    async with self._gpus_for_learners():
+                        learned = await self.learn(groups.trained)
+            except RunStopped:
+                self.collector.put_back(groups)
+                raise
             self.collector.settle(groups)
             with self._timed("sync"):
                 await self._weights.sync(self.steps_done + 1)

@@ -11,6 +11,7 @@ from arm_rl.core.config import ConfigError, EvaluationConfig
 from arm_rl.core.stage_config import TrainConfig
 from arm_rl.core.types import Sample
 from arm_rl.run.folder import open_run
+from arm_rl.run.lock import locked
 from arm_rl.run.metrics import evaluation_metrics
 from arm_rl.training.group_runner import GroupRunner
 from arm_rl.training.inputs import read_inputs
@@ -62,18 +63,19 @@ async def evaluate_model(config: TrainConfig, engines: RolloutService | None = N
         engines: that serve this very model; by default some of its own.
 
     Raises:
-        ConfigError: there is nothing to evaluate on.
+        ConfigError: there is nothing to evaluate on, or another process works in the run folder.
     """
     inputs = read_inputs(config)
     if not inputs.held_out:
         raise ConfigError("data.held_out: at least one parquet file is needed to evaluate")
-    folder = open_run(config)
-    async with (
-        nullcontext(engines)
-        if engines is not None
-        else reserve(config.run.name, config.placement, 0, config.rollout) as place,
-        group_runner(config, inputs.template, place) as runner,
-    ):
-        metrics = await evaluate(runner, inputs.held_out, config.evaluation, stage=config.run.name, step=0)
-    replace_text(folder / "evaluation.json", json.dumps(metrics, indent=2))
+    with locked(config.run.folder):
+        folder = open_run(config)
+        async with (
+            nullcontext(engines)
+            if engines is not None
+            else reserve(config.run.name, config.placement, 0, config.rollout) as place,
+            group_runner(config, inputs.template, place) as runner,
+        ):
+            metrics = await evaluate(runner, inputs.held_out, config.evaluation, stage=config.run.name, step=0)
+        replace_text(folder / "evaluation.json", json.dumps(metrics, indent=2))
     return metrics

@@ -5,10 +5,12 @@ import math
 
 from actors.cluster.connection import require_shared
 from actors.cluster.reservation import reserve
+from arm_rl.core.phases import log_phase
 from arm_rl.core.stage_config import TrainConfig
 from arm_rl.data.samples import Cursor
 from arm_rl.export.model_card import write_card
 from arm_rl.run.folder import export_folder, is_finished, open_run
+from arm_rl.run.lock import locked
 from arm_rl.run.metrics_log import MetricsLog
 from arm_rl.run.timeline import Timeline
 from arm_rl.training.driver import Driver
@@ -27,19 +29,24 @@ async def train_grpo(config: TrainConfig, engines: RolloutService | None = None)
         engines: that serve a model of this shape, whichever its weights; by default some of its own.
 
     Raises:
-        StoppedOnRequest: SIGTERM came; a checkpoint is written first.
+        StoppedOnRequest: If SIGTERM or Ctrl-C came; a checkpoint is written first.
+        ConfigError: If another process works in the run folder.
     """
     inputs = read_inputs(config)
     num_steps = config.num_steps or config.num_epochs * math.ceil(
         len(inputs.samples) / config.algorithm.samples_per_step
     )
-    if is_finished(open_run(config), num_steps):
-        return
-    await require_shared(config.run.folder)
-    with stopped_by_signal() as stop:
-        await with_restarts(
-            lambda progress: _run(config, inputs, num_steps, progress, stop, engines), config.run.max_restarts
-        )
+    log_phase(
+        f"data and model checked: {len(inputs.samples)} samples, {len(inputs.held_out)} held out, {num_steps} steps"
+    )
+    with locked(config.run.folder):
+        if is_finished(open_run(config), num_steps):
+            return
+        await require_shared(config.run.folder)
+        with stopped_by_signal() as stop:
+            await with_restarts(
+                lambda progress: _run(config, inputs, num_steps, progress, stop, engines), config.run.max_restarts
+            )
 
 
 async def _run(
@@ -61,7 +68,9 @@ async def _run(
         ) as starting,
         group_runner(config, inputs.template, engines or reservation, transfer=config.transfer) as runner,
     ):
+        log_phase("engines: up")
         learners = await starting
+        log_phase("learners: up")
         with MetricsLog(folder, config.metrics, config, num_steps, stage=config.run.name, first=inputs.left_out) as log:
             driver = Driver(
                 config,
@@ -78,6 +87,7 @@ async def _run(
             )
             try:
                 await driver.resume(serves_other=engines is not None)
+                log_phase(f"step {driver.steps_done + 1} of {num_steps} begins")
                 await driver.run()
             finally:
                 await driver.close()

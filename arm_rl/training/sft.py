@@ -10,8 +10,10 @@ from actors.cluster.connection import require_shared
 from actors.cluster.reservation import reserve
 from actors.gauges import Gauges
 from arm_rl.core.batching import make_batch
+from arm_rl.core.errors import BadBatch
 from arm_rl.core.images import Image
 from arm_rl.core.loss import SftObjective
+from arm_rl.core.phases import log_phase
 from arm_rl.core.stage_config import SftConfig
 from arm_rl.core.template import Template
 from arm_rl.core.training_sample import training_sample
@@ -23,6 +25,7 @@ from arm_rl.data.parquet_rows import BrokenRows
 from arm_rl.export.model_card import write_card
 from arm_rl.run import checkpoint
 from arm_rl.run.folder import export_folder, is_finished, open_run
+from arm_rl.run.lock import locked
 from arm_rl.run.metrics_log import MetricsLog
 from arm_rl.training.graceful_stop import StopRequest, stopped_by_signal
 from arm_rl.training.inputs import read_template
@@ -36,7 +39,8 @@ async def train_sft(config: SftConfig) -> None:
     A run started again goes on from its last checkpoint; one that is finished is left as it is.
 
     Raises:
-        StoppedOnRequest: SIGTERM came; a checkpoint is written first.
+        StoppedOnRequest: If SIGTERM or Ctrl-C came; a checkpoint is written first.
+        ConfigError: If another process works in the run folder.
     """
     template = read_template(config)
     broken = BrokenRows.of(config.data)
@@ -44,13 +48,16 @@ async def train_sft(config: SftConfig) -> None:
         config.data.train, template, config.data, max_tokens=config.max_tokens, broken=broken
     )
     batches = Batches(config, template, demonstrations)
-    if is_finished(open_run(config), batches.num_steps):
-        return
-    await require_shared(config.run.folder)
-    with stopped_by_signal() as stop:
-        await with_restarts(
-            lambda progress: _run(config, template, batches, broken.metrics(), progress, stop), config.run.max_restarts
-        )
+    log_phase(f"data and model checked: {len(demonstrations)} demonstrations, {batches.num_steps} steps")
+    with locked(config.run.folder):
+        if is_finished(open_run(config), batches.num_steps):
+            return
+        await require_shared(config.run.folder)
+        with stopped_by_signal() as stop:
+            await with_restarts(
+                lambda progress: _run(config, template, batches, broken.metrics(), progress, stop),
+                config.run.max_restarts,
+            )
 
 
 async def _run(
@@ -69,6 +76,7 @@ async def _run(
         learner_ranks(config, template, reservation, num_steps=num_steps) as starting,
     ):
         learners = await starting
+        log_phase("learners: up")
         found = checkpoint.latest(folder / "checkpoints")
         if found is not None:
             batches.demonstrations.require_same(found.state.get("data"))
@@ -77,21 +85,30 @@ async def _run(
             MetricsLog(folder, config.metrics, config, num_steps, stage=config.run.name, first=left_out) as log,
             stop.deferred(),
         ):
-            for step in range(found.step if found is not None else 0, num_steps):
+
+            async def save(step: int) -> None:
+                state = {"step": step, "data": batches.demonstrations.fingerprint}
+                with checkpoint.write_checkpoint(folder / "checkpoints", step, state, config.checkpoint.keep) as target:
+                    await asyncio.to_thread(learners.save, target)
+                log.log_artifact("checkpoint", folder / "checkpoints" / str(step))
+
+            first = found.step if found is not None else 0
+            log_phase(f"step {first + 1} of {num_steps} begins")
+            for step in range(first, num_steps):
                 batch, images = await asyncio.to_thread(batches.read, step)
                 stored = dict.fromkeys(images, ray.put(images))
-                metrics = await asyncio.to_thread(learners.train, batch, stored, SftObjective())
+                try:
+                    metrics = await asyncio.to_thread(learners.train, batch, stored, SftObjective())
+                except BadBatch:  # the weights are as they were
+                    if step > first:
+                        await save(step)
+                    raise
                 progress.reached(step + 1)
                 log.log(step + 1, metrics | progress.metrics())
                 gauges.set(step + 1, metrics)
                 last, every = step + 1 == num_steps, config.checkpoint.every
                 if last or stop.asked or (every and (step + 1) % every == 0):
-                    state = {"step": step + 1, "data": batches.demonstrations.fingerprint}
-                    with checkpoint.write_checkpoint(
-                        folder / "checkpoints", step + 1, state, config.checkpoint.keep
-                    ) as target:
-                        await asyncio.to_thread(learners.save, target)
-                    log.log_artifact("checkpoint", folder / "checkpoints" / str(step + 1))
+                    await save(step + 1)
                 if not last:
                     stop.check()
             with export_folder(folder, num_steps) as target:
@@ -112,15 +129,11 @@ class Batches:
         self.num_steps = self._steps_per_epoch * config.num_epochs
 
     def read(self, step: int) -> tuple[Batch, dict[str, Image]]:
-        """The batch of a step from 0 on, and its images by key."""
+        """Return the batch of a step from 0 on, and its images by key. An epoch is split evenly over its steps."""
         epoch, number = divmod(step, self._steps_per_epoch)
-        size, learner = self._config.batch_size, self._config.learner
-        chosen = [
-            self.demonstrations[int(place)]
-            for place in self._order.sample_numbers(epoch)[number * size : (number + 1) * size]
-        ]
-        samples = [
-            training_sample(one.trajectory, 1.0, image_pad_id=self._pad_id, share_prompt=False) for one in chosen
-        ]
+        learner, order = self._config.learner, self._order.sample_numbers(epoch)
+        start, end = (len(order) * part // self._steps_per_epoch for part in (number, number + 1))
+        chosen = [self.demonstrations[int(place)] for place in order[start:end]]
+        samples = [training_sample(one.trajectory, 1.0, image_pad_id=self._pad_id) for one in chosen]
         batch = make_batch(samples, num_ranks=learner.num_ranks, micro_batch_tokens=learner.micro_batch_tokens)
         return batch, {key: image for one in chosen for key, image in one.images.items()}

@@ -2,6 +2,8 @@
 
 import asyncio
 import dataclasses
+import itertools
+import math
 from collections.abc import Iterator, Mapping, Sequence
 
 import ray
@@ -27,6 +29,7 @@ class Updates:
         self._config, self._learners, self._image_pad_id = config, learners, image_pad_id
         self._objective = GrpoObjective.of(config.algorithm, config.rollout.temperature)
         # Where a step has one update, the learners score the very weights that it starts from: no pass of its own is needed.
+        self.num_applied = 0  # optimizer steps of a step that is not finished
         self._rescores = config.algorithm.proximal == "recomputed" and config.algorithm.updates_per_step > 1
 
     async def run(self, step: int, selections: Sequence[Selection]) -> dict[str, float]:
@@ -45,10 +48,11 @@ class Updates:
             samples: GroupSamples = [self._training_samples(one) for one in selections]
         if self._rescores:
             samples = await self._with_proximal_logprobs(samples, images)
-        results = [
-            await asyncio.to_thread(self._learners.train, batch, images, self._objective)
-            for batch in self._mini_batches(step, samples)
-        ]
+        results = []
+        for batch in self._mini_batches(step, samples):
+            results.append(await asyncio.to_thread(self._learners.train, batch, images, self._objective))
+            self.num_applied += 1
+        self.num_applied = 0
         return {name: sum(result[name] for result in results) / len(results) for name in results[0]}
 
     def _training_samples(self, selection: Selection) -> list[TrainingSample]:
@@ -56,12 +60,7 @@ class Updates:
         rewards, scale_by_std = selection.group.rewards, self._config.algorithm.scale_by_std
         advantages = group_advantages(rewards, scale_by_std=scale_by_std)
         return [
-            training_sample(
-                scored.trajectory,
-                advantage,
-                image_pad_id=self._image_pad_id,
-                share_prompt=self._config.learner.shares_prompts,
-            )
+            training_sample(scored.trajectory, advantage, image_pad_id=self._image_pad_id)
             for scored, advantage, fate in zip(selection.group.scored, advantages, selection.fates, strict=True)
             if fate == "trained" and advantage is not None
         ]
@@ -76,15 +75,19 @@ class Updates:
         ]
 
     def _mini_batches(self, step: int, samples: GroupSamples) -> Iterator[Batch]:
-        """Cut the step's groups into mini-batches, in another order for each epoch of the step."""
+        """Split the step's groups evenly over mini-batches, in another order for each epoch of the step.
+
+        Zero-variance groups were dropped before: a remainder of a few groups would be an update at the full learning rate.
+        """
         algorithm = self._config.algorithm
-        size = algorithm.mini_batch_samples or algorithm.samples_per_step
+        number = math.ceil(len(samples) / (algorithm.mini_batch_samples or algorithm.samples_per_step))
         for epoch in range(algorithm.epochs_per_step):
             order = sorted(
-                range(len(samples)), key=lambda number: derive_seed(self._config.run.seed, step, epoch, number)
+                range(len(samples)), key=lambda place: derive_seed(self._config.run.seed, step, epoch, place)
             )
-            for start in range(0, len(order), size):
-                yield self._batch([sample for number in order[start : start + size] for sample in samples[number]])
+            ends = [len(order) * part // number for part in range(number + 1)]
+            for start, end in itertools.pairwise(ends):
+                yield self._batch([sample for place in order[start:end] for sample in samples[place]])
 
     def _batch(self, samples: Sequence[TrainingSample]) -> Batch:
         learner = self._config.learner

@@ -6,19 +6,20 @@ import json
 from collections.abc import Sequence
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-from actors.cluster.connection import cluster
 from arm_rl.core.config import ModelConfig, TemplateConfig
 from arm_rl.core.errors import UserError
 from arm_rl.core.template import Template
-from arm_rl.data.parquet_rows import expand_folders
-from arm_rl.prepare.audit.checks import Finding, check
-from arm_rl.prepare.audit.contents import FileContents, read
+from arm_rl.data.parquet_rows import expand_folders, require_files
 from arm_rl.prepare.formats import FORMATS
 from arm_rl.prepare.progress import progress_bar
 from jobs.command_line import Commands
 from tools import load_tools
+
+if TYPE_CHECKING:
+    from arm_rl.prepare.audit.checks import Finding
+    from arm_rl.prepare.audit.contents import FileContents
 
 
 class AuditError(UserError):
@@ -76,6 +77,10 @@ def add_audit_command(commands: Commands) -> None:
 
 
 def _run_audit(arguments: argparse.Namespace) -> str:
+    require_files([*arguments.files, *arguments.held_out])
+    from arm_rl.prepare.audit.checks import check
+    from arm_rl.prepare.audit.contents import read
+
     schemas = {name: tool.schema for name, tool in load_tools(arguments.tools).items()}
     template = None
     if arguments.model is not None:
@@ -103,15 +108,17 @@ def _run_audit(arguments: argparse.Namespace) -> str:
     )
 
 
-def _read_with_progress(wanted: partial[FileContents]) -> FileContents:
+def _read_with_progress(wanted: "partial[FileContents]") -> "FileContents":
     (path,) = wanted.args
     with progress_bar(f"reading {path.name}", None, "rows") as step:
         return wanted(on_row=step)
 
 
-def _read_with_ray(wanted: Sequence[partial[FileContents]]) -> list[FileContents]:
+def _read_with_ray(wanted: Sequence["partial[FileContents]"]) -> list["FileContents"]:
     """Read each file in a Ray task of its own; the results are in the files' order."""
-    import ray.data  # takes a second, which other commands do without
+    import ray.data
+
+    from actors.cluster.connection import cluster
 
     def read_file(row: dict[str, Any]) -> dict[str, Any]:
         try:
@@ -134,7 +141,7 @@ def _read_with_ray(wanted: Sequence[partial[FileContents]]) -> list[FileContents
     return [found[number] for number in range(len(wanted))]
 
 
-def format_report(contents: Sequence[FileContents], findings: Sequence[Finding]) -> str:
+def format_report(contents: Sequence["FileContents"], findings: Sequence["Finding"]) -> str:
     """Return the report as text."""
     lines = []
     for one in contents:

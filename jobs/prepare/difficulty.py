@@ -1,11 +1,10 @@
 """The command `difficulty`: training data without what the model can do already."""
 
 import argparse
-from typing import get_args
 
 from arm_rl.core.config_file import load
 from arm_rl.core.stage_config import TrainConfig
-from arm_rl.prepare.difficulty import NeverRight, filter_by_difficulty
+from arm_rl.data.parquet_rows import require_files
 from jobs.command_line import Commands
 
 
@@ -23,7 +22,7 @@ def add_difficulty_command(commands: Commands) -> None:
     parser.add_argument("--rollouts", type=int, default=5, help="of each sample (default: %(default)s)")
     parser.add_argument(
         "--never-right",
-        choices=get_args(NeverRight),
+        choices=("keep", "drop"),
         default="keep",
         help="what becomes of samples that no rollout gets right",
     )
@@ -32,4 +31,7 @@ def add_difficulty_command(commands: Commands) -> None:
 
 def _run_difficulty(arguments: argparse.Namespace) -> str:
     config = load(TrainConfig, arguments.config, arguments.overrides)
+    require_files(config.data.train)
+    from arm_rl.prepare.difficulty import filter_by_difficulty
+
     return "\n".join(filter_by_difficulty(config, arguments.rollouts, arguments.never_right))

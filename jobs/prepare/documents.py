@@ -9,6 +9,7 @@ from rich.progress import BarColumn, MofNCompleteColumn, TaskID, TextColumn, Tim
 from rich.progress import Progress as Bar
 
 from arm_rl.prepare.document_builder import BuildProgress, BuildSummary, OcrMode, build_index
+from arm_rl.prepare.page_sources import SourceError
 from jobs.command_line import Commands
 
 
@@ -47,7 +48,7 @@ def add_documents_command(commands: Commands) -> None:
         "--model", help="a sentence-transformers model, for the search by meaning; by default only words are searched"
     )
     parser.add_argument("--threads", type=int, help="for OCR (default: all cores)")
-    parser.add_argument("--skip-unreadable", action="store_true", help="leave out what cannot be read, and go on")
+    parser.add_argument("--skip", action="store_true", help="leave out what cannot be read, and go on")
     parser.set_defaults(run=_run_documents)
 
 
@@ -59,18 +60,23 @@ def _run_documents(arguments: argparse.Namespace) -> str:
         TextColumn("pages"),
         TimeRemainingColumn(),
     )
-    with Bar(*columns, transient=True, disable=not sys.stdout.isatty()) as bar:
-        task = bar.add_task("reading documents", total=None)
-        summary = build_index(
-            arguments.files,
-            arguments.out,
-            ocr=arguments.ocr,
-            long_side=arguments.long_side,
-            model=arguments.model,
-            threads=arguments.threads,
-            skip_unreadable=arguments.skip_unreadable,
-            on_page=lambda done: _show(bar, task, done),
-        )
+    try:
+        with Bar(*columns, transient=True, disable=not sys.stdout.isatty()) as bar:
+            task = bar.add_task("reading documents", total=None)
+            summary = build_index(
+                arguments.files,
+                arguments.out,
+                ocr=arguments.ocr,
+                long_side=arguments.long_side,
+                model=arguments.model,
+                threads=arguments.threads,
+                skip_unreadable=arguments.skip,
+                on_page=lambda done: _show(bar, task, done),
+            )
+    except SourceError as error:
+        if arguments.skip:
+            raise
+        raise SourceError(f"{error}; --skip leaves out documents that cannot be read") from error
     return format_summary(summary)
 
 

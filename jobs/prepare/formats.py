@@ -4,7 +4,7 @@ import argparse
 from pathlib import Path
 
 from arm_rl.data.image_store import FetchLimits, ImageSource
-from arm_rl.data.parquet_rows import BrokenRows
+from arm_rl.data.parquet_rows import BrokenRows, DataError
 from arm_rl.prepare.conversion import convert as convert_file
 from arm_rl.prepare.formats import EMBEDDED, FORMATS, guess_format
 from arm_rl.prepare.formats.sharegpt import LlamaFactoryNotes
@@ -47,7 +47,7 @@ def add_convert_command(commands: Commands) -> None:
         metavar="FILE",
         help="files that list the tools, for formats that hold schemas",
     )
-    parser.add_argument("--skip-broken", action="store_true", help="leave out rows that cannot be used, and count them")
+    parser.add_argument("--skip", action="store_true", help="leave out rows that cannot be used, and count them")
     parser.set_defaults(run=_run_convert)
 
 
@@ -62,17 +62,22 @@ def _run_convert(arguments: argparse.Namespace) -> str:
         notes.add(record)
         step()
 
-    with progress_bar(f"reading {source.name}", None, "rows") as step:
-        number = convert_file(
-            source,
-            target,
-            arguments.read_as or guess_format(source),
-            write_as,
-            images=ImageSource(source.parent, arguments.image_root, limits),
-            image_folder=None if embedded else target.parent / "images",
-            schemas={name: tool.schema for name, tool in load_tools(arguments.tools).items()},
-            broken=BrokenRows(skip=arguments.skip_broken),
-            on_row=note,
-        )
+    try:
+        with progress_bar(f"reading {source.name}", None, "rows") as step:
+            number = convert_file(
+                source,
+                target,
+                arguments.read_as or guess_format(source),
+                write_as,
+                images=ImageSource(source.parent, arguments.image_root, limits),
+                image_folder=None if embedded else target.parent / "images",
+                schemas={name: tool.schema for name, tool in load_tools(arguments.tools).items()},
+                broken=BrokenRows(skip=arguments.skip),
+                on_row=note,
+            )
+    except DataError as error:
+        if arguments.skip:
+            raise
+        raise DataError(f"{error}; --skip leaves out rows that cannot be used") from error
     told = notes.lines(target) if write_as == "sharegpt" else []
     return "\n".join([*told, f"done: {number} rows are in {target}"])

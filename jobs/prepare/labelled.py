@@ -9,7 +9,7 @@ from arm_rl.core.atomic_file import replace_text
 from arm_rl.core.config_file import describe, load
 from arm_rl.core.question_template import read_phrase
 from arm_rl.data.image_store import ImageFolder
-from arm_rl.data.parquet_rows import DataError
+from arm_rl.data.parquet_rows import DataError, require_files
 from arm_rl.data.samples import file_names
 from arm_rl.prepare.pairs.choices import AnsweredQuestion, ScoredAnswer
 from arm_rl.prepare.pairs.labelled import LabelledConfig, collect, write_labelled
@@ -52,7 +52,9 @@ def _run_labelled(arguments: argparse.Namespace) -> str:
     overrides = [one for one in arguments.files if "=" in one and not Path(one).exists()]
     config = load(LabelledConfig, arguments.config, overrides)
     phrase = read_phrase(config.question)
-    files = _expand_folders([Path(one) for one in arguments.files if one not in overrides])
+    given = [Path(one) for one in arguments.files if one not in overrides]
+    require_files(given)
+    files = _expand_folders(given)
     labelled = collect(_read(arguments.source, files, ImageFolder(arguments.out / "images")), config)
     made = write_labelled(labelled, config, phrase, arguments.out)
     found = {
@@ -65,7 +67,9 @@ def _run_labelled(arguments: argparse.Namespace) -> str:
     replace_text(arguments.out / REPORT, json.dumps(found, indent=2, ensure_ascii=False))
     lines = [f"skipped: {number} rows: {reason}" for reason, number in labelled.skipped.most_common()]
     names = ", ".join(one.path.name for one in made)
-    return "\n".join([*lines, *file_lines(describe_files(made)), f"done: {names} and {REPORT} are in {arguments.out}"])
+    look = f"`python -m jobs.prepare_data audit {arguments.out}` looks for what is wrong with them"
+    done = f"done: {names} and {REPORT} are in {arguments.out}; {look}"
+    return "\n".join([*lines, *file_lines(describe_files(made)), done])
 
 
 def _expand_folders(paths: Sequence[Path]) -> list[Path]:

@@ -5,15 +5,13 @@ import asyncio
 import json
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from arm_rl.core.atomic_file import replace_text
 from arm_rl.core.config_file import describe, load
 from arm_rl.core.json_lines import JsonLines
 from arm_rl.core.question_template import read_phrase
-from arm_rl.judge.backends import Server
-from arm_rl.judge.chat_client import ChatServer
-from arm_rl.prepare.pairs.build import read_all, report, write_files
+from arm_rl.data.parquet_rows import require_files
 from arm_rl.prepare.pairs.config import PairsConfig
 from arm_rl.prepare.pairs.replies import Replies
 from arm_rl.prepare.pairs.report import file_lines
@@ -23,6 +21,9 @@ from arm_rl.prepare.questions import Question
 from arm_rl.run.folder import require_same_settings
 from jobs.command_line import Commands
 from jobs.server_options import add_server_options, read_server
+
+if TYPE_CHECKING:
+    from arm_rl.judge.backends import Server
 
 REPLIES, REPORT, WRITER = "replies.jsonl", "report.json", "writer.json"
 
@@ -53,8 +54,12 @@ def add_pairs_command(commands: Commands) -> None:
 def _run_pairs(arguments: argparse.Namespace) -> str:
     overrides = [one for one in arguments.questions if "=" in one and not Path(one).exists()]
     config = load(PairsConfig, arguments.config, overrides)
+    files = [Path(one) for one in arguments.questions if one not in overrides]
+    require_files(files)
+    from arm_rl.prepare.pairs.build import read_all, report, write_files
+
     phrase = read_phrase(config.question)
-    questions = read_all([Path(one) for one in arguments.questions if one not in overrides])
+    questions = read_all(files)
     server, _ = read_server(arguments.server, arguments)
     settings = {"seed": config.seed, "--served-model": server.model}
     require_same_settings(arguments.out / WRITER, settings, remedy="choose another --out, or remove that folder")
@@ -62,12 +67,16 @@ def _run_pairs(arguments: argparse.Namespace) -> str:
     made = write_files(outcomes, config, phrase, arguments.out)
     found = report(outcomes, made, config, num_requests)
     replace_text(arguments.out / REPORT, json.dumps(found, indent=2, ensure_ascii=False))
-    return "\n".join([*summary_lines(found), f"done: {', '.join(found['files'])} and {REPORT} are in {arguments.out}"])
+    look = f"`python -m jobs.prepare_data audit {arguments.out}` looks for what is wrong with them"
+    done = f"done: {', '.join(found['files'])} and {REPORT} are in {arguments.out}; {look}"
+    return "\n".join([*summary_lines(found), done])
 
 
 async def _write_answers(
-    questions: Sequence[Question], server: Server, config: PairsConfig, folder: Path
+    questions: Sequence[Question], server: "Server", config: PairsConfig, folder: Path
 ) -> tuple[list[WritingOutcome], int]:
+    from arm_rl.judge.chat_client import ChatServer
+
     chat = ChatServer(
         server.url, timeout_seconds=server.timeout_seconds, num_retries=server.num_retries, api_key=server.api_key
     )

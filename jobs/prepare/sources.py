@@ -7,10 +7,8 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from arm_rl.data.image_store import ImageFolder
-from arm_rl.data.parquet_rows import DataError
+from arm_rl.data.parquet_rows import DataError, require_files
 from arm_rl.data.samples import file_names
-from arm_rl.demo import dataset
-from arm_rl.demo.demos import DIGITS, THREE_TRACKS, write_tool_file
 from arm_rl.prepare.progress import progress_bar
 from arm_rl.prepare.questions import Question, write_questions
 from arm_rl.prepare.sources import SOURCES
@@ -35,6 +33,7 @@ def add_questions_command(commands: Commands) -> None:
 
 
 def _run_questions(arguments: argparse.Namespace) -> str:
+    require_files(arguments.files)
     counts: Counter[str] = Counter()
     folder, names = ImageFolder(arguments.out.parent / "images"), file_names(arguments.files)
 
@@ -74,7 +73,7 @@ def add_synthetic_command(commands: Commands) -> None:
         description="Writes training data of the demos: tiles with digits, or with --tools also pages of documents and texts, what their "
         "tools read, and the file that lists these. Equal arguments give equal files.",
     )
-    parser.add_argument("out", type=Path, metavar="FOLDER")
+    parser.add_argument("--out", type=Path, required=True, metavar="FOLDER", help="of the files")
     parser.add_argument("--train", type=int, default=3600, help="training samples (default: %(default)s)")
     parser.add_argument("--held-out", type=int, default=480, help="held-out samples (default: %(default)s)")
     parser.add_argument("--seed", type=int, default=0)
@@ -83,6 +82,9 @@ def add_synthetic_command(commands: Commands) -> None:
 
 
 def _run_synthetic(arguments: argparse.Namespace) -> str:
+    from arm_rl.demo import dataset
+    from arm_rl.demo.demos import DIGITS, THREE_TRACKS, write_tool_file
+
     spec, folder = THREE_TRACKS if arguments.tools else DIGITS, arguments.out
     for track in spec.tracks:
         track.prepare(folder, arguments.seed)

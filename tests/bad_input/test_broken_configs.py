@@ -24,6 +24,10 @@ OVERRIDES = [
         "run.name: '\\${oc.env:HOME}' cannot be used: environment variables decide nothing here",
     ),
     ("data.train=[a,'x/${ oc.env:HOME}']", "data.train: .* cannot be used: environment variables decide nothing here"),
+    (
+        ("run.root=env", "run.name=${oc.${run.root}:HOME}"),
+        ".*the environment variable HOME cannot be used: environment variables decide",
+    ),
     ("run.name=${no.such.key}", "run.name: .*no.such.key.* not found"),
     ("--run.name=x", "--run: unknown key in .*; did you mean run\\?"),
     ("run=[]", "run: 'run=\\[\\]' cannot be used here"),

@@ -170,13 +170,19 @@ def test_no_server_no_key_no_runs(judge_folder, tmp_path, capsys, monkeypatch):
 
 
 def test_a_configuration_judges_its_held_out_samples_as_before(monkeypatch, capsys, tmp_path):
-    command = ["configs/demo.yaml", f"data.train=[{tmp_path / 'none.parquet'}]", f"model.path={tmp_path}"]
+    command = [
+        "configs/demo.yaml",
+        "data.held_out=[README.md]",
+        f"data.train=[{tmp_path / 'none.parquet'}]",
+        f"model.path={tmp_path}",
+    ]
     monkeypatch.setattr("sys.argv", ["evaluate", *command])
-    monkeypatch.setattr("jobs.command_line.cluster", contextlib.nullcontext)
-    monkeypatch.setattr(evaluate, "evaluate_model", held_out)
+    monkeypatch.setattr("actors.cluster.connection.cluster", contextlib.nullcontext)
+    monkeypatch.setattr("arm_rl.training.evaluation.evaluate_model", held_out)
     assert evaluate.main(command) == 0
     assert (
-        capsys.readouterr().out == "accuracy 0.5\ndone: evaluation.json and the trajectories are in runs/demo/stage2\n"
+        capsys.readouterr().out == "accuracy 0.5\ndone: evaluation.json and the trajectories are in runs/demo/stage2; "
+        "`python -m jobs.report runs/demo/stage2` shows the trajectories\n"
     )
 
 

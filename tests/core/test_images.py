@@ -1,6 +1,9 @@
 """Images: content keys, sizes, where they are read from, and the view that a model gets."""
 
 import io
+import subprocess
+import tracemalloc
+from pathlib import Path
 
 import numpy as np
 import pyarrow as pa
@@ -11,7 +14,7 @@ from PIL import ExifTags
 from PIL import Image as PILImage
 from transformers import Qwen2VLImageProcessor
 
-from arm_rl.core.images import Image, ImageError, load, read_entry
+from arm_rl.core.images import Image, ImageError, _to_grey, check, load, read_entry
 from arm_rl.core.resize import ViewSize
 from arm_rl.core.types import ImageRef
 from tests.support.pictures import GREYS, MODES, difference, gradient, in_mode
@@ -146,6 +149,57 @@ def test_an_image_that_was_turned_shows_its_top_at_the_top():
     upright = np.asarray(Image.from_bytes(encoded(pixels, exif=exif)).pil().convert("L"))
     assert upright[:10].min() == 255
     assert upright[10:].max() == 0
+
+
+def webp_header(width, height):
+    """A lossless WebP image of 34 bytes."""
+    bits = (width - 1) | (height - 1) << 14
+    data = b"\x2f" + bits.to_bytes(4, "little") + b"\x88\x88\x08" + bytes(6)
+    chunk = b"VP8L" + len(data).to_bytes(4, "little") + data
+    return b"RIFF" + (4 + len(chunk)).to_bytes(4, "little") + b"WEBP" + chunk
+
+
+def test_a_small_file_of_many_pixels_is_refused_by_its_header(monkeypatch):
+    """Before anything is decoded, at every way to an image's pixels and properties."""
+    monkeypatch.setattr(PILImage.Image, "load", lambda self: pytest.fail("it is decoded"))
+    image = Image.from_bytes(webp_header(13300, 13300))
+    for use in (image.pil, lambda: image.size, lambda: image.mime_type, lambda: check(image.data)):
+        with pytest.raises(ImageError, match="13300 x 13300 px are too many pixels: 64,000,000 at most"):
+            use()
+    with pytest.raises(ImageError, match="too many pixels"):
+        Image.from_pil(PILImage.new("1", (8001, 8000)))
+
+
+EPS = b"%!PS-Adobe-3.0 EPSF-3.0\n%%BoundingBox: 0 0 10 10\n%%EndComments\n%%EOF\n"
+
+
+@pytest.mark.parametrize(
+    "data", [EPS, encoded(noise(8, 8), "PPM"), encoded(noise(8, 8), "ICNS"), encoded(noise(8, 8), "TGA")]
+)
+def test_an_image_of_another_format_is_refused(data, monkeypatch):
+    """Pillow starts Ghostscript for EPS."""
+    monkeypatch.setattr(subprocess, "Popen", lambda *_, **__: pytest.fail("a program is started"))
+    for use in (Image.from_bytes(data).pil, lambda: check(data)):
+        with pytest.raises(ImageError, match=r"none of the formats that are known \(PNG, JPEG"):
+            use()
+
+
+def test_nothing_else_opens_images():
+    sources = [
+        path for folder in ("arm_rl", "actors", "jobs", "rewards", "tools") for path in Path(folder).rglob("*.py")
+    ]
+    assert [str(path) for path in sources if "Image.open(" in path.read_text()] == ["arm_rl/core/images.py"]
+
+
+def test_wide_numbers_are_converted_without_a_wide_copy():
+    """4 million pixels of 16 bits: 8 bytes for each of them are never held."""
+    image = PILImage.fromarray(np.arange(4 << 20, dtype=np.uint32).astype(np.uint16).reshape(2048, 2048))
+    tracemalloc.start()
+    grey = np.asarray(_to_grey(image))
+    peak = tracemalloc.get_traced_memory()[1]
+    tracemalloc.stop()
+    assert peak < 7 * image.width * image.height
+    assert (grey == (np.asarray(image) / 257).round()).all()
 
 
 @pytest.mark.parametrize("data", [b"", b"no image", encoded(noise(64, 64))[:100], encoded(noise(64, 64))[:-3000]])

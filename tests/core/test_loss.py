@@ -22,29 +22,37 @@ from arm_rl.core.loss import (
 )
 from arm_rl.core.stage_config import AlgorithmConfig
 
-MASK = torch.tensor([[True, True, True, False], [False, True, False, False]])
+SEQUENCES = torch.tensor([0, 0, 0, 1])  # of four loss tokens
+NOTHING = torch.zeros(0, dtype=torch.int64)
 
 
 def test_token_mean_weighs_every_token_alike():
-    weights = token_weights(MASK, "token_mean", num_loss_tokens=8, num_samples=3)
-    assert weights.tolist() == [[0.125, 0.125, 0.125, 0.0], [0.0, 0.125, 0.0, 0.0]]
+    weights = token_weights(SEQUENCES, "token_mean", num_loss_tokens=8, num_samples=3)
+    assert weights.tolist() == [0.125] * 4
 
 
 def test_sequence_mean_weighs_every_sequence_alike():
-    weights = token_weights(MASK, "sequence_mean", num_loss_tokens=8, num_samples=4)
-    torch.testing.assert_close(weights.sum(dim=1), torch.tensor([0.25, 0.25]))
-    assert weights[0, 0] == pytest.approx(1 / 12)
-    assert weights[1].tolist() == [0.0, 0.25, 0.0, 0.0]
+    weights = token_weights(SEQUENCES, "sequence_mean", num_loss_tokens=8, num_samples=4)
+    torch.testing.assert_close(weights, torch.tensor([1 / 12, 1 / 12, 1 / 12, 0.25]))
 
 
 def test_fixed_length_divides_by_one_length():
-    weights = token_weights(MASK, "fixed_length", num_loss_tokens=8, num_samples=2, fixed_length=10)
-    torch.testing.assert_close(weights, MASK.float() / 20)
+    weights = token_weights(SEQUENCES, "fixed_length", num_loss_tokens=8, num_samples=2, fixed_length=10)
+    torch.testing.assert_close(weights, torch.full((4,), 1 / 20))
 
 
-def test_a_row_without_loss_has_no_weight():
-    weights = token_weights(torch.zeros(1, 3, dtype=torch.bool), "sequence_mean", num_loss_tokens=1, num_samples=1)
-    assert weights.tolist() == [[0.0, 0.0, 0.0]]
+@pytest.mark.parametrize("ratio", ["token", "sequence"])
+def test_a_micro_batch_without_loss_tokens_has_a_loss_of_zero_and_gradients(ratio):
+    logprobs = torch.zeros(0, requires_grad=True)
+    weights = token_weights(NOTHING, "sequence_mean", num_loss_tokens=1, num_samples=1)
+    targets = TokenTargets(
+        sequences=NOTHING, weights=weights, behaviour_logprobs=torch.zeros(0), advantages=torch.zeros(0)
+    )
+    value, sums = loss(GrpoObjective(ratio=ratio), TokenScores(logprobs=logprobs, entropy=torch.zeros(0)), targets)
+    value.backward()
+    assert value == 0
+    assert logprobs.grad is not None
+    assert not any(sums.values())
 
 
 @pytest.mark.parametrize(
@@ -59,9 +67,9 @@ def test_a_row_without_loss_has_no_weight():
     ],
 )
 def test_clipped_surrogate(ratio, advantage, expected, is_clipped):
-    logprobs = torch.tensor([[math.log(0.2) + math.log(ratio)]], requires_grad=True)
-    log_ratio = log_ratios(logprobs, torch.tensor([[math.log(0.2)]]), torch.tensor([[True]]), "token")
-    value, ratios, clipped = clipped_surrogate(log_ratio, torch.tensor([[advantage]]), clip_low=0.1, clip_high=0.3)
+    logprobs = torch.tensor([math.log(0.2) + math.log(ratio)], requires_grad=True)
+    log_ratio = log_ratios(logprobs, torch.tensor([math.log(0.2)]), torch.tensor([0]), "token")
+    value, ratios, clipped = clipped_surrogate(log_ratio, torch.tensor([advantage]), clip_low=0.1, clip_high=0.3)
     value.sum().backward()
     assert value.item() == pytest.approx(expected, rel=1e-5)
     assert ratios.item() == pytest.approx(ratio, rel=1e-5)
@@ -70,9 +78,9 @@ def test_clipped_surrogate(ratio, advantage, expected, is_clipped):
 
 
 def test_a_huge_ratio_has_a_finite_gradient():
-    logprobs = torch.tensor([[0.0, 0.0]], requires_grad=True)
-    log_ratio = log_ratios(logprobs, torch.tensor([[-500.0, -500.0]]), torch.ones(1, 2, dtype=torch.bool), "token")
-    value, _, _ = clipped_surrogate(log_ratio, torch.tensor([[1.0, -1.0]]), clip_low=0.2, clip_high=0.2)
+    logprobs = torch.tensor([0.0, 0.0], requires_grad=True)
+    log_ratio = log_ratios(logprobs, torch.tensor([-500.0, -500.0]), torch.tensor([0, 0]), "token")
+    value, _, _ = clipped_surrogate(log_ratio, torch.tensor([1.0, -1.0]), clip_low=0.2, clip_high=0.2)
     value.sum().backward()
     assert logprobs.grad.isfinite().all()
 
@@ -81,52 +89,52 @@ LN2 = math.log(2)
 
 
 def test_a_sequences_ratio_is_the_geometric_mean_of_its_tokens():
-    """Row 0 has ratios 2, 1, 4: their geometric mean is 2. Row 1 has one token."""
-    logprobs = torch.tensor([[LN2, 0.0, 2 * LN2, 9.0], [9.0, -LN2, 9.0, 9.0]], requires_grad=True)
-    log_ratio = log_ratios(logprobs, torch.zeros(2, 4), MASK, "sequence")
-    torch.testing.assert_close(log_ratio.exp(), torch.tensor([[2.0, 2.0, 2.0, 1.0], [1.0, 0.5, 1.0, 1.0]]))
-    advantages = torch.tensor([[1.0] * 4, [-1.0] * 4])
+    """Sequence 0 has ratios 2, 1, 4: their geometric mean is 2. Sequence 1 has one token."""
+    logprobs = torch.tensor([LN2, 0.0, 2 * LN2, -LN2], requires_grad=True)
+    log_ratio = log_ratios(logprobs, torch.zeros(4), SEQUENCES, "sequence")
+    torch.testing.assert_close(log_ratio.exp(), torch.tensor([2.0, 2.0, 2.0, 0.5]))
+    advantages = torch.tensor([1.0, 1.0, 1.0, -1.0])
     value, _, clipped = clipped_surrogate(log_ratio, advantages, clip_low=0.6, clip_high=1.5)
-    (value * token_weights(MASK, "sequence_mean", num_loss_tokens=4, num_samples=2)).sum().backward()
-    assert not (clipped & MASK).any()
+    (value * token_weights(SEQUENCES, "sequence_mean", num_loss_tokens=4, num_samples=2)).sum().backward()
+    assert not clipped.any()
     # d(-s A)/dlogp_t = -s A / |y| for each token of the sequence; the mean over two sequences halves it.
-    torch.testing.assert_close(logprobs.grad, torch.tensor([[-1 / 3, -1 / 3, -1 / 3, 0.0], [0.0, 0.25, 0.0, 0.0]]))
+    torch.testing.assert_close(logprobs.grad, torch.tensor([-1 / 3, -1 / 3, -1 / 3, 0.25]))
 
 
 def test_a_sequence_is_clipped_as_a_whole():
     """Its first token alone would not be."""
-    logprobs = torch.tensor([[0.0, LN2, 2 * LN2, 0.0]], requires_grad=True)
-    log_ratio = log_ratios(logprobs, torch.zeros(1, 4), MASK[:1], "sequence")
-    value, _, clipped = clipped_surrogate(log_ratio, torch.ones(1, 4), clip_low=0.2, clip_high=0.5)
+    logprobs = torch.tensor([0.0, LN2, 2 * LN2], requires_grad=True)
+    log_ratio = log_ratios(logprobs, torch.zeros(3), torch.tensor([1, 1, 1]), "sequence")
+    value, _, clipped = clipped_surrogate(log_ratio, torch.ones(3), clip_low=0.2, clip_high=0.5)
     value.sum().backward()
-    assert clipped[MASK[:1]].all()
+    assert clipped.all()
     assert not logprobs.grad.any()
 
 
 def test_importance_weights_are_capped():
-    proximal = torch.tensor([[0.0, LN2, 3 * LN2, -LN2]], requires_grad=True)
-    weights, capped = importance_weights(proximal, torch.zeros(1, 4), cap=3.0)
-    torch.testing.assert_close(weights, torch.tensor([[1.0, 2.0, 3.0, 0.5]]))
-    assert capped.tolist() == [[False, False, True, False]]
+    proximal = torch.tensor([0.0, LN2, 3 * LN2, -LN2], requires_grad=True)
+    weights, capped = importance_weights(proximal, torch.zeros(4), cap=3.0)
+    torch.testing.assert_close(weights, torch.tensor([1.0, 2.0, 3.0, 0.5]))
+    assert capped.tolist() == [False, False, True, False]
     assert not weights.requires_grad
 
 
 def test_decoupled_ppo_by_hand():
     """Two tokens: (logp, proximal, behaviour) give ratio 1.5 and weight 2, and ratio 0.5 and weight 4, capped at 3."""
-    proximal = torch.tensor([[math.log(0.2), math.log(0.4)]])
-    logprobs = torch.tensor([[math.log(0.3), math.log(0.2)]], requires_grad=True)
+    proximal = torch.tensor([math.log(0.2), math.log(0.4)])
+    logprobs = torch.tensor([math.log(0.3), math.log(0.2)], requires_grad=True)
     targets = TokenTargets(
-        mask=torch.ones(1, 2, dtype=torch.bool),
-        weights=torch.tensor([[0.5, 0.5]]),
-        behaviour_logprobs=torch.tensor([[math.log(0.1), math.log(0.1)]]),
-        advantages=torch.tensor([[1.0, -1.0]]),
+        sequences=torch.tensor([0, 1]),
+        weights=torch.tensor([0.5, 0.5]),
+        behaviour_logprobs=torch.tensor([math.log(0.1), math.log(0.1)]),
+        advantages=torch.tensor([1.0, -1.0]),
         proximal_logprobs=proximal,
     )
     objective = GrpoObjective(clip_low=0.2, clip_high=1.0, importance_cap=3.0)
-    value, sums = loss(objective, TokenScores(logprobs=logprobs, entropy=torch.zeros(1, 2)), targets)
+    value, sums = loss(objective, TokenScores(logprobs=logprobs, entropy=torch.zeros(2)), targets)
     value.backward()
     assert value.item() == pytest.approx(0.5 * (2 * -1.5 + 3 * 0.8), rel=1e-5)  # the second is clipped at 0.8
-    torch.testing.assert_close(logprobs.grad, torch.tensor([[0.5 * 2 * -1.5, 0.0]]))
+    torch.testing.assert_close(logprobs.grad, torch.tensor([0.5 * 2 * -1.5, 0.0]))
     metrics = means({name: float(total) for name, total in sums.items()}, 2)
     assert metrics["importance"] == pytest.approx(2.5)
     assert (metrics["importance_capped_share"], metrics["clip_share"], metrics["clip_high_share"]) == (0.5, 0.5, 0.0)
@@ -157,26 +165,26 @@ def test_kl_estimates_have_the_divergence_as_their_mean(kind):
 
 
 def random_case(seed: int) -> tuple[torch.Tensor, torch.Tensor, TokenTargets]:
-    """Logits [2, 4, 5], their tokens [2, 4] and targets."""
+    """Logits [4, 5], their tokens [4] and targets."""
     generator = torch.Generator().manual_seed(seed)
-    logits = torch.randn(2, 4, 5, generator=generator)
-    tokens = torch.randint(0, 5, (2, 4), generator=generator)
-    near = logits.log_softmax(-1).gather(-1, tokens[..., None])[..., 0]
-    noise = torch.randn(2, 2, 4, generator=generator) * 0.4
+    logits = torch.randn(4, 5, generator=generator)
+    tokens = torch.randint(0, 5, (4,), generator=generator)
+    near = logits.log_softmax(-1).gather(-1, tokens[:, None])[:, 0]
+    noise = torch.randn(2, 4, generator=generator) * 0.4
     targets = TokenTargets(
-        mask=MASK,
-        weights=token_weights(MASK, "token_mean", num_loss_tokens=4, num_samples=2),
-        behaviour_logprobs=torch.where(MASK, near + noise[0], 0),
-        advantages=torch.where(MASK, torch.randn(2, 4, generator=generator), 0),
-        reference_logprobs=torch.where(MASK, near + noise[1], 0),
+        sequences=SEQUENCES,
+        weights=token_weights(SEQUENCES, "token_mean", num_loss_tokens=4, num_samples=2),
+        behaviour_logprobs=near + noise[0],
+        advantages=torch.randn(4, generator=generator),
+        reference_logprobs=near + noise[1],
     )
     return logits.requires_grad_(), tokens, targets
 
 
 def scores_of(logits: torch.Tensor, tokens: torch.Tensor) -> TokenScores:
     distribution = logits.log_softmax(-1)
-    logprobs = torch.where(MASK, distribution.gather(-1, tokens[..., None])[..., 0], 0)
-    return TokenScores(logprobs=logprobs, entropy=torch.where(MASK, -(distribution.exp() * distribution).sum(-1), 0))
+    logprobs = distribution.gather(-1, tokens[:, None])[:, 0]
+    return TokenScores(logprobs=logprobs, entropy=-(distribution.exp() * distribution).sum(-1))
 
 
 OBJECTIVE = GrpoObjective(clip_low=0.1, clip_high=0.3, kl_coefficient=0.05, kl_kind="k3", entropy_coefficient=0.02)
@@ -189,14 +197,14 @@ def test_grpo_is_the_naive_formula_summed_over_tokens(seed):
     (gradient,) = torch.autograd.grad(value, logits)
 
     terms = []
-    for row, column in MASK.nonzero().tolist():
-        probabilities = torch.exp(logits[row, column]) / torch.exp(logits[row, column]).sum()
-        probability = probabilities[tokens[row, column]]
-        ratio = probability / math.exp(targets.behaviour_logprobs[row, column])
-        advantage = targets.advantages[row, column].item()
+    for place in range(4):
+        probabilities = torch.exp(logits[place]) / torch.exp(logits[place]).sum()
+        probability = probabilities[tokens[place]]
+        ratio = probability / math.exp(targets.behaviour_logprobs[place])
+        advantage = targets.advantages[place].item()
         bounded = ratio if 0.9 <= ratio.item() <= 1.3 else torch.tensor(min(max(ratio.item(), 0.9), 1.3))
         surrogate = min(ratio * advantage, bounded * advantage, key=lambda term: term.item())
-        change = math.exp(targets.reference_logprobs[row, column]) / probability
+        change = math.exp(targets.reference_logprobs[place]) / probability
         kl = change - torch.log(change) - 1
         entropy = -sum(p * torch.log(p) for p in probabilities)
         terms.append(-surrogate + 0.05 * kl - 0.02 * entropy)
@@ -204,20 +212,17 @@ def test_grpo_is_the_naive_formula_summed_over_tokens(seed):
     (expected,) = torch.autograd.grad(naive, logits)
     torch.testing.assert_close(value, naive)
     torch.testing.assert_close(gradient, expected)
-    assert not gradient[~MASK].any()
 
 
 @pytest.mark.parametrize("ratio", ["token", "sequence"])
 def test_sums_of_pieces_are_the_sums_of_the_whole(ratio):
     objective = dataclasses.replace(OBJECTIVE, ratio=ratio, importance_cap=1.1)
     logits, tokens, targets = random_case(11)
-    targets = dataclasses.replace(
-        targets, proximal_logprobs=torch.where(MASK, targets.behaviour_logprobs + 0.2 * torch.randn(2, 4), 0)
-    )
+    targets = dataclasses.replace(targets, proximal_logprobs=targets.behaviour_logprobs + 0.2 * torch.randn(4))
     scores = scores_of(logits, tokens)
     whole, sums = loss(objective, scores, targets)
     parts = []
-    for row in (slice(0, 1), slice(1, 2)):
+    for row in (slice(0, 3), slice(3, 4)):
         piece = TokenTargets(**{name: getattr(targets, name)[row] for name in TokenTargets.__dataclass_fields__})
         parts.append(loss(objective, TokenScores(logprobs=scores.logprobs[row], entropy=scores.entropy[row]), piece))
     torch.testing.assert_close(parts[0][0] + parts[1][0], whole)
@@ -230,12 +235,12 @@ def test_metrics_are_means_over_loss_tokens():
     scores = scores_of(logits, tokens)
     value, sums = loss(OBJECTIVE, scores, targets)
     metrics = means({name: total.item() for name, total in sums.items()}, 4)
-    ratio = torch.exp(scores.logprobs - targets.behaviour_logprobs)[MASK]
+    ratio = torch.exp(scores.logprobs - targets.behaviour_logprobs)
     assert metrics["loss"] == pytest.approx(value.item())
     assert metrics["ratio"] == pytest.approx(ratio.mean().item(), rel=1e-5)
-    assert metrics["entropy"] == pytest.approx(scores.entropy[MASK].mean().item(), rel=1e-5)
+    assert metrics["entropy"] == pytest.approx(scores.entropy.mean().item(), rel=1e-5)
     assert metrics["kl_engine"] == pytest.approx(-ratio.log().mean().item(), rel=1e-4)
-    advantages = targets.advantages[MASK]
+    advantages = targets.advantages
     clipped = ((ratio > 1.3) & (advantages > 0)) | ((ratio < 0.9) & (advantages < 0))
     assert metrics["clip_share"] == pytest.approx(clipped.float().mean().item())
 
@@ -244,17 +249,20 @@ def test_on_the_policy_that_sampled_there_is_no_clipping_and_no_gap():
     logits, tokens, targets = random_case(4)
     scores = scores_of(logits, tokens)
     own = TokenTargets(
-        mask=MASK, weights=targets.weights, behaviour_logprobs=scores.logprobs.detach(), advantages=targets.advantages
+        sequences=SEQUENCES,
+        weights=targets.weights,
+        behaviour_logprobs=scores.logprobs.detach(),
+        advantages=targets.advantages,
     )
     value, sums = loss(GrpoObjective(), scores, own)
     assert (sums["ratio"].item(), sums["clip_share"].item(), sums["kl_engine"].item()) == (4.0, 0, 0.0)
-    assert value.item() == pytest.approx(-targets.advantages[MASK].mean().item())
+    assert value.item() == pytest.approx(-targets.advantages.mean().item())
 
 
 def test_sft_is_the_mean_negative_log_likelihood():
     logits, tokens, targets = random_case(3)
     value, sums = loss(SftObjective(), scores_of(logits, tokens), targets)
-    expected = torch.nn.functional.cross_entropy(logits[MASK], tokens[MASK])
+    expected = torch.nn.functional.cross_entropy(logits, tokens)
     torch.testing.assert_close(value, expected)
     assert set(sums) == {"loss", "entropy"}
 
@@ -262,7 +270,10 @@ def test_sft_is_the_mean_negative_log_likelihood():
 def test_a_penalty_needs_a_reference():
     logits, tokens, targets = random_case(0)
     without = TokenTargets(
-        mask=MASK, weights=targets.weights, behaviour_logprobs=targets.behaviour_logprobs, advantages=targets.advantages
+        sequences=SEQUENCES,
+        weights=targets.weights,
+        behaviour_logprobs=targets.behaviour_logprobs,
+        advantages=targets.advantages,
     )
     with pytest.raises(ValueError, match="reference"):
         loss(OBJECTIVE, scores_of(logits, tokens), without)

@@ -9,8 +9,8 @@ from arm_rl.core.types import ImageInfo, TrainingSample, Trajectory, Turn
 PAD = 99
 
 
-def training_sample(trajectory, advantage, share_prompt=True):
-    return training_samples.training_sample(trajectory, advantage, image_pad_id=PAD, share_prompt=share_prompt)
+def training_sample(trajectory, advantage):
+    return training_samples.training_sample(trajectory, advantage, image_pad_id=PAD)
 
 
 def turn(token_ids, logprobs, observation_ids=(), **changes):
@@ -60,8 +60,6 @@ def test_images_are_counted_by_their_pads():
     laid = training_sample(whole, advantage=0.75)
     assert (laid.image_keys, laid.image_tokens) == (("a", "b", "c"), (3, 1, 2))
     assert (laid.num_prompt_tokens, laid.num_prompt_images) == (5, 1)
-    apart = training_sample(whole, advantage=0.75, share_prompt=False)
-    assert (apart.num_prompt_tokens, apart.num_prompt_images, apart.image_tokens) == (0, 0, (3, 1, 2))
 
 
 def test_pads_that_are_not_the_images_are_refused():

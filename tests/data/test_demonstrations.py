@@ -43,7 +43,7 @@ def teach(template, tmp_path):
 
 def laid(trajectory, pad_id):
     """What the learner would see of it, the teacher's log-probabilities left out."""
-    seen = training_sample(trajectory, 1.0, image_pad_id=pad_id, share_prompt=False)
+    seen = training_sample(trajectory, 1.0, image_pad_id=pad_id)
     return seen.token_ids, seen.loss_mask, seen.image_keys
 
 

@@ -258,7 +258,7 @@ def numbers(batch, template):
 
 
 def test_demonstrations_are_read_when_their_step_comes(tmp_path, template):
-    """In the order of the seed, the last batch of an epoch with what is left; a step is the same whether or not others were read before."""
+    """Read in the order of the seed, an epoch split evenly; a step is the same whether or not others were read before."""
     path = write(tmp_path / "d.parquet", [demonstration(number) for number in range(10)], row_group_size=3)
     made = batches(path, template)
     assert made.num_steps == 6
@@ -267,7 +267,7 @@ def test_demonstrations_are_read_when_their_step_comes(tmp_path, template):
         for step in range(3):
             batch, images = batches(path, template).read(3 * epoch + step)
             assert made.read(3 * epoch + step)[0] == batch
-            assert sorted(numbers(batch, template)) == sorted(expected[4 * step : 4 * step + 4])
+            assert sorted(numbers(batch, template)) == sorted(expected[10 * step // 3 : 10 * (step + 1) // 3])
             assert set(images) == {PICTURE.key}
 
 

@@ -14,7 +14,7 @@ from arm_rl.demo.lessons import MAX_CALLS
 from arm_rl.demo.phrases import NOTICE
 from arm_rl.demo.tables import evaluation_tables, is_shown
 from arm_rl.demo.tracks import misfits
-from arm_rl.report import write_report
+from arm_rl.report.static_report import write_report
 from tools import load_tools
 
 SPECS = pytest.mark.parametrize("spec", [DIGITS, THREE_TRACKS], ids=lambda spec: spec.name)

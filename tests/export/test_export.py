@@ -4,7 +4,7 @@ import base64
 import io
 import sys
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import httpx
@@ -21,7 +21,7 @@ from actors.rollout.engine import Engine
 from actors.rollout.engine_settings import engine_environment
 from actors.rollout.model_server import SERVED_NAME, ModelServer
 from arm_rl.core.compute_config import RolloutConfig
-from arm_rl.core.config import ModelConfig, SessionConfig
+from arm_rl.core.config import ModelConfig, SessionConfig, TemplateConfig
 from arm_rl.core.config_file import load, save
 from arm_rl.core.images import Image
 from arm_rl.core.stage_config import SftConfig, TrainConfig
@@ -77,6 +77,7 @@ def run(judge_folder, template, tmp_path_factory) -> Path:
     overrides = [f"model.path={judge_folder}", f"run.root={tmp_path_factory.mktemp('runs')}"]
     config = load(TrainConfig, "configs/demo.yaml", overrides)
     policy = PolicyModel.load(config.model).make_trainable(config.learner)
+    policy.hf.set_attn_implementation("sdpa")  # the lessons are whole sequences, not packed rows
     teach(policy.hf, template, judge_folder)
     folder = config.run.folder
     folder.mkdir()
@@ -122,6 +123,10 @@ def teach(model, template: Template, folder: Path) -> None:
     raise AssertionError("the lessons were not learned")
 
 
+def files_of(template: TemplateConfig) -> list[str]:
+    return [Path(file).read_text(encoding="utf-8") for file in (template.system_prompt, template.question)]
+
+
 @pytest.fixture(scope="module")
 def exported(run) -> Path:
     """What `python -m jobs.export RUN` writes."""
@@ -145,7 +150,10 @@ def test_the_folder_holds_all_that_serving_wants(run, exported, judge_folder):
     assert any(
         not torch.equal(tensor, written[name]) for name, tensor in load_file(judge_folder / "model.safetensors").items()
     )
-    assert JudgeSetup.read(exported) == JudgeSetup.read(run, run / "config.yaml")
+    setup, trained = JudgeSetup.read(exported, trust=True), JudgeSetup.read(run, run / "config.yaml")
+    assert [OmegaConf.load(file) for file in setup.tools] == [OmegaConf.load(file) for file in trained.tools]
+    assert files_of(setup.template) == files_of(trained.template)
+    assert replace(setup, tools=trained.tools, template=trained.template) == trained
 
 
 def test_the_card_tells_the_numbers_the_data_and_how_it_is_served(exported):
@@ -158,7 +166,7 @@ def test_the_card_tells_the_numbers_the_data_and_how_it_is_served(exported):
         "- trained on: runs/demo/data/grpo-filtered.parquet",
         f"python -m jobs.serve {exported}",
         "--tool-call-parser hermes",
-        "samples_per_step: 16",
+        "samples_per_step: 32",
     ):
         assert part in card
     assert card.startswith("---\nlibrary_name: transformers\n")

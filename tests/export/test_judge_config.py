@@ -1,5 +1,6 @@
 """How a judge is asked: as it was trained, where its folder says so."""
 
+import json
 from pathlib import Path
 
 import pytest
@@ -10,6 +11,8 @@ from arm_rl.core.config_file import load, save
 from arm_rl.core.stage_config import SftConfig, TrainConfig
 from arm_rl.export.judge_config import FILE, JudgeSetup, write_setup
 from arm_rl.judge.judge import Judge
+from jobs.serve import main as serve
+from tools import ToolFileError
 
 
 def demo(cls, name, tmp_path):
@@ -93,6 +96,36 @@ def test_tool_files_of_one_name_are_kept_apart_and_their_paths_hold(tmp_path, mo
             "engine": "a",
         }
     assert Path(setup.tools[2]).read_text() == secret.replace("a/tools.yaml", "none.py")
+
+
+UNTRUSTED = [
+    ({"mcp": {"command": ["touch", "@RAN@"]}, "tools": ["a"]}, r"tools\[0\] would run the command 'touch "),
+    ({"mcp": {"url": "http://127.0.0.1:9/mcp"}, "tools": ["a"]}, "would connect to the MCP server 'http://127.0.0.1:9"),
+    ({"class_name": "planted.Tool"}, "would import and run the class 'planted.Tool'"),
+    ({"class_name": "web_search", "config": {"api_key_variable": "HOME"}}, "would choose where web_search sends"),
+    ({"class_name": "web_search", "config": {"base_url": "http://evil"}}, "would choose where web_search sends"),
+    ({"class_name": "web_search", "config": {"engine": "${oc.env:PATH}"}}, "would read environment variables"),
+]
+
+
+@pytest.mark.parametrize(("entry", "message"), UNTRUSTED, ids=range(len(UNTRUSTED)))
+def test_a_model_folder_runs_nothing_of_its_own(tmp_path, monkeypatch, capsys, entry, message):
+    """Neither the judge nor `serve` runs what a folder's own tool files name; a user who names or trusts them is obeyed."""
+    ran, folder = tmp_path / "ran", tmp_path / "export"
+    monkeypatch.syspath_prepend(str(tmp_path))
+    (tmp_path / "planted.py").write_text(f"open({str(ran)!r}, 'w')\nclass Tool: pass\n")
+    tools = tmp_path / "tools.yaml"
+    tools.write_text(json.dumps({"tools": [entry]}).replace("@RAN@", str(ran)))
+    write_setup(load(TrainConfig, "configs/demo.yaml", ["model.path=m", f"tools.files=[{tools}]"]), folder)
+    (folder / "config.json").write_text("{}")
+    for ask in (Judge.load, lambda folder: Judge.connect("http://127.0.0.1:9/v1", "judge", folder=folder)):
+        with pytest.raises(ToolFileError, match=message):
+            ask(folder)
+    assert serve([str(folder)]) == 1
+    assert "--trust" in capsys.readouterr().err
+    assert not ran.exists()
+    JudgeSetup.read(folder, trust=True).require_trusted_tools()
+    JudgeSetup.read(folder, folder / FILE).require_trusted_tools()
 
 
 def test_a_prompt_that_is_gone_is_named(tmp_path):

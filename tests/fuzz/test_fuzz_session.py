@@ -145,7 +145,7 @@ def play(template, sample):
                 )
                 assert control(turn.observation_ids) == expected
             assert not set(turn.token_ids) & set(template.never_sampled_ids)
-        learned = training_sample(trajectory, 1.0, image_pad_id=template.image_pad_id, share_prompt=True)
+        learned = training_sample(trajectory, 1.0, image_pad_id=template.image_pad_id)
         assert learned.token_ids == context
         sampled = [number for number, loss in zip(learned.token_ids, learned.loss_mask, strict=True) if loss]
         assert sampled == [number for done in engine.given for number in done.token_ids]

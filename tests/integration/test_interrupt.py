@@ -33,7 +33,7 @@ def marked(mark: str) -> list[psutil.Process]:
 
 def test_ctrl_c_leaves_nothing_behind(tmp_path, judge_folder):
     small_run.write_data(tmp_path, 64)
-    keys = ("algorithm.samples_per_step=2", "algorithm.group_size=2", "checkpoint.every=1")
+    keys = ("algorithm.samples_per_step=2", "algorithm.group_size=2", "checkpoint.every=0")
     arguments = small_run.overrides(tmp_path, judge_folder, *keys)
     command = [sys.executable, "-m", "jobs.train", "configs/demo.yaml", *arguments]
     mark = uuid.uuid4().hex
@@ -52,11 +52,17 @@ def test_ctrl_c_leaves_nothing_behind(tmp_path, judge_folder):
     assert run.returncode == 130, errors
     assert "goes on from its last checkpoint" in errors
     assert "Traceback" not in errors
+    phases = [line for line in errors.splitlines() if "s after the start)" in line]
+    begun = ["configuration", "Ray", "data and model checked", "engines", "learners", "step 1 of"]
+    assert [part in line for part, line in zip(begun, phases, strict=True)] == [True] * len(begun)
     limit = time.monotonic() + 20
     while marked(mark) and time.monotonic() < limit:
         time.sleep(0.5)
     assert [process.cmdline() for process in marked(mark)] == []
-    assert list((tmp_path / "stage2" / "checkpoints").iterdir())
+    logged = read_lines(tmp_path / "stage2" / "metrics.jsonl")[-1]["step"]
+    assert (
+        tmp_path / "stage2" / "checkpoints" / str(logged)
+    ).is_dir()  # written on Ctrl-C: nothing that was done is lost
 
 
 def wait_for_steps(file: Path, run: subprocess.Popen, number: int) -> None:

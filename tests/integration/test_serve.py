@@ -54,6 +54,14 @@ def begun(port: int, body: dict) -> socket.socket:
     return connection
 
 
+def assert_taken(command: list[str], port: int) -> None:
+    """Check that a second server on the port is an error, and not taken for the first one."""
+    second = subprocess.run(command, capture_output=True, text=True, check=False)
+    assert second.returncode == 1
+    assert f"error: 127.0.0.1:{port} cannot be listened on" in second.stderr
+    assert "serving" not in second.stdout
+
+
 @pytest.mark.slow
 def test_a_judge_is_served_and_ends_without_a_trace(folder, tmp_path, free_port):
     (tmp_path / "token").write_text("secret\n")
@@ -81,6 +89,8 @@ def test_a_judge_is_served_and_ends_without_a_trace(folder, tmp_path, free_port)
     try:
         wait_until(lambda: "serving the judge" in log.read_text(), process, log)
         assert client.get("/health").json() == {"status": "ok"}
+        assert_taken(command, free_port)
+        assert_taken([*command, "--model-only"], free_port)
         assert httpx.post(f"{url}/v1/judge", json=ASKED).status_code == 401
         answer = client.post("/v1/judge", json=ASKED).json()
         assert answer.keys() == {"choice", "confidence", "consistent", "reasoning", "opinions"}

@@ -57,6 +57,7 @@ def test_an_error_is_one_line_with_the_file(tmp_path, capsys):
     assert prepare_data.main(["documents", str(tmp_path / "x.pdf"), "--out", str(tmp_path / "index")]) == 1
     shown = capsys.readouterr()
     assert shown.err.strip().splitlines()[-1].startswith(f"error: {tmp_path / 'x.pdf'}: not a readable PDF file")
+    assert shown.err.strip().endswith("; --skip leaves out documents that cannot be read")
     assert "done" not in shown.out
     assert not (tmp_path / "index").exists()
 
@@ -64,7 +65,7 @@ def test_an_error_is_one_line_with_the_file(tmp_path, capsys):
 def test_what_is_skipped_is_said_with_its_reason(tmp_path, capsys):
     locked = write_pdf(tmp_path / "locked.pdf", [["secret"]], locked=True)
     folder = write_folder(tmp_path / "folder", [30])
-    options = ["--out", str(tmp_path / "index"), "--ocr", "never", "--skip-unreadable"]
+    options = ["--out", str(tmp_path / "index"), "--ocr", "never", "--skip"]
     assert prepare_data.main(["documents", str(locked), str(folder), *options]) == 0
     shown = capsys.readouterr().out
     assert f"skipped: {locked}: encrypted" in shown

@@ -4,6 +4,7 @@ import asyncio
 import base64
 import io
 import json
+import threading
 from contextlib import asynccontextmanager
 
 import httpx
@@ -11,7 +12,8 @@ import pytest
 
 from arm_rl.core.images import Image
 from arm_rl.judge.judge import Judge
-from arm_rl.judge.service import ServiceLimits, build_app
+from arm_rl.judge.service import JudgeRequest, ServiceLimits, build_app
+from arm_rl.judge.wire import WireError
 from tests.judge.test_judge import Preferring
 from tests.support.scripted import noise
 from tools import load_tools
@@ -21,6 +23,7 @@ IMAGE = io.BytesIO()
 noise().save(IMAGE, format="PNG")
 PICTURE = base64.b64encode(IMAGE.getvalue()).decode()
 STRIP = base64.b64encode(Image.from_pil(noise(1000, 4)).data).decode()
+WEBP_BOMB = b"RIFF\x1a\0\0\0WEBPVP8L\x0d\0\0\0/" + (13299 | 13299 << 14).to_bytes(4, "little") + bytes(9)
 ASKED = {"question": "Which?", "answers": ["7", "4"], "images": [PICTURE]}
 
 
@@ -149,7 +152,7 @@ async def test_what_cannot_be_judged_is_refused(serve, path, body, status, messa
 
 
 async def test_a_row_that_cannot_be_judged_leaves_the_others_their_rewards(serve, template, caplog):
-    """The third answer has too many tokens for the judge, the fourth too many characters, and the fifth another prompt."""
+    """The third answer has too many tokens for the judge, the fourth too many characters, the fifth another prompt."""
     answers = ["7", "4", "word " * 20_000, "x" * 150_000, "7"]
     prompts = ["Which?"] * 4 + ["What?"]
     queries = [f"Which?{answer}" for answer in answers]
@@ -171,6 +174,154 @@ async def test_a_token_is_asked_for(serve):
         assert (await client.get("/health")).status_code == 200
     assert [answer.status_code for answer in answers] == [401, 401, 200]
     assert "secret" not in answers[0].text
+
+
+async def ask_raw(app, path="/v1/judge", headers=(), chunks=(), idle=True):
+    """Post a body in chunks and, unless `idle` is false, never its end; return the status and the text of the answer."""
+    sent, waiting = [], list(chunks)
+
+    async def receive():
+        if waiting:
+            return {"type": "http.request", "body": waiting.pop(0), "more_body": bool(waiting) or idle}
+        return await asyncio.Event().wait()
+
+    async def send(message):
+        sent.append(message)
+
+    scope = {
+        "type": "http",
+        "method": "POST",
+        "path": path,
+        "raw_path": path.encode(),
+        "query_string": b"",
+        "headers": list(headers),
+    }
+    await app(
+        {**scope, "http_version": "1.1", "scheme": "http", "server": ("service", 80), "client": ("a", 1)}, receive, send
+    )
+    return sent[0]["status"], b"".join(one.get("body", b"") for one in sent).decode()
+
+
+async def test_idle_connections_take_no_slot(serve, template):
+    """Of 140 clients that send one byte: without the token refused at once, with it told off when their time is up."""
+    async with serve(token="secret", max_requests=1, body_seconds=1.0) as client:
+        app = client._transport.app
+        bearer = [(b"authorization", b"Bearer secret")]
+        without = await asyncio.gather(*(ask_raw(app, chunks=[b"{"]) for _ in range(140)))
+        assert {status for status, _ in without} == {401}
+        idle = asyncio.gather(*(ask_raw(app, headers=bearer, chunks=[b"{"]) for _ in range(140)))
+        await asyncio.sleep(0)
+        answer = await client.post("/v1/judge", json=ASKED, headers={"Authorization": "Bearer secret"})
+        assert (answer.status_code, (await client.get("/health")).status_code) == (200, 200)
+        assert {status for status, _ in await idle} == {408}
+
+
+async def test_a_body_is_refused_by_its_header_and_by_all_that_is_held(serve):
+    async with serve(max_body_bytes=1000) as client:
+        app = client._transport.app
+        status, text = await ask_raw(app, headers=[(b"content-length", b"1001")])
+        assert (status, "more than 1000 bytes" in text) == (413, True)
+        hung = [asyncio.create_task(ask_raw(app, chunks=[b" " * 1000])) for _ in range(32)]
+        await asyncio.sleep(0.1)
+        assert (await ask_raw(app, chunks=[b" "]))[0] == 429
+        for one in hung:
+            one.cancel()
+        await asyncio.gather(*hung, return_exceptions=True)
+        assert (await ask_raw(app, chunks=[b"{}"], idle=False))[0] == 422
+
+
+JSON_BOMBS = {
+    "lists": '{"question": "?", "answers": [' + "[]," * 300_000 + "[]]}",
+    "wrong answers": '{"question": "?", "answers": [' + "1," * 300_000 + "1]}",
+    "few wrong answers": '{"question": "?", "answers": [' + "1," * 4000 + "1]}",
+    "unknown keys": "{" + ",".join(f'"{number}": 1' for number in range(100_000)) + "}",
+    "deep": '{"question": ' + "[" * 100_000 + "]" * 100_000 + "}",
+    "a list": "[" + "[]," * 300_000 + "[]]",
+    "no JSON": "[" * 1000,
+    "not a number": '{"question": NaN, "answers": ["7"]}',
+}
+
+
+@pytest.mark.parametrize("name", JSON_BOMBS)
+async def test_of_a_wrong_body_only_the_first_fault_is_told(serve, name):
+    async with serve() as client:
+        for path in ("/v1/judge", "/v1/rank", "/get_reward"):
+            answer = await client.post(path, content=JSON_BOMBS[name], headers={"Content-Type": "application/json"})
+            assert answer.status_code == 422
+            assert len(answer.text) < 500
+
+
+BODIES = {  # a repeated piece of 16 MB, what stands before it, and whether it is parsed: it holds few values
+    "lists": (b'{"answers": [', b"[],", False),
+    "empty texts": (b'{"answers": [', b'"",', False),
+    "keys": (b"{", b'"1":1,', False),
+    "blanks": (b"", b" ", False),
+    "depth": (b"", b"[", False),
+    "quotes": (b"", b'"', False),
+    "a text without an end": (b'{"question": "', b'\\"', True),
+    "one text": (b'{"question": "', b"[],", True),
+}
+
+
+@pytest.mark.parametrize("name", BODIES)
+def test_a_body_of_very_many_values_is_not_parsed(name, monkeypatch):
+    head, piece, parses = BODIES[name]
+    parsed = []
+    monkeypatch.setattr("arm_rl.judge.wire.json.loads", parsed.append)
+    with pytest.raises(WireError):
+        JudgeRequest.parse(head + piece * ((16 << 20) // len(piece)))
+    assert bool(parsed) == parses
+
+
+async def test_rows_of_a_batch_are_limited(serve):
+    async with serve(max_rows=3) as client:
+        answer = await client.post("/get_reward", json={"query": ["a"] * 4, "prompts": ["a"] * 4})
+    assert (answer.status_code, answer.json()["detail"]) == (422, "query: 3 at most, not 4")
+
+
+async def test_images_are_decoded_in_a_thread_inside_the_limit(serve, monkeypatch):
+    """A decoding that waits holds neither the event loop nor, beyond the limit, another client."""
+    gate = threading.Event()
+    monkeypatch.setattr("arm_rl.judge.service.check_image", lambda data: gate.wait(60))
+    async with serve(max_requests=1) as client:
+        first = asyncio.create_task(client.post("/v1/judge", json=ASKED))
+        while "judge_requests_running 1.0" not in (await client.get("/metrics")).text:
+            await asyncio.sleep(0.01)
+        refused = await client.post("/v1/judge", json=ASKED)
+        assert (refused.status_code, (await client.get("/health")).status_code) == (429, 200)
+        gate.set()
+        assert (await first).status_code == 200
+
+
+async def test_honest_clients_lose_nothing_beside_hostile_ones(serve):
+    """140 idle connections, bodies of millions of values and image bombs: sixteen clients get all their answers."""
+    bomb = base64.b64encode(WEBP_BOMB).decode()
+    bearer = {"Authorization": "Bearer secret"}
+    async with serve(token="secret", body_seconds=5.0) as client:
+        app = client._transport.app
+
+        async def ask_honestly():
+            return [(await client.post("/v1/judge", json=ASKED, headers=bearer)).status_code for _ in range(3)]
+
+        idle = [asyncio.create_task(ask_raw(app, chunks=[b"{"])) for _ in range(140)]
+        lists = [
+            asyncio.create_task(client.post("/v1/judge", content=JSON_BOMBS["lists"], headers=bearer)) for _ in range(8)
+        ]
+        images = [
+            asyncio.create_task(client.post("/v1/judge", json=ASKED | {"images": [bomb] * 4}, headers=bearer))
+            for _ in range(8)
+        ]
+        honest = await asyncio.gather(*(ask_honestly() for _ in range(16)))
+        assert honest == [[200] * 3] * 16
+        assert {status for status, _ in await asyncio.gather(*idle)} == {401}
+        assert {answer.status_code for answer in await asyncio.gather(*lists, *images)} == {422}
+
+
+async def test_pixels_of_a_request_are_limited(serve):
+    async with serve(max_pixels=2 * 256 * 256) as client:
+        answers = [await client.post("/v1/judge", json=ASKED | {"images": [PICTURE] * number}) for number in (2, 3)]
+    assert [answer.status_code for answer in answers] == [200, 422]
+    assert "131,072 pixels at most" in answers[1].text
 
 
 async def test_too_many_at_a_time_are_told_to_come_again(serve, template):

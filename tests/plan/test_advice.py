@@ -6,7 +6,6 @@ from arm_rl.core.config_file import load_saved
 from arm_rl.plan.advice import advise, most_prompt_tokens
 from arm_rl.plan.fit import memory_of
 from arm_rl.plan.hardware import GPUS, Cluster
-from arm_rl.plan.memory import prompt_copies
 from arm_rl.plan.modelled import Setting
 from arm_rl.plan.shapes import ModelShape
 from arm_rl.plan.workload import Workload
@@ -56,17 +55,6 @@ def test_the_longest_prompts_that_fit_do_and_longer_ones_do_not():
     assert problems(most) == ()
     assert problems(most + 256)
     assert most_prompt_tokens(make("arm_thinker_stage2", "Qwen2.5-VL-72B", "l4", 1, 1)) == 0
-
-
-def test_copies_of_shared_prompts_are_counted():
-    """26.6 GB for 16 branches that attend to 3,000 tokens of prompt and 620 of their own, keys and values of 4 heads for 28."""
-    shape = ModelShape.of("Qwen2.5-VL-7B")
-    assert prompt_copies(shape, 16, 3620) == pytest.approx(26.6e9, rel=0.01)
-    shared = make("arm_thinker_stage2", overrides=["learner.gradient_checkpointing=false"])
-    found = memory_of(shared)
-    assert found.learner["copies of prompts"] > 20e9
-    assert "copies of prompts" not in memory_of(make("arm_thinker_stage2")).learner
-    assert found.longest > memory_of(make("arm_thinker_stage2")).longest + 50e9, "with prompts of 20,000 tokens"
 
 
 def test_an_engines_cache_is_counted_at_its_least():

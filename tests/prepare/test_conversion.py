@@ -339,7 +339,9 @@ def test_what_cannot_be_read_is_named(tmp_path, capsys, name, text, message):
 
 def test_broken_rows_are_left_out_and_counted(tmp_path, capsys):
     (tmp_path / "in.jsonl").write_text('{"messages": [{"role": "user", "content": "?"}]}\n{\n{"messages": 3}\n')
-    assert main(["convert", str(tmp_path / "in.jsonl"), str(tmp_path / "out.json"), "--skip-broken"]) == 0
+    assert main(["convert", str(tmp_path / "in.jsonl"), str(tmp_path / "out.json")]) == 1
+    assert capsys.readouterr().err.endswith("; --skip leaves out rows that cannot be used\n")
+    assert main(["convert", str(tmp_path / "in.jsonl"), str(tmp_path / "out.json"), "--skip"]) == 0
     assert "done: 1 rows are in" in (said := capsys.readouterr().out)
     assert "skipped 2 of 3 rows" in said
 

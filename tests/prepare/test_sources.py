@@ -237,8 +237,8 @@ def test_what_cannot_be_read_is_named(tmp_path, capsys, source, name, text, mess
 
 
 def test_synthetic_data_is_the_demos(tmp_path):
-    assert main(["synthetic", str(tmp_path / "a"), "--train", "300", "--held-out", "4", "--seed", "1"]) == 0
-    assert main(["synthetic", str(tmp_path / "b"), "--train", "300", "--held-out", "4", "--seed", "1"]) == 0
+    assert main(["synthetic", "--out", str(tmp_path / "a"), "--train", "300", "--held-out", "4", "--seed", "1"]) == 0
+    assert main(["synthetic", "--out", str(tmp_path / "b"), "--train", "300", "--held-out", "4", "--seed", "1"]) == 0
     assert (tmp_path / "a" / "train.parquet").read_bytes() == (tmp_path / "b" / "train.parquet").read_bytes()
     tools = load_tools([str(tmp_path / "a" / "tools.yaml")])
     samples = read_samples([str(tmp_path / "a" / "train.parquet")], list(tools))

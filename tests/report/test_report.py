@@ -14,10 +14,11 @@ from hypothesis import strategies as st
 
 from arm_rl.core import trajectory_file
 from arm_rl.core.types import ToolCall
-from arm_rl.report import curves, pictures, run_data, selection, table, trajectories, write_report
+from arm_rl.report import curves, pictures, run_data, selection, table, trajectories
 from arm_rl.report.contents import ContentReader
 from arm_rl.report.index import Index
 from arm_rl.report.selection import Selection
+from arm_rl.report.static_report import write_report
 from tests.support.trajectories import looked, make_image, make_sample, make_scored, make_turn, zoom_event
 
 HOSTILE = '<script>alert("1")</script><img src=x onerror=alert(1)>'
@@ -126,6 +127,12 @@ def test_a_run_with_nothing_yet_has_a_report(tmp_path):
     page = write_report(tmp_path).read_text()
     for missing in ("has not been evaluated", "No stage", "No steps", "No trajectories"):
         assert missing in page
+
+
+def test_boxes_at_an_image_s_edge_are_not_clipped(tmp_path):
+    page = write_report(write_run(tmp_path)).read_text()
+    (rule,) = re.findall(r"\.image > div \{(.*?)\}", page)
+    assert "overflow" not in rule
 
 
 def test_what_a_model_writes_is_only_text(tmp_path):

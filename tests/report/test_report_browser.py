@@ -8,7 +8,8 @@ from contextlib import contextmanager
 import pytest
 
 from arm_rl.core.types import ImageInfo, ToolCall
-from arm_rl.report import server, write_report
+from arm_rl.report import server
+from arm_rl.report.static_report import write_report
 from tests.report.test_report import HOSTILE, looked_at, write_log
 from tests.report.test_report_tokens import TOKENIZER
 from tests.support.chromium import CHROMIUM, chromium

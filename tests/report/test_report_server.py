@@ -18,7 +18,8 @@ HELD_MB = 350  # that 100,000 trajectories may take beside what the program itse
 MEASURED = """
 import json, resource, sys
 from pathlib import Path
-from arm_rl.report import server, write_report
+from arm_rl.report import server
+from arm_rl.report.static_report import write_report
 
 def peak_mb():
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024

@@ -67,7 +67,9 @@ def test_another_configuration_is_refused_with_the_key(make, tmp_path, changes, 
 
 def test_a_run_of_another_kind_is_refused(make):
     open_run(make())
-    with pytest.raises(ConfigError, match="choose another run.name, or remove that folder"):
+    with pytest.raises(
+        ConfigError, match=r"choose another run.name, or remove that folder; .*jobs.export .* model.path=.*/x/export"
+    ):
         open_run(make(SftConfig))
 
 

@@ -69,14 +69,30 @@ def sample(ids: Ids, images: Sequence[Image], *, seed: int, length: int = 12) ->
 
 
 def group(
-    ids: Ids, prompt_images: Sequence[Image], row_images: Sequence[Sequence[Image]], *, seed: int
+    ids: Ids,
+    prompt_images: Sequence[Image],
+    row_images: Sequence[Sequence[Image]],
+    *,
+    seed: int,
+    prompt_length: int = 10,
+    lengths: Sequence[int] | None = None,
 ) -> list[TrainingSample]:
-    """Samples that share a prompt; each row with images of its own. The first token of a row carries loss, but for the first row's."""
-    prompt = sample(ids, prompt_images, seed=seed, length=10)
+    """Samples that share a prompt; each row with images of its own. The first token of a row carries loss, but for the first row's.
+
+    Args:
+        ids: Special ids of the model.
+        prompt_images: Images of the prompt.
+        row_images: Images of each row.
+        seed: Seed of the tokens.
+        prompt_length: Tokens of the prompt beside its images.
+        lengths: Tokens of each row beside its images; growing ones by default.
+    """
+    prompt = sample(ids, prompt_images, seed=seed, length=prompt_length)
     length = len(prompt.token_ids)
     members = []
     for number, shown in enumerate(row_images):
-        row = sample(ids, shown, seed=100 * seed + number, length=6 + 3 * number)
+        row_length = 6 + 3 * number if lengths is None else lengths[number]
+        row = sample(ids, shown, seed=100 * seed + number, length=row_length)
         mask = (number > 0, *row.loss_mask[1:])
         advantage = 0.3 + number * (-1) ** number
         members.append(

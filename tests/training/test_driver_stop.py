@@ -1,6 +1,7 @@
 """A run that is asked to stop: where it is left, what its checkpoint holds, and that it goes on as if nothing had been."""
 
 import asyncio
+import math
 from dataclasses import dataclass, field
 from types import SimpleNamespace
 
@@ -14,7 +15,7 @@ from arm_rl.run import checkpoint
 from arm_rl.training import driver, weight_sync
 from arm_rl.training.driver import Driver
 from arm_rl.training.graceful_stop import StoppedOnRequest, StopRequest
-from arm_rl.training.group import Group
+from arm_rl.training.group import Group, RunStopped, number_of
 from tests.support.trajectories import make_sample, make_scored, make_turn
 
 SAMPLES = [make_sample(id=f"s{number}") for number in range(12)]
@@ -31,6 +32,7 @@ class Side:
     version: int = 0
     seen: list[str] = field(default_factory=list)
     kept: dict[int, Group] = field(default_factory=dict)
+    flat_from: float = math.inf  # number of the first group with equal rewards
 
     def __post_init__(self) -> None:
         self.loop = asyncio.get_running_loop()
@@ -48,7 +50,7 @@ class Side:
 
     async def run_group(self, sample, group_id, *, size, temperature) -> Group:
         await self.come_to(f"group {group_id}")
-        members = enumerate((0.0, 1.0))
+        members = enumerate((0.0, 1.0 if number_of(group_id) < self.flat_from else 0.0))
         scored = tuple(
             make_scored(
                 make_turn("x", policy_version=self.version),
@@ -201,3 +203,46 @@ async def test_a_run_that_has_done_nothing_leaves_nothing(tmp_path):
         await task
     await running.close()
     assert not (tmp_path / "x" / "checkpoints").exists()
+
+
+@pytest.mark.parametrize(("num_applied", "steps"), [(0, 1), (1, None)])
+async def test_a_run_that_ends_itself_keeps_the_steps_that_are_done(tmp_path, num_applied, steps):
+    """Weights between two steps are not kept: the step would be done twice."""
+    side = Side()
+    running, _ = make(tmp_path, side, StopRequest())
+
+    def stop(groups, when: str) -> None:
+        if when == "step 1":
+            running._updates.num_applied = num_applied
+            raise RunStopped("nothing can be learned")
+
+    running.runner.stop_if_broken = stop  # type: ignore[assignment, method-assign]
+    with pytest.raises(RunStopped, match="nothing can be learned"):
+        await running.run()
+    await running.close()
+    found = checkpoint.latest(tmp_path / "x" / "checkpoints")
+    assert (found and found.step) == steps
+    if found is not None:
+        again = Side(kept=side.kept)
+        resumed, _ = make(tmp_path, again, StopRequest())
+        await resumed.resume()
+        await resumed.run()
+        numbers = sorted(number_of(one.split()[1]) for one in again.seen if one.startswith("group"))
+        assert numbers == [2, 3, 4, 5, 6, 7]  # those of the broken step run again
+        assert resumed.steps_done == 4
+
+
+async def test_a_run_without_anything_to_learn_keeps_its_steps_and_draws_other_samples_afterwards(tmp_path):
+    running, _ = make(tmp_path, Side(flat_from=2), StopRequest())
+    with pytest.raises(RunStopped, match="nothing can be learned"):
+        await running.run()
+    await running.close()
+    assert checkpoint.latest(tmp_path / "x" / "checkpoints").step == 1
+    again = Side()
+    resumed, _ = make(tmp_path, again, StopRequest())
+    await resumed.resume()
+    await resumed.run()
+    assert resumed.steps_done == 4
+    numbers = [number_of(one.split()[1]) for one in again.seen if one.startswith("group")]
+    assert min(numbers) > 2 * running.config.algorithm.max_empty_steps
+    assert len(numbers) == 6

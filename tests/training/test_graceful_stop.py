@@ -19,6 +19,25 @@ async def test_the_signal_breaks_off_what_has_nothing_to_lose():
         await run()
 
 
+async def test_ctrl_c_asks_once_and_the_handler_from_before_takes_the_second():
+    before, seen = signal.getsignal(signal.SIGINT), []
+
+    async def run():
+        with stopped_by_signal() as stop, stop.deferred():
+            assert signal.getsignal(signal.SIGINT) != before
+            os.kill(os.getpid(), signal.SIGINT)
+            while not stop.asked:
+                await asyncio.sleep(0.01)
+            seen.append(signal.getsignal(signal.SIGINT))
+            stop.check()
+
+    with pytest.raises(StoppedOnRequest) as stopped:
+        await run()
+    assert stopped.value.signal == signal.SIGINT
+    assert seen == [before]
+    assert signal.getsignal(signal.SIGINT) == before
+
+
 async def test_what_is_deferred_ends_where_it_may_be_left():
     done = []
 

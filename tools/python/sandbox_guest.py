@@ -26,6 +26,8 @@ from typing import Any, NoReturn
 READY, OK, ERROR = b"r", b"o", b"e"
 SAMPLE_SECONDS = 0.02  # between two looks at what the sandbox uses
 INODE_BYTES = 1536  # of kernel memory, for each file in a tmpfs
+SOCKET_BYTES = 256 << 10  # of kernel memory, at most, for what waits in one socket; programs cannot change it
+PIPE_BYTES = 64 << 10  # the same for a pipe
 FILE_SYSTEMS = ("/tmp", "/dev/shm")
 ADDRESS_SPACE = 4 << 30  # beyond the memory limit: libraries, stacks and what is reserved but not used
 PR_SET_PDEATHSIG, PR_SET_DUMPABLE, PR_CAPBSET_DROP = 1, 4, 24
@@ -180,7 +182,7 @@ class Init:
         if sum(name.isdigit() for name in os.listdir("/proc")) - 1 > self._settings["processes"]:
             return "processes"
         usages = list(self._usages())
-        files = sum(_tmpfs_bytes(fd) for fd in self._mounted)
+        files = sum(_tmpfs_bytes(fd) for fd in self._mounted) + _buffer_bytes([usage.pid for usage in usages])
         limit = self._settings["memory_bytes"]
         # Resident sizes count shared pages once for each process; the exact sum costs more, and is taken only where it matters.
         if (
@@ -244,6 +246,24 @@ def _proportional_bytes(usage: Usage) -> int:
 def _tmpfs_bytes(fd: int) -> int:
     status = os.fstatvfs(fd)
     return (status.f_blocks - status.f_bfree) * status.f_frsize + (status.f_files - status.f_ffree) * INODE_BYTES
+
+
+def _buffer_bytes(pids: list[int]) -> int:
+    """Return the most kernel memory that the sandbox's sockets and the pipes of these processes can hold.
+
+    The kernel lists a namespace's sockets, those on their way in a message included; pipes are found by their open ends.
+    """
+    with open("/proc/net/unix", "rb") as file:
+        sockets = sum(1 for _ in file) - 1  # without the heading
+    pipes = set()
+    for pid in pids:
+        with contextlib.suppress(OSError):
+            for name in os.listdir(f"/proc/{pid}/fd"):
+                with contextlib.suppress(OSError):
+                    link = os.readlink(f"/proc/{pid}/fd/{name}")
+                    if link.startswith("pipe:"):
+                        pipes.add(link)
+    return sockets * SOCKET_BYTES + len(pipes) * PIPE_BYTES
 
 
 class Worker:

@@ -58,6 +58,15 @@ REFUSED = {
     "msgget": (68, 186),
     "semget": (64, 190),
     "mq_open": (240, 180),
+    # sockets beyond pairs, and buffers that grow: what waits in them belongs to no process
+    "bind": (49, 200),
+    "listen": (50, 201),
+    "connect": (42, 203),
+    "accept": (43, 202),
+    "accept4": (288, 242),
+    "setsockopt": (54, 208),
+    "inotify_init1": (294, 26),
+    "vmsplice": (278, 75),  # keeps a huge page for each buffer of a pipe
     # the machine
     "init_module": (175, 105),
     "finit_module": (313, 273),
@@ -76,11 +85,11 @@ REFUSED = {
     "setdomainname": (171, 162),
     "vhangup": (153, 58),
 }
-OLD_X86 = {"iopl": 172, "ioperm": 173, "modify_ldt": 154}
-CLONE, CLONE3, IOCTL = (56, 220), (435, 435), (16, 29)
+OLD_X86 = {"iopl": 172, "ioperm": 173, "modify_ldt": 154, "inotify_init": 253}
+CLONE, CLONE3, IOCTL, FCNTL = (56, 220), (435, 435), (16, 29), (72, 25)
 SOCKET, SOCKETPAIR, PRLIMIT, SETPRIORITY = (41, 198), (53, 199), (302, 261), (141, 140)
 NEW_NAMESPACES = 0x7E020000  # CLONE_NEW*
-AF_UNIX, TIOCSTI, TIOCLINUX = 1, 0x5412, 0x541C
+AF_UNIX, TIOCSTI, TIOCLINUX, F_SETPIPE_SZ = 1, 0x5412, 0x541C, 1031
 
 ARCHITECTURES = {"x86_64": (0, 0xC000003E), "aarch64": (1, 0xC00000B7)}  # column of the tables, AUDIT_ARCH
 
@@ -124,6 +133,8 @@ def build_filter(machine: str | None = None) -> bytes:
     code += _check_argument(
         IOCTL[column], SECOND, [*_refuse_when(EQUAL, TIOCSTI, EPERM), *_refuse_when(EQUAL, TIOCLINUX, EPERM)]
     )
+    # pipes keep their size: the guest counts each as one of the usual size
+    code += _check_argument(FCNTL[column], SECOND, [*_refuse_when(EQUAL, F_SETPIPE_SZ, EPERM)])
     for call in (SOCKET, SOCKETPAIR):  # vsock, for one, is bound to no network namespace
         code += _check_argument(
             call[column], FIRST, [_instruction(EQUAL, AF_UNIX, 1, 0), _instruction(RETURN, ERRNO | EAFNOSUPPORT)]

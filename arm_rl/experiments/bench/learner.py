@@ -1,8 +1,4 @@
-"""How fast the learners are: one rank against a bare torch loop, and two ranks against one.
-
-The bare loop takes the batch's micro-batches as tensors that are ready, runs Hugging Face's model over each trajectory's prompt, images
-and turns, and takes the clipped surrogate and a step of AdamW. It has no metrics, no forbidden tokens and no other actor to speak to.
-"""
+"""How fast the learners are: one rank against a bare torch loop, and two ranks against one."""
 
 import contextlib
 import time
@@ -13,25 +9,20 @@ from pathlib import Path
 from typing import Any, Literal
 
 import ray
-import torch
 from ray import ObjectRef
-from torch import Tensor, nn
-from transformers import AutoImageProcessor, AutoModelForImageTextToText
 
-from actors.learner.image_inputs import ImagePreparer
 from actors.learner.ranks import LearnerRanks
 from actors.learner.settings import LearnerSpec, learner_environment
-from arm_rl.core.batching import collate, make_batch
+from arm_rl.core.batching import make_batch
 from arm_rl.core.compute_config import LearnerConfig
 from arm_rl.core.config import ModelConfig
 from arm_rl.core.images import Image
-from arm_rl.core.loss import GrpoObjective
 from arm_rl.core.types import Batch, TrainingSample
 from arm_rl.experiments.bench import models
+from arm_rl.experiments.bench.bare_loop import OBJECTIVE, BareLoop
 from arm_rl.experiments.bench.benchmark import Measurement, SpeedBenchmark, Workspace, medians
-from arm_rl.experiments.bench.models import ModelSize, SyntheticTrajectories
+from arm_rl.experiments.bench.models import ModelSize, SyntheticAnswers, SyntheticTrajectories
 
-OBJECTIVE = GrpoObjective()
 CPU_SHARE = 0.25
 
 
@@ -39,9 +30,10 @@ CPU_SHARE = 0.25
 class LearnerSettings:
     """Model, trajectories and repeats of one comparison with the bare loop."""
 
-    trajectories: SyntheticTrajectories
+    trajectories: SyntheticTrajectories | SyntheticAnswers
     size: ModelSize = ModelSize()
     micro_batch_tokens: int = 4096
+    gradient_checkpointing: bool = False  # on both sides
     num_threads: int = 1
     steps: int = 2  # of one measurement
     repeats: int = 5
@@ -64,14 +56,15 @@ def measure(settings: LearnerSettings, workspace: Workspace) -> Measurement:
     num_parameters = models.build(workspace.temporary, settings.size)
     samples, images = settings.trajectories.make(workspace.temporary)
     batch = make_batch(samples, num_ranks=1, micro_batch_tokens=settings.micro_batch_tokens)
-    spec = _spec(
+    spec = spec_of(
         workspace.temporary,
         settings.trajectories,
         num_threads=settings.num_threads,
         micro_batch_tokens=settings.micro_batch_tokens,
+        gradient_checkpointing=settings.gradient_checkpointing,
     )
     stored = _stored(images)
-    with _ranks(spec) as ranks, _bare_loop(spec, batch, images) as bare:
+    with _ranks(spec) as ranks, _bare_loop(spec, samples, images) as bare:
         ours, other, seconds = _in_turn(
             ranks,
             lambda: _rate(batch, settings.steps, lambda: ranks.train(batch, stored, OBJECTIVE)),
@@ -84,12 +77,15 @@ def measure(settings: LearnerSettings, workspace: Workspace) -> Measurement:
         other=other,
         notes=[
             f"{num_parameters:,} parameters, float32, {settings.num_threads} thread(s) each, all weights trained, learning rate 0",
-            f"{len(samples)} trajectories of {len(samples[0].token_ids)} tokens, {samples[0].num_loss_tokens} of them with loss, in "
-            f"{len(batch.micro_batches[0])} micro-batches",
-            "the bare loop encodes the images and the prompt of each trajectory by itself, as TRL does; its micro-batches are tensors that "
-            "are ready, ours come through Ray as samples; images are cut into patches beforehand on both sides",
+            f"{len(samples)} trajectories in groups of {settings.trajectories.group_size}, "
+            f"{sum(len(sample.token_ids) for sample in samples):,} tokens if prompts are repeated, {batch.num_loss_tokens:,} with "
+            f"loss, in {len(batch.micro_batches[0])} packed rows"
+            + (", gradient checkpointing on both sides" if settings.gradient_checkpointing else ""),
+            "the bare loop encodes the images and the prompt of each trajectory by itself, as TRL does, and pads trajectories of "
+            "like length; its micro-batches are tensors that are ready, ours come through Ray as samples; images are cut into "
+            "patches beforehand on both sides",
         ],
-        details={"seconds": seconds, "seconds_to_prepare_an_image": preparing / len(images)},
+        details={"seconds": seconds, "seconds_to_prepare_an_image": preparing / max(len(images), 1)},
     )
 
 
@@ -100,7 +96,7 @@ def measure_ranks(settings: RankSettings, workspace: Workspace) -> Measurement:
     one_share, two_shares = (
         make_batch(samples, num_ranks=number, micro_batch_tokens=settings.micro_batch_tokens) for number in (1, 2)
     )
-    spec = _spec(
+    spec = spec_of(
         workspace.temporary, settings.trajectories, num_threads=1, micro_batch_tokens=settings.micro_batch_tokens
     )
     one, two = (
@@ -128,7 +124,7 @@ def measure_ranks(settings: RankSettings, workspace: Workspace) -> Measurement:
     )
 
 
-def _against_bare_loop(key: str, *, goal: float, what: str, settings: LearnerSettings) -> SpeedBenchmark:
+def against_bare_loop(key: str, *, goal: float, what: str, settings: LearnerSettings) -> SpeedBenchmark:
     trajectories = settings.trajectories
     fewer = replace(trajectories, num_groups=min(trajectories.num_groups, 4))
     return SpeedBenchmark(
@@ -155,25 +151,25 @@ def _two_ranks_over_one(key: str, settings: RankSettings) -> SpeedBenchmark:
 
 
 AGAINST_BARE_LOOP = (
-    _against_bare_loop(
+    against_bare_loop(
         "learner_efficiency",
         goal=1.0,
         what="loss tokens a second of one learner rank over a bare torch loop; nothing is shared",
         settings=LearnerSettings(trajectories=SyntheticTrajectories(num_groups=64, group_size=1)),
     ),
-    _against_bare_loop(
+    against_bare_loop(
         "learner_efficiency_groups_of_8",
         goal=1.0,
         what="the same, 8 trajectories of the demo's size a prompt",
         settings=LearnerSettings(trajectories=SyntheticTrajectories(num_groups=16, group_size=8)),
     ),
-    _against_bare_loop(
+    against_bare_loop(
         "learner_efficiency_groups_of_16",
         goal=1.5,
         what="the same, 16 trajectories of the demo's size a prompt",
         settings=LearnerSettings(trajectories=SyntheticTrajectories(num_groups=8, group_size=16)),
     ),
-    _against_bare_loop(
+    against_bare_loop(
         "learner_efficiency_images",
         goal=1.5,
         what="the same, 16 trajectories that share a prompt with an image of 1,024 tokens",
@@ -214,9 +210,15 @@ def _in_turn(
     return list(first), list(second), medians(phases[1:])
 
 
-def _spec(
-    folder: Path, trajectories: SyntheticTrajectories, *, num_threads: int, micro_batch_tokens: int
+def spec_of(
+    folder: Path,
+    trajectories: SyntheticTrajectories | SyntheticAnswers,
+    *,
+    num_threads: int,
+    micro_batch_tokens: int,
+    gradient_checkpointing: bool = False,
 ) -> LearnerSpec:
+    """Return the specification of a learner on the CPU that trains all weights of the model in `folder`, at the rate 0."""
     return LearnerSpec(
         model=ModelConfig(path=str(folder), dtype="float32"),
         config=LearnerConfig(
@@ -227,6 +229,7 @@ def _spec(
             learning_rate=0.0,
             freeze_vision=False,
             freeze_projector=False,
+            gradient_checkpointing=gradient_checkpointing,
         ),
         view=trajectories.view,
         num_steps=1,
@@ -266,81 +269,10 @@ def _ranks(spec: LearnerSpec) -> Iterator[LearnerRanks]:
 
 
 @contextlib.contextmanager
-def _bare_loop(spec: LearnerSpec, batch: Batch, images: Mapping[str, Image]) -> Iterator[Any]:
+def _bare_loop(spec: LearnerSpec, samples: Sequence[TrainingSample], images: Mapping[str, Image]) -> Iterator[Any]:
     environment = {"env_vars": learner_environment(spec.config, use_gpu=False)}
-    actor = (
-        ray.remote(BareLoop)
-        .options(num_cpus=CPU_SHARE, runtime_env=environment)
-        .remote(spec, batch.micro_batches[0], images)
-    )
+    actor = ray.remote(BareLoop).options(num_cpus=CPU_SHARE, runtime_env=environment).remote(spec, samples, images)
     try:
         yield actor
     finally:
         ray.kill(actor)
-
-
-@dataclass(frozen=True, kw_only=True)
-class _MicroBatch:
-    """Tensors of one forward and backward pass of the bare loop."""
-
-    inputs: dict[str, Any]
-    loss_mask: Tensor  # bool [B, T]
-    logprobs: Tensor  # float32 [B, T]
-    advantages: Tensor  # float32 [B, T]
-
-
-class BareLoop:
-    """A training loop as one would write it down, in a process of its own with the learner's environment."""
-
-    def __init__(
-        self, spec: LearnerSpec, micro_batches: Sequence[Sequence[TrainingSample]], images: Mapping[str, Image]
-    ) -> None:
-        torch.set_num_threads(spec.config.num_threads)
-        self._config = spec.config
-        self._model = AutoModelForImageTextToText.from_pretrained(
-            spec.model.path, dtype=torch.float32, attn_implementation="sdpa"
-        ).train()
-        self._optimizer = torch.optim.AdamW(self._model.parameters(), lr=0.0, betas=spec.config.betas, fused=True)
-        self._preparer = ImagePreparer(AutoImageProcessor.from_pretrained(spec.model.path), spec.view)
-        started = time.perf_counter()
-        self._preparer.prepare(list(images), images)
-        self._seconds_to_prepare = time.perf_counter() - started
-        self._num_loss_tokens = sum(sample.num_loss_tokens for samples in micro_batches for sample in samples)
-        self._micro_batches = [self._tensors(samples, images) for samples in micro_batches]
-
-    def seconds_to_prepare(self) -> float:
-        """Return the seconds that it took to prepare all images, each once."""
-        return self._seconds_to_prepare
-
-    def step(self) -> float:
-        """Take one optimizer step and return the loss."""
-        total = 0.0
-        for tensors in self._micro_batches:
-            logits = self._model(**tensors.inputs).logits  # [B, T, V]
-            # [B, T - 1]
-            logprobs = logits[:, :-1].log_softmax(dim=-1).gather(-1, tensors.inputs["input_ids"][:, 1:, None])[..., 0]
-            ratio = torch.exp(torch.where(tensors.loss_mask, logprobs - tensors.logprobs, 0.0))
-            clipped = ratio.clamp(1 - OBJECTIVE.clip_low, 1 + OBJECTIVE.clip_high)
-            surrogate = torch.minimum(ratio * tensors.advantages, clipped * tensors.advantages)
-            loss = -(surrogate * tensors.loss_mask).sum() / self._num_loss_tokens
-            loss.backward()
-            total += loss.item()
-        nn.utils.clip_grad_norm_(self._model.parameters(), self._config.max_grad_norm)
-        self._optimizer.step()
-        self._optimizer.zero_grad()
-        return total
-
-    def _tensors(self, samples: Sequence[TrainingSample], images: Mapping[str, Image]) -> _MicroBatch:
-        batch = collate(samples)
-        # a copy for each place
-        prepared = self._preparer.prepare([key for sample in samples for key in sample.image_keys], images)
-        kinds = (batch.token_ids == self._model.config.image_token_id).int()
-        inputs = {"input_ids": batch.token_ids, "mm_token_type_ids": kinds, "use_cache": False}
-        if not batch.attention_mask.all():
-            inputs["attention_mask"] = batch.attention_mask
-        return _MicroBatch(
-            inputs=inputs | {"pixel_values": prepared.patches, "image_grid_thw": prepared.grids},
-            loss_mask=batch.loss_mask[:, 1:],
-            logprobs=batch.logprobs[:, 1:],
-            advantages=batch.advantages[:, 1:],
-        )

@@ -52,7 +52,6 @@ class SyntheticTrajectories:
     num_groups: int
     group_size: int
     prompt_pixels: int = judge.VIEW  # a side of the prompt's image
-    share_prompts: bool = True  # as `learner.shares_prompts` says
 
     @property
     def view(self) -> ViewSize:
@@ -61,44 +60,98 @@ class SyntheticTrajectories:
 
     def make(self, folder: Path, seed: int = 0) -> tuple[list[TrainingSample], dict[str, Image]]:
         """Return the samples, all of one length, and their images by key."""
-        tokenizer = AutoTokenizer.from_pretrained(folder)
-        vision = [
-            tokenizer.convert_tokens_to_ids(name) for name in ("<|vision_start|>", "<|image_pad|>", "<|vision_end|>")
-        ]
-        source = random.Random(seed)
+        vision, source = _vision_ids(folder), random.Random(seed)
         samples, images = [], {}
         for _ in range(self.num_groups):
             shown = _noise(source, self.prompt_pixels)
-            prompt = [*_text(source, TEXT[0]), *self._shown(shown, vision), *_text(source, TEXT[1])]
+            prompt = [*_text(source, TEXT[0]), *_shown(shown, vision, self.view), *_text(source, TEXT[1])]
             images[shown.key] = shown
             for _ in range(self.group_size):
                 crop = _noise(source, judge.VIEW)
                 images[crop.key] = crop
-                observation = [*_text(source, OBSERVED[0]), *self._shown(crop, vision), *_text(source, OBSERVED[1])]
+                observation = [
+                    *_text(source, OBSERVED[0]),
+                    *_shown(crop, vision, self.view),
+                    *_text(source, OBSERVED[1]),
+                ]
                 samples.append(self._sample(source, prompt, observation, (shown, crop)))
         return samples, images
-
-    def _shown(self, image: Image, vision: Sequence[int]) -> list[int]:
-        start, pad, end = vision
-        return [start, *[pad] * self.view.num_tokens(*image.pil().size), end]
 
     def _sample(
         self, source: random.Random, prompt: Sequence[int], observation: Sequence[int], images: tuple[Image, Image]
     ) -> TrainingSample:
         first, last = (_text(source, length) for length in SAMPLED)
         mask = [False] * len(prompt) + [True] * len(first) + [False] * len(observation) + [True] * len(last)
-        advantage = source.uniform(-1.5, 1.5)
-        return TrainingSample(
-            token_ids=(*prompt, *first, *observation, *last),
-            loss_mask=tuple(mask),
-            logprobs=tuple(source.uniform(-7.0, -4.0) if on else 0.0 for on in mask),
-            advantages=tuple(advantage if on else 0.0 for on in mask),
-            call_forbidden=(False,) * len(mask),
-            image_keys=tuple(image.key for image in images),
-            image_tokens=tuple(self.view.num_tokens(*image.pil().size) for image in images),
-            num_prompt_tokens=len(prompt) if self.share_prompts else 0,
-            num_prompt_images=int(self.share_prompts),
-        )
+        return _training_sample(source, [*prompt, *first, *observation, *last], mask, images, self.view, len(prompt))
+
+
+@dataclass(frozen=True, kw_only=True)
+class SyntheticAnswers:
+    """Random trajectories of one turn, of different lengths; all of a group after one prompt."""
+
+    num_groups: int
+    group_size: int
+    prompt_tokens: tuple[int, int]  # fewest and most text tokens of a prompt
+    sampled_tokens: tuple[int, int]  # fewest and most sampled tokens
+    prompt_pixels: int = 0  # a side of the prompt's image; 0: no image
+
+    @property
+    def view(self) -> ViewSize:
+        """Size limits that leave every image as it is."""
+        return ViewSize(factor=FACTOR, min_pixels=judge.VIEW**2, max_pixels=max(self.prompt_pixels, judge.VIEW) ** 2)
+
+    def make(self, folder: Path, seed: int = 0) -> tuple[list[TrainingSample], dict[str, Image]]:
+        """Return the samples and their images by key."""
+        vision, source = _vision_ids(folder), random.Random(seed)
+        samples: list[TrainingSample] = []
+        images: dict[str, Image] = {}
+        for _ in range(self.num_groups):
+            prompt, shown = _text(source, source.randint(*self.prompt_tokens)), []
+            if self.prompt_pixels:
+                shown = [_noise(source, self.prompt_pixels)]
+                images[shown[0].key] = shown[0]
+                prompt += _shown(shown[0], vision, self.view)
+            for _ in range(self.group_size):
+                sampled = _text(source, source.randint(*self.sampled_tokens))
+                mask = [False] * len(prompt) + [True] * len(sampled)
+                samples.append(
+                    _training_sample(source, [*prompt, *sampled], mask, shown, self.view, len(prompt), len(shown))
+                )
+        return samples, images
+
+
+def _training_sample(
+    source: random.Random,
+    token_ids: Sequence[int],
+    mask: Sequence[bool],
+    images: Sequence[Image],
+    view: ViewSize,
+    num_prompt_tokens: int,
+    num_prompt_images: int = 1,
+) -> TrainingSample:
+    advantage = source.uniform(-1.5, 1.5)
+    return TrainingSample(
+        token_ids=tuple(token_ids),
+        loss_mask=tuple(mask),
+        logprobs=tuple(source.uniform(-7.0, -4.0) if on else 0.0 for on in mask),
+        advantages=tuple(advantage if on else 0.0 for on in mask),
+        call_forbidden=(False,) * len(mask),
+        image_keys=tuple(image.key for image in images),
+        image_tokens=tuple(view.num_tokens(*image.pil().size) for image in images),
+        num_prompt_tokens=num_prompt_tokens,
+        num_prompt_images=num_prompt_images,
+    )
+
+
+def _vision_ids(folder: Path) -> list[int]:
+    """Return the ids that begin an image, stand for an image token, and end an image."""
+    tokenizer = AutoTokenizer.from_pretrained(folder)
+    return [tokenizer.convert_tokens_to_ids(name) for name in ("<|vision_start|>", "<|image_pad|>", "<|vision_end|>")]
+
+
+def _shown(image: Image, vision: Sequence[int], view: ViewSize) -> list[int]:
+    start, pad, end = vision
+    return [start, *[pad] * view.num_tokens(*image.pil().size), end]
 
 
 def _noise(source: random.Random, side: int) -> Image:

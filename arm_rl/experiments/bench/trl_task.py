@@ -1,7 +1,6 @@
 """What both sides of the benchmarks against TRL work on: the judge's folder, the data and the limits. Read by TRL's environment too."""
 
 import dataclasses
-import io
 import json
 import shutil
 from dataclasses import dataclass
@@ -89,7 +88,7 @@ def enlarge_images(path: Path, side: int) -> None:
 
 
 def _enlarged(data: bytes, side: int) -> bytes:
-    image = PILImage.open(io.BytesIO(data)).convert("RGB")
+    image = Image.from_bytes(data).pil()
     return Image.from_pil(image.resize((side, side), PILImage.Resampling.BICUBIC)).data
 
 

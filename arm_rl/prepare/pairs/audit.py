@@ -13,10 +13,6 @@ from dataclasses import dataclass
 from typing import TypeVar
 
 import numpy as np
-from sklearn.linear_model import LogisticRegression
-from sklearn.model_selection import GroupKFold, cross_val_predict
-from sklearn.pipeline import make_pipeline
-from sklearn.preprocessing import StandardScaler
 
 from arm_rl.prepare.pairs.choices import AnsweredQuestion, Choice
 
@@ -139,6 +135,11 @@ def _classify_single_margins(choices: Sequence[Choice]) -> list[float]:
 
 def _predict_held_out(features: np.ndarray, right: Sequence[bool], groups: Sequence[int]) -> np.ndarray:
     """Return the probability of being right, (rows,), each from a classifier fitted without the row's question."""
+    from sklearn.linear_model import LogisticRegression
+    from sklearn.model_selection import GroupKFold, cross_val_predict
+    from sklearn.pipeline import make_pipeline
+    from sklearn.preprocessing import StandardScaler
+
     classifier = make_pipeline(StandardScaler(), LogisticRegression(max_iter=1000))
     folds = GroupKFold(_FOLDS)
     return cross_val_predict(

@@ -10,6 +10,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
+from unittest import mock
 
 import pytest
 import ray
@@ -242,6 +243,8 @@ def test_three_steps_are_those_of_the_plain_loop(trained, expected, task):
     assert [step["learner/grad_norm"] for step in trained.steps] == pytest.approx(run.norms, rel=1e-4)
     assert min(run.norms) > CLIP  # so that clipping is tested as well
     assert [step["learner/learning_rate"] for step in trained.steps] == pytest.approx([RATE, RATE * 2 / 3, RATE / 3])
+    repeated = {Setup(1, 0, 9999, True): 0, Setup(2, 1, 1): 4}  # all in one row; each sample in a row of its own
+    assert trained.steps[0]["learner/repeated_prompts"] == repeated.get(trained.setup, mock.ANY)
     weights = dict(plain_model(trained.weights, task).named_parameters())
     assert set(weights) == set(run.weights)
     for name, weight in run.weights.items():

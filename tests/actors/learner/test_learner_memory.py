@@ -32,9 +32,8 @@ def start(task: Task, dtype: str = "float32", **changes) -> LearnerRanks:
 
 
 def steps(group: LearnerRanks, task: Task, number: int) -> list[tuple[float, float]]:
-    """Loss and gradient norm of each. Prompts are not shared, which checkpointing rules out."""
-    samples = [dataclasses.replace(sample, num_prompt_tokens=0, num_prompt_images=0) for sample in task.samples]
-    batch = make_batch(samples, num_ranks=1, micro_batch_tokens=200)
+    """Return loss and gradient norm of each step."""
+    batch = make_batch(task.samples, num_ranks=1, micro_batch_tokens=200)
     made = [group.train(batch, task.where(), SftObjective()) for _ in range(number)]
     return [(one["learner/loss"], one["learner/grad_norm"]) for one in made]
 

@@ -11,10 +11,10 @@ from transformers import AutoImageProcessor, AutoModelForImageTextToText
 from actors.learner import policy_model
 from actors.learner.image_inputs import ImagePreparer
 from actors.learner.policy_model import PolicyModel
-from arm_rl.core.batching import collate
 from arm_rl.core.compute_config import LearnerConfig
 from arm_rl.core.config import ModelConfig
 from arm_rl.core.images import Image
+from arm_rl.core.micro_batch import collate
 from arm_rl.core.types import TrainingSample
 from tests.support import random_samples, tiny, tiny_qwen3
 from tests.support.random_samples import VIEW, Ids
@@ -100,18 +100,27 @@ def plain_scores(
     return logprobs, entropies
 
 
+def score_plainly(
+    plain, preparer, ids: Ids, samples: Sequence[TrainingSample], images: Mapping[str, Image], temperature: float = 1.0
+) -> tuple[Tensor, Tensor]:
+    """Log-probabilities and entropies [N] of the samples' loss tokens, one sample after the other."""
+    scores = [plain_scores(plain, preparer, ids, sample, images, temperature) for sample in samples]
+    masks = [torch.tensor(sample.loss_mask) for sample in samples]
+    logprobs, entropies = zip(*scores, strict=True)
+    return tuple(
+        torch.cat([row[mask] for row, mask in zip(rows, masks, strict=True)]) for rows in (logprobs, entropies)
+    )
+
+
 @pytest.mark.parametrize("temperature", [1.0, 0.7])
 def test_scores_are_those_of_the_plain_model(folder, plain, preparer, ids, images, samples, temperature):
     batch = collate(samples)
     policy = load(folder, ids)
     with torch.no_grad():
-        logprobs, entropies = policy(batch, preparer.prepare(batch.image_keys, images), temperature=temperature)
-        for row, sample in enumerate(samples):
-            expected, expected_entropies = plain_scores(plain, preparer, ids, sample, images, temperature)
-            length = len(sample.token_ids)
-            torch.testing.assert_close(logprobs[row, :length], expected, atol=1e-5, rtol=0)
-            torch.testing.assert_close(entropies[row, :length], expected_entropies, atol=1e-5, rtol=0)
-            assert not logprobs[row, length:].any()
+        found = policy(batch, preparer.prepare(batch.image_keys, images), temperature=temperature)
+        expected = score_plainly(plain, preparer, ids, samples, images, temperature)
+    for values, of_plain in zip(found, expected, strict=True):
+        torch.testing.assert_close(values, of_plain, atol=1e-5, rtol=0)
 
 
 def test_an_image_of_many_samples_is_encoded_once(folder, preparer, ids, images, samples):
@@ -126,29 +135,32 @@ def test_an_image_of_many_samples_is_encoded_once(folder, preparer, ids, images,
     assert sorted(encoded) == [[1, 4, 4], [1, 4, 8], [1, 8, 8], [1, 8, 8]]
 
 
-def gradients(
-    policy: PolicyModel, preparer, images, pieces: Sequence[Sequence[TrainingSample]], *, share_prompts: bool = False
-) -> dict[str, Tensor]:
+def gradients(policy: PolicyModel, preparer, images, pieces: Sequence[Sequence[TrainingSample]]) -> dict[str, Tensor]:
     """Of the sum of all loss tokens' log-probabilities, each piece in a forward pass of its own."""
     policy.zero_grad()
     for piece in pieces:
-        batch = collate(piece, share_prompts=share_prompts)
+        batch = collate(piece)
         logprobs, _ = policy(batch, preparer.prepare(batch.image_keys, images))
         (logprobs * batch.advantages).sum().backward()
     return {name: weight.grad.clone() for name, weight in policy.named_parameters() if weight.grad is not None}
 
 
-def test_gradients_of_shared_images_are_those_of_images_encoded_apart(folder, plain, preparer, ids, images, samples):
-    shared = gradients(load(folder, ids), preparer, images, [samples])
+def gradients_of_plain(plain, preparer, ids, samples, images) -> dict[str, Tensor]:
+    """The same of Hugging Face's own model, each sample in a forward pass of its own."""
     plain.zero_grad()
     for sample in samples:
         logprobs, _ = plain_scores(plain, preparer, ids, sample, images, 1.0)
         (logprobs * torch.tensor(sample.advantages)).sum().backward()
-    apart = {name: weight.grad for name, weight in plain.named_parameters()}
-    assert {f"hf.{name}" for name in apart} == set(shared)
-    assert apart["model.visual.patch_embed.proj.weight"].abs().max() > 1e-3
+    return {f"hf.{name}": weight.grad for name, weight in plain.named_parameters()}
+
+
+def test_gradients_of_shared_images_are_those_of_images_encoded_apart(folder, plain, preparer, ids, images, samples):
+    shared = gradients(load(folder, ids), preparer, images, [samples])
+    apart = gradients_of_plain(plain, preparer, ids, samples, images)
+    assert set(apart) == set(shared)
+    assert apart["hf.model.visual.patch_embed.proj.weight"].abs().max() > 1e-3
     for name, gradient in apart.items():
-        torch.testing.assert_close(shared[f"hf.{name}"], gradient, atol=2e-5, rtol=1e-4, msg=name)
+        torch.testing.assert_close(shared[name], gradient, atol=2e-5, rtol=1e-4, msg=name)
 
 
 @pytest.fixture(scope="module")
@@ -162,40 +174,17 @@ def groups(ids, images):
     ]
 
 
-def test_a_shared_prompt_scores_as_if_it_stood_in_every_row(folder, plain, preparer, ids, images, groups):
-    batch = collate(groups, share_prompts=True)
-    assert batch.prompt_ids.shape[0] == 3
-    with torch.no_grad():
-        logprobs, entropies = load(folder, ids)(batch, preparer.prepare(batch.image_keys, images))
-        for row, sample in enumerate(groups):
-            expected, expected_entropies = (
-                values[sample.num_prompt_tokens :] for values in plain_scores(plain, preparer, ids, sample, images, 1.0)
-            )
-            torch.testing.assert_close(logprobs[row, : len(expected)], expected, atol=1e-5, rtol=0)
-            torch.testing.assert_close(entropies[row, : len(expected)], expected_entropies, atol=1e-5, rtol=0)
-
-
-def test_gradients_flow_into_a_shared_prompt_from_all_its_rows(folder, preparer, ids, images, groups):
-    policy = load(folder, ids)
-    shared = gradients(policy, preparer, images, [groups], share_prompts=True)
-    alone = gradients(policy, preparer, images, [[sample] for sample in groups])
-    assert set(shared) == set(alone)
-    assert alone["hf.model.visual.patch_embed.proj.weight"].abs().max() > 1e-3
-    for name, gradient in alone.items():
-        torch.testing.assert_close(shared[name], gradient, atol=2e-5, rtol=1e-4, msg=name)
-
-
-def test_a_shared_prompt_is_read_once(folder, preparer, ids, images, groups):
+def test_a_prompt_and_its_images_are_computed_once(folder, preparer, ids, images, groups):
     policy = load(folder, ids)
     read = []
     policy.hf.model.language_model.register_forward_pre_hook(
         lambda module, args, kwargs: read.append(kwargs["inputs_embeds"].shape[:2]), with_kwargs=True
     )
     members = groups[:4]
-    batch = collate(members, share_prompts=True)
+    batch = collate(members)
     policy(batch, preparer.prepare(batch.image_keys, images))
     prompt = members[0].num_prompt_tokens
-    assert read == [(1, prompt), (4, max(len(member.token_ids) for member in members) - prompt)]
+    assert read == [(1, prompt + sum(len(member.token_ids) - prompt for member in members))], "one row, no padding"
 
 
 def test_features_of_a_frozen_tower_are_used_again(folder, preparer, ids, images, samples):
@@ -247,9 +236,7 @@ def test_an_image_shown_nowhere_changes_nothing_and_reaches_the_tower(folder, pr
 def test_an_empty_micro_batch_has_gradients_of_zero(folder, preparer, ids, images):
     policy = load(folder, ids)
     logprobs, _ = policy(collate([]), preparer.prepare((), images))
-    with_prompt, _ = policy(collate([], share_prompts=True), preparer.prepare((), images))
-    assert with_prompt.shape == (1, 1)
-    assert logprobs.sum() == 0
+    assert logprobs.shape == (0,)
     logprobs.sum().backward()
     for name, weight in policy.named_parameters():
         assert weight.grad is not None, name
@@ -272,7 +259,7 @@ def test_a_forbidden_token_has_no_probability(folder, ids):
             call_forbidden=(False,) * (len(base.token_ids) - 1) + (forbidden,),
         )
         logprobs, entropies = policy(collate([sample]))
-        assert bool(logprobs[0, -1].isfinite()) == expected
+        assert bool(logprobs[-1].isfinite()) == expected
         assert entropies.isfinite().all()
 
 

@@ -17,9 +17,10 @@ from actors.learner.policy_model import PolicyModel
 from actors.learner.ranks import LearnerRanks
 from actors.rollout.engine import Engine
 from actors.weights.files import write_weights
-from arm_rl.core.batching import collate, make_batch
+from arm_rl.core.batching import make_batch
 from arm_rl.core.config import ModelConfig
 from arm_rl.core.loss import SftObjective
+from arm_rl.core.micro_batch import collate
 from tests.actors.learner.test_learner import NUM_STEPS, Setup, Task, spec_of
 from tests.actors.rollout.test_engine import ROLLOUT, VIEW, Judge, check_three_turns, environment, noise  # noqa: F401
 from tests.support import random_samples, tiny, tiny_qwen3
@@ -98,8 +99,8 @@ def test_learners_train_all_of_it_and_publish_what_they_trained(setup, task, loc
     model = AutoModelForImageTextToText.from_pretrained(task.folder, dtype=torch.float32)
     model.load_state_dict(published, strict=False)
     policy = PolicyModel(model, never_sampled_ids=task.ids.never_sampled, call_token_id=task.ids.tool_call).eval()
-    rows = collate(task.samples)
+    row = collate(task.samples)
     preparer = ImagePreparer(AutoImageProcessor.from_pretrained(task.folder), random_samples.VIEW)
     with torch.no_grad():
-        logprobs, _ = policy(rows, preparer.prepare(rows.image_keys, task.images))
-    assert losses[2] == pytest.approx(-logprobs[rows.loss_mask].mean().item(), rel=1e-5)
+        logprobs, _ = policy(row, preparer.prepare(row.image_keys, task.images))
+    assert losses[2] == pytest.approx(-logprobs.mean().item(), rel=1e-5)

@@ -3,7 +3,6 @@
 # ruff: noqa: F811 (fixtures of another file)
 
 import asyncio
-import gc
 import threading
 from collections import Counter
 from pathlib import Path
@@ -98,7 +97,6 @@ async def test_patches_live_as_long_as_a_request_that_waits() -> None:
     view = prepared.view
     del prepared
     await asyncio.sleep(0.01)  # the event loop holds the last result a moment longer
-    gc.collect()
     assert not images._ready
     assert renderer.render(view) == [7.0], "vLLM's own processor"
     assert renderer.calls == {7.0: 2}

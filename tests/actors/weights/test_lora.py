@@ -17,10 +17,11 @@ from actors.learner.image_inputs import ImagePreparer
 from actors.learner.policy_model import PolicyModel
 from actors.learner.ranks import LearnerRanks
 from actors.weights import gather, lora
-from arm_rl.core.batching import collate, make_batch
+from arm_rl.core.batching import make_batch
 from arm_rl.core.compute_config import LearnerConfig
 from arm_rl.core.config import ConfigError, ModelConfig
 from arm_rl.core.loss import SftObjective
+from arm_rl.core.micro_batch import collate
 from tests.actors.learner.test_learner import Setup, Task, in_tiers, spec_of, task  # noqa: F401
 from tests.support.random_samples import VIEW
 
@@ -36,7 +37,7 @@ def policy_of(task: Task, **changes) -> PolicyModel:
 
 
 def logprobs(policy: PolicyModel, task: Task) -> Tensor:
-    batch = collate(task.samples, share_prompts=True)
+    batch = collate(task.samples)
     preparer = ImagePreparer(AutoImageProcessor.from_pretrained(task.folder), VIEW)
     return policy(batch, preparer.prepare(batch.image_keys, task.images))[0]
 

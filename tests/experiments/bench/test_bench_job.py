@@ -27,12 +27,16 @@ def test_one_benchmark_keeps_its_numbers(local_ray, tmp_path, monkeypatch, capsy
     benchmark = SpeedBenchmark(
         key="vs_trl", what="w", unit="steps/s", goal=1.0, settings="full", quick="small", measure=measure
     )
-    monkeypatch.setitem(bench.BENCHMARKS, "vs_trl", (benchmark,))
+    monkeypatch.setattr(bench, "load_benchmarks", lambda: {"vs_trl": (benchmark,)})
     line = bench.measure_one(argparse.Namespace(out=tmp_path, key="vs_trl", quick=True))
     assert asked == [("small", tmp_path, True)]
     assert str(tmp_path / "vs_trl.json") in line
     assert summary.read(tmp_path / "vs_trl.json") == [result("vs_trl")]
     assert "1.25" in capsys.readouterr().out
+
+
+def test_the_help_lists_each_benchmark():
+    assert list(bench.BENCHMARKS) == list(bench.load_benchmarks())
 
 
 def test_a_summary_is_made_of_what_was_measured_before(tmp_path):
@@ -61,7 +65,7 @@ def test_numbers_of_other_sizes_are_not_mixed_in(tmp_path):
 def test_numbers_of_other_sizes_are_replaced_where_all_are_measured_again(tmp_path, monkeypatch):
     (tmp_path / "settings.json").write_text(json.dumps({"--quick": True}))
     summary.save(tmp_path / "vs_trl.json", [result("vs_trl")])
-    monkeypatch.setattr(bench, "BENCHMARKS", {"vs_trl": ()})
+    monkeypatch.setattr(bench, "BENCHMARKS", {"vs_trl": ""})
     monkeypatch.setattr(bench.subprocess, "run", lambda command, check: argparse.Namespace(returncode=0))
     bench.measure_all(argparse.Namespace(out=tmp_path, resume=False, quick=False))
     assert json.loads((tmp_path / "settings.json").read_text()) == {"--quick": False}
@@ -69,7 +73,7 @@ def test_numbers_of_other_sizes_are_replaced_where_all_are_measured_again(tmp_pa
 
 @pytest.mark.slow
 def test_a_benchmark_that_fails_is_named(tmp_path, monkeypatch):
-    monkeypatch.setattr(bench, "BENCHMARKS", {"vs_nobody": ()})  # the process that is started knows no such key
+    monkeypatch.setattr(bench, "BENCHMARKS", {"vs_nobody": ""})  # the process that is started knows no such key
     with pytest.raises(UserError, match="vs_nobody"):
         bench.measure_all(argparse.Namespace(out=tmp_path, resume=False, quick=True))
     assert not (tmp_path / "summary.json").exists()

@@ -59,7 +59,7 @@ def test_ready_made_trajectories_are_whole():
     assert [one.index for one in made] == [0, 1, 2, 3]
     assert {turn.policy_version for one in made for turn in one.turns} == {2}
     for one in made:
-        sample = training_sample(one, 1.0, image_pad_id=driver.PAD, share_prompt=True)
+        sample = training_sample(one, 1.0, image_pad_id=driver.PAD)
         assert len(sample.token_ids) == 80
         assert sample.num_loss_tokens == 20
         assert sample.image_tokens == (16, 16)

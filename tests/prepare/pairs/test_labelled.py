@@ -179,9 +179,6 @@ def test_wrong_arguments_are_refused(run, tmp_path):
     (tmp_path / "empty").mkdir()
     assert "a folder without files that end with .parquet" in run(tmp_path / "empty")[2]
     assert "wrong_to: below right_from (0.8)" in run(tmp_path / "empty", "wrong_to=0.9")[2]
-    file = write_parquet(tmp_path / "a" / "t.parquet", [a_pair(0)], PICTURES[:1])
-    other = write_parquet(tmp_path / "b" / "t.parquet", [a_pair(1)], PICTURES[:1])
-    assert "the id 'llava_critic-t-0' is there twice" in run(file, other)[2]
 
 
 def test_labels_are_levelled_within_each_track():

@@ -53,7 +53,7 @@ def test_pairs_points_and_ranks_with_images(run, server, tmp_path):
     status, out, err = run(asked, "kinds=[pair,point,rank]", "num_answers=3", "held_out=0.5")
     assert (status, err) == (0, "")
     folder = tmp_path / "out"
-    assert out.splitlines()[-1].endswith(f"and report.json are in {folder}")
+    assert f"and report.json are in {folder}; `python -m jobs.prepare_data audit {folder}`" in out.splitlines()[-1]
     assert len([*(folder / "images").iterdir()]) == 2, "each image once"
     found = report(folder)
     assert (found["used"], found["requests"] >= 120) == (60, True)
@@ -194,7 +194,7 @@ def test_replies_of_another_seed_or_model_are_not_mixed_in(run, server):
         (["num_answer=3"], "num_answer: unknown key in configs/prepare/pairs.yaml; did you mean num_answers?"),
         (["prompt=configs/prompts/judge.txt"], "it must hold $question, $answer and $flaw"),
         (["max_similarity=2"], "max_similarity: from 0 to 1, not 2.0"),
-        (["none.jsonl"], "none.jsonl: not a readable text file"),
+        (["none.jsonl"], "none.jsonl: No such file"),
     ],
 )
 def test_what_cannot_be_followed_is_said(run, overrides, message):

@@ -1,6 +1,7 @@
 """Tools of MCP servers: a real server of the official SDK, over its pipes and over HTTP, which answers, fails, hangs and dies."""
 
 import base64
+import io
 import os
 import pickle
 import signal
@@ -340,6 +341,9 @@ def test_images_are_bounded_in_number_and_size(monkeypatch):
     result = answer(*images)
     assert len(result.images) == MAX_IMAGES
     assert result.text.count("left out") == 2
-    monkeypatch.setattr("tools.adapters.mcp_content.MAX_MEGAPIXELS", 0.001)
-    assert answer(images[0]).text == "[an image was left out: 100 x 100 px are too many pixels]"
+    monkeypatch.setattr("arm_rl.core.images.MAX_PIXELS", 90 * 90 - 1)
+    file = io.BytesIO()
+    PILImage.new("L", (90, 90)).save(file, "PNG")
+    large = base64.b64encode(file.getvalue()).decode()
+    assert answer(part("image", data=large, mime_type="image/png")).text == "[an image was left out: it cannot be read]"
     assert answer(part("image", data="%%%", mime_type="image/png")).text == "[an image was left out: it cannot be read]"

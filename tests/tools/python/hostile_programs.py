@@ -223,6 +223,51 @@ GREEDY = [
         says="Too many open files",
     ),
     Hostile(
+        "a server whose clients fill its buffers and leave",
+        """
+        import socket
+        server = socket.socket(socket.AF_UNIX)
+        attempt(server.bind, '/tmp/s')
+        attempt(server.bind, '\\0s')
+        attempt(server.listen, 4096)
+        attempt(socket.socket(socket.AF_UNIX).connect, '/tmp/s')
+        """,
+        says="refused: PermissionError",
+    ),
+    Hostile(
+        "larger buffers",
+        """
+        import fcntl, socket
+        one, _ = socket.socketpair()
+        for option in (socket.SO_SNDBUF, socket.SO_RCVBUF, 32, 33):
+            attempt(one.setsockopt, socket.SOL_SOCKET, option, 1 << 24)
+        attempt(fcntl.fcntl, os.pipe()[1], 1031, 1 << 20)
+        """,
+        says="refused: PermissionError",
+    ),
+    Hostile(
+        "socket pairs of many processes, filled",
+        """
+        import socket, time
+        for _ in range(20):
+            if os.fork() == 0:
+                pairs = []
+                try:
+                    while True:
+                        pairs.append(socket.socketpair())
+                        for end in pairs[-1]:
+                            end.setblocking(False)
+                            try:
+                                while True: end.send(bytes(4096))
+                            except BlockingIOError: pass
+                except OSError: time.sleep(100)
+        time.sleep(100)
+        """,
+        "failed",
+        "MB of memory",
+    ),
+    Hostile("watches without end", "attempt(call, @inotify@, 0)", says="refused: PermissionError"),
+    Hostile(
         "processor time in many processes",
         """
         import time
@@ -593,6 +638,7 @@ CURIOUS = [
         r"""
         import socket
         attempt(socket.socket(socket.AF_UNIX).connect, '\x00@ABSTRACT@')
+        attempt(socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM).sendto, b'x', '\x00@ABSTRACT@')
         """,
         says="refused: ConnectionRefusedError",
     ),
@@ -601,6 +647,7 @@ CURIOUS = [
         """
         import socket
         attempt(socket.socket(socket.AF_UNIX).connect, '@UNIX@')
+        attempt(socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM).sendto, b'x', '@UNIX@')
         """,
         says="refused: FileNotFoundError",
     ),

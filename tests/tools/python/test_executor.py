@@ -507,6 +507,7 @@ def planted(tmp_path_factory):
         "UNIX": str(folder / "s"),
         "REFUSED": json.dumps(refused),
         "shmget": str(refused["shmget"]),
+        "inotify": str(refused["inotify_init1"]),
         "syslog": str(refused["syslog"]),
         "clone": str(seccomp.CLONE[column]),
         "clone3": str(seccomp.CLONE3[column]),
@@ -563,6 +564,56 @@ def test_a_hostile_program_is_contained(answers, planted, hostile, mode):
         "it may have spoilt its own session; it is answered all the same"
     )
     assert planted[1] not in following[1]
+
+
+@needs_isolation
+def test_what_waits_in_pipes_counts_as_memory():
+    """A thousand full pipes hold 64 MB that no process has."""
+    tool = PythonExecutorTool(**{**SMALL, "memory_mb": 64, "open_files": 2100})
+    fill = "import os, time\nfor _ in range(1000):\n    os.write(os.pipe()[1], bytes(1 << 16))\n"
+    try:
+        status, text = run(tool, fill + "time.sleep(3)", timeout=30)
+    finally:
+        tool.close()
+    assert (status, "MB of memory" in text) == ("failed", True), text
+
+
+@needs_isolation
+def test_the_machine_keeps_its_memory():
+    """A server and thousands of clients that fill its buffers and leave: the machine's available memory is measured."""
+    tool = PythonExecutorTool(**{**SMALL, "cpu_seconds": 20})
+    attack = """
+        import socket, time
+        server = socket.socket(socket.AF_UNIX)
+        server.bind("/tmp/s")
+        server.listen(4096)
+        for _ in range(3000):
+            client = socket.socket(socket.AF_UNIX)
+            client.setblocking(False)
+            try:
+                client.connect("/tmp/s")
+                while True: client.send(bytes(1 << 16))
+            except BlockingIOError: pass
+            client.close()
+        time.sleep(3)
+    """
+    before = psutil.virtual_memory().available
+    lowest = [before]
+    ended = threading.Event()
+
+    def measure():
+        while not ended.wait(0.02):
+            lowest.append(psutil.virtual_memory().available)
+
+    with ThreadPoolExecutor(1) as threads:
+        threads.submit(measure)
+        try:
+            status, text = run(tool, textwrap.dedent(attack), timeout=20)
+        finally:
+            ended.set()
+            tool.close()
+    assert (status, "PermissionError" in text) == ("failed", True), text
+    assert before - min(lowest) < 1 << 30, "other processes of the machine may take some meanwhile"
 
 
 def test_the_table_is_what_it_says():
