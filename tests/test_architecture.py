@@ -5,6 +5,7 @@ The sources are read, not imported. Each rule is one test that collects every vi
 
 import ast
 import re
+from collections import Counter
 from collections.abc import Iterator, Mapping, Set
 from pathlib import Path
 
@@ -177,6 +178,12 @@ def files() -> dict[str, str]:
 
 def test_all_layers_were_read(files):
     assert {layer(module_name(path)) for path in files} == set(LAYERS)
+
+
+def test_no_two_test_files_have_one_name():
+    """pytest imports a test file by its name alone, and refuses the second."""
+    names = Counter(path.name for path in (ROOT / "tests").rglob("test_*.py"))
+    assert [name for name, number in names.items() if number > 1] == []
 
 
 def test_imports_run_one_way(files):
